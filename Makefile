@@ -1,0 +1,50 @@
+# The study and its tests. A bare `make` lists what there is.
+PYTHON ?= python3
+VENV   := .venv
+READY  := $(VENV)/.ready
+PIP    := $(VENV)/bin/python -m pip install -q
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export DVC_NO_ANALYTICS := true
+
+.DEFAULT_GOAL := help
+.PHONY: help study test test-slow lab timings clean
+
+help:  ## list these targets
+	@echo "usage: make TARGET"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+
+# PyTorch first and by its exact version: left to the resolver, it can bring gigabytes of another build along.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python >= 3.11 is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1); try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "Installing into $(VENV) (once; some minutes) ..."
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) -c constraints.txt -e ".[study,test]"
+	@touch $@
+
+study: $(READY)  ## run what changed, for the profiles in params.yaml; PROFILE=x adds profile x to them and runs it alone
+ifdef PROFILE
+	python -m msif.run --enable $(PROFILE)
+	dvc repro --glob "*@$(PROFILE)" "*@$(PROFILE)-*"
+else
+	dvc repro
+endif
+	@echo; echo "The study is up to date. Open in a browser:"; ls reports/$(or $(PROFILE),*)/*.html | sed 's/^/  /'
+
+test: $(READY)  ## module tests; then the tiny study once more in a temporary worktree, against the committed reports
+	pytest -q -m "not slow"
+	bash tests/rerun_study.sh
+
+test-slow: $(READY)  ## the tests that take minutes
+	pytest -q -m slow
+
+lab: $(READY)  ## JupyterLab on the notebooks
+	jupyter lab notebooks
+
+timings: $(READY)  ## seconds and peak memory of each notebook's last run; PROFILE=x: of that profile alone
+	@python -m msif.run --timings $(PROFILE)
+
+clean:  ## remove results/, scratch/ and DVC's cache, of every profile; reports/, data/ and .venv/ stay
+	rm -rf results scratch .dvc/cache .dvc/tmp .pytest_cache
+	find msif tests notebooks reports -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +

@@ -1,0 +1,105 @@
+"""Layer inputs a and output gradients g of tracked layers, without ever forming a weight gradient of the model.
+
+For a layer with weight W (out, in) and sequence z, the gradient of any scalar is D_z = Σ_t g_t a_tᵀ (out, in): a_t is the
+layer's input at position t, with a 1 appended last when the layer has a bias; g_t is the gradient with respect to its
+output. Index letters: n sequences, s positions, o outputs, i inputs (bias included), q queries.
+
+Gradients are dictionaries {layer name: (n, o, i)}, in at least float32.
+"""
+from contextlib import contextmanager
+
+import torch
+from tqdm import tqdm
+
+from msif.data import batches
+
+
+@contextmanager
+def frozen(model):
+    """No parameter asks for a gradient inside: the backward pass then carries activation gradients alone."""
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    model.requires_grad_(False)
+    try:
+        yield model
+    finally:
+        for p in wanted:
+            p.requires_grad_(True)
+
+
+def _sequence_form(x, mask):
+    """(n, s, d) in at least float32, zero where padded; a pooled (n, d) input is one position."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return x[:, None] if x.dim() == 2 else x * mask[..., None].to(x.dtype)
+
+
+def _inputs(x, mask, bias):
+    """a: the masked inputs (n, s, i), with the bias's 1 appended last (0 where padded)."""
+    a = _sequence_form(x, mask)
+    ones = a.new_ones(a.shape[:2]) if x.dim() == 2 else mask.to(a.dtype)
+    return torch.cat([a, ones[..., None]], 2) if bias else a
+
+
+def _finite(value, what, batch):
+    if not torch.isfinite(value).all():
+        raise FloatingPointError(
+            f"{what} is NaN or infinite in the batch of sequences {batch.index.tolist()}: check the model's weights, "
+            f"its precision (float16 overflows; try bfloat16 or float32) and these sequences")
+
+
+def backpropagate(model, layers, batch, objectives, consume):
+    """Run one batch forward once, and backward once per objective.
+
+    objectives: functions of (logits, batch) giving (n,). consume(layer, a, g, draw) is called for each tracked layer as
+    its gradient arrives (last layer first): a (n, s, i), g (n, s, o), draw the objective's number. The model must be
+    `frozen`. Raises FloatingPointError naming what is not finite, ValueError for a layer that runs twice.
+    """
+    modules, batch, draw, handles, seen = dict(model.named_modules()), batch.to(next(model.parameters()).device), 0, [], set()
+
+    def watch(layer):
+        def hook(module, args, output):
+            if layer.name in seen:
+                raise ValueError(f"{layer.name} runs more than once per forward pass: its weights are shared over depth; "
+                                 f"leave it out of the tracked layers by a pattern")
+            seen.add(layer.name)
+            a = _inputs(args[0].detach(), batch.attention_mask, layer.bias)
+            output = output if output.requires_grad else output.requires_grad_()
+
+            def arrived(g):
+                g = _sequence_form(g, batch.attention_mask)
+                _finite(g.sum(), f"the gradient at {layer.name}", batch)
+                consume(layer, a, g, draw)
+            output.register_hook(arrived)
+        return modules[layer.name].register_forward_hook(hook)
+
+    try:
+        handles = [watch(layer) for layer in layers]
+        with torch.enable_grad():
+            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            for draw, objective in enumerate(objectives):
+                scalar = objective(logits, batch).sum()
+                _finite(scalar, "the loss", batch)
+                scalar.backward(retain_graph=draw + 1 < len(objectives))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def sequence_gradient(a, g):
+    """D = Σ_t g_t a_tᵀ for each sequence: (n, s, i), (n, s, o) -> (n, o, i)."""
+    return g.transpose(1, 2) @ a
+
+
+def passes(model, layers, sequences, objectives, batch_size, consume, title=None):
+    """`backpropagate` over all sequences: consume(layer, a, g, draw, batch). title: of the progress bar (None: silent)."""
+    with frozen(model):
+        for batch in tqdm(batches(sequences, batch_size), total=-(-len(sequences) // batch_size), desc=title,
+                          disable=title is None):
+            backpropagate(model, layers, batch, objectives, lambda *found: consume(*found, batch))
+
+
+def gradients(model, layers, sequences, objective, batch_size=32):
+    """{layer: (n, o, i)}: the gradient of each sequence's own scalar, in the order given."""
+    parts = {layer.name: [] for layer in layers}
+    passes(model, layers, sequences, [objective], batch_size,
+           lambda layer, a, g, draw, batch: parts[layer.name].append(sequence_gradient(a, g)))
+    return {name: torch.cat(found) for name, found in parts.items()}

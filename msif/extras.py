@@ -1,0 +1,11 @@
+"""Packages that the study needs and the library does not."""
+import importlib
+
+
+def need(module):
+    """Import and return `module` (a dotted name); ImportError naming the extra when it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        hint = 'install it with: pip install "msif[study]"'
+        raise ImportError(f"{module} cannot be imported ({error}); {hint}") from error

@@ -1,0 +1,36 @@
+"""Is there room for what is about to be computed? Asked before it starts."""
+import os
+import shutil
+from pathlib import Path
+
+
+def available_memory():
+    """Bytes of memory that a new allocation can have, or None where the system does not say."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        line = next(x for x in meminfo.read_text().splitlines() if x.startswith("MemAvailable"))
+        return int(line.split()[1]) * 1024
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return None
+
+
+def require(*, what, memory=0, disk=0, folder="."):
+    """Raise MemoryError or OSError, naming what is needed and what there is, unless both fit. Sizes in bytes."""
+    free = available_memory()
+    if free is not None and memory > free:
+        raise MemoryError(f"{what}: needs {gib(memory)} of memory, {gib(free)} is free. Use more partitions, a smaller "
+                          f"batch or fewer layers, or a larger machine.")
+    free = shutil.disk_usage(_existing(Path(folder))).free
+    if disk > free:
+        raise OSError(f"{what}: needs {gib(disk)} of disk at {folder}, {gib(free)} is free. Free some, or use another folder.")
+
+
+def gib(size):
+    return f"{size / 2**30:.2f} GiB"
+
+
+def _existing(folder):
+    folder = folder.resolve()
+    return next(p for p in (folder, *folder.parents) if p.exists())

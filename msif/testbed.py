@@ -1,0 +1,107 @@
+"""A trained two-stage test-bed: corpus, tokenizer and models θ₁ (with checkpoints) and θ₂, in one folder.
+
+    corpus/  tokenizer/  checkpoint-<epoch>/  pretrained/  finetuned/  history.json
+
+Models are saved in the Hugging Face layout, so every later step loads them as it would any other pair of models.
+"""
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+
+from msif.corpus import Corpus, generate
+from msif.data import check, encode_answers, encode_documents, split_answer, word_tokenizer
+from msif.models import load_model, load_tokenizer, model_digest, tiny_gpt_neox
+from msif.training import greedy, train
+
+
+@dataclass(frozen=True)
+class Testbed:
+    """documents, finetuning, queries: tokenised (`data.Sequence`) rows of the corpus, in its order. history: losses."""
+    folder: Path
+    corpus: Corpus
+    tokenizer: object
+    documents: list
+    finetuning: list
+    queries: list
+    history: dict
+
+    def model(self, name, dtype="float32", device="cpu"):
+        """θ₁ "pretrained", θ₂ "finetuned", or "checkpoint-<epoch>" of pre-training."""
+        return load_model(self.folder / name, dtype, device)
+
+    @property
+    def checkpoints(self):
+        """Names of the pre-training models in the order of training, θ₁ last."""
+        epochs = sorted(int(p.name.split("-")[1]) for p in self.folder.glob("checkpoint-*"))
+        return [f"checkpoint-{epoch}" for epoch in epochs] + ["pretrained"]
+
+
+def build(folder, corpus, *, model, pretraining, finetuning, checkpoints=(), max_length=64, seed=0):
+    """Train both stages into `folder`.
+
+    corpus: a `Corpus`. model: {"source": hub id or folder} to continue from real weights, or the arguments of
+    `tiny_gpt_neox`. pretraining, finetuning: the arguments of `training.train`. checkpoints: epochs of pre-training to keep.
+    """
+    folder = Path(folder)
+    corpus.save(folder / "corpus")
+    tokenizer, net = _start(corpus, model, seed)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    documents, rows, queries = _encode(corpus, tokenizer, max_length)
+    for sequences in (documents, rows, queries):
+        check(sequences, net.config.vocab_size, net.config.max_position_embeddings)
+
+    def keep(epoch, net):
+        if epoch in checkpoints:
+            net.save_pretrained(folder / f"checkpoint-{epoch}")
+
+    history = {"pretraining": train(net, documents, seed=seed, after_epoch=keep, title="pre-training", **pretraining)}
+    net.save_pretrained(folder / "pretrained")
+    history["finetuning"] = train(net, rows, seed=seed, title="fine-tuning", **finetuning)
+    net.save_pretrained(folder / "finetuned")
+    (folder / "history.json").write_text(json.dumps({"max_length": max_length, **history}))
+
+
+def load(folder):
+    """The `Testbed` that `build` wrote."""
+    folder = Path(folder)
+    corpus, tokenizer = Corpus.load(folder / "corpus"), load_tokenizer(folder / "tokenizer")
+    history = json.loads((folder / "history.json").read_text())
+    return Testbed(folder, corpus, tokenizer, *_encode(corpus, tokenizer, history.pop("max_length")), history)
+
+
+def make_corpus(seed, source="generated", **settings):
+    """The corpus of one seed: "generated" (`corpus.generate`), or "stories" (`stories.stories_corpus`)."""
+    if source == "generated":
+        return generate(seed, **settings)
+    if source == "stories":
+        from msif.stories import stories_corpus
+        return stories_corpus(seed=seed, **settings)
+    raise ValueError(f"corpus source {source!r}: expected 'generated' or 'stories'")
+
+
+def start_digest(model):
+    """Digest of the weights that pre-training continues from; None when it starts from scratch."""
+    return model_digest(load_model(model["source"])) if "source" in model else None
+
+
+def answers(model, tokenizer, rows):
+    """Greedy answers of `model` to rows' prompts, as long as the true answers: a list of (text, is it the answer?)."""
+    pairs = [split_answer(row["prompt"], row["answer"], tokenizer) for row in rows]
+    written = greedy(model, [list(prompt) for prompt, _ in pairs], max(len(answer) for _, answer in pairs))
+    cut = [ids[:len(answer)] for ids, (_, answer) in zip(written, pairs)]
+    return [(tokenizer.decode(ids).strip(), tuple(ids) == tuple(answer)) for ids, (_, answer) in zip(cut, pairs)]
+
+
+def _start(corpus, model, seed):
+    if "source" in model:
+        return load_tokenizer(model["source"]), load_model(model["source"])
+    rows = corpus.finetuning + corpus.queries
+    tokenizer = word_tokenizer([d["text"] for d in corpus.documents] + [f"{r['prompt']} {r['answer']}" for r in rows])
+    return tokenizer, tiny_gpt_neox(len(tokenizer), seed=seed, **model)
+
+
+def _encode(corpus, tokenizer, max_length):
+    documents = encode_documents([d["text"] for d in corpus.documents], tokenizer, max_length)
+    return documents, *(encode_answers([r["prompt"] for r in rows], [r["answer"] for r in rows], tokenizer, max_length)
+                        for rows in (corpus.finetuning, corpus.queries))

@@ -1,0 +1,33 @@
+"""Tests use no network and few threads; with MSIF_REQUIRE=1 (as in CI) a test that is skipped has failed."""
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test starts from the same random state, whichever ran before it."""
+    import torch
+    torch.manual_seed(0)
+
+
+def required(report):
+    """Turn a skip into a failure that says why it was skipped."""
+    if report.skipped and os.environ.get("MSIF_REQUIRE") == "1" and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome, report.longrepr = "failed", f"skipped, and MSIF_REQUIRE=1 forbids that: {reason}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    return required((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    return required((yield))
