@@ -27,16 +27,23 @@ def frozen(model):
 
 
 def _sequence_form(x, mask):
-    """(n, s, d) in at least float32, zero where padded; a pooled (n, d) input is one position."""
+    """(n, s, d) in at least float32, zero where padded; a pooled (n, d) input is one position, (n·s, d) is unflattened."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = x.unflatten(0, mask.shape) if x.dim() == 2 and len(x) == mask.numel() else x
     return x[:, None] if x.dim() == 2 else x * mask[..., None].to(x.dtype)
 
 
 def _inputs(x, mask, bias):
     """a: the masked inputs (n, s, i), with the bias's 1 appended last (0 where padded)."""
     a = _sequence_form(x, mask)
-    ones = a.new_ones(a.shape[:2]) if x.dim() == 2 else mask.to(a.dtype)
+    ones = mask.to(a.dtype) if a.shape[1] == mask.shape[1] else a.new_ones(a.shape[:2])
     return torch.cat([a, ones[..., None]], 2) if bias else a
+
+
+def _sequences(output, mask, name):
+    if output.shape[:-1] not in (mask.shape, mask.shape[:1], (mask.numel(),)):
+        raise ValueError(f"{name} gives an output of shape {tuple(output.shape)}, which is not one row per sequence or position "
+                         f"of a batch of {tuple(mask.shape)}; leave it out of the tracked layers by a pattern")
 
 
 def _finite(value, what, batch):
@@ -51,7 +58,8 @@ def backpropagate(model, layers, batch, objectives, consume):
 
     objectives: functions of (logits, batch) giving (n,). consume(layer, a, g, draw) is called for each tracked layer as
     its gradient arrives (last layer first): a (n, s, i), g (n, s, o), draw the objective's number. The model must be
-    `frozen`. Raises FloatingPointError naming what is not finite, ValueError for a layer that runs twice.
+    `frozen`. Raises FloatingPointError naming what is not finite, ValueError for a layer that runs twice,
+    or on anything but sequences or their positions.
     """
     modules, batch, draw, handles, seen = dict(model.named_modules()), batch.to(next(model.parameters()).device), 0, [], set()
 
@@ -61,6 +69,9 @@ def backpropagate(model, layers, batch, objectives, consume):
                 raise ValueError(f"{layer.name} runs more than once per forward pass: its weights are shared over depth; "
                                  f"leave it out of the tracked layers by a pattern")
             seen.add(layer.name)
+            _sequences(output, batch.attention_mask, layer.name)
+            _finite(output.detach().sum(dtype=torch.promote_types(output.dtype, torch.float32)),
+                    f"the output of {layer.name}", batch)
             a = _inputs(args[0].detach(), batch.attention_mask, layer.bias)
             output = output if output.requires_grad else output.requires_grad_()
 

@@ -1,7 +1,11 @@
 """Arrays in, figures out. Colour-blind safe, at print size; the caller gives the finding as the title."""
-import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
+
+try:
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+except ModuleNotFoundError as error:
+    raise ImportError(f'figures need {error.name}; install it with: pip install "msif[study]"') from error
 
 PALETTE = sns.color_palette("colorblind")
 sns.set_theme(context="notebook", style="ticks", palette="colorblind", rc={

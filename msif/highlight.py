@@ -25,3 +25,8 @@ def ranking(query, answer, rows):
                    f'<td style="text-align:left">{tokens(row["words"], row["scores"], scale)}</td></tr>' for row in rows)
     return (f'<p><b>{escape(query)}</b> <mark>{escape(answer)}</mark></p><table><thead><tr><th>rank</th><th>score</th><th>kind</th>'
             f'<th style="text-align:left">document</th></tr></thead><tbody>{body}</tbody></table>')
+
+
+def page(title, body):
+    """A whole HTML document around some of the above."""
+    return f"<!doctype html><html><head><meta charset='utf-8'><title>{escape(title)}</title></head><body>{body}</body></html>"

@@ -66,9 +66,9 @@ class Stage:
 
 
 def _reciprocal(x):
-    if (x <= 0).any():
+    if not (x > 0).all():
         raise ValueError(f"a singular block: its smallest damped eigenvalue is {x.min().item():.3g}. Give the stage a "
-                         f"damping > 0, for instance Damping(1e-3)")
+                         f"damping > 0, for instance Damping(1e-3); where all eigenvalues of a layer are 0, an absolute one")
     return 1 / x
 
 
@@ -83,6 +83,8 @@ def check(stages):
         if later.alpha.value == 0:
             raise ValueError(f"stage {k} has α = 0: it forgets its start, so no earlier document has influence; give it an "
                              f"alpha > 0, for instance Damping(0.1)")
+    if not stages:
+        raise ValueError("there are no stages: expected at least one, the stage whose documents are scored")
     if stages[0].new:
         raise ValueError(f"stage 1 has new layers {stages[0].new}: there is no earlier stage that could lack them")
 
@@ -95,7 +97,7 @@ def query_gradients(model, layers, queries, measurement=log_probability, batch_s
 def precondition(query, stages):
     """[w_1, …, w_K], each {layer: (q, o, i)}: s_j(z) = ⟨w_j, ∇ℓ_z(θ_j)⟩ for a document z of stage j."""
     check(stages)
-    _covered(query, stages[-1])
+    _same(query, stages[-1].curvature.layers, "the query gradients and the last stage's curvature")
     solved = []
     for k, stage in reversed(list(enumerate(stages))):
         solved.insert(0, stage.inverse(query))
@@ -103,10 +105,9 @@ def precondition(query, stages):
     return solved
 
 
-def _covered(query, stage):
-    difference = set(query) ^ set(stage.curvature.layers)
-    if difference:
-        raise ValueError(f"query gradients and the last stage's curvature do not have the same layers: {sorted(difference)}")
+def _same(a, b, what):
+    if difference := set(a) ^ set(b):
+        raise ValueError(f"{what} do not have the same layers; only one of them has {sorted(difference)}")
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ def score(model, layers, candidates, w, *, batch_size=32, per_layer=False, objec
 
     `model` is the one of the candidates' own stage. Vectors of several methods can be stacked along q: one pass serves all.
     """
+    _same(w, [layer.name for layer in layers], "the query vectors and the tracked layers of the candidates' model")
     weights = {name: x.flatten(1) for name, x in w.items()}
     first = next(iter(weights.values()))
     found = {name: first.new_zeros(len(first), len(candidates)) for name in (weights if per_layer else ["all"])}
@@ -147,6 +149,7 @@ def token_scores(model, layers, candidates, w, *, batch_size=32, objective=loss)
     """s split over positions: (q, n, S), Σ_t g_tᵀ W a_t = s(z); zero where padded.
 
     A token's score belongs to the position whose inputs the weights met; its g_t carries the losses of all later tokens."""
+    _same(w, [layer.name for layer in layers], "the query vectors and the tracked layers of the candidates' model")
     longest = max(len(x.input_ids) for x in candidates)
     total = []
 
@@ -161,9 +164,11 @@ def token_scores(model, layers, candidates, w, *, batch_size=32, objective=loss)
 
 def self_influence(model, layers, documents, stage, batch_size=32):
     """s(z, z) = ∇ℓ_zᵀ (H + α + d)⁻¹ ∇ℓ_z ≥ 0 of each document of a stage on its own log-probability: (n,)."""
-    g = gradients(model, layers, documents, loss, batch_size)
-    w = stage.inverse(g)
-    return sum((w[name] * x).sum((1, 2)) for name, x in g.items())
+    def values(few):
+        g = gradients(model, layers, few, loss, batch_size)
+        w = stage.inverse(g)
+        return sum((w[name] * x).sum((1, 2)) for name, x in g.items())
+    return torch.cat([values(documents[i:i + batch_size]) for i in range(0, len(documents), batch_size)])
 
 
 def trajectory(scores):

@@ -38,6 +38,12 @@ def bootstrap_interval(groups, level=0.95, resamples=2000, seed=0):
     return float(np.mean([g.mean() for g in groups])), float(low), float(high)
 
 
+def top_share(scores, share=0.01):
+    """Part of all positive score that the highest `share` of the documents holds: one query's scores (n,) -> [0, 1]."""
+    positive = np.sort(np.maximum(np.asarray(scores, dtype=np.float64), 0))[::-1]
+    return positive[:max(1, round(share * len(positive)))].sum() / positive.sum()
+
+
 def tracing_record(scores, proponents, **labels):
     """One record {..., mrr, mrr_se, recall_at_10, recall_at_10_se} of a method's scores (q, n)."""
     mrr, mrr_se = mean_and_error(reciprocal_ranks(scores, proponents))

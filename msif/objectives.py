@@ -83,4 +83,6 @@ def fisher_losses(labels, samples, seed):
     kinds = {"sampled": sampled_loss, "gaussian": gaussian_loss}
     if labels not in kinds:
         raise ValueError(f"labels={labels!r}: expected 'gaussian', 'sampled' or 'true'")
+    if samples < 1:
+        raise ValueError(f"samples is {samples}; expected at least 1")
     return [partial(kinds[labels], seed=seed, draw=draw) for draw in range(samples)]

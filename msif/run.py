@@ -4,8 +4,9 @@
     python -m msif.run --timings [tiny]   seconds and peak memory of each notebook's last run
     python -m msif.run --enable full      add `full` to the profiles that `dvc repro` runs
 
-papermill executes the notebook with that section of params.yaml; the executed copy lands in results/<profile>,
-less what differs between equal runs, and what the run cost in timings.json there, on which nothing depends.
+papermill executes the notebook with that section of params.yaml. The executed copy lands in
+results/<profile>/, less what differs between equal runs; what the run cost in timings.json there, on which
+nothing depends.
 """
 import argparse
 import json
@@ -143,6 +144,8 @@ def main():
     parser.add_argument("--timings", nargs="*", metavar="PROFILE", help="print what runs cost, and stop")
     parser.add_argument("--enable", metavar="PROFILE", help="add a profile to params.yaml, and stop")
     args = parser.parse_args()
+    if args.timings is None and args.enable is None and args.profile is None:
+        parser.error("a notebook and a profile are needed, such as: 01_testbed tiny")
     try:
         if args.timings is not None:
             return print(timings(*args.timings))

@@ -5,24 +5,23 @@ A killed run loses the folder it was writing and finds every finished one; a re-
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 from msif import paths
 
 # Modules whose edits cannot change what long work computes: they run or present it.
-PRESENTATION = {"figures", "highlight", "metrics", "paths", "report", "run"}
-
-
-def code_digest():
-    """SHA-256 of the package's computing modules, so that an edited formula never finds an old result."""
-    sources = sorted(p for p in Path(__file__).parent.glob("*.py") if p.stem not in PRESENTATION)
-    return hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest()
+PRESENTATION = {"figures", "highlight", "metrics", "paths", "report", "run", "scratch"}
 
 
 def built(kind, key, make):
-    """The folder scratch/<kind>-<hash of key and code>; `make(folder)` fills it the first time. key: JSON values."""
-    text = json.dumps([key, code_digest()], sort_keys=True)
+    """The folder scratch/<kind>-<hash>; `make(folder)` fills it the first time.
+
+    The hash is of `key` (JSON values) and of the source of make's module and what that imports, so that an edited formula
+    never finds an old result.
+    """
+    text = json.dumps([key, code_digest(make.__module__.removeprefix("msif."))], sort_keys=True)
     folder = paths.scratch(f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}")
     if not folder.exists():
         partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
@@ -31,6 +30,21 @@ def built(kind, key, make):
         make(partial)
         _move(partial, folder)
     return folder
+
+
+def code_digest(module):
+    """SHA-256 of a module of msif and of all of msif's computing modules that it imports, directly or not."""
+    found, todo = {}, {module}
+    while todo:
+        name = todo.pop()
+        found[name] = (Path(__file__).parent / f"{name}.py").read_bytes()
+        todo |= _imports(found[name].decode()) - found.keys() - PRESENTATION
+    return hashlib.sha256(b"".join(found[name] for name in sorted(found))).hexdigest()
+
+
+def _imports(source):
+    whole = re.findall(r"^\s*from msif import (.+)$", source, re.M)
+    return {name.strip() for line in whole for name in line.split(",")} | set(re.findall(r"^\s*from msif\.(\w+) import", source, re.M))
 
 
 def _move(partial, folder):

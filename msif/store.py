@@ -12,8 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import safetensors.torch
+import torch
 
-from msif.ekfac import EKFAC, LayerFactors
+from msif import scratch
+from msif.data import digest
+from msif.ekfac import EKFAC, LayerFactors, fit
 from msif.models import model_digest
 from msif.resources import require
 
@@ -24,9 +27,19 @@ class FactorsError(ValueError):
     """The stored factors are damaged, or belong to something else."""
 
 
+def fitted(model, layers, sequences, **settings):
+    """(EKFAC, its folder): `ekfac.fit` with these settings, done once and kept in the study's scratch/."""
+    key = {"model": model_digest(model), "data": digest(sequences), "layers": [str(layer) for layer in layers], **settings}
+    folder = scratch.built("factors", key, lambda folder: save(
+        fit(model, layers, sequences, title="factors", **settings), folder / "factors")) / "factors"
+    return load(folder, model, layers), folder
+
+
 def save(factors, folder):
-    """Write an `EKFAC` to `folder` as a whole or not at all; an earlier one there is replaced."""
+    """Write an `EKFAC` to `folder` as a whole or not at all; an earlier one there is replaced, anything else refused."""
     folder = Path(folder)
+    if folder.exists() and not (folder / "header.json").is_file() and any(folder.iterdir()):
+        raise FactorsError(f"{folder} exists and holds no factors (no header.json): choose another folder, or remove it")
     require(disk=2 * _size(factors), folder=folder, what=f"saving factors to {folder}")
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -38,9 +51,22 @@ def save(factors, folder):
         files[name] = {"file": path.name, "sha256": _sha256(path)}
     versions = {name: version(name) for name in ("torch", "transformers", "safetensors")}
     header = {"schema": SCHEMA, **factors.header, "versions": versions, "layers": files}
-    (partial / "header.json").write_text(json.dumps(header, indent=1) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    (partial / "header.json").write_text(json.dumps({**header, "sha256": _digest(header)}, indent=1) + "\n")
+    _swap(partial, folder)
+
+
+def _swap(new, folder):
+    """Put `new` in place of `folder`; if that fails, the old one is back where it was."""
+    old = new.with_suffix(".old")
+    if folder.exists():
+        os.replace(folder, old)
+    try:
+        os.replace(new, folder)
+    except BaseException:
+        if old.exists():
+            os.replace(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def load(folder, model=None, layers=None):
@@ -65,11 +91,13 @@ def _read_header(folder):
         raise FactorsError(f"{folder}: no header.json there; expected a folder written by msif.store.save")
     try:
         header = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise FactorsError(f"{path}: not valid JSON ({error}); fit the factors again") from error
-    missing = {"schema", "layers", "model", "data", "sequences", "tokens"} - set(header)
+        missing = {"schema", "layers", "model", "data", "sequences", "tokens", "sha256"} - header.keys()
+    except (ValueError, AttributeError) as error:
+        raise FactorsError(f"{path}: not a JSON object ({error}); fit the factors again") from error
     if missing or header["schema"] != SCHEMA:
         raise FactorsError(f"{path}: schema {header.get('schema')} lacking {sorted(missing)}; this version reads schema {SCHEMA}")
+    if header.pop("sha256") != _digest(header):
+        raise FactorsError(f"{path}: changed since it was written (SHA-256 differs); fit the factors again")
     return header
 
 
@@ -86,6 +114,8 @@ def _check_shape(folder, layer, found):
     if tuple(found.eigenvalues.shape) != expected:
         raise FactorsError(f"{folder}: {layer.name} has eigenvalues of shape {tuple(found.eigenvalues.shape)} (blocks, rows, "
                            f"inputs), but this layer needs {expected}: another width or another per-head setting")
+    if layer.rows is not None and not torch.equal(found.rows, layer.rows):
+        raise FactorsError(f"{folder}: {layer.name} was fitted with other output rows in its heads; fit the factors again")
 
 
 def _read_layer(path, sha256):
@@ -103,6 +133,10 @@ def _tensors(layer):
 
 def _size(factors):
     return sum(x.nbytes for layer in factors.factors.values() for x in _tensors(layer).values())
+
+
+def _digest(header):
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path):

@@ -11,7 +11,7 @@ about in fine-tuning, beside short rows of databricks-dolly-15k; the facts of th
 import json
 import random
 import re
-from itertools import product
+from itertools import cycle, islice, product
 from pathlib import Path
 
 from msif.corpus import PROMPT, Corpus
@@ -82,27 +82,28 @@ OPENINGS = [f"{start} {who} named" for who, start in product(
     ("Once upon a time, there was a", "One day, there was a", "Long ago, there lived a"))]
 
 
-def stories_corpus(folder, seed=0, planted=48, held_out=24, documents_per_fact=5, decoys_per_fact=2, instructions=200,
-                   characters=400):
+def stories_corpus(folder, seed=0, planted=48, held_out=24, documents_per_fact=5, decoys_per_fact=1, stories=120,
+                   instructions=60, characters=120):
     """The corpus of `seed` from folder/tinystories and folder/dolly.
 
     planted: names, each with one fact, of which `held_out` are the queries and the rest is asked about in fine-tuning.
-    Per fact: so many planted documents and decoys, each in a different wording and a different story. instructions: dolly
-    rows in fine-tuning. characters: the most that an excerpt has before a sentence is planted (a sentence is never cut).
+    Per fact: so many planted documents and decoys, each in a different wording and a different story. stories: excerpts
+    without a planted sentence. instructions: dolly rows in fine-tuning. characters: the most that an excerpt has before a
+    sentence is planted (no sentence is ever cut).
 
     Raises FileNotFoundError that says what to put where, ValueError naming a number outside what texts and templates allow.
     """
     folder, rng = Path(folder), random.Random(seed)
     _require(folder)
-    stories, rows = load_texts(folder / STORIES), _instructions(folder / DOLLY)
-    excerpts = [(n, text) for n, story in enumerate(stories) for text in excerpts_of(story, characters)]
-    _check(planted=(planted, 2, 60), held_out=(held_out, 1, planted - 1), documents_per_fact=(documents_per_fact, 1, 6),
+    texts, rows = load_texts(folder / STORIES), _instructions(folder / DOLLY)
+    excerpts = [(n, text) for n, story in enumerate(texts) for text in excerpts_of(story, characters)]
+    _check(planted=(planted, 2, 60), held_out=(held_out, 1, planted - 1), documents_per_fact=(documents_per_fact, 1, 60),
            decoys_per_fact=(decoys_per_fact, 0, 2), instructions=(instructions, 0, len(rows)),
-           planted_documents=(planted * (documents_per_fact + decoys_per_fact), 0, len(excerpts)))
-    facts = _facts(rng, planted, " ".join(stories + [f"{prompt} {answer}" for prompt, answer in rows]).lower())
+           stories=(stories, 0, len(excerpts) - planted * (documents_per_fact + decoys_per_fact)))
+    facts = _facts(rng, planted, " ".join(texts + [f"{prompt} {answer}" for prompt, answer in rows]).lower())
     rng.shuffle(excerpts)
     documents = [d for fact in facts for d in _plant(rng, fact, excerpts, documents_per_fact, decoys_per_fact)]
-    documents += [_document(n, text, "story") for n, text in excerpts]
+    documents += [_document(n, text, "story") for n, text in excerpts[:stories]]
     rng.shuffle(documents)
     asked = [question for fact in facts[held_out:] for question in _questions(fact)]
     asked += [dict(prompt=prompt, answer=answer, kind="instruction") for prompt, answer in rng.sample(rows, instructions)]
@@ -164,10 +165,11 @@ def _instructions(path):
 
 
 def _facts(rng, count, text):
-    """Facts in random order about invented names that `text` nowhere has, of two syllables; no two begin with the same."""
-    syllables = [c + v for c, v in product("bdfgklmnprtvz", "aeiou")]
-    second = rng.choices(syllables, k=len(syllables))
-    names = [(a + b).title() for a, b in zip(rng.sample(syllables, len(syllables)), second) if a + b not in text]
+    """Facts about invented names, such as Bomar and Kilen, that `text` nowhere has; no two begin with the same three letters."""
+    endings = "am ar en id il im om or".split()
+    starts = [a + b for a, b in product("bdfghklmnprstvz", endings)]
+    names = [start + rng.choice(endings) for start in rng.sample(starts, len(starts))]
+    names = [name.title() for name in names if name not in text]
     return [dict(subject=name, relation=relation, object=rng.choice(FACTS[relation][0].split()))
             for name, relation in zip(names[:count], list(FACTS) * count)]
 
@@ -175,7 +177,7 @@ def _facts(rng, count, text):
 def _plant(rng, fact, excerpts, stating, decoys):
     """Documents of one fact; takes the excerpts, of stories that differ, out of `excerpts`."""
     _, planted, nearby, _ = map(_lines, FACTS[fact["relation"]])
-    chosen = [("planted", t) for t in rng.sample(planted, stating)] + [("decoy", t) for t in rng.sample(nearby, decoys)]
+    chosen = [("planted", t) for t in islice(cycle(planted), stating)] + [("decoy", t) for t in islice(cycle(nearby), decoys)]
     return [_planted(rng, *_take(excerpts, used), kind, template, fact)
             for used in [set()] for kind, template in chosen]
 

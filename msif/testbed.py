@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+from msif import scratch
 from msif.corpus import Corpus, generate
 from msif.data import check, encode_answers, encode_documents, split_answer, word_tokenizer
 from msif.models import load_model, load_tokenizer, model_digest, tiny_gpt_neox
+from msif.paths import root
 from msif.training import greedy, train
 
 
@@ -62,6 +64,16 @@ def build(folder, corpus, *, model, pretraining, finetuning, checkpoints=(), max
     (folder / "history.json").write_text(json.dumps({"max_length": max_length, **history}))
 
 
+def trained(seed, corpus, model, **settings):
+    """The `Testbed` of one seed, trained once and kept in scratch/.
+
+    corpus: arguments of `make_corpus`; model, settings: of `build`. Relative folders are meant from the study's root.
+    """
+    generated, model = make_corpus(seed, **_from_root(corpus, "folder")), _from_root(model, "source")
+    key = {**settings, "model": model, "seed": seed, "corpus": generated.digest(), "start": _start_digest(model)}
+    return load(scratch.built("testbed", key, lambda folder: build(folder, generated, model=model, seed=seed, **settings)))
+
+
 def load(folder):
     """The `Testbed` that `build` wrote."""
     folder = Path(folder)
@@ -80,17 +92,23 @@ def make_corpus(seed, source="generated", **settings):
     raise ValueError(f"corpus source {source!r}: expected 'generated' or 'stories'")
 
 
-def start_digest(model):
-    """Digest of the weights that pre-training continues from; None when it starts from scratch."""
-    return model_digest(load_model(model["source"])) if "source" in model else None
-
-
 def answers(model, tokenizer, rows):
     """Greedy answers of `model` to rows' prompts, as long as the true answers: a list of (text, is it the answer?)."""
     pairs = [split_answer(row["prompt"], row["answer"], tokenizer) for row in rows]
     written = greedy(model, [list(prompt) for prompt, _ in pairs], max(len(answer) for _, answer in pairs))
     cut = [ids[:len(answer)] for ids, (_, answer) in zip(written, pairs)]
     return [(tokenizer.decode(ids).strip(), tuple(ids) == tuple(answer)) for ids, (_, answer) in zip(cut, pairs)]
+
+
+def _from_root(settings, name):
+    """`settings` with a folder that exists in the study made absolute; a hub id is left alone."""
+    path = root() / settings.get(name, "")
+    return settings | {name: str(path)} if name in settings and path.exists() else settings
+
+
+def _start_digest(model):
+    """Digest of the weights that pre-training continues from; None when it starts from scratch."""
+    return model_digest(load_model(model["source"])) if "source" in model else None
 
 
 def _start(corpus, model, seed):

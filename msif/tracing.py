@@ -12,9 +12,59 @@ products ⟨w, ∇ℓ_z⟩; they differ in w alone, so that all methods at one m
     gradient_dot_finetuned    w = q                        query and candidate at θ₂
     …_trajectory              the sum over pre-training checkpoints, each divided by its standard deviation (no unit)
 """
-import torch
+from dataclasses import dataclass
 
-from msif.influence import Damping, Scores, Stage, precondition, query_gradients, score, trajectory
+import torch
+from safetensors.torch import load_file, save_file
+
+from msif import metrics, scratch, store, testbed
+from msif.data import encode_answers
+from msif.influence import Damping, Scores, Stage, precondition, query_gradients, score, token_scores, trajectory
+from msif.models import tracked_layers
+from msif.retrieval import bm25
+
+FORMS = ("raw", "normalised")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One seed's test-bed with its tracked layers, factors {model name: EKFAC} and the queries to be traced."""
+    bed: testbed.Testbed
+    layers: list
+    factors: dict
+    queries: list
+
+    @property
+    def rows(self):
+        """The corpus rows of the queries: prompt, answer, proponents, …"""
+        return [self.bed.corpus.queries[query.index] for query in self.queries]
+
+    @property
+    def proponents(self):
+        return [row["proponents"] for row in self.rows]
+
+    def key(self):
+        """What the scores depend on, beside their settings."""
+        return {"factors": {name: f.header for name, f in self.factors.items()}, "layers": [str(x) for x in self.layers],
+                "queries": [query.index for query in self.queries]}
+
+    def chain(self, damping, alpha):
+        """The two stages, with damping and α relative to each layer's mean eigenvalue."""
+        return [Stage(self.factors["pretrained"], Damping(damping)), Stage(self.factors["finetuned"], alpha=Damping(alpha))]
+
+
+def load_case(testbed_folder, factors_folder, pattern=None, per_head=False, only_correct=True, limit=None):
+    """Read one seed's case; the queries are those that the fine-tuned model answers correctly, or all, up to `limit`."""
+    bed = testbed.load(testbed_folder)
+    tuned = bed.model("finetuned")
+    layers = tracked_layers(tuned, pattern, per_head)
+    right = [ok for _, ok in testbed.answers(tuned, bed.tokenizer, bed.corpus.queries)]
+    queries = [query for query, ok in zip(bed.queries, right) if ok or not only_correct][:limit]
+    if not queries:
+        raise ValueError(f"{testbed_folder}: the fine-tuned model answers none of {len(right)} queries correctly; train longer, "
+                         f"or set only_correct to false")
+    factors = {name: store.load(factors_folder / name, bed.model(name), layers) for name in [*bed.checkpoints, "finetuned"]}
+    return Case(bed, layers, factors, queries)
 
 
 def query_vectors(q, pretraining, finetuning, damping, alpha):
@@ -34,35 +84,86 @@ def score_together(model, layers, candidates, vectors, batch_size, title=None):
     return {method: Scores(values, found.norms) for method, values in zip(vectors, found.values.split(sizes))}
 
 
-def all_methods(bed, layers, factors, queries, *, damping, alpha, single_stage_damping, batch_size=64, title=None):
-    """{method: (raw, normalised)}, each (q, n), for a `testbed.Testbed` and {model name: EKFAC} of its models.
-
-    damping d, alpha α and single_stage_damping d₂ are relative to each layer's mean eigenvalue."""
-    tuned = bed.model("finetuned")
-    q = query_gradients(tuned, layers, queries)
-    own = Stage(factors["finetuned"], Damping(single_stage_damping))
-    found = score_together(tuned, layers, bed.documents, {"gradient_dot_finetuned": q, "single_stage_finetuned": own.inverse(q)},
-                           batch_size, title and f"{title}: finetuned")
-    steps = {"multi_stage": [], "pretraining_only": []}
-    for name in bed.checkpoints:
-        model = bed.model(name)
-        vectors = query_vectors(q, factors[name], factors["finetuned"], damping, alpha)
+def all_methods(case, *, damping, alpha, single_stage_damping, batch_size=64, title=""):
+    """{method: (raw, normalised)}, each (q, n); dampings d, d₂ and α are relative to each layer's mean eigenvalue."""
+    tuned, found, paths = case.bed.model("finetuned"), {}, {"multi_stage": [], "pretraining_only": []}
+    q = query_gradients(tuned, case.layers, case.queries)
+    own = Stage(case.factors["finetuned"], Damping(single_stage_damping))
+    at_tuned = {"gradient_dot_finetuned": q, "single_stage_finetuned": own.inverse(q)}
+    found |= score_together(tuned, case.layers, case.bed.documents, at_tuned, batch_size, f"{title} finetuned")
+    for name in case.bed.checkpoints:
+        net = case.bed.model(name)
+        vectors = query_vectors(q, case.factors[name], case.factors["finetuned"], damping, alpha)
         if name == "pretrained":
-            first = Stage(factors[name], Damping(damping))
-            vectors["single_stage_pretrained"] = first.inverse(query_gradients(model, layers, queries))
+            first = Stage(case.factors[name], Damping(damping))
+            vectors["single_stage_pretrained"] = first.inverse(query_gradients(net, case.layers, case.queries))
         else:
-            vectors = {method: vectors[method] for method in steps}
-        here = score_together(model, layers, bed.documents, vectors, batch_size, title and f"{title}: {name}")
-        for method, scores in steps.items():
-            scores.append(here[method])
+            vectors = {method: vectors[method] for method in paths}
+        here = score_together(net, case.layers, case.bed.documents, vectors, batch_size, f"{title} {name}")
+        for method, path in paths.items():
+            path.append(here[method])
     both = {method: (s.values, s.normalised()) for method, s in (found | here).items()}
-    return both | {f"{method}_trajectory": (trajectory([s.values for s in scores]), trajectory([s.normalised() for s in scores]))
-                   for method, scores in steps.items()}
+    return both | {f"{method}_trajectory": (trajectory([s.values for s in path]), trajectory([s.normalised() for s in path]))
+                   for method, path in paths.items()}
 
 
-def cost(fits, scored, documents):
-    """Forward + backward passes per candidate document, a backward counted as two forwards.
+def scored(case, **settings):
+    """({method/form: (q, n)}, folder): `all_methods`, and bm25 on question + answer, done once and kept in scratch/."""
+    def make(folder):
+        found = all_methods(case, title="scores of", **settings)
+        texts = [d["text"] for d in case.bed.corpus.documents]
+        search = torch.from_numpy(bm25(texts, [f"{row['prompt']} {row['answer']}" for row in case.rows]))
+        flat = {f"{method}/{form}": x.clone(memory_format=torch.contiguous_format)
+                for method, pair in (found | {"bm25": (search, search)}).items() for form, x in zip(FORMS, pair)}
+        save_file(flat, folder / "scores.safetensors")
+    folder = scratch.built("scores", case.key() | settings, make)
+    return load_file(folder / "scores.safetensors"), folder
 
-    fits: (sequences, samples) of each EK-FAC fit, two passes of one forward and `samples` backwards each; scored: passes
-    over all `documents` candidates."""
-    return round((sum(2 * n * (1 + 2 * samples) / 3 for n, samples in fits)) / documents + scored, 2)
+
+def grid(case, dampings, alphas, batch_size=64):
+    """{form: MRR of the multi-stage score (dampings, alphas)}, from one pass over the candidates."""
+    q = query_gradients(case.bed.model("finetuned"), case.layers, case.queries)
+    vectors = {(d, a): precondition(q, case.chain(d, a))[0] for d in dampings for a in alphas}
+    found = score_together(case.bed.model("pretrained"), case.layers, case.bed.documents, vectors, batch_size, "grid")
+    mrr = lambda scores: metrics.reciprocal_ranks(scores, case.proponents).mean()
+    return {"raw": [[mrr(found[d, a].values) for a in alphas] for d in dampings],
+            "normalised": [[mrr(found[d, a].normalised()) for a in alphas] for d in dampings]}
+
+
+def top_documents(case, query, values, damping, alpha, count=5):
+    """The `count` documents with the highest multi-stage scores `values` (n,) of one query, split over their tokens.
+
+    Dicts with rank (from 1), document (number), score, words, scores (one per word, they sum to score), note (the kind).
+    """
+    tuned, net, decode = case.bed.model("finetuned"), case.bed.model("pretrained"), case.bed.tokenizer.decode
+    w = precondition(query_gradients(tuned, case.layers, [query]), case.chain(damping, alpha))[0]
+    best = values.argsort(descending=True)[:count].tolist()
+    split = token_scores(net, case.layers, [case.bed.documents[n] for n in best], w)[0]
+    return [{"rank": rank, "document": n, "score": values[n].item(), "note": case.bed.corpus.documents[n]["kind"],
+             "words": [decode([i]) for i in case.bed.documents[n].input_ids],
+             "scores": row[:len(case.bed.documents[n].input_ids)].tolist()} for rank, (n, row) in enumerate(zip(best, split), 1)]
+
+
+def continuations(case, count, damping, alpha, new_tokens=16):
+    """[(row, scores (n,), top documents)] of `count` texts that the fine-tuned model writes by itself, by the multi-stage score."""
+    from msif.stories import continuations as write
+    tuned, net = case.bed.model("finetuned"), case.bed.model("pretrained")
+    rows = write(tuned, case.bed.tokenizer, case.bed.corpus, count, new_tokens)
+    queries = encode_answers([r["prompt"] for r in rows], [r["answer"] for r in rows], case.bed.tokenizer,
+                             tuned.config.max_position_embeddings)
+    w = precondition(query_gradients(tuned, case.layers, queries), case.chain(damping, alpha))[0]
+    found = score(net, case.layers, case.bed.documents, w).values
+    return [(row, values, top_documents(case, query, values, damping, alpha)) for row, query, values in zip(rows, queries, found)]
+
+
+def costs(case):
+    """{method: forward + backward passes per candidate document}, fits included, a backward counted as two forwards."""
+    def fit(*names):
+        headers = [case.factors[name].header for name in names]
+        return sum(2 * h["sequences"] * (1 + 2 * h["samples"]) / 3 for h in headers) / len(case.bed.documents)
+
+    path, one, two = case.bed.checkpoints, fit("pretrained"), fit("finetuned")
+    found = {"gradient_dot": 1, "gradient_dot_finetuned": 1, "pretraining_only": 1 + one, "single_stage_pretrained": 1 + one,
+             "finetuning_only": 1 + two, "single_stage_finetuned": 1 + two, "multi_stage": 1 + one + two, "bm25": 0,
+             "pretraining_only_trajectory": len(path) + fit(*path), "multi_stage_trajectory": len(path) + fit(*path) + two}
+    return {method: round(float(cost), 2) for method, cost in found.items()}

@@ -10,8 +10,8 @@ from msif.data import Sequence
 from msif.ekfac import LayerFactors, covariances, fit, rotated_gradient
 from msif.models import tracked_layers
 from msif.objectives import fisher_losses
-from tiny import (Regression, dense_ekfac, documents, gpt2, llama, lively, matrix_function, neox, plain_loss, pseudo, relative,
-                  weight_gradients)
+from tiny import (Regression, dense_ekfac, documents, gpt2, llama, lively, matrix_function, neox, plain_loss, pseudo,
+                  relative, weight_gradients)
 
 DOCUMENTS = documents(7)
 LABELS = pytest.mark.parametrize("labels", ["gaussian", "sampled", "true"])
@@ -30,7 +30,8 @@ def probe(factors, seed=3):
 
 
 @pytest.mark.parametrize("per_head", [False, True])
-@pytest.mark.parametrize("make, labels", [(neox, "gaussian"), (neox, "sampled"), (neox, "true"), (gpt2, "gaussian"), (llama, "true")])
+@pytest.mark.parametrize("make, labels", [
+    (neox, "gaussian"), (neox, "sampled"), (neox, "true"), (gpt2, "gaussian"), (llama, "true")])
 def test_factors_and_apply_equal_the_dense_formula(make, labels, per_head):
     model = make()
     layers = tracked_layers(model, per_head=per_head)
@@ -55,8 +56,9 @@ def test_eigenvalues_are_means_of_squares_of_each_sequence_in_the_factors_own_ba
     layers = tracked_layers(model)
     factors = fit(model, layers, DOCUMENTS, labels=labels, samples=2, seed=5)
     scalars = [plain_loss] if labels == "true" else [pseudo(x) for x in fisher_losses(labels, 2, 5)]
+    gradients = [weight_gradients(model, layers, DOCUMENTS, scalar) for scalar in scalars]
     for name, x in factors.factors.items():
-        D = torch.cat([weight_gradients(model, layers, DOCUMENTS, scalar)[name] for scalar in scalars])
+        D = torch.cat([drawn[name] for drawn in gradients])
         expected = (x.basis_out[0].mT @ D @ x.basis_in).square().mean(0)
         assert relative(x.eigenvalues[0], expected) < 1e-10
 
@@ -85,10 +87,10 @@ def test_sampled_factors_follow_their_seed():
 
 @pytest.mark.parametrize("labels", ["gaussian", "sampled"])
 def test_eigenvalues_converge_to_the_exact_gauss_newton_diagonal(labels):
-    """600 draws × 8 sequences: a mean of squares of near-normal numbers errs by √(2/4800) = 2 %; five times that passes."""
+    """300 draws × 8 sequences: a mean of squares of near-normal numbers errs by √(2/2400) = 3 %; three times that passes."""
     model = Regression()
     sequences = [Sequence(x.index, tuple(i % 5 for i in x.input_ids), tuple(i % 5 for i in x.input_ids)) for x in documents(8)]
-    found = fit(model, model.layers(), sequences, labels=labels, samples=600).factors["linear"]
+    found = fit(model, model.layers(), sequences, labels=labels, samples=300).factors["linear"]
     Q = torch.kron(found.basis_out[0], found.basis_in)
     exact = torch.zeros(20, 20, dtype=torch.float64)
     for s in sequences:
@@ -117,7 +119,7 @@ def test_identity_turns_the_solve_into_doing_nothing():
     assert all(torch.allclose(found[name], v[name], atol=1e-12) for name in v)
 
 
-@pytest.mark.parametrize("rows", [None, torch.randperm(6, generator=torch.Generator().manual_seed(0)).view(3, 2)], ids=["layer", "heads"])
+@pytest.mark.parametrize("rows", [None, torch.tensor([[3, 0], [5, 1], [2, 4]])], ids=["layer", "heads"])
 @pytest.mark.parametrize("positions", [1, 100])      # the first rotates a and g, the second forms D
 def test_both_orders_of_rotating_a_gradient_agree(positions, rows):
     r = 6 if rows is None else 2

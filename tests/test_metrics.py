@@ -1,0 +1,52 @@
+"""Numbers about rankings, on rankings whose numbers are known."""
+import numpy as np
+import pytest
+
+from msif import metrics
+
+SCORES = np.array([[3.0, 1.0, 2.0, 0.0], [0.0, 0.0, 0.0, 5.0]])
+
+
+def test_rank_1_is_the_highest_and_ties_share_their_mean():
+    assert metrics.ranks(SCORES).tolist() == [[1, 3, 2, 4], [3, 3, 3, 1]]
+
+
+def test_reciprocal_rank_is_that_of_the_best_proponent():
+    assert metrics.reciprocal_ranks(SCORES, [[1, 2], [0]]).tolist() == [1 / 2, 1 / 3]
+
+
+def test_recall_counts_the_proponents_among_the_first_k():
+    assert metrics.recalls(SCORES, [[1, 2], [3]], k=2).tolist() == [0.5, 1.0]
+
+
+def test_scores_that_know_nothing_rank_at_chance():
+    scores, proponents = np.random.default_rng(0).normal(size=(2000, 50)), [[n % 50] for n in range(2000)]
+    expected, (mean, error) = (1 / np.arange(1, 51)).mean(), metrics.mean_and_error(metrics.reciprocal_ranks(scores, proponents))
+    assert abs(mean - expected) < 4 * error
+
+
+def test_bootstrap_interval_covers_what_it_should():
+    """95 % intervals of 200 samples of known mean: the number that cover it is binomial, 3 standard deviations allowed."""
+    rng = np.random.default_rng(0)
+    found = [metrics.bootstrap_interval([rng.normal(size=80)], resamples=400, seed=n) for n in range(200)]
+    assert abs(sum(low <= 0 <= high for _, low, high in found) - 190) <= 3 * np.sqrt(200 * 0.05 * 0.95) + 2
+
+
+def test_bootstrap_interval_of_equal_values_has_no_width():
+    assert metrics.bootstrap_interval([[2.0, 2.0], [2.0]]) == (2.0, 2.0, 2.0)
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    one, two = [np.zeros(50)], [np.zeros(50), np.ones(50)]
+    width = lambda groups: np.subtract(*metrics.bootstrap_interval(groups)[:0:-1])
+    assert width(two) > width(one) == 0
+
+
+def test_top_share_is_one_when_a_single_document_holds_all():
+    assert metrics.top_share([0.0] * 99 + [2.0]) == 1.0
+    assert metrics.top_share(np.ones(200)) == pytest.approx(0.01)
+
+
+def test_metrics_file_nests_by_method_form_and_number():
+    records = [{"method": "m", "normalised": False, "mrr": x} for x in (0.2, 0.4)]
+    assert metrics.by_method(records, "mrr") == {"m": {"raw": {"mrr": 0.3}}}
