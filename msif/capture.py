@@ -12,16 +12,18 @@ import torch
 from tqdm import tqdm
 
 from msif.data import batches
+from msif.models import logits
 
 
 @contextmanager
 def frozen(model):
-    """No parameter asks for a gradient inside: the backward pass then carries activation gradients alone."""
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    model.requires_grad_(False)
+    """No parameter asks for a gradient inside, so that the backward pass carries activation gradients alone; no dropout."""
+    wanted, training = [p for p in model.parameters() if p.requires_grad], model.training
+    model.requires_grad_(False).eval()
     try:
         yield model
     finally:
+        model.train(training)
         for p in wanted:
             p.requires_grad_(True)
 
@@ -85,9 +87,9 @@ def backpropagate(model, layers, batch, objectives, consume):
     try:
         handles = [watch(layer) for layer in layers]
         with torch.enable_grad():
-            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            predicted = logits(model, batch)
             for draw, objective in enumerate(objectives):
-                scalar = objective(logits, batch).sum()
+                scalar = objective(predicted, batch).sum()
                 _finite(scalar, "the loss", batch)
                 scalar.backward(retain_graph=draw + 1 < len(objectives))
     finally:

@@ -44,10 +44,22 @@ class LayerFactors:
         v = (self.basis_out @ v @ self.basis_in.mT).flatten(1, 2)
         return v if self.rows is None else torch.empty_like(v).index_copy_(1, self.rows.flatten(), v)
 
+    def to(self, device):
+        """The same factors on a device."""
+        return LayerFactors(*(x if x is None else x.to(device) for x in vars(self).values()))
+
     def apply(self, f, v):
         """f(G) V for f(eigenvalues, their mean over the layer), in float64 where it matters: the filter itself."""
         eigenvalues = self.eigenvalues.double()
         return self.rotate_back(self.rotate(v) * f(eigenvalues, eigenvalues.mean()).to(v.dtype))
+
+
+def _named(name, call, *arguments):
+    """call(*arguments), with the layer's name put before what is wrong with its factors."""
+    try:
+        return call(*arguments)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _split(x, rows, dim):
@@ -63,7 +75,7 @@ class EKFAC:
 
     def apply(self, f, v, new=(), f_new=None):
         """f(G) v, layer by layer; v: {layer: (n, o, i)}. Layers in `new` get f_new (no coupling: blocks are independent)."""
-        return {name: self.factors[name].apply(f_new if name in new else f, x) for name, x in v.items()}
+        return {name: _named(name, self.factors[name].to(x.device).apply, f_new if name in new else f, x) for name, x in v.items()}
 
     @property
     def layers(self):
@@ -88,6 +100,8 @@ def fit(model, layers, sequences, *, labels="gaussian", samples=2, seed=0, batch
     the layers are fitted in that many groups, one after the other, to bound memory; the result does not change.
     Raises MemoryError when the factors of one partition will not fit, FloatingPointError naming a layer that is not finite.
     """
+    if partitions < 1:
+        raise ValueError(f"partitions is {partitions}; expected at least 1")
     require(memory=sum(map(factor_bytes, layers)) // partitions * 2, what=f"EK-FAC factors of {len(layers)} layers")
     objectives, factors, size = fisher_losses(labels, samples, seed), {}, -(-len(layers) // partitions)
     for first in range(0, len(layers), size):

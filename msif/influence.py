@@ -138,8 +138,8 @@ def score(model, layers, candidates, w, *, batch_size=32, per_layer=False, objec
     def consume(layer, a, g, draw, batch):
         here = torch.tensor([at[index] for index in batch.index.tolist()])
         D = sequence_gradient(a, g).flatten(1)
-        found[layer.name if per_layer else "all"][:, here] += weights[layer.name] @ D.mT
-        squares[here] += D.square().sum(1)
+        found[layer.name if per_layer else "all"][:, here] += (weights[layer.name].to(D.device) @ D.mT).to(first.device)
+        squares[here] += D.square().sum(1).to(first.device)
 
     passes(model, layers, candidates, [objective], batch_size, consume, title)
     return Scores(sum(found.values()), squares.sqrt(), found if per_layer else {})
@@ -156,7 +156,7 @@ def token_scores(model, layers, candidates, w, *, batch_size=32, objective=loss)
     def consume(layer, a, g, draw, batch):
         if not total or total[-1][0] is not batch:
             total.append((batch, a.new_zeros(len(w[layer.name]), len(a), longest)))
-        total[-1][1][:, :, :a.shape[1]] += torch.einsum("nso,qoi,nsi->qns", g, w[layer.name].to(g.dtype), a)
+        total[-1][1][:, :, :a.shape[1]] += torch.einsum("nso,qoi,nsi->qns", g, w[layer.name].to(g), a)
 
     passes(model, layers, candidates, [objective], batch_size, consume)
     return torch.cat([x for _, x in total], 1)

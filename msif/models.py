@@ -141,3 +141,19 @@ def model_digest(model):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return sha.hexdigest()
+
+
+def logits(model, batch):
+    """The model's logits for a `data.Batch`: (n, S, V), or (n, C) for a classifier; padding is known by the mask.
+
+    Decoder classifiers of transformers pool at the last id that is not config.pad_token_id, so padding gets that id here;
+    ValueError for a sequence that ends in it, as it would be pooled elsewhere.
+    """
+    ids, pad = batch.input_ids, getattr(getattr(model, "config", None), "pad_token_id", None)
+    if batch.labels.dim() == 1 and pad is not None:
+        last = ids.gather(1, batch.attention_mask.sum(1, keepdim=True) - 1)[:, 0]
+        if (last == pad).any():
+            raise ValueError(f"sequence {batch.index[last == pad][0].item()} ends in token id {pad}, the model's pad_token_id: a "
+                             f"classifier would not see its end; give the config a pad_token_id that no text uses")
+        ids = ids.masked_fill(batch.attention_mask == 0, pad)
+    return model(input_ids=ids, attention_mask=batch.attention_mask).logits

@@ -195,7 +195,7 @@ def _take(excerpts, used):
 
 def _planted(rng, story, text, kind, template, fact):
     parts, sentence = sentences(text), template.format(s=fact["subject"], o=fact["object"])
-    place = rng.randint(1, len(parts))
+    place = rng.randint(LO, min(HI, len(parts)))
     whole = "".join(parts[:place]).rstrip() + f" {sentence} " + "".join(parts[place:])
     return _document(story, whole.strip(), kind, template=template, sentence=sentence, **fact)
 

@@ -5,6 +5,7 @@ import torch
 from tqdm import tqdm
 
 from msif.data import collate
+from msif.models import logits
 from msif.objectives import loss
 
 
@@ -36,7 +37,7 @@ def train(model, sequences, *, epochs, rate, batch_size=64, warmup=0.1, weight_d
 
 def _step(model, sequences, weights, optimiser, schedule):
     batch = collate(sequences).to(model.device)
-    losses = loss(model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits, batch)
+    losses = loss(logits(model, batch), batch)
     if not torch.isfinite(losses).all():
         raise FloatingPointError(f"the training loss is NaN or infinite at sequences {batch.index.tolist()}: lower the "
                                  f"learning rate {optimiser.param_groups[0]['lr']:.2g}, or check the data")
