@@ -150,7 +150,7 @@ def logits(model, batch):
     ValueError for a sequence that ends in it, as it would be pooled elsewhere.
     """
     ids, pad = batch.input_ids, getattr(getattr(model, "config", None), "pad_token_id", None)
-    if batch.labels.dim() == 1 and pad is not None:
+    if hasattr(model, "score") and pad is not None:               # what decoder classifiers call their head
         last = ids.gather(1, batch.attention_mask.sum(1, keepdim=True) - 1)[:, 0]
         if (last == pad).any():
             raise ValueError(f"sequence {batch.index[last == pad][0].item()} ends in token id {pad}, the model's pad_token_id: a "

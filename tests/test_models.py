@@ -4,11 +4,12 @@ import torch
 from torch import nn
 from transformers import (BertConfig, BertForSequenceClassification, BloomConfig, BloomForCausalLM,
                           FalconConfig, FalconForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig,
-                          LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM)
+                          LlamaForCausalLM, LlamaForSequenceClassification, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bloom.modeling_bloom import BloomAttention
 from transformers.pytorch_utils import Conv1D
 
+from msif import models
 from msif.models import load_model, load_tokenizer, model_digest, tiny_gpt_neox, tracked_layers
 
 HEADS, WIDTH, VOCAB = 4, 32, 50
@@ -281,3 +282,17 @@ def test_an_unknown_dtype_or_head_is_refused_by_value():
         load_model("any", dtype="int8")
     with pytest.raises(ValueError, match="'token'.*causal"):
         load_model("any", head="token")
+
+
+def test_decoder_classifier_pools_where_the_mask_ends():
+    """Whatever its pad_token_id, a padded sequence has the logits that it has alone; one ending in that id is refused."""
+    from msif.data import Sequence, collate
+    config = LlamaConfig(vocab_size=12, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2,
+                         num_key_value_heads=1, pad_token_id=7, num_labels=3)
+    model = LlamaForSequenceClassification(config).eval()
+    rows = [Sequence(0, (3, 5), 0), Sequence(1, (1, 2, 3, 0), 1)]
+    together = models.logits(model, collate(rows))
+    for n, row in enumerate(rows):
+        assert torch.allclose(together[n], models.logits(model, collate([row]))[0], atol=1e-6)
+    with pytest.raises(ValueError, match="sequence 4 ends in token id 7"):
+        models.logits(model, collate([Sequence(4, (1, 7), 0)]))
