@@ -15,11 +15,11 @@ sns.set_theme(context="notebook", style="ticks", palette="colorblind", rc={
 
 def losses(pretraining, finetuning, title):
     """Mean training loss of each epoch (nats per sequence), one line a seed; both are lists of lists."""
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
     for ax, runs, stage in zip(axes, (pretraining, finetuning), ("pre-training", "fine-tuning")):
         for seed, run in enumerate(runs):
             ax.plot(range(1, len(run) + 1), run, marker="o", color=PALETTE[0], alpha=0.9 if seed == 0 else 0.4)
-        ax.set(xlabel=f"{stage} epoch", ylabel="training loss [nats / sequence]", ylim=(0, None))
+        ax.set(xlabel=f"{stage} epoch", ylabel="loss [nats / sequence]", ylim=(0, None))
     figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
     return figure
 
@@ -30,7 +30,7 @@ def shares(labels, values, errors, title, xlabel, chance=None):
     ax.barh(labels, values, xerr=errors, color=PALETTE[0], error_kw={"ecolor": "0.25", "capsize": 3})
     if chance is not None:
         ax.axvline(chance, color="0.25", linestyle="--", label=f"chance {chance:.2f}")
-        ax.legend(loc="lower right")
+        ax.legend(loc="upper right")              # beside the short bar of chance level
     ax.invert_yaxis()
     ax.set(xlim=(0, 1), xlabel=xlabel, title=title)
     return figure
@@ -38,13 +38,14 @@ def shares(labels, values, errors, title, xlabel, chance=None):
 
 def spectra(stages, title):
     """Eigenvalues Λ of every layer, largest first, on log axes. stages: {stage: {layer: (P_layer,) eigenvalues}}."""
-    figure, axes = plt.subplots(1, len(stages), figsize=(5 * len(stages), 3.4), sharey=True, layout="constrained", squeeze=False)
+    size = {"figsize": (4.6 * len(stages), 3.6), "layout": "constrained"}
+    figure, axes = plt.subplots(1, len(stages), sharey=True, squeeze=False, **size)
     for ax, (stage, layers) in zip(axes[0], stages.items()):
         for (name, values), color in zip(layers.items(), sns.color_palette("viridis", len(layers))):
             values = np.sort(np.asarray(values))[::-1]
             ax.loglog(np.arange(1, len(values) + 1), values, color=color, label=name)
         ax.set(xlabel="rank of the eigenvalue", title=stage)
-    axes[0, 0].set(ylabel="eigenvalue Λ [nats / weight²]", ylim=(1e-12, None))
+    axes[0, 0].set(ylabel="eigenvalue Λ [nats / weight²]", ylim=(1e-8, None))
     axes[0, -1].legend(fontsize="x-small", loc="lower left")
     figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
     return figure
@@ -94,7 +95,8 @@ def differences(names, intervals, title, xlabel):
 
 def grid(table, rows, columns, title, xlabel, ylabel):
     """Heat maps of one number over two settings. table: {form: (rows, columns)}, values in [0, 1]."""
-    figure, axes = plt.subplots(1, len(table), figsize=(4.6 * len(table), 0.5 * len(rows) + 1.8), sharey=True, layout="constrained")
+    size = {"figsize": (4 * len(table), 0.5 * len(rows) + 1.8), "layout": "constrained"}
+    figure, axes = plt.subplots(1, len(table), sharey=True, **size)
     low = min(np.min(values) for values in table.values())
     for ax, (form, values) in zip(axes, table.items()):
         sns.heatmap(np.array(values), ax=ax, annot=True, fmt=".2f", cmap="cividis", vmin=low, vmax=1, cbar=False,

@@ -2,9 +2,9 @@
 from html import escape
 
 BLUE, ORANGE = "31,119,180", "230,120,20"          # proponent, opponent: told apart by every kind of colour vision
-LEGEND = ("<p><small>A score is df/dw: positive (blue, underlined) raises the answer's log-probability, negative (orange) lowers it; "
-          "unit: nats per unit of document weight. A token's shade is the part of the score that passes through the weights at "
-          "that position, later losses included.</small></p>")
+LEGEND = ("<p><small>A score is df/dw, in nats per unit of document weight: positive (blue, underlined) raises the answer's "
+          "log-probability, negative (orange) lowers it. A token's shade is the part of the score that passes through the "
+          "weights at that position, later losses included.</small></p>")
 
 
 def tokens(words, scores, scale):
@@ -21,10 +21,11 @@ def _token(word, score, shade):
 def ranking(query, answer, rows):
     """A query and its ranked documents. rows: dicts with `rank`, `score`, `words`, `scores` (per word) and `note`."""
     scale = max((abs(x) for row in rows for x in row["scores"]), default=1.0) or 1.0
-    body = "".join(f'<tr><td>{row["rank"]}</td><td style="text-align:right">{row["score"]:+.3g}</td><td>{escape(row["note"])}</td>'
+    body = "".join(f'<tr><td>{row["rank"]}</td><td>{row["score"]:+.3g}</td><td>{escape(row["note"])}</td>'
                    f'<td style="text-align:left">{tokens(row["words"], row["scores"], scale)}</td></tr>' for row in rows)
-    return (f'<p><b>{escape(query)}</b> <mark>{escape(answer)}</mark></p><table><thead><tr><th>rank</th><th>score</th><th>kind</th>'
-            f'<th style="text-align:left">document</th></tr></thead><tbody>{body}</tbody></table>')
+    head = '<th>rank</th><th>score</th><th>kind</th><th style="text-align:left">document</th>'
+    return (f"<p><b>{escape(query)}</b> <mark>{escape(answer)}</mark></p>"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
 
 def page(title, body):
