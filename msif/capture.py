@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import torch
 from tqdm import tqdm
 
-from msif.data import batches
-from msif.models import logits
+from msif.data import batches, check
+from msif.models import limits, logits
 
 
 @contextmanager
@@ -103,7 +103,10 @@ def sequence_gradient(a, g):
 
 
 def passes(model, layers, sequences, objectives, batch_size, consume, title=None):
-    """`backpropagate` over all sequences: consume(layer, a, g, draw, batch). title: of the progress bar (None: silent)."""
+    """`backpropagate` over all sequences: consume(layer, a, g, draw, batch). title: of the progress bar (None: silent).
+
+    Raises ValueError, before anything runs, for a sequence that the model cannot read (`data.check`)."""
+    check(sequences, *limits(model))
     with frozen(model):
         for batch in tqdm(batches(sequences, batch_size), total=-(-len(sequences) // batch_size), desc=title,
                           disable=title is None):

@@ -4,6 +4,7 @@ Any Hugging Face causal language model or sequence classifier, from a hub id or 
 GPT-NeoX to train from scratch. Weights come from safetensors alone; code that comes with a model never runs.
 """
 import hashlib
+import math
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -157,3 +158,9 @@ def logits(model, batch):
                              f"classifier would not see its end; give the config a pad_token_id that no text uses")
         ids = ids.masked_fill(batch.attention_mask == 0, pad)
     return model(input_ids=ids, attention_mask=batch.attention_mask).logits
+
+
+def limits(model):
+    """(vocabulary size, longest sequence) that the model can read; infinite where its config does not say."""
+    config = getattr(model, "config", None)
+    return tuple(getattr(config, name, None) or math.inf for name in ("vocab_size", "max_position_embeddings"))

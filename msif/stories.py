@@ -97,7 +97,7 @@ def stories_corpus(folder, seed=0, planted=48, held_out=24, documents_per_fact=5
     _require(folder)
     texts, rows = load_texts(folder / STORIES), _instructions(folder / DOLLY)
     excerpts = [(n, text) for n, story in enumerate(texts) for text in excerpts_of(story, characters)]
-    _check(planted=(planted, 2, 60), held_out=(held_out, 1, planted - 1), documents_per_fact=(documents_per_fact, 1, 60),
+    _check(planted=(planted, 2, 100), held_out=(held_out, 1, planted - 1), documents_per_fact=(documents_per_fact, 1, 60),
            decoys_per_fact=(decoys_per_fact, 0, 2), instructions=(instructions, 0, len(rows)),
            stories=(stories, 0, len(excerpts) - planted * (documents_per_fact + decoys_per_fact)))
     facts = _facts(rng, planted, " ".join(texts + [f"{prompt} {answer}" for prompt, answer in rows]).lower())
@@ -156,11 +156,11 @@ def _require(folder):
 
 
 def _instructions(path):
-    """(prompt, answer) of the rows on one line each with at most 160 plain characters: short enough for small contexts."""
+    """(prompt, answer) of the rows of one line, plain characters and few words: short enough for small contexts."""
     rows = [json.loads(line) for line in path.open(encoding="utf-8")]
     pairs = [(row["instruction"].strip(), row["response"].strip()) for row in rows]
     return [(PROMPT.format(question=question), answer) for question, answer in pairs
-            if question and answer and len(question + answer) <= 160 and (question + answer).isascii()
+            if 0 < len(question) <= 80 and 0 < len(answer) <= 20 and (question + answer).isascii()
             and "\n" not in question + answer]
 
 

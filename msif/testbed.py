@@ -12,7 +12,7 @@ from pathlib import Path
 from msif import scratch
 from msif.corpus import Corpus, generate
 from msif.data import check, encode_answers, encode_documents, split_answer, word_tokenizer
-from msif.models import load_model, load_tokenizer, model_digest, tiny_gpt_neox
+from msif.models import limits, load_model, load_tokenizer, model_digest, tiny_gpt_neox
 from msif.paths import root
 from msif.training import greedy, train
 
@@ -51,7 +51,7 @@ def build(folder, corpus, *, model, pretraining, finetuning, checkpoints=(), max
     tokenizer.save_pretrained(folder / "tokenizer")
     documents, rows, queries = _encode(corpus, tokenizer, max_length)
     for sequences in (documents, rows, queries):
-        check(sequences, net.config.vocab_size, net.config.max_position_embeddings)
+        check(sequences, *limits(net))
 
     def keep(epoch, net):
         if epoch in checkpoints:

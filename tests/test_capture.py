@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from msif.capture import backpropagate, frozen, gradients, passes
-from msif.data import collate
+from msif.data import Sequence, collate
 from msif.models import tracked_layers
 from msif.objectives import loss
 from tiny import documents, gpt2, llama, neox, plain_loss, relative, weight_gradients
@@ -132,3 +132,9 @@ def test_a_layer_that_runs_twice_is_refused_by_name():
     twice = [x for x in tracked_layers(neox()) if "0.mlp" in x.name]
     with pytest.raises(ValueError, match="layers.0.mlp.* runs more than once"):
         gradients(model, twice, documents(2), loss)
+
+
+def test_token_ids_beyond_the_vocabulary_are_refused_before_anything_runs():
+    model = neox()
+    with pytest.raises(ValueError, match=r"sequence 3 has token id 99.*vocabulary has 12"):
+        gradients(model, tracked_layers(model), [*documents(2), Sequence(3, (1, 99, 2), (1, 99, 2))], loss)
