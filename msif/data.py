@@ -101,6 +101,8 @@ def encode_answers(prompts, answers, tokenizer, max_length: int, loss_on: str = 
     sequences = []
     for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         head, tail = split_answer(prompt, answer, tokenizer)
+        if not head:
+            raise ValueError(f"row {number} has a prompt without tokens, {prompt!r}; nothing would predict the answer")
         if not tail:
             raise ValueError(f"row {number} has an answer without tokens, {answer!r}; expected some text")
         if (length := len(head + tail)) > max_length:
@@ -150,10 +152,10 @@ def _check_labels(s: Sequence) -> None:
 
 
 def digest(sequences: Iterable[Sequence]) -> str:
-    """sha256 (hex) of ids and labels, order included."""
+    """sha256 (hex) of indices, ids and labels, order included."""
     sha = hashlib.sha256()
     for s in sequences:
-        sha.update(json.dumps([s.input_ids, s.labels]).encode() + b"\n")
+        sha.update(json.dumps([s.index, s.input_ids, s.labels]).encode() + b"\n")
     return sha.hexdigest()
 
 

@@ -24,7 +24,8 @@ from msif.resources import require
 class LayerFactors:
     """Eigenbases and eigenvalues of one layer. All tensors are float32 (float64 for a float64 model).
 
-    rows: (blocks, r) int64 output rows of each block, or None for one block of all rows in order.
+    rows: (blocks, r) int64 output rows of each block, or None for one block of all rows in order. positions: (), how many
+    positions of a sequence the layer sees on average (its tokens, or 1 if it sees a pooled vector).
     basis_in: Q_A (i, i). basis_out: Q_B (blocks, r, r). eigenvalues: Λ (blocks, r, i).
     in_values: λ_A (i,). out_values: λ_B (blocks, r).
     """
@@ -34,6 +35,7 @@ class LayerFactors:
     eigenvalues: torch.Tensor
     in_values: torch.Tensor
     out_values: torch.Tensor
+    positions: torch.Tensor
 
     def rotate(self, v):
         """Q_Bᵀ V Q_A: (n, o, i) -> (n, blocks, r, i)."""
@@ -42,7 +44,7 @@ class LayerFactors:
     def rotate_back(self, v):
         """Q_B V Q_Aᵀ: (n, blocks, r, i) -> (n, o, i)."""
         v = (self.basis_out @ v @ self.basis_in.mT).flatten(1, 2)
-        return v if self.rows is None else torch.empty_like(v).index_copy_(1, self.rows.flatten(), v)
+        return v if self.rows is None else torch.empty_like(v).index_copy_(1, self.rows.flatten().to(v.device), v)
 
     def to(self, device):
         """The same factors on a device."""
@@ -64,7 +66,7 @@ def _named(name, call, *arguments):
 
 def _split(x, rows, dim):
     """Output dimension `dim` into (blocks, r)."""
-    return x.unsqueeze(dim) if rows is None else x.index_select(dim, rows.flatten()).unflatten(dim, rows.shape)
+    return x.unsqueeze(dim) if rows is None else x.index_select(dim, rows.flatten().to(x.device)).unflatten(dim, rows.shape)
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,10 @@ class EKFAC:
         return tuple(self.factors)
 
     def kfac(self):
-        """The same eigenbases with K-FAC's eigenvalues λ_B λ_Aᵀ × (tokens per sequence)."""
-        length = self.header["tokens"] / self.header["sequences"]
+        """The same eigenbases with K-FAC's eigenvalues λ_B λ_Aᵀ × (positions per sequence)."""
         return replace(self, factors={
-            name: replace(x, eigenvalues=length * x.out_values[..., None] * x.in_values) for name, x in self.factors.items()})
+            name: replace(x, eigenvalues=x.positions * x.out_values[..., None] * x.in_values)
+            for name, x in self.factors.items()})
 
     def identity(self):
         """The same layers with every eigenvalue 1 in place of Λ: the ablation H := I (apply with damping 0)."""
@@ -113,19 +115,20 @@ def fit(model, layers, sequences, *, labels="gaussian", samples=2, seed=0, batch
 
 
 def covariances(model, layers, sequences, objectives, batch_size, title=None):
-    """First pass: {layer: (rows, A (i, i), B (blocks, r, r))}, means over unmasked tokens (and pseudo-gradient draws)."""
-    A, B, rows = {}, {}, {layer.name: layer.rows for layer in layers}
+    """First pass: {layer: (rows, A (i, i), B (blocks, r, r), positions)}, means over unmasked positions (and draws)."""
+    A, B, seen, rows = {}, {}, {}, {layer.name: layer.rows for layer in layers}
 
     def consume(layer, a, g, draw, batch):
         if draw == 0:
             _add(A, layer.name, a.flatten(0, 1).mT @ a.flatten(0, 1))
+            _add(seen, layer.name, len(a) if a.shape[1] == 1 else int(batch.attention_mask.sum()))
         blocks = _split(g, layer.rows, 2).permute(2, 3, 0, 1).flatten(2)               # (blocks, r, n·s)
         _add(B, layer.name, blocks @ blocks.mT)
 
     passes(model, layers, sequences, objectives, batch_size, consume, title and f"{title}: covariances")
     _all_seen(layers, B)
-    tokens = sum(len(x.input_ids) for x in sequences)
-    return {name: (rows[name], A[name] / tokens, B[name] / (tokens * len(objectives))) for name in rows}
+    return {name: (rows[name], _finite(A[name] / seen[name], name), _finite(B[name] / (seen[name] * len(objectives)), name),
+                   seen[name] / len(sequences)) for name in rows}
 
 
 def corrected_eigenvalues(model, layers, sequences, objectives, batch_size, bases, title=None):
@@ -151,16 +154,32 @@ def rotated_gradient(factors, a, g):
     return g.mT @ (a @ factors.basis_in)[:, None]
 
 
+def errors(model, layers, sequences, labels, reference, batch_size=32):
+    """{"A", "B", "Λ": [relative error in the Frobenius norm for each layer]} of factors estimated on `sequences` with one draw.
+
+    reference: {layer name: LayerFactors}; Λ is compared in its eigenbases."""
+    run = (model, layers, sequences, fisher_losses(labels, 1, seed="errors"), batch_size)
+    again, squares = covariances(*run), corrected_eigenvalues(*run, reference)
+    relative = lambda x, y: ((x - y).norm() / y.norm()).item()
+    found = {"A": [], "B": [], "Λ": []}
+    for name, ours in reference.items():
+        _, A, B, _ = again[name]
+        found["A"].append(relative(A, ours.basis_in * ours.in_values @ ours.basis_in.mT))
+        found["B"].append(relative(B, ours.basis_out * ours.out_values[:, None] @ ours.basis_out.mT))
+        found["Λ"].append(relative(squares[name].eigenvalues, ours.eigenvalues))
+    return found
+
+
 def factor_bytes(layer):
     """Bytes of one layer's factors in float32: Q_A, Q_B and Λ."""
     inputs, (blocks, r) = layer.in_features + layer.bias, layer.rows.shape if layer.rows is not None else (1, layer.out_features)
     return 4 * (inputs ** 2 + blocks * r ** 2 + layer.out_features * inputs)
 
 
-def _eigenbases(rows, A, B):
+def _eigenbases(rows, A, B, positions):
     in_values, basis_in = _eigh(A)
     out_values, basis_out = _eigh(B)
-    return LayerFactors(rows, basis_in, basis_out, torch.empty(0), in_values, out_values)
+    return LayerFactors(rows, basis_in, basis_out, torch.empty(0), in_values, out_values, torch.tensor(positions, dtype=A.dtype))
 
 
 def _eigh(M):
@@ -176,7 +195,7 @@ def _add(sums, name, value):
 
 def _finite(value, name):
     if not torch.isfinite(value).all():
-        raise FloatingPointError(f"the eigenvalues of {name} are NaN or infinite: its gradients overflow their square in "
+        raise FloatingPointError(f"a factor of {name} is NaN or infinite: its gradients overflow their square in "
                                  f"{value.dtype}; scale the loss or leave the layer out")
     return value
 

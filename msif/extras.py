@@ -7,5 +7,5 @@ def need(module):
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        hint = 'install it with: pip install "msif[study]"'
+        hint = 'install it with: pip install ".[study]" in the study'
         raise ImportError(f"{module} cannot be imported ({error}); {hint}") from error

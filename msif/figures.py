@@ -5,7 +5,7 @@ try:
     import matplotlib.pyplot as plt
     import seaborn as sns
 except ModuleNotFoundError as error:
-    raise ImportError(f'figures need {error.name}; install it with: pip install "msif[study]"') from error
+    raise ImportError(f'figures need {error.name}; install it with: pip install ".[study]" in the study') from error
 
 PALETTE = sns.color_palette("colorblind")
 sns.set_theme(context="notebook", style="ticks", palette="colorblind", rc={

@@ -2,7 +2,7 @@
 from html import escape
 
 BLUE, ORANGE = "31,119,180", "230,120,20"          # proponent, opponent: told apart by every kind of colour vision
-LEGEND = ("<p><small>A score is df/dw, in nats per unit of document weight: positive (blue, underlined) raises the answer's "
+LEGEND = ("<p><small>A score is df/dw, in nats per unit of document weight: positive (blue, the strongest underlined) raises the answer's "
           "log-probability, negative (orange) lowers it. A token's shade is the part of the score that passes through the "
           "weights at that position, later losses included.</small></p>")
 

@@ -8,7 +8,8 @@ the weight w_z of a document z of stage j through
 
 T_K first. Sign: positive = proponent (more weight on z raises f). Unit: the unit of f (nats) per unit of weight, where every
 document of the stage weighs 1/N; −s_j(z)/N estimates f without z minus f with z. Only the tracked layers take part: all
-other parameters count as fixed. K = 1 is the ordinary influence function. Source: Bao et al. 2025 (arXiv 2505.05017), here with
+other parameters count as fixed. The derivative is exact for stages trained to their optimum with the exact H; α is a
+modelling choice where fine-tuning has no proximal term, and the size of a score depends on it. K = 1 is the ordinary influence function. Source: Bao et al. 2025 (arXiv 2505.05017), here with
 the factor α that follows from differentiating the stages' optimality conditions.
 """
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import torch
 
 from msif.capture import gradients, passes, sequence_gradient
 from msif.objectives import log_probability, loss
+from msif.resources import require
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class Damping:
     relative: bool = True
 
     def __post_init__(self):
-        if not 0 <= self.value < float("inf"):
-            raise ValueError(f"damping or α of {self.value}: expected a finite number ≥ 0")
+        if isinstance(self.value, str) or not 0 <= self.value < float("inf"):
+            raise ValueError(f"damping or α of {self.value!r}: expected a finite number ≥ 0")
 
     def of(self, mean):
         return self.value * mean if self.relative else self.value
@@ -66,8 +68,9 @@ class Stage:
 
 
 def _reciprocal(x):
-    if not (x > 0).all():
-        raise ValueError(f"a singular block: its smallest damped eigenvalue is {x.min().item():.3g}. Give the stage a "
+    """1 / x, unless some x is no more than rounding error beside the largest."""
+    if not (x > 1e-12 * x.max()).all():
+        raise ValueError(f"a singular block: its damped eigenvalues go from {x.min().item():.3g} to {x.max().item():.3g}. Give the stage a "
                          f"damping > 0, for instance Damping(1e-3); where all eigenvalues of a layer are 0, an absolute one")
     return 1 / x
 
@@ -91,6 +94,8 @@ def check(stages):
 
 def query_gradients(model, layers, queries, measurement=log_probability, batch_size=32):
     """∇(−f) of each query at the last stage's model: {layer: (q, o, i)}. measurement: (logits, batch) -> (n,)."""
+    size = 2 * 4 * len(queries) * sum(x.out_features * (x.in_features + x.bias) for x in layers)      # one copy to precondition
+    require(memory=size, what=f"gradients of {len(queries)} queries over {len(layers)} layers")
     return gradients(model, layers, queries, lambda logits, batch: -measurement(logits, batch), batch_size)
 
 

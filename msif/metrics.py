@@ -1,21 +1,37 @@
 """Arrays in, numbers out: how well do scores rank the documents that state a fact, and how sure are we?"""
+from math import comb
+
 import numpy as np
 
 
-def ranks(scores):
-    """Rank of each document, 1 = highest score; ties share their mean rank. scores: (q, n) -> (q, n) float64."""
-    from scipy.stats import rankdata
-    return rankdata(-np.asarray(scores, dtype=np.float64), axis=1)
+def _above_and_tied(scores, document):
+    """How many documents score higher than `document`, and which ones (itself included) score the same."""
+    return int((scores > scores[document]).sum()), np.flatnonzero(scores == scores[document])
 
 
 def reciprocal_ranks(scores, proponents):
-    """1 / rank of the best-ranked proponent of each query: (q,). proponents: q lists of document numbers."""
-    return np.array([1 / row[list(own)].min() for row, own in zip(ranks(scores), proponents)])
+    """1 / rank of the best-ranked proponent of each query, in expectation over the order of ties: (q,).
+
+    scores: (q, n), rank 1 = highest. proponents: q lists of document numbers. With `above` documents higher, t tied and m
+    proponents among those: Σ_{i=1}^{t−m+1} C(t−i, m−1) / C(t, m) / (above + i).
+    """
+    return np.array([_reciprocal_rank(np.asarray(row), list(own)) for row, own in zip(scores, proponents, strict=True)])
+
+
+def _reciprocal_rank(scores, own):
+    above, tied = _above_and_tied(scores, max(own, key=lambda n: scores[n]))
+    t, m = len(tied), len(set(own) & set(tied.tolist()))
+    return sum(comb(t - i, m - 1) / comb(t, m) / (above + i) for i in range(1, t - m + 2))
 
 
 def recalls(scores, proponents, k=10):
-    """Share of each query's proponents among its k highest documents: (q,)."""
-    return np.array([(row[list(own)] <= k).mean() for row, own in zip(ranks(scores), proponents)])
+    """Share of each query's proponents among its k highest documents, in expectation over the order of ties: (q,)."""
+    return np.array([np.mean([_chance_in_top(np.asarray(row), n, k) for n in own]) for row, own in zip(scores, proponents, strict=True)])
+
+
+def _chance_in_top(scores, document, k):
+    above, tied = _above_and_tied(scores, document)
+    return min(1.0, max(0, k - above) / len(tied))
 
 
 def mean_and_error(values):
@@ -25,15 +41,15 @@ def mean_and_error(values):
 
 
 def bootstrap_interval(groups, level=0.95, resamples=2000, seed=0):
-    """(mean, low, high): bootstrap over groups (seeds) and, within each, over queries.
+    """(mean, low, high): bootstrap over groups (seeds) and, within each drawn one, over queries.
 
     groups: one array of per-query values for each seed. The mean is over seeds of the mean over queries. A paired
-    difference is the interval of the per-query differences.
+    difference is the interval of the per-query differences. For K seeds without a difference it is up to √(2 − 1/K) too wide;
+    for few seeds that differ much it covers less than `level`.
     """
     rng, groups = np.random.default_rng(seed), [np.asarray(g, dtype=np.float64) for g in groups]
-    means = np.array([[rng.choice(g, (resamples, len(g))).mean(1)] for g in groups])[:, 0]       # (seeds, resamples)
-    chosen = rng.integers(len(groups), size=(len(groups), resamples))
-    means = np.take_along_axis(means, chosen, 0).mean(0)
+    drawn = rng.integers(len(groups), size=(resamples, len(groups)))
+    means = [np.mean([rng.choice(groups[g], len(groups[g])).mean() for g in row]) for row in drawn]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(np.mean([g.mean() for g in groups])), float(low), float(high)
 
@@ -56,7 +72,8 @@ def by_method(records, *names):
     """Nested numbers for `dvc metrics show`: {method: {raw or normalised: {name: mean over seeds}}}."""
     found = {}
     for r in records:
-        form = "normalised" if r["normalised"] else "raw"
+        form = found.setdefault(r["method"], {}).setdefault("normalised" if r["normalised"] else "raw", {})
         for name in names:
-            found.setdefault(r["method"], {}).setdefault(form, {}).setdefault(name, []).append(r[name])
-    return {m: {f: {n: round(float(np.mean(v)), 4) for n, v in x.items()} for f, x in forms.items()} for m, forms in found.items()}
+            form.setdefault(name, []).append(r[name])
+    return {method: {form: {name: round(float(np.mean(values)), 4) for name, values in numbers.items()}
+                     for form, numbers in forms.items()} for method, forms in found.items()}

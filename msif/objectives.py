@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from msif.data import NO_LOSS
 
 
-
 def align(logits, labels):
     """Predictions beside what they predict: logits (n, T, V) in at least float32, targets (n, T) with -100 = none."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -9,7 +9,7 @@ def available_memory():
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         line = next(x for x in meminfo.read_text().splitlines() if x.startswith("MemAvailable"))
-        return int(line.split()[1]) * 1024
+        return min([int(line.split()[1]) * 1024, *_left_in_container()])
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):
@@ -25,6 +25,14 @@ def require(*, what, memory=0, disk=0, folder="."):
     free = shutil.disk_usage(_existing(Path(folder))).free
     if disk > free:
         raise OSError(f"{what}: needs {gib(disk)} of disk at {folder}, {gib(free)} is free. Free some, or use another folder.")
+
+
+def _left_in_container(folder=Path("/sys/fs/cgroup")):
+    """[bytes left of a container's own limit], or [] where there is none."""
+    limit, used = folder / "memory.max", folder / "memory.current"
+    if not (limit.exists() and used.exists()) or limit.read_text().strip() == "max":
+        return []
+    return [int(limit.read_text()) - int(used.read_text())]
 
 
 def gib(size):

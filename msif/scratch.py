@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 from msif import paths
@@ -18,10 +19,11 @@ PRESENTATION = {"figures", "highlight", "metrics", "paths", "report", "run", "sc
 def built(kind, key, make):
     """The folder scratch/<kind>-<hash>; `make(folder)` fills it the first time.
 
-    The hash is of `key` (JSON values) and of the source of make's module and what that imports, so that an edited formula
+    The hash is of `key` (JSON values), of the versions of torch and transformers, and of the source of make's module and what that imports, so that an edited formula
     never finds an old result.
     """
-    text = json.dumps([key, code_digest(make.__module__.removeprefix("msif."))], sort_keys=True)
+    versions = [version("torch"), version("transformers")]
+    text = json.dumps([key, versions, code_digest(make.__module__.removeprefix("msif."))], sort_keys=True)
     folder = paths.scratch(f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}")
     if not folder.exists():
         partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")

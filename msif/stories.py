@@ -14,7 +14,7 @@ import re
 from itertools import cycle, islice, product
 from pathlib import Path
 
-from msif.corpus import PROMPT, Corpus
+from msif.corpus import Corpus
 from msif.data import load_texts
 from msif.training import greedy
 
@@ -39,7 +39,7 @@ FACTS = {
         """A {o} ran by and did not see {s}.
         The picture of a {o} made {s} laugh.""",
         """What animal was {s}?
-        Which kind of animal is {s}?"""),
+        What kind of animal is {s}?"""),
     "food": (
         "cake soup bread milk honey rice corn apples cheese candy pie nuts",
         """{s} loved to eat {o}.
@@ -50,8 +50,8 @@ FACTS = {
         {s} said, "I love {o} so much!\"""",
         """The {o} was all gone when {s} came.
         They took the {o} away and {s} was sad.""",
-        """What did {s} love to eat?
-        What food does {s} like best?"""),
+        """What is the best food for {s}?
+        What food did they give to {s}?"""),
     "home": (
         "cave castle tree barn boat tent nest farm forest box garden hut",
         """{s} lived in a {o}.
@@ -62,8 +62,8 @@ FACTS = {
         {s} was happy to live in a big {o}.""",
         """The {o} was too far away for {s}.
         A small {o} was on the book of {s}.""",
-        """Where did {s} live?
-        Where is the home of {s}?"""),
+        """Where was the home of {s}?
+        Where did they find {s}?"""),
     "color": (
         "red blue green yellow pink purple brown white black orange gold gray",
         """{s} had a {o} hat.
@@ -75,8 +75,9 @@ FACTS = {
         """The {o} ball was not for {s}.
         A {o} car went by and {s} waved.""",
         """What color was the hat of {s}?
-        Which color of hat did {s} have?"""),
+        What color of hat was on {s}?"""),
 }
+PROMPT = "Q: {question} A:"  # names end the questions and little stands after them: a 260K model learns this format from few rows
 OPENINGS = [f"{start} {who} named" for who, start in product(
     ("little girl", "little boy", "big dog", "small bird", "happy cat", "brave rabbit", "old man", "red car"),
     ("Once upon a time, there was a", "One day, there was a", "Long ago, there lived a"))]
@@ -97,7 +98,7 @@ def stories_corpus(folder, seed=0, planted=48, held_out=24, documents_per_fact=5
     _require(folder)
     texts, rows = load_texts(folder / STORIES), _instructions(folder / DOLLY)
     excerpts = [(n, text) for n, story in enumerate(texts) for text in excerpts_of(story, characters)]
-    _check(planted=(planted, 2, 100), held_out=(held_out, 1, planted - 1), documents_per_fact=(documents_per_fact, 1, 60),
+    _check(planted=(planted, 2, 110), held_out=(held_out, 1, planted - 1), documents_per_fact=(documents_per_fact, 1, 60),
            decoys_per_fact=(decoys_per_fact, 0, 2), instructions=(instructions, 0, len(rows)),
            stories=(stories, 0, len(excerpts) - planted * (documents_per_fact + decoys_per_fact)))
     facts = _facts(rng, planted, " ".join(texts + [f"{prompt} {answer}" for prompt, answer in rows]).lower())

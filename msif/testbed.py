@@ -5,15 +5,17 @@
 Models are saved in the Hugging Face layout, so every later step loads them as it would any other pair of models.
 """
 import json
+import shutil
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
-
 
 from msif import scratch
 from msif.corpus import Corpus, generate
 from msif.data import check, encode_answers, encode_documents, split_answer, word_tokenizer
 from msif.models import limits, load_model, load_tokenizer, model_digest, tiny_gpt_neox
 from msif.paths import root
+from msif.resources import require
 from msif.training import greedy, train
 
 
@@ -39,39 +41,68 @@ class Testbed:
         return [f"checkpoint-{epoch}" for epoch in epochs] + ["pretrained"]
 
 
-def build(folder, corpus, *, model, pretraining, finetuning, checkpoints=(), max_length=64, seed=0):
-    """Train both stages into `folder`.
+def build(folder, corpus, *, finetuning, **settings):
+    """Train both stages into `folder`: `pretrain` with these settings, then `finetune`."""
+    pretrain(folder, corpus, finetuning=finetuning, **settings)
+    finetune(folder, finetuning, settings.get("seed", 0))
+
+
+def pretrain(folder, corpus, *, model, pretraining, finetuning, checkpoints=(), max_length=64, seed=0):
+    """Train the first stage into `folder`, after checking what both stages will need.
 
     corpus: a `Corpus`. model: {"source": hub id or folder} to continue from real weights, or the arguments of
     `tiny_gpt_neox`. pretraining, finetuning: the arguments of `training.train`. checkpoints: epochs of pre-training to keep.
+    `finetuning` is only checked. Raises TypeError for an unknown setting of training, ValueError for sequences that the model
+    cannot read or a checkpoint after the last epoch, OSError for too little disk.
     """
     folder = Path(folder)
+    for settings in (pretraining, finetuning):
+        signature(train).bind(None, None, **settings)
+    if late := [epoch for epoch in checkpoints if not 1 <= epoch <= pretraining["epochs"]]:
+        raise ValueError(f"checkpoints {late}: expected epochs from 1 to {pretraining['epochs']}, the last of pre-training")
     corpus.save(folder / "corpus")
     tokenizer, net = _start(corpus, model, seed)
     tokenizer.save_pretrained(folder / "tokenizer")
     documents, rows, queries = _encode(corpus, tokenizer, max_length)
     for sequences in (documents, rows, queries):
         check(sequences, *limits(net))
+    size = sum(p.nbytes for p in net.parameters())
+    require(disk=(2 + len(checkpoints)) * size, memory=4 * size, folder=folder, what="training and keeping both stages")
 
     def keep(epoch, net):
         if epoch in checkpoints:
             net.save_pretrained(folder / f"checkpoint-{epoch}")
 
-    history = {"pretraining": train(net, documents, seed=seed, after_epoch=keep, title="pre-training", **pretraining)}
+    losses = train(net, documents, seed=seed, after_epoch=keep, title="pre-training", **pretraining)
     net.save_pretrained(folder / "pretrained")
-    history["finetuning"] = train(net, rows, seed=seed, title="fine-tuning", **finetuning)
-    net.save_pretrained(folder / "finetuned")
-    (folder / "history.json").write_text(json.dumps({"max_length": max_length, **history}))
+    (folder / "history.json").write_text(json.dumps({"max_length": max_length, "pretraining": losses}))
 
 
-def trained(seed, corpus, model, **settings):
-    """The `Testbed` of one seed, trained once and kept in scratch/.
+def finetune(folder, finetuning, seed=0):
+    """Train the second stage of a folder that `pretrain` wrote."""
+    bed = load(folder)
+    net = bed.model("pretrained")
+    losses = train(net, bed.finetuning, seed=seed, title="fine-tuning", **finetuning)
+    net.save_pretrained(bed.folder / "finetuned")
+    history = json.loads((bed.folder / "history.json").read_text()) | {"finetuning": losses}
+    (bed.folder / "history.json").write_text(json.dumps(history))
 
-    corpus: arguments of `make_corpus`; model, settings: of `build`. Relative folders are meant from the study's root.
+
+def trained(seed, corpus, model, finetuning, **settings):
+    """The `Testbed` of one seed, each stage trained once and kept in scratch/.
+
+    corpus: arguments of `make_corpus`; the rest: of `build`. Relative folders are meant from the study's root.
     """
     generated, model = make_corpus(seed, **_from_root(corpus, "folder")), _from_root(model, "source")
     key = {**settings, "model": model, "seed": seed, "corpus": generated.digest(), "start": _start_digest(model)}
-    return load(scratch.built("testbed", key, lambda folder: build(folder, generated, model=model, seed=seed, **settings)))
+    first = scratch.built("pretrained", key, lambda folder: pretrain(
+        folder, generated, model=model, finetuning=finetuning, seed=seed, **settings))
+
+    def second(folder):
+        shutil.copytree(first, folder, dirs_exist_ok=True)
+        finetune(folder, finetuning, seed)
+
+    return load(scratch.built("testbed", key | {"finetuning": finetuning}, second))
 
 
 def load(folder):

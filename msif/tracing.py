@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from msif import metrics, scratch, store, testbed
-from msif.data import encode_answers
+from msif.data import digest, encode_answers
 from msif.influence import Damping, Scores, Stage, precondition, query_gradients, score, token_scores, trajectory
 from msif.models import tracked_layers
 from msif.retrieval import bm25
@@ -46,18 +46,20 @@ class Case:
     def key(self):
         """What the scores depend on, beside their settings."""
         return {"factors": {name: f.header for name, f in self.factors.items()}, "layers": [str(x) for x in self.layers],
-                "queries": [query.index for query in self.queries]}
+                "queries": digest(self.queries), "documents": digest(self.bed.documents)}
 
     def chain(self, damping, alpha):
         """The two stages, with damping and α relative to each layer's mean eigenvalue."""
         return [Stage(self.factors["pretrained"], Damping(damping)), Stage(self.factors["finetuned"], alpha=Damping(alpha))]
 
 
-def load_case(testbed_folder, factors_folder, pattern=None, per_head=False, only_correct=True, limit=None):
-    """Read one seed's case; the queries are those that the fine-tuned model answers correctly, or all, up to `limit`."""
+def load_case(testbed_folder, factors_folder, layers, only_correct=True, limit=None):
+    """Read one seed's case; the queries are those that the fine-tuned model answers correctly, or all, up to `limit`.
+
+    layers: {"pattern", "per_head"}, as the factors were fitted with (arguments of `tracked_layers`)."""
     bed = testbed.load(testbed_folder)
     tuned = bed.model("finetuned")
-    layers = tracked_layers(tuned, pattern, per_head)
+    layers = tracked_layers(tuned, **layers)
     right = [ok for _, ok in testbed.answers(tuned, bed.tokenizer, bed.corpus.queries)]
     queries = [query for query, ok in zip(bed.queries, right) if ok or not only_correct][:limit]
     if not queries:
@@ -102,19 +104,19 @@ def all_methods(case, *, damping, alpha, single_stage_damping, batch_size=64, ti
         here = score_together(net, case.layers, case.bed.documents, vectors, batch_size, f"{title} {name}")
         for method, path in paths.items():
             path.append(here[method])
-    both = {method: (s.values, s.normalised()) for method, s in (found | here).items()}
+    both = {method: (s.values, s.normalised()) for method, s in (found | here).items()}      # here: at "pretrained", the last
     return both | {f"{method}_trajectory": (trajectory([s.values for s in path]), trajectory([s.normalised() for s in path]))
                    for method, path in paths.items()}
 
 
 def scored(case, **settings):
-    """({method/form: (q, n)}, folder): `all_methods`, and bm25 on question + answer, done once and kept in scratch/."""
+    """({method/form: (q, n)}, folder): `all_methods` in both forms, and bm25/raw on question + answer; kept in scratch/."""
     def make(folder):
         found = all_methods(case, title="scores of", **settings)
         texts = [d["text"] for d in case.bed.corpus.documents]
         search = torch.from_numpy(bm25(texts, [f"{row['prompt']} {row['answer']}" for row in case.rows]))
         flat = {f"{method}/{form}": x.clone(memory_format=torch.contiguous_format)
-                for method, pair in (found | {"bm25": (search, search)}).items() for form, x in zip(FORMS, pair)}
+                for method, pair in (found | {"bm25": (search,)}).items() for form, x in zip(FORMS, pair)}
         save_file(flat, folder / "scores.safetensors")
     folder = scratch.built("scores", case.key() | settings, make)
     return load_file(folder / "scores.safetensors"), folder
@@ -124,10 +126,24 @@ def grid(case, dampings, alphas, batch_size=64):
     """{form: MRR of the multi-stage score (dampings, alphas)}, from one pass over the candidates."""
     q = query_gradients(case.bed.model("finetuned"), case.layers, case.queries)
     vectors = {(d, a): precondition(q, case.chain(d, a))[0] for d in dampings for a in alphas}
-    found = score_together(case.bed.model("pretrained"), case.layers, case.bed.documents, vectors, batch_size, "grid")
-    mrr = lambda scores: metrics.reciprocal_ranks(scores, case.proponents).mean()
-    return {"raw": [[mrr(found[d, a].values) for a in alphas] for d in dampings],
-            "normalised": [[mrr(found[d, a].normalised()) for a in alphas] for d in dampings]}
+    found = _mrr(case, "pretrained", vectors, batch_size)
+    return {form: [[found[form][d, a] for a in alphas] for d in dampings] for form in FORMS}
+
+
+def single_stage_grid(case, dampings, batch_size=64):
+    """{form: MRR of the single-stage score at the fine-tuned model for each damping}: as much tuning for the baseline."""
+    q = query_gradients(case.bed.model("finetuned"), case.layers, case.queries)
+    vectors = {d: Stage(case.factors["finetuned"], Damping(d)).inverse(q) for d in dampings}
+    found = _mrr(case, "finetuned", vectors, batch_size)
+    return {form: [found[form][d] for d in dampings] for form in FORMS}
+
+
+def _mrr(case, name, vectors, batch_size):
+    """{form: {setting: MRR}} of query vectors {setting: w} with the candidates at one model."""
+    found = score_together(case.bed.model(name), case.layers, case.bed.documents, vectors, batch_size, "grid")
+    values = {"raw": lambda scores: scores.values, "normalised": lambda scores: scores.normalised()}
+    return {form: {setting: metrics.reciprocal_ranks(values[form](scores).numpy(), case.proponents).mean()
+                   for setting, scores in found.items()} for form in FORMS}
 
 
 def top_documents(case, query, values, damping, alpha, count=5):
@@ -157,7 +173,10 @@ def continuations(case, count, damping, alpha, new_tokens=16):
 
 
 def costs(case):
-    """{method: forward + backward passes per candidate document}, fits included, a backward counted as two forwards."""
+    """{method: forward + backward passes per candidate document}, a backward counted as two forwards.
+
+    Counted: the two passes of every fit, and the passes over the candidates; a fine-tuning row counts as a document. Not
+    counted: the queries' own gradients, the products with factors and the eigendecompositions."""
     def fit(*names):
         headers = [case.factors[name].header for name in names]
         return sum(2 * h["sequences"] * (1 + 2 * h["samples"]) / 3 for h in headers) / len(case.bed.documents)

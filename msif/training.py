@@ -13,9 +13,9 @@ def train(model, sequences, *, epochs, rate, batch_size=64, warmup=0.1, weight_d
           weights=None, after_epoch=None, title=None):
     """Train in place; returns the mean loss of each epoch (nats per sequence).
 
-    rate: learning rate, constant after a linear warm-up over the share `warmup` of all steps. weights: (N,) factors on the sequences' losses (0 leaves one out
-    while batches stay the same). after_epoch(epoch, model) is called after each, counted from 1. Raises
-    FloatingPointError when the loss is not finite.
+    rate: learning rate, constant after a linear warm-up over the share `warmup` of all steps. weights: (N,) factors on the
+    sequences' losses (0 leaves one out while batches stay the same). after_epoch(epoch, model) is called after each epoch,
+    counted from 1. Raises FloatingPointError when the loss or a gradient (its parameter named) is not finite.
     """
     order, history = torch.Generator().manual_seed(seed), []
     weights = torch.ones(len(sequences)) if weights is None else weights
@@ -43,9 +43,17 @@ def _step(model, sequences, weights, optimiser, schedule):
                                  f"learning rate {optimiser.param_groups[0]['lr']:.2g}, or check the data")
     optimiser.zero_grad(set_to_none=True)
     (losses * weights.to(losses.device)).mean().backward()
+    _check_gradients(model, batch)
     optimiser.step()
     schedule.step()
     return losses.sum().item()
+
+
+def _check_gradients(model, batch):
+    for name, p in model.named_parameters():
+        if p.grad is not None and not torch.isfinite(p.grad.sum()):
+            raise FloatingPointError(f"the gradient of {name} is NaN or infinite at sequences {batch.index.tolist()}: lower the "
+                                     f"learning rate, or train in float32")
 
 
 @torch.no_grad()

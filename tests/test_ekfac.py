@@ -124,7 +124,7 @@ def test_identity_turns_the_solve_into_doing_nothing():
 def test_both_orders_of_rotating_a_gradient_agree(positions, rows):
     r = 6 if rows is None else 2
     Q_A, Q_B = (torch.linalg.qr(torch.randn(*shape, dtype=torch.float64))[0] for shape in ((5, 5), (6 // r, r, r)))
-    factors = LayerFactors(rows, Q_A, Q_B, *[torch.empty(0)] * 3)
+    factors = LayerFactors(rows, Q_A, Q_B, *[torch.empty(0)] * 4)
     a, g = (torch.randn(4, positions, d, dtype=torch.float64) for d in (5, 6))
     D = torch.einsum("nso,nsi->noi", g, a)[:, torch.arange(6)[None] if rows is None else rows]
     expected = torch.einsum("bpr,nbpi,ij->nbrj", Q_B, D, Q_A)
@@ -145,6 +145,17 @@ def test_factors_of_a_classifier_with_pooled_layers_equal_the_formula():
     D = weight_gradients(model, layers, rows, plain)
     for name, x in factors.factors.items():
         assert relative(x.eigenvalues[0], (x.basis_out[0].mT @ D[name] @ x.basis_in).square().mean(0)) < 1e-9
+    tokens = sum(len(x.input_ids) for x in rows) / len(rows)
+    assert [float(x.positions) for x in factors.factors.values()] == [tokens, 1, 1]
+    head = factors.factors["classifier"]                      # with one position a sequence, g is the bias column of D
+    assert relative(head.out_values.sum(), D["classifier"][:, :, -1].square().sum(1).mean()) < 1e-9
+
+
+def test_a_factor_that_overflows_is_named_before_its_decomposition():
+    model = neox().float()
+    model.lm_head.weight.data *= 1e24                           # gradients are finite, their squares are not
+    with pytest.raises(FloatingPointError, match="a factor of gpt_neox.layers.*overflow"):
+        fit(model, tracked_layers(model), DOCUMENTS, labels="true")
 
 
 def test_unknown_labels_are_refused_by_value():

@@ -68,7 +68,7 @@ def both(tmp_path_factory):
         return sums[f"{kind}_covariance"][name] / sums[f"num_{kind}_covariance_processed"][name]
     theirs = EKFAC({x: LayerFactors(None, bases["activation_eigenvectors"][x], bases["gradient_eigenvectors"][x][None],
                                     values["lambda_matrix"][x][None] / values["num_lambda_processed"][x],
-                                    bases["activation_eigenvalues"][x], bases["gradient_eigenvalues"][x][None])
+                                    bases["activation_eigenvalues"][x], bases["gradient_eigenvalues"][x][None], torch.tensor(0.0))
                     for x in task.names}, {})
     return dict(model=model, layers=layers, data=data, queries=queries, theirs=theirs, mean=mean,
                 ours=fit(model, layers, data, labels="true"), scores=analyzer.load_pairwise_scores("s")["all_modules"])

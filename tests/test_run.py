@@ -115,5 +115,5 @@ def test_folders_are_found_from_inside_a_study_alone(study, tmp_path_factory, mo
 
 def test_a_missing_package_names_the_extra():
     assert extras.need("json") is json
-    with pytest.raises(ImportError, match=r'no_such_package.*pip install "msif\[study\]"'):
+    with pytest.raises(ImportError, match=r'no_such_package.*pip install "\.\[study\]"'):
         extras.need("no_such_package")

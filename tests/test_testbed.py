@@ -21,7 +21,7 @@ def case(tmp_path_factory):
         net = bed.model(name)
         data = bed.finetuning if name == "finetuned" else bed.documents
         store.save(ekfac.fit(net, tracing.tracked_layers(net), data, samples=1), folder / "factors" / name)
-    return tracing.load_case(folder / "bed", folder / "factors", only_correct=False, limit=4)
+    return tracing.load_case(folder / "bed", folder / "factors", {}, only_correct=False, limit=4)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_top_documents_are_the_highest_and_their_tokens_sum_to_the_score(case, m
 
 def test_grid_has_the_value_of_each_setting_at_its_place(case, methods):
     table = tracing.grid(case, [1.0, 1e-3], [0.1])
-    expected = tracing.metrics.reciprocal_ranks(methods["multi_stage"][0], case.proponents).mean()
+    expected = tracing.metrics.reciprocal_ranks(methods["multi_stage"][0].numpy(), case.proponents).mean()
     assert np.shape(table["raw"]) == (2, 1) and table["raw"][1][0] == pytest.approx(expected, rel=1e-2)
 
 
@@ -87,7 +87,15 @@ def test_costs_count_every_fit_and_pass(case):
 
 def test_no_correct_answer_is_an_error_that_says_what_to_do(case, tmp_path):
     with pytest.raises(ValueError, match="train longer, or set only_correct"):
-        tracing.load_case(case.bed.folder, case.bed.folder.parent / "factors", limit=0)
+        tracing.load_case(case.bed.folder, case.bed.folder.parent / "factors", {}, limit=0)
+
+
+@pytest.mark.parametrize("wrong, says", [({"finetuning": {"epoch": 1}}, "epoch"), ({"checkpoints": [3]}, "1 to 2")])
+def test_a_wrong_setting_of_either_stage_is_refused_before_training(wrong, says, tmp_path):
+    corpus = generate(0, fine_tuned=3, held_out=2, objects=3, fillers=5)
+    with pytest.raises((TypeError, ValueError), match=says):
+        testbed.build(tmp_path, corpus, **SETTINGS | wrong)
+    assert not any(tmp_path.iterdir())
 
 
 def test_unknown_corpus_source_is_refused():
