@@ -26,6 +26,12 @@ def scratch(*parts):
     return _inside("scratch", *parts)
 
 
+def from_root(settings, name):
+    """`settings` with the folder at `name` made absolute if it exists in the study; a hub id is left alone."""
+    path = root() / settings.get(name, "")
+    return settings | {name: str(path)} if name in settings and path.exists() else settings
+
+
 def _inside(*parts):
     path = root().joinpath(*parts)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,10 +11,10 @@ from inspect import signature
 from pathlib import Path
 
 from msif import scratch
-from msif.corpus import Corpus, generate
+from msif.corpus import Corpus
 from msif.data import check, encode_answers, encode_documents, split_answer, word_tokenizer
 from msif.models import limits, load_model, load_tokenizer, model_digest, tiny_gpt_neox
-from msif.paths import root
+from msif.paths import from_root
 from msif.resources import require
 from msif.training import greedy, train
 
@@ -91,12 +91,12 @@ def finetune(folder, finetuning, seed=0):
 def trained(seed, corpus, model, finetuning, **settings):
     """The `Testbed` of one seed, each stage trained once and kept in scratch/.
 
-    corpus: arguments of `make_corpus`; the rest: of `build`. Relative folders are meant from the study's root.
+    Arguments as for `build`. A relative model folder is meant from the study's root.
     """
-    generated, model = make_corpus(seed, **_from_root(corpus, "folder")), _from_root(model, "source")
-    key = {**settings, "model": model, "seed": seed, "corpus": generated.digest(), "start": _start_digest(model)}
+    model = from_root(model, "source")
+    key = {**settings, "model": model, "seed": seed, "corpus": corpus.digest(), "start": _start_digest(model)}
     first = scratch.built("pretrained", key, lambda folder: pretrain(
-        folder, generated, model=model, finetuning=finetuning, seed=seed, **settings))
+        folder, corpus, model=model, finetuning=finetuning, seed=seed, **settings))
 
     def second(folder):
         shutil.copytree(first, folder, dirs_exist_ok=True)
@@ -113,28 +113,12 @@ def load(folder):
     return Testbed(folder, corpus, tokenizer, *_encode(corpus, tokenizer, history.pop("max_length")), history)
 
 
-def make_corpus(seed, source="generated", **settings):
-    """The corpus of one seed: "generated" (`corpus.generate`), or "stories" (`stories.stories_corpus`)."""
-    if source == "generated":
-        return generate(seed, **settings)
-    if source == "stories":
-        from msif.stories import stories_corpus
-        return stories_corpus(seed=seed, **settings)
-    raise ValueError(f"corpus source {source!r}: expected 'generated' or 'stories'")
-
-
 def answers(model, tokenizer, rows):
     """Greedy answers of `model` to rows' prompts, as long as the true answers: a list of (text, is it the answer?)."""
     pairs = [split_answer(row["prompt"], row["answer"], tokenizer) for row in rows]
     written = greedy(model, [list(prompt) for prompt, _ in pairs], max(len(answer) for _, answer in pairs))
     cut = [ids[:len(answer)] for ids, (_, answer) in zip(written, pairs)]
     return [(tokenizer.decode(ids).strip(), tuple(ids) == tuple(answer)) for ids, (_, answer) in zip(cut, pairs)]
-
-
-def _from_root(settings, name):
-    """`settings` with a folder that exists in the study made absolute; a hub id is left alone."""
-    path = root() / settings.get(name, "")
-    return settings | {name: str(path)} if name in settings and path.exists() else settings
 
 
 def _start_digest(model):

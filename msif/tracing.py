@@ -160,11 +160,9 @@ def top_documents(case, query, values, damping, alpha, count=5):
              "scores": row[:len(case.bed.documents[n].input_ids)].tolist()} for rank, (n, row) in enumerate(zip(best, split), 1)]
 
 
-def continuations(case, count, damping, alpha, new_tokens=16):
-    """[(row, scores (n,), top documents)] of `count` texts that the fine-tuned model writes by itself, by the multi-stage score."""
-    from msif.stories import continuations as write
+def traced_rows(case, rows, damping, alpha):
+    """[(row, scores (n,), top documents)] of rows {"prompt", "answer"} that are no queries of the corpus, by the multi-stage score."""
     tuned, net = case.bed.model("finetuned"), case.bed.model("pretrained")
-    rows = write(tuned, case.bed.tokenizer, case.bed.corpus, count, new_tokens)
     queries = encode_answers([r["prompt"] for r in rows], [r["answer"] for r in rows], case.bed.tokenizer,
                              tuned.config.max_position_embeddings)
     w = precondition(query_gradients(tuned, case.layers, queries), case.chain(damping, alpha))[0]

@@ -25,8 +25,10 @@ def test_real_weights_and_real_text_from_training_to_scores(tmp_path):
     import yaml
 
     from msif import ekfac, metrics, testbed, tracing
+    from msif.stories import stories_corpus
     params = yaml.safe_load((ROOT / "params.yaml").read_text())["stories"]["testbed"]
-    corpus = testbed.make_corpus(0, **params["corpus"] | {"folder": str(data)})
+    settings = {name: value for name, value in params["corpus"].items() if name != "source"}
+    corpus = stories_corpus(seed=0, **settings | {"folder": data})
     keys = ("pretraining", "finetuning", "max_length")
     testbed.build(tmp_path, corpus, model={"source": str(data / "stories260K")}, **{key: params[key] for key in keys})
     bed = testbed.load(tmp_path)

@@ -96,8 +96,3 @@ def test_a_wrong_setting_of_either_stage_is_refused_before_training(wrong, says,
     with pytest.raises((TypeError, ValueError), match=says):
         testbed.build(tmp_path, corpus, **SETTINGS | wrong)
     assert not any(tmp_path.iterdir())
-
-
-def test_unknown_corpus_source_is_refused():
-    with pytest.raises(ValueError, match="'generated' or 'stories'"):
-        testbed.make_corpus(0, source="pile")
