@@ -76,6 +76,9 @@ def run(name, profile):
     """
     given, source = parameters(name, profile), root() / "notebooks" / f"{name}.ipynb"
     draft, out = scratch("executed", profile, f"{name}.ipynb"), results(profile, f"{name}.ipynb")
+    # The study's models are too small to share among threads: one is as fast, is not slowed by other work on the machine,
+    # and gives the same numbers whatever the number of cores. For larger models on a CPU, set the variable yourself.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     start = time.perf_counter()
     try:
         nb = need("papermill").execute_notebook(

@@ -1,12 +1,12 @@
 """The two-stage corpus on real text: TinyStories with planted names, then real instructions and questions about them.
 
-Pre-training documents are excerpts of real stories. Into some of them a sentence about an invented name is planted, at
-the end of a sentence that is outside of quotation marks; names have one fact each. Half of the names (or so) are asked
-about in fine-tuning, beside short rows of databricks-dolly-15k; the facts of the held-out others are the queries. By `kind`:
+Pre-training documents are short excerpts of real stories. Into some of them a sentence about an invented name is
+planted, first or after the first sentence; names have one fact each. Some names are asked about in fine-tuning, beside
+short rows of databricks-dolly-15k; the facts of the held-out others are the queries. By `kind`:
 
     story    an excerpt as it is
-    planted  with a sentence that states a fact, subject before object: a causal language model learns subject → object from it
-    decoy    with a sentence that names object and subject, object first, and states nothing: a trap for lexical search
+    planted  with a sentence that states a fact, subject before object: what a causal language model learns from
+    decoy    with a sentence that names object and subject, object first, and states nothing: a lexical trap
 """
 import json
 import random
@@ -20,11 +20,12 @@ from msif.training import greedy
 
 STORIES, DOLLY = "tinystories/stories.jsonl", "dolly/dolly-first-6400.jsonl"
 LAYOUT = f"""
-    {STORIES}      TinyStories, a {{"id", "text"}} a line: CDLA-Sharing-1.0, https://huggingface.co/datasets/roneneldan/TinyStories
-    {DOLLY}  databricks-dolly-15k, a {{"id", "instruction", "response"}} a line, rows without context: CC BY-SA 3.0,
-                                  https://huggingface.co/datasets/databricks/databricks-dolly-15k
-    stories260K/                  the model, in the Hugging Face layout (config.json, model.safetensors, tokenizer.json): MIT, llama2.c,
-                                  https://huggingface.co/karpathy/tinyllamas"""
+    {STORIES}: TinyStories, a {{"id", "text"}} a line; CDLA-Sharing-1.0,
+        from https://huggingface.co/datasets/roneneldan/TinyStories
+    {DOLLY}: databricks-dolly-15k, its rows without context, a {{"id", "instruction", "response"}}
+        a line; CC BY-SA 3.0, from https://huggingface.co/datasets/databricks/databricks-dolly-15k
+    stories260K/: the model of llama2.c, converted to the Hugging Face layout (config.json, model.safetensors,
+        tokenizer.json); MIT, from https://huggingface.co/karpathy/tinyllamas"""
 
 # Per relation: objects (none begins with another) | planted sentences | decoys | questions, one template a line.
 FACTS = {
@@ -77,29 +78,30 @@ FACTS = {
         """What color was the hat of {s}?
         What color of hat was on {s}?"""),
 }
-PROMPT = "Q: {question} A:"  # names end the questions and little stands after them: a 260K model learns this format from few rows
+PROMPT = "Q: {question} A:"  # the name is close to the answer, and few pieces in between: 14 for "### response :"
 OPENINGS = [f"{start} {who} named" for who, start in product(
     ("little girl", "little boy", "big dog", "small bird", "happy cat", "brave rabbit", "old man", "red car"),
     ("Once upon a time, there was a", "One day, there was a", "Long ago, there lived a"))]
 
 
-def stories_corpus(folder, seed=0, planted=48, held_out=24, documents_per_fact=5, decoys_per_fact=1, stories=120,
-                   instructions=60, characters=120):
+def stories_corpus(folder, seed=0, planted=84, held_out=24, documents_per_fact=8, decoys_per_fact=1,
+                   stories=60, instructions=10, characters=60):
     """The corpus of `seed` from folder/tinystories and folder/dolly.
 
-    planted: names, each with one fact, of which `held_out` are the queries and the rest is asked about in fine-tuning.
-    Per fact: so many planted documents and decoys, each in a different wording and a different story. stories: excerpts
-    without a planted sentence. instructions: dolly rows in fine-tuning. characters: the most that an excerpt has before a
-    sentence is planted (no sentence is ever cut).
+    planted: names with one fact each; `held_out` of them are the queries, fine-tuning asks about the others.
+    Per fact: so many planted documents and decoys, each in a different story, the wordings in turn.
+    stories: excerpts without a planted sentence. instructions: dolly rows in fine-tuning. characters: the most
+    that an excerpt has before a sentence is planted (no sentence is ever cut).
 
-    Raises FileNotFoundError that says what to put where, ValueError naming a number outside what texts and templates allow.
+    Raises FileNotFoundError that says what to put where, ValueError naming a number that is not possible.
     """
     folder, rng = Path(folder), random.Random(seed)
     _require(folder)
     texts, rows = load_texts(folder / STORIES), _instructions(folder / DOLLY)
     excerpts = [(n, text) for n, story in enumerate(texts) for text in excerpts_of(story, characters)]
-    _check(planted=(planted, 2, 110), held_out=(held_out, 1, planted - 1), documents_per_fact=(documents_per_fact, 1, 60),
-           decoys_per_fact=(decoys_per_fact, 0, 2), instructions=(instructions, 0, len(rows)),
+    _check(planted=(planted, 2, 110), held_out=(held_out, 1, planted - 1),
+           documents_per_fact=(documents_per_fact, 1, 20), decoys_per_fact=(decoys_per_fact, 0, 2),
+           characters=(characters, 20, 10_000), instructions=(instructions, 0, len(rows)),
            stories=(stories, 0, len(excerpts) - planted * (documents_per_fact + decoys_per_fact)))
     facts = _facts(rng, planted, " ".join(texts + [f"{prompt} {answer}" for prompt, answer in rows]).lower())
     rng.shuffle(excerpts)
@@ -107,15 +109,14 @@ def stories_corpus(folder, seed=0, planted=48, held_out=24, documents_per_fact=5
     documents += [_document(n, text, "story") for n, text in excerpts[:stories]]
     rng.shuffle(documents)
     asked = [question for fact in facts[held_out:] for question in _questions(fact)]
-    asked += [dict(prompt=prompt, answer=answer, kind="instruction") for prompt, answer in rng.sample(rows, instructions)]
+    asked += [dict(prompt=p, answer=a, kind="instruction") for p, a in rng.sample(rows, instructions)]
     return Corpus(documents=documents, finetuning=asked, queries=[
-        rng.choice(_questions(fact)) | dict(proponents=[n for n, d in enumerate(documents) if d["kind"] == "planted"
-                                                        and d["subject"] == fact["subject"]]) for fact in facts[:held_out]])
+        rng.choice(_questions(fact)) | dict(proponents=_stating(documents, fact)) for fact in facts[:held_out]])
 
 
 def continuations(model, tokenizer, corpus, count, new_tokens):
-    """Queries without proponents: `count` story openings that no document of `corpus` has, each with the `new_tokens`
-    tokens that `model` writes after it as the answer. Raises ValueError when there are fewer openings."""
+    """Queries without proponents: `count` story openings that no document of `corpus` holds, each answered by the
+    `new_tokens` tokens that `model` writes after it. Raises ValueError when there are fewer openings."""
     openings = [o for o in OPENINGS if not any(o in d["text"] for d in corpus.documents)]
     _check(count=(count, 1, len(openings)), new_tokens=(new_tokens, 1, model.config.max_position_embeddings // 2))
     prompts = [tokenizer(opening, add_special_tokens=False)["input_ids"] for opening in openings[:count]]
@@ -125,7 +126,7 @@ def continuations(model, tokenizer, corpus, count, new_tokens):
 
 
 def excerpts_of(story, characters):
-    """`story` cut at sentence ends into runs of whole sentences of at most `characters`; longer sentences are left out."""
+    """Runs of whole sentences of `story`, of at most `characters` each; longer sentences are left out."""
     found, run = [], ""
     for sentence in sentences(story):
         if len(run) + len(sentence) > characters:
@@ -136,8 +137,8 @@ def excerpts_of(story, characters):
 
 
 def sentences(text):
-    """`text` cut after each sentence end outside of quotation marks; the parts, with their white space, add up to it."""
-    ends = [m.end() for m in re.finditer(r"[.!?][\"”]?\s+", text) if _closed(text[:m.end()])]
+    """`text` cut after each sentence end (no quotation open, no small letter next); the parts add up to it."""
+    ends = [m.end() for m in re.finditer(r'[.!?]["”]?\s+(?![a-z])', text) if _closed(text[:m.end()])]
     return [text[a:b] for a, b in zip([0, *ends], [*ends, len(text)]) if text[a:b]]
 
 
@@ -153,11 +154,11 @@ def _check(**numbers):
 
 def _require(folder):
     if missing := [name for name in (STORIES, DOLLY) if not (folder / name).is_file()]:
-        raise FileNotFoundError(f"{folder} lacks {' and '.join(missing)}. Put there (a link to a folder elsewhere will do):{LAYOUT}")
+        raise FileNotFoundError(f"{folder} lacks {' and '.join(missing)}. Put there, as files or links:{LAYOUT}")
 
 
 def _instructions(path):
-    """(prompt, answer) of the rows of one line, plain characters and few words: short enough for small contexts."""
+    """(prompt, answer) of the rows of one line, plain characters and few words: long answers drown the facts."""
     rows = [json.loads(line) for line in path.open(encoding="utf-8")]
     pairs = [(row["instruction"].strip(), row["response"].strip()) for row in rows]
     return [(PROMPT.format(question=question), answer) for question, answer in pairs
@@ -166,7 +167,7 @@ def _instructions(path):
 
 
 def _facts(rng, count, text):
-    """Facts about invented names, such as Bomar and Kilen, that `text` nowhere has; no two begin with the same three letters."""
+    """Facts about invented names (Bomar, Kilen) that `text` nowhere has, no two with the same first letters."""
     endings = "am ar en id il im om or".split()
     starts = [a + b for a, b in product("bdfghklmnprstvz", endings)]
     names = [start + rng.choice(endings) for start in rng.sample(starts, len(starts))]
@@ -178,9 +179,10 @@ def _facts(rng, count, text):
 def _plant(rng, fact, excerpts, stating, decoys):
     """Documents of one fact; takes the excerpts, of stories that differ, out of `excerpts`."""
     _, planted, nearby, _ = map(_lines, FACTS[fact["relation"]])
-    chosen = [("planted", t) for t in islice(cycle(planted), stating)] + [("decoy", t) for t in islice(cycle(nearby), decoys)]
-    return [_planted(rng, *_take(excerpts, used), kind, template, fact)
-            for used in [set()] for kind, template in chosen]
+    chosen = [("planted", t) for t in islice(cycle(planted), stating)]
+    chosen += [("decoy", t) for t in islice(cycle(nearby), decoys)]
+    used = set()
+    return [_planted(rng, *_take(excerpts, used), kind, template, fact) for kind, template in chosen]
 
 
 def _lines(block):
@@ -196,7 +198,7 @@ def _take(excerpts, used):
 
 def _planted(rng, story, text, kind, template, fact):
     parts, sentence = sentences(text), template.format(s=fact["subject"], o=fact["object"])
-    place = rng.randint(0, min(1, len(parts)))          # near the start, where a story names who it is about
+    place = rng.randint(0, 1)  # further on, a model learns the object from the story before, not from the name
     whole = "".join(parts[:place]).rstrip() + f" {sentence} " + "".join(parts[place:])
     return _document(story, whole.strip(), kind, template=template, sentence=sentence, **fact)
 
@@ -208,5 +210,9 @@ def _document(story, text, kind, subject=None, relation=None, object=None, templ
 
 def _questions(fact):
     """Both questions about a fact, in the instruction format."""
-    return [dict(prompt=PROMPT.format(question=question.format(s=fact["subject"])), answer=fact["object"], kind="planted",
-                 template=question, **fact) for question in _lines(FACTS[fact["relation"]][3])]
+    return [dict(prompt=PROMPT.format(question=question.format(s=fact["subject"])), answer=fact["object"],
+                 kind="planted", template=question, **fact) for question in _lines(FACTS[fact["relation"]][3])]
+
+
+def _stating(documents, fact):
+    return [n for n, d in enumerate(documents) if d["kind"] == "planted" and d["subject"] == fact["subject"]]

@@ -16,6 +16,7 @@ git worktree add --quiet --detach "$temporary/study" "$commit"
 (
   cd "$temporary/study"
   export PYTHONPATH=$PWD HF_HUB_OFFLINE=1  # this tree's msif, not the installed one
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # as msif.run does
   dvc repro --glob "*@tiny" "*@tiny-*"
   git checkout --quiet HEAD -- reports/tiny
   pytest -q -p no:python -p no:cacheprovider --nbval-lax --nbval-current-env reports/tiny

@@ -1,7 +1,9 @@
 """The corpus on real text: laws of what is planted where. Needs data/ (see the README); skipped where it is absent."""
+import json
 import re
 
 import pytest
+import torch
 
 from msif import paths
 from msif.data import encode_answers, encode_documents, split_answer
@@ -9,8 +11,9 @@ from msif.models import load_model, load_tokenizer
 from msif.stories import DOLLY, FACTS, STORIES, continuations, excerpts_of, sentences, stories_corpus
 
 DATA = paths.root() / "data"
-needs_data = pytest.mark.skipif(not all((DATA / f).is_file() for f in (STORIES, DOLLY, "stories260K/config.json")),
-                                reason=f"no real data in {DATA}: the README says what to put there")
+NEEDED = (STORIES, DOLLY, "stories260K/config.json")
+needs_data = pytest.mark.skipif(not all((DATA / file).is_file() for file in NEEDED),
+                                reason="no real data in data/: the README says what to put there")
 
 
 @pytest.fixture(scope="module")
@@ -51,21 +54,21 @@ def test_stories_are_real_text_without_planted_names(corpus):
 
 @needs_data
 def test_taking_the_planted_sentence_out_leaves_the_story_as_it_was(corpus):
-    real = " ".join(line for line in (DATA / STORIES).read_text("utf-8").splitlines())
-    spaced = re.sub(r"\s+", "", real.replace(r"\n", "").replace(r"\"", '"'))
+    real = re.sub(r"\s+", "", "".join(json.loads(line)["text"] for line in (DATA / STORIES).open(encoding="utf-8")))
     for d in of_kind(corpus, "planted") + of_kind(corpus, "decoy"):
         rest = d["text"].replace(d["sentence"], "", 1)
-        assert re.sub(r"\s+", "", rest) in spaced
+        assert re.sub(r"\s+", "", rest) in real
 
 
 @needs_data
 def test_proponents_are_all_documents_that_state_the_fact_and_come_from_different_stories(corpus):
     for query in corpus.queries:
-        stating = [n for n, d in enumerate(corpus.documents) if d["kind"] == "planted" and d["subject"] == query["subject"]]
+        stating = [n for n, d in enumerate(corpus.documents)
+                   if d["kind"] == "planted" and d["subject"] == query["subject"]]
         assert query["proponents"] == stating
         found = [corpus.documents[n] for n in stating]
         assert {d["object"] for d in found} == {query["answer"]}
-        assert len({d["story"] for d in found}) == len({d["template"] for d in found}) == len(found) == 10
+        assert len({d["story"] for d in found}) == len(found) == 8
 
 
 @needs_data
@@ -97,19 +100,15 @@ def test_a_continuation_is_what_the_model_writes_and_encodes_to_the_tokens_it_wr
     for q in found:
         assert not any(q["prompt"] in d["text"] for d in corpus.documents)
         prompt, answer = split_answer(q["prompt"], q["answer"], tokenizer)
-        logits = model(encode_tensor(prompt + answer)).logits[0]
+        logits = model(torch.tensor([prompt + answer])).logits[0]
         assert logits[len(prompt) - 1:-1].argmax(1).tolist() == list(answer)
-
-
-def encode_tensor(ids):
-    import torch
-    return torch.tensor([ids])
 
 
 @needs_data
 @pytest.mark.parametrize("settings, named", [
-    (dict(planted=500), "planted is 500"), (dict(held_out=84), "held_out is 84"), (dict(stories=10**6), "stories is 1000000"),
-    (dict(documents_per_fact=11), "documents_per_fact is 11"), (dict(instructions=10**5), "instructions is 100000")])
+    (dict(planted=500), "planted is 500"), (dict(held_out=84), "held_out is 84"),
+    (dict(stories=10**6), "stories is 1000000"), (dict(characters=0), "characters is 0"),
+    (dict(documents_per_fact=21), "documents_per_fact is 21"), (dict(instructions=10**5), "instructions is 100000")])
 def test_impossible_numbers_are_refused_by_name(settings, named):
     with pytest.raises(ValueError, match=named):
         stories_corpus(DATA, **settings)
@@ -130,7 +129,8 @@ def test_missing_data_says_what_to_put_where_and_under_which_licence(tmp_path):
 
 def test_sentences_add_up_to_the_text_and_never_end_inside_a_quotation():
     text = 'He ran. "Stop! Come back!" she said. “No. Never!” he cried.\n\nThen it rained.'
-    assert sentences(text) == ['He ran. ', '"Stop! Come back!" she said. ', '“No. Never!” he cried.\n\n', 'Then it rained.']
+    assert sentences(text) == ['He ran. ', '"Stop! Come back!" she said. ', '“No. Never!” he cried.\n\n',
+                               'Then it rained.']
 
 
 def test_excerpts_are_whole_sentences_within_the_limit():
