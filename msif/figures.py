@@ -46,7 +46,10 @@ def spectra(stages, title):
             ax.loglog(np.arange(1, len(values) + 1), values, color=color, label=name)
         ax.set(xlabel="rank of the eigenvalue", title=stage)
     axes[0, 0].set(ylabel="eigenvalue Λ [nats / weight²]", ylim=(1e-8, None))
-    axes[0, -1].legend(fontsize="x-small", loc="lower left")
+    if len(layers) <= 10:
+        axes[0, -1].legend(fontsize="x-small", loc="lower left")
+    else:
+        axes[0, -1].text(0.03, 0.03, f"{len(layers)} layers, dark: first, light: last", transform=axes[0, -1].transAxes)
     figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
     return figure
 
@@ -59,7 +62,7 @@ def convergence(sizes, curves, title, xlabel):
         mean, error = values.mean(0), values.std(0, ddof=1) / np.sqrt(len(values))
         ax.plot(sizes, mean, marker=marker, color=color, label=label)
         ax.fill_between(sizes, mean - error, mean + error, color=color, alpha=0.25, linewidth=0)
-    ax.set(xscale="log", xlabel=xlabel, ylabel="relative error of Λ (Frobenius)", ylim=(0, None), title=title)
+    ax.set(xscale="log", xlabel=xlabel, ylabel="relative error (Frobenius)", ylim=(0, None), title=title)
     ax.set_xticks(sizes, [str(size) for size in sizes])
     ax.minorticks_off()
     ax.legend()
