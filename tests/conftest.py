@@ -1,8 +1,8 @@
-"""Tests use no network and few threads; with MSIF_REQUIRE=1 (as in CI) a test that is skipped has failed."""
+"""Tests use no network and one thread; with MSIF_REQUIRE=1 (as in CI) a test that is skipped has failed."""
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
