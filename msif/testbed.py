@@ -61,9 +61,9 @@ def pretrain(folder, corpus, *, model, pretraining, finetuning, checkpoints=(), 
     if late := [epoch for epoch in checkpoints if not 1 <= epoch <= pretraining["epochs"]]:
         raise ValueError(f"checkpoints {late}: expected epochs from 1 to {pretraining['epochs']}, the last of pre-training")
     corpus.save(folder / "corpus")
-    tokenizer, net = _start(corpus, model, seed)
+    tokenizer, net = start(corpus, model, seed)
     tokenizer.save_pretrained(folder / "tokenizer")
-    documents, rows, queries = _encode(corpus, tokenizer, max_length)
+    documents, rows, queries = encode(corpus, tokenizer, max_length)
     for sequences in (documents, rows, queries):
         check(sequences, *limits(net))
     size = sum(p.nbytes for p in net.parameters())
@@ -110,7 +110,7 @@ def load(folder):
     folder = Path(folder)
     corpus, tokenizer = Corpus.load(folder / "corpus"), load_tokenizer(folder / "tokenizer")
     history = json.loads((folder / "history.json").read_text())
-    return Testbed(folder, corpus, tokenizer, *_encode(corpus, tokenizer, history.pop("max_length")), history)
+    return Testbed(folder, corpus, tokenizer, *encode(corpus, tokenizer, history.pop("max_length")), history)
 
 
 def answers(model, tokenizer, rows):
@@ -126,7 +126,8 @@ def _start_digest(model):
     return model_digest(load_model(model["source"])) if "source" in model else None
 
 
-def _start(corpus, model, seed):
+def start(corpus, model, seed):
+    """(tokenizer, model) before the first step of pre-training; `model` as for `pretrain`."""
     if "source" in model:
         return load_tokenizer(model["source"]), load_model(model["source"])
     rows = corpus.finetuning + corpus.queries
@@ -134,7 +135,8 @@ def _start(corpus, model, seed):
     return tokenizer, tiny_gpt_neox(len(tokenizer), seed=seed, **model)
 
 
-def _encode(corpus, tokenizer, max_length):
+def encode(corpus, tokenizer, max_length):
+    """(documents, fine-tuning rows, queries) of a corpus, tokenised, in its order."""
     documents = encode_documents([d["text"] for d in corpus.documents], tokenizer, max_length)
     return documents, *(encode_answers([r["prompt"] for r in rows], [r["answer"] for r in rows], tokenizer, max_length)
                         for rows in (corpus.finetuning, corpus.queries))

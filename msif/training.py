@@ -15,7 +15,7 @@ def train(model, sequences, *, epochs, rate, batch_size=64, warmup=0.1, weight_d
 
     rate: learning rate, constant after a linear warm-up over the share `warmup` of all steps. weights: (N,) factors on the
     sequences' losses (0 leaves one out while batches stay the same). after_epoch(epoch, model) is called after each epoch,
-    counted from 1. Raises FloatingPointError when the loss or a gradient (its parameter named) is not finite.
+    counted from 1; a sequence of weight 0 is never computed and counts as loss 0. Raises FloatingPointError when the loss or a gradient (its parameter named) is not finite.
     """
     order, history = torch.Generator().manual_seed(seed), []
     weights = torch.ones(len(sequences)) if weights is None else weights
@@ -27,7 +27,8 @@ def train(model, sequences, *, epochs, rate, batch_size=64, warmup=0.1, weight_d
     for epoch in tqdm(range(1, epochs + 1), desc=title, disable=title is None):
         total = 0.0
         for chosen in torch.randperm(len(sequences), generator=order).split(batch_size):
-            total += _step(model, [sequences[i] for i in chosen], weights[chosen], optimiser, schedule)
+            kept = chosen[weights[chosen] != 0]
+            total += _step(model, [sequences[i] for i in kept], weights[kept], len(chosen), optimiser, schedule)
         history.append(total / len(sequences))
         if after_epoch:
             after_epoch(epoch, model)
@@ -35,17 +36,23 @@ def train(model, sequences, *, epochs, rate, batch_size=64, warmup=0.1, weight_d
     return history
 
 
-def _step(model, sequences, weights, optimiser, schedule):
+def _step(model, sequences, weights, size, optimiser, schedule):
+    """One step on (1/size) Σ weight · ℓ; without sequences the gradient is 0, and momentum and decay go on."""
+    optimiser.zero_grad(set_to_none=False)
+    total = _backward(model, sequences, weights, size, optimiser) if sequences else 0.0
+    optimiser.step()
+    schedule.step()
+    return total
+
+
+def _backward(model, sequences, weights, size, optimiser):
     batch = collate(sequences).to(model.device)
     losses = loss(logits(model, batch), batch)
     if not torch.isfinite(losses).all():
         raise FloatingPointError(f"the training loss is NaN or infinite at sequences {batch.index.tolist()}: lower the "
                                  f"learning rate {optimiser.param_groups[0]['lr']:.2g}, or check the data")
-    optimiser.zero_grad(set_to_none=True)
-    (losses * weights.to(losses.device)).mean().backward()
+    ((losses * weights.to(losses.device)).sum() / size).backward()
     _check_gradients(model, batch)
-    optimiser.step()
-    schedule.step()
     return losses.sum().item()
 
 
