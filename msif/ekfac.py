@@ -108,7 +108,7 @@ def fit(model, layers, sequences, *, labels="gaussian", samples=2, seed=0, batch
     objectives, factors, size = fisher_losses(labels, samples, seed), {}, -(-len(layers) // partitions)
     for first in range(0, len(layers), size):
         run = (model, layers[first:first + size], sequences, objectives, batch_size)
-        bases = {name: _eigenbases(*found) for name, found in covariances(*run, title).items()}
+        bases = {name: eigenbases(*found) for name, found in covariances(*run, title).items()}
         factors |= corrected_eigenvalues(*run, bases, title)
     return EKFAC({layer.name: factors[layer.name] for layer in layers},
                  _header(model, sequences, labels, len(objectives), seed))
@@ -176,7 +176,8 @@ def factor_bytes(layer):
     return 4 * (inputs ** 2 + blocks * r ** 2 + layer.out_features * inputs)
 
 
-def _eigenbases(rows, A, B, positions):
+def eigenbases(rows, A, B, positions):
+    """`LayerFactors` of what `covariances` found for a layer, still without eigenvalues."""
     in_values, basis_in = _eigh(A)
     out_values, basis_out = _eigh(B)
     return LayerFactors(rows, basis_in, basis_out, torch.empty(0), in_values, out_values, torch.tensor(positions, dtype=A.dtype))

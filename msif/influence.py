@@ -51,6 +51,11 @@ class Stage:
     alpha: Damping = NONE
     new: tuple = ()
 
+    @property
+    def forgets(self):
+        """Does nothing of where the stage starts reach its end?"""
+        return self.alpha.value == 0
+
     def inverse(self, v):
         """(H + αP + d)⁻¹ v."""
         return self.curvature.apply(self._inverse, v, self.new, self._inverse_new)
@@ -83,7 +88,7 @@ def check(stages):
             raise ValueError(f"stages {k - 1} and {k} do not share the tracked layers; only in stage {k - 1}: "
                              f"{sorted(before - now)}, only in stage {k}: {sorted(now - before)} (a layer that stage {k} "
                              f"adds, such as a head, must be named in its `new`)")
-        if later.alpha.value == 0:
+        if later.forgets:
             raise ValueError(f"stage {k} has α = 0: it forgets its start, so no earlier document has influence; give it an "
                              f"alpha > 0, for instance Damping(0.1)")
     if not stages:

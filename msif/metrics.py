@@ -60,6 +60,50 @@ def top_share(scores, share=0.01):
     return positive[:max(1, round(share * len(positive)))].sum() / positive.sum()
 
 
+def pearson(a, b):
+    """Correlation of each row of a with the same row of b: (q, n), (q, n) -> (q,); nan for a constant row."""
+    a, b = (np.asarray(x, dtype=np.float64) for x in (a, b))
+    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        return (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
+
+
+def spearman(a, b):
+    """Rank correlation of each row of a with the same row of b, ties at their mean rank: (q, n), (q, n) -> (q,)."""
+    from scipy.stats import rankdata
+    return pearson(rankdata(a, axis=1), rankdata(b, axis=1))
+
+
+def seed_agreement(outcomes):
+    """r: Spearman over subsets of two retrainings that differ in seed alone, mean over queries and pairs of seeds.
+
+    outcomes: (subsets, seeds, queries)."""
+    runs = np.moveaxis(np.asarray(outcomes), 0, 2)                                       # (seeds, queries, subsets)
+    return float(np.mean([spearman(runs[i], runs[j]).mean() for i in range(len(runs)) for j in range(i)]))
+
+
+def noise_ceiling(agreement, seeds):
+    """√ρ_K, ρ_K = K r / (1 + (K − 1) r): the correlation that a perfect predictor has with the mean of K seeds' outcomes.
+
+    Spearman–Brown; r is the agreement of two single seeds. A negative r gives 0."""
+    r = max(agreement, 0.0)
+    return float(np.sqrt(seeds * r / (1 + (seeds - 1) * r)))
+
+
+def lds(predicted, outcomes, resamples=1000, seed=0):
+    """Linear datamodeling score: (value, standard error), the mean over queries of Spearman over subsets.
+
+    predicted: (q, subsets); outcomes: (subsets, seeds, q), averaged over seeds. The error is of a bootstrap over subsets and
+    queries. Source: Park et al. 2023 (arXiv 2303.14186), section 2.
+    """
+    measured = np.asarray(outcomes).mean(1).T
+    rng, draws = np.random.default_rng(seed), []
+    for _ in range(resamples):
+        q, s = (rng.integers(n, size=n) for n in measured.shape)
+        draws.append(np.nanmean(spearman(np.asarray(predicted)[q][:, s], measured[q][:, s])))
+    return float(spearman(predicted, measured).mean()), float(np.std(draws, ddof=1))
+
+
 def tracing_record(scores, proponents, **labels):
     """One record {..., mrr, mrr_se, recall_at_10, recall_at_10_se} of a method's scores (q, n)."""
     mrr, mrr_se = mean_and_error(reciprocal_ranks(scores, proponents))

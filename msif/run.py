@@ -26,7 +26,7 @@ ENCRYPTED = {"KernelManager": {"transport_encryption": "auto"}}
 def profiles():
     """The sections of params.yaml by name: profile -> stage -> parameters."""
     params = need("yaml").safe_load((root() / "params.yaml").read_text())
-    return {name: section for name, section in params.items() if name != "profiles"}
+    return {name: section for name, section in params.items() if isinstance(section, dict)}
 
 
 def notebooks():
