@@ -42,12 +42,13 @@ class Refined(Stage):
     """A `Stage` with its inverse refined by `iterations` products with the Gauss-Newton matrix; 0: the preconditioner alone.
 
     curvature: an `ekfac.EKFAC`. product: {layer: (q, o, i)} -> G times it, such as `GaussNewton.product`. correction: from
-    `low_rank`, or None for EK-FAC alone. Shared and new layers are coupled through G; new ones carry no α.
+    `low_rank`, or None for EK-FAC alone. solver: `block_cg` (None), or `cg` for each query by itself. Shared and new layers are coupled through G; new ones carry no α.
     Raises ValueError for iterations < 0, or > 0 without a product.
     """
     product: object = None
     iterations: int = 0
     correction: LowRank | None = None
+    solver: object = None
 
     def __post_init__(self):
         if self.iterations < 0:
@@ -76,7 +77,7 @@ class Refined(Stage):
 
     def iterates(self, v):
         """After each product: (approximate (G + αP + d)⁻¹ v, the relative residual of each query (q,), preconditioned)."""
-        for x, residuals in block_cg(lambda x: self._back(self.damped(self._forth(x, v))), self._back(v)):
+        for x, residuals in (self.solver or block_cg)(lambda x: self._back(self.damped(self._forth(x, v))), self._back(v)):
             yield self._forth(x, v), residuals
 
     def damped(self, v):
@@ -116,8 +117,8 @@ def low_rank(stage, u, share=0.9):
         raise ValueError(f"share is {share}; expected a number between 0 (EK-FAC alone) and 1 (pseudo-gradients alone)")
     rows = share ** 0.5 * flatten(stage._whitened(u, share))
     values, vectors = torch.linalg.eigh((rows @ rows.mT).double())
-    values = values.clamp(min=1e-12)
-    core = (vectors * (((1 + values).rsqrt() - 1) / values)) @ vectors.mT
+    root = (1 + values.clamp(min=0)).sqrt()
+    core = -vectors / (root * (1 + root)) @ vectors.mT                # ((1 + λ)^(−1/2) − 1) / λ without its cancellation
     return LowRank(rows, core.to(rows.dtype), share)
 
 

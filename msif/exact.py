@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.pytorch_utils import Conv1D
 
 from msif.data import NO_LOSS, collate
@@ -25,16 +26,13 @@ from msif.data import NO_LOSS, collate
 
 @dataclass(frozen=True)
 class Network:
-    """A model as a function of its tracked weights x. `of` makes the float64 copy, with attention that can be differentiated twice."""
+    """A model as a function of its tracked weights x. `of` makes the float64 copy."""
     model: object
     layers: list
 
     @classmethod
     def of(cls, model, layers):
-        model = deepcopy(model).double().eval().requires_grad_(False)
-        if hasattr(model, "set_attn_implementation"):
-            model.set_attn_implementation("eager")
-        return cls(model, layers)
+        return cls(deepcopy(model).double().eval().requires_grad_(False), layers)
 
     def weights(self):
         """x of the model as it is: (P,)."""
@@ -55,7 +53,8 @@ class Network:
         """Predictions (n, T, V) and what they predict (n, T), −100 = nothing."""
         batch = collate(sequences)
         read = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        z = functional_call(self.model, self.parameters(x), (), read).logits
+        with sdpa_kernel(SDPBackend.MATH):            # can be differentiated twice, and stays in float64, as "eager" does not
+            z = functional_call(self.model, self.parameters(x), (), read).logits
         return z[:, :-1], batch.labels[:, 1:]
 
     def losses(self, x, sequences):
@@ -147,16 +146,16 @@ def trained(stages, starts, weights=None):
     return found
 
 
-def scores(stages, xs, queries, new_head=True, gauss_newton=False):
+def scores(stages, xs, queries, coupled=True, gauss_newton=False):
     """[(q, n) for the documents of stage 1 and of stage 2] of one or two stages, by the formula above.
 
-    xs: the stages' weights. new_head=False leaves the coupling of the shared with the new weights out of H₂.
+    xs: the stages' weights. coupled=False leaves the coupling of the shared with the new weights out of H₂.
     """
     w, found = stages[-1].network.gradients(xs[-1], queries), []
     for k in reversed(range(len(stages))):
         shared = len(xs[k - 1]) if k else len(xs[0])
         H = stages[k].curvature(xs[k], shared, gauss_newton=gauss_newton)
-        solved = solve(H if new_head else _uncoupled(H, shared), w, stages[k].alpha, shared)
+        solved = solve(H if coupled else _uncoupled(H, shared), w, stages[k].alpha, shared)
         found.insert(0, solved @ stages[k].network.gradients(xs[k], stages[k].sequences).mT)
         w = stages[k].alpha * solved[:, :shared]
     return found

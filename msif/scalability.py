@@ -1,31 +1,23 @@
-"""How near to the exact influence function is each method, and what does a query-candidate pair cost?
+"""How near to the exact influence function is each method, and what does a pair of a query and a candidate cost?
 
-One stage, J = Σ_z ℓ_z / N at a trained model θ, and the curvature of a fixed set C of training documents:
-
-    reference   s(z) = ∇(−f)ᵀ (G + d)⁻¹ ∇ℓ_z,   G = E_{z in C}[Jᵀ H_out J] over all tracked layers, d on each layer's diagonal,
-
-f: the log-probability of a sentence that was not trained on (nats). Positive = proponent. The reference is solved in float64 to a
-stated residual ‖(G + d) w − q‖ / ‖q‖; every method runs in float32. Each method's scores are compared with it query by query, signed.
+Every method scores the candidates of a `reference.Problem` in float32, positive = proponent; its scores are compared with those of
+`reference.reference`, query by query and signed. `msif.costs` says what each costs.
 """
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from msif import baselines, dial, metrics, scratch, store, testbed
+from msif import baselines, dial, metrics, scratch
 from msif.capture import gradients
-from msif.corpus import generate
-from msif.data import batches, digest
-from msif.ekfac import EKFAC, LayerFactors
+from msif.data import batches
 from msif.gauss_newton import GaussNewton
 from msif.influence import query_gradients, score
-from msif.models import load_model, logits, model_digest, tracked_layers
+from msif.models import logits
 from msif.objectives import fisher_losses, loss
+from msif.reference import dampings, trained
 from msif.retraining import half_subsets
-from msif.training import train
-
-MLP = r"\.mlp\."
 
 # Bao et al. 2025 (arXiv 2505.05017), table of the toy experiment: absolute correlations, and seconds for 10 x 500 pairs.
 PUBLISHED = [
@@ -38,109 +30,10 @@ PUBLISHED = [
         ("Arnoldi", 200, .043, .071, 12070, 2352), ("TRAK", 10, .007, .002, 67079, .5)]]
 
 
-@dataclass(frozen=True)
-class Problem:
-    """documents: what the model was trained on; candidates and curvature (the set C) are among them, queries are not.
-
-    start: the model before training. factors: EK-FAC on the curvature set."""
-    model: object
-    start: object
-    layers: list
-    factors: EKFAC
-    documents: list
-    queries: list
-    candidates: list
-    curvature: list
-    training: dict
-    seed: int
-
-    def key(self):
-        return {"model": model_digest(self.model), "factors": self.factors.header, "queries": digest(self.queries),
-                "candidates": digest(self.candidates), "layers": [str(x) for x in self.layers], "seed": self.seed}
-
-    def damping(self, damping):
-        """{layer: d} of an `influence.Damping`."""
-        return {name: float(damping.of(x.eigenvalues.double().mean())) for name, x in self.factors.factors.items()}
-
-
-def problem(seed, corpus, model, training, queries, candidates, curvature, samples):
-    """The `Problem` of one seed: `queries` sentences are kept from training; then so many candidates and curvature documents.
-
-    corpus, model, training: the arguments of `corpus.generate`, `models.tiny_gpt_neox` and `training.train`. Raises ValueError
-    for more documents than there are."""
-    text = generate(seed=seed, **corpus)
-    tokenizer, net = testbed.start(text, model, seed)
-    documents = testbed.encode(text, tokenizer, 64)[0]
-    documents, asked = documents[:-queries], documents[-queries:]
-    if len(documents) < candidates + curvature:
-        raise ValueError(f"{candidates} candidates and {curvature} curvature documents of {len(documents)}: ask for fewer, or for more people")
-    fitted = trained(net, documents, training, seed)
-    chosen = documents[candidates:candidates + curvature]
-    layers = tracked_layers(fitted)
-    factors, _ = store.fitted(fitted, layers, chosen, labels="gaussian", samples=samples, batch_size=32, seed=seed)
-    return Problem(fitted, net, layers, factors, documents, asked, documents[:candidates], chosen, training, seed)
-
-
-def trained(net, documents, training, seed, left_out=None, title="training"):
-    """The model after training from `net` without the documents `left_out` ((N,) bool), trained once and kept in scratch/."""
-    key = {"start": model_digest(net), "data": digest(documents), "seed": seed, **training,
-           "left_out": None if left_out is None else left_out.nonzero()[:, 0].tolist()}
-
-    def make(folder):
-        copy = type(net)(net.config)
-        copy.load_state_dict(net.state_dict())
-        weights = None if left_out is None else (~left_out).float()
-        train(copy, documents, seed=seed, weights=weights, title=title, **training)
-        copy.save_pretrained(folder / "model")
-    return load_model(scratch.built("toy", key, make) / "model")
-
-
-def reference(problem, damping, tolerance=1e-6):
-    """({"scores" (q, n), "residual" (q,), "products" ()}) of the converged solution, computed once and kept in scratch/."""
-    def make(folder):
-        model = load_copy(problem.model).double()
-        stage = dial.Refined(doubled(problem.factors), damping, product=GaussNewton(model, problem.layers, problem.curvature, 16).product)
-        stage = corrected(stage, model, problem, samples=1)
-        w, residual, products = converged(stage, query_gradients(model, problem.layers, problem.queries), tolerance)
-        values = score(model, problem.layers, problem.candidates, w).values
-        save_file({"scores": values, "residual": residual, "products": torch.tensor(products)}, folder / "reference.safetensors")
-
-    key = problem.key() | {"damping": vars(damping), "tolerance": tolerance}
-    return load_file(scratch.built("reference", key, make) / "reference.safetensors")
-
-
-def load_copy(model):
-    """A copy of a model in eval mode."""
-    copy = type(model)(model.config)
-    copy.load_state_dict(model.state_dict())
-    return copy.eval()
-
-
-def doubled(factors):
-    """The same factors in float64."""
-    return EKFAC({name: LayerFactors(*(x.double() if torch.is_tensor(x) and x.is_floating_point() else x for x in vars(layer).values()))
-                  for name, layer in factors.factors.items()}, factors.header)
-
-
 def corrected(stage, model, problem, samples):
     """The stage with the dial's correction by pseudo-gradients of the curvature set, `samples` for each document."""
     u = dial.pseudo_gradients(model, problem.layers, problem.curvature, samples, seed="correction")
     return replace(stage, correction=dial.low_rank(stage, u))
-
-
-def converged(stage, q, tolerance, limit=1000):
-    """(w, true relative residual (q,), products): the dial turned until ‖(G + d) w − q‖ ≤ tolerance ‖q‖ for every query.
-
-    Raises RuntimeError after `limit` products."""
-    goal, rows = tolerance, dial.flatten(q)
-    for products, (w, estimate) in enumerate(tqdm(stage.iterates(q), desc="reference", total=limit), 1):
-        if estimate.max() <= goal:
-            residual = (dial.flatten(stage.damped(w)) - rows).norm(dim=1) / rows.norm(dim=1)
-            if residual.max() <= tolerance:
-                return w, residual, products
-            goal = goal / 3                                # the dial's own estimate is in the norm of its preconditioner
-        if products == limit:
-            raise RuntimeError(f"the residual is {estimate.max():.1e} after {limit} products; expected {tolerance}: raise the damping")
 
 
 def scores(problem, damping, settings):
@@ -177,7 +70,7 @@ def similarities(problem, damping, settings):
 def diagonal(problem, damping, settings):
     """Diagonal Fisher."""
     fisher = baselines.diagonal_fisher(problem.model, problem.layers, problem.curvature, fisher_losses("gaussian", settings["samples"], 0))
-    yield "diagonal Fisher/0/", _scored(problem, baselines.diagonal_inverse(fisher, problem.damping(damping), _q(problem)))
+    yield "diagonal Fisher/0/", _scored(problem, baselines.diagonal_inverse(fisher, dampings(problem.factors, damping), _q(problem)))
 
 
 def ekfac(problem, damping, settings):
@@ -199,13 +92,13 @@ def turned(problem, damping, settings):
 
 
 def conjugate_gradients(problem, damping, settings):
-    found = baselines.conjugate_gradients(_product(problem), problem.damping(damping), _q(problem), settings["cg"])
+    found = baselines.conjugate_gradients(_product(problem), dampings(problem.factors, damping), _q(problem), settings["cg"])
     yield from ((f"conjugate gradients/{k}/", _scored(problem, w)) for k, w in found.items())
 
 
 def lissa(problem, damping, settings):
     """LiSSA with each step size, in units of 1 / the largest eigenvalue; one that diverges is left out."""
-    d, q = problem.damping(damping), _q(problem)
+    d, q = dampings(problem.factors, damping), _q(problem)
     largest, _ = baselines.eigenpairs(_product(problem), d, {name: x[:1] for name, x in q.items()}, 1, 10)
     for step in settings["lissa"]["steps"]:
         sampled = baselines.sampled_product(problem.model, problem.layers, problem.curvature, settings["lissa"]["batch"], problem.seed)
@@ -219,7 +112,7 @@ def lissa(problem, damping, settings):
 def arnoldi(problem, damping, settings):
     q = _q(problem)
     for k in settings["arnoldi"]["iterations"]:
-        pairs = baselines.eigenpairs(_product(problem), problem.damping(damping), q, settings["arnoldi"]["rank"], k, problem.seed)
+        pairs = baselines.eigenpairs(_product(problem), dampings(problem.factors, damping), q, settings["arnoldi"]["rank"], k, problem.seed)
         yield f"Arnoldi/{k}/", _scored(problem, baselines.arnoldi(*pairs, q))
 
 

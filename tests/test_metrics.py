@@ -69,3 +69,50 @@ def test_top_share_is_one_when_a_single_document_holds_all():
 def test_metrics_file_nests_by_method_form_and_number():
     records = [{"method": "m", "normalised": False, "mrr": x} for x in (0.2, 0.4)]
     assert metrics.by_method(records, "mrr") == {"m": {"raw": {"mrr": 0.3}}}
+
+
+def test_agreement_of_rows_is_what_scipy_says():
+    from scipy.stats import pearsonr, spearmanr
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(3, 9)), rng.integers(4, size=(3, 9)).astype(float)         # b has ties
+    assert metrics.pearson(a, b) == pytest.approx([pearsonr(x, y)[0] for x, y in zip(a, b)])
+    assert metrics.spearman(a, b) == pytest.approx([spearmanr(x, y)[0] for x, y in zip(a, b)])
+
+
+def simulated(subsets=400, seeds=4, queries=30, noise=1.5):
+    """Outcomes = a signal that every seed shares + noise of each seed's own: (signal (q, subsets), outcomes (subsets, seeds, q))."""
+    rng = np.random.default_rng(1)
+    signal = rng.normal(size=(queries, subsets))
+    return signal, signal.T[:, None] + noise * rng.normal(size=(subsets, seeds, queries))
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 4])
+def test_the_ceiling_is_what_the_true_signal_reaches(seeds):
+    """Spearman and Pearson differ by 2 % for normal values; the standard error here is below 0.01."""
+    signal, outcomes = simulated()
+    ceiling = metrics.noise_ceiling(metrics.seed_agreement(outcomes), seeds)
+    assert metrics.lds(signal, outcomes[:, :seeds], resamples=2)[0] == pytest.approx(ceiling, abs=0.03)
+
+
+def test_no_agreement_is_a_ceiling_of_0():
+    assert metrics.noise_ceiling(-0.01, 5) == 0
+
+
+def test_the_error_of_lds_is_never_too_small():
+    """Against the spread over 40 repetitions (known to 11 %): resampling rows and columns counts noise of single cells thrice."""
+    rng, values, errors = np.random.default_rng(2), [], []
+    for _ in range(40):
+        signal = rng.normal(size=(20, 25))
+        value, error = metrics.lds(signal, signal.T[:, None] + rng.normal(size=(25, 1, 20)), resamples=50)
+        values.append(value)
+        errors.append(error)
+    assert 0.9 < np.mean(errors) / np.std(values) < 1.2 * 3 ** 0.5
+
+
+def test_a_difference_of_lds_is_the_difference_and_knows_what_the_two_share():
+    signal, outcomes = simulated(subsets=40)
+    value, error = metrics.lds_difference(signal, signal + 0.1, outcomes, resamples=20)
+    assert (value, error) == (0, 0)                                                    # the same ranks
+    other = np.random.default_rng(3).normal(size=signal.shape)
+    value, error = metrics.lds_difference(signal, other, outcomes, resamples=20)
+    assert value == pytest.approx(metrics.lds(signal, outcomes, 2)[0] - metrics.lds(other, outcomes, 2)[0]) and error > 0

@@ -12,7 +12,7 @@ from msif.corpus import generate
 from msif.data import NO_LOSS, Sequence
 from msif.retraining import Recipe, measured, retrained
 from msif.training import train
-from tiny import relative
+from tiny import Regression, relative
 
 CORPUS = generate(0, fine_tuned=1, held_out=1, objects=2, statements=2, near=1, fillers=4)
 RECIPE = Recipe(CORPUS, dict(width=8, layers=2, heads=2), dict(epochs=3, rate=1e-2, batch_size=16),
@@ -31,15 +31,23 @@ def stages(data):
     return list(zip(data, (RECIPE.pretraining, RECIPE.finetuning)))
 
 
-def reweighted(stage, z, step):
-    """f of all queries after really training both stages, sequence z of a stage weighing 1 + step."""
+def reweighted(stage, z, step, after=0):
+    """f of all queries after really training both stages, sequence z of a stage weighing 1 + step after some epochs."""
     net, data, queries = start()
     for k, (sequences, settings) in enumerate(stages(data)):
         weights = torch.ones(len(sequences), dtype=torch.float64)
-        if k == stage:
-            weights[z] += step
-        train(net, sequences, seed=0, weights=weights, **settings)
+
+        def change(epoch, _, k=k, weights=weights):
+            if (k, epoch) == (stage, after):
+                weights[z] += step
+
+        change(0, net)
+        train(net, sequences, seed=0, weights=weights, after_epoch=change, **settings)
     return measured(net, queries)["log_probability"]
+
+
+def measured_change(*place, **when):
+    return (reweighted(*place, STEP, **when) - reweighted(*place, -STEP, **when)) / (2 * STEP)
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +58,13 @@ def found():
 
 @pytest.mark.parametrize("stage, z", [(0, 0), (0, 17), (0, 43), (1, 0), (1, 7)])
 def test_the_score_is_the_measured_change_of_f_with_the_weight(found, stage, z):
-    measured_change = (reweighted(stage, z, STEP) - reweighted(stage, z, -STEP)) / (2 * STEP)
-    assert relative(found[stage][:, z], measured_change) < 1e-5
+    assert relative(found[stage][:, z], measured_change(stage, z)) < 1e-5
+
+
+def test_of_the_last_epochs_it_is_the_change_with_the_weight_there():
+    net, data, queries = start()
+    late = unrolled.differentiated(net, stages(data), queries, epochs=2)
+    assert relative(late[0][:, 17], measured_change(0, 17, after=1)) < 1e-5
 
 
 def test_all_documents_together_change_nothing(found):
@@ -111,11 +124,47 @@ def test_scores_are_kept_and_not_computed_again(tmp_path, monkeypatch, found):
     assert torch.equal(unrolled.scores(RECIPE, 0, [0]), first[1:])
 
 
+def linear_network():
+    """(softmax regression: its logits are linear in its parameters, its sequences and queries)"""
+    torch.manual_seed(0)
+    net = Regression()
+    net.device = torch.device("cpu")                                              # what training asks a model for
+    g = torch.Generator().manual_seed(0)
+    rows = [Sequence(n, ids, ids) for n, ids in enumerate(map(tuple, torch.randint(5, (12, 4), generator=g).tolist()))]
+    return net, rows[:10], rows[10:]
+
+
+def test_both_curvatures_are_one_where_logits_are_linear():
+    """Then ∇²L is JᵀH_out J, up to rounding."""
+    found = []
+    for curvature in ("hessian", "gauss_newton"):
+        net, rows, queries = linear_network()
+        settings = {"epochs": 3, "rate": 1e-2, "batch_size": 4}
+        found.append(unrolled.differentiated(net, [(rows, settings), (rows[:6], settings)], queries, curvature=curvature))
+    assert all(relative(b, a) < 1e-10 for a, b in zip(*found))
+
+
+def test_at_a_small_rate_curvature_does_not_matter():
+    """A step moves θ by about its rate, here 1e-6, and g by the curvature times that."""
+    found = []
+    for curvature in ("hessian", "gauss_newton"):
+        net, data, queries = start()
+        slow = [(sequences, settings | {"rate": 1e-6}) for sequences, settings in stages(data)]
+        found.append(unrolled.differentiated(net, slow, queries[:2], curvature=curvature)[0])
+    assert 0 < relative(*found) < 1e-2
+
+
 def test_what_cannot_be_computed_is_refused_before_training(monkeypatch):
-    monkeypatch.setattr(unrolled, "train", None)
+    monkeypatch.setattr(unrolled, "recorded", None)
     with pytest.raises(ValueError, match="query 5: expected numbers from 0 to 4"):
         unrolled.scores(RECIPE, 0, [0, len(CORPUS.queries)])
-    monkeypatch.setattr("msif.resources.available_memory", lambda: 1000)
     net, data, queries = start()
+    with pytest.raises(ValueError, match="curvature='fisher': expected one of hessian, gauss_newton"):
+        unrolled.differentiated(net, stages(data), queries, curvature="fisher")
+    with pytest.raises(ValueError, match="epochs=4: expected 1 to 3"):
+        unrolled.differentiated(net, stages(data), queries, epochs=4)
+    with pytest.raises(ValueError, match="weights in the settings"):
+        unrolled.differentiated(net, [(data[0], RECIPE.pretraining | {"weights": torch.ones(44)})], queries)
+    monkeypatch.setattr("msif.resources.available_memory", lambda: 1000)
     with pytest.raises(MemoryError, match="keeping 15 steps"):
         unrolled.differentiated(net, stages(data), queries)
