@@ -146,7 +146,7 @@ def iterative(c, k, share):
 
 
 def rivals(c, lissa, arnoldi):
-    """{(method, products): (inverse, set-up)} of LiSSA, best step, on the whole curvature set each time, and of Arnoldi."""
+    """{(method, products): (inverse, set-up)} of LiSSA on the whole curvature set, in steps of 1 / the largest eigenvalue, and of Arnoldi."""
     def neumann(s, v, k):
         scale = 1 / (torch.linalg.matrix_norm(s.G, 2).item() + s.shift(c))
         return s.rows(v, lambda x: baselines.lissa(s.product, dict.fromkeys(x, s.shift(c)), x, [k], scale)[k])
@@ -171,7 +171,8 @@ def compared(case, dampings, products, products_elsewhere, focus, share, lissa, 
         scores = {key: case.scores(inverse, c) for key, (inverse, _) in methods.items()}
         for stages in (0, 1):
             at, named = {"stages": stages + 1, "damping": c}, {key: pair[stages] for key, pair in scores.items()}
-            records += [{"method": name, **at, "products": k, **agreement(found, named["exact", 0]), "cost": cost(case, k, methods[name, k][1])}
+            records += [{"method": name, **at, "products": k, **agreement(found, named["exact", 0]),
+                         "cost": cost(case, k, methods[name, k][1])}
                         for (name, k), found in named.items() if name != "exact"]
             causes += [{"cause": cause, **at, **agreement(named[new, 0], named[old, 0])} for cause, (new, old) in CAUSES.items()
                        if (old, 0) in named]

@@ -65,14 +65,17 @@ def parts(problem, damping, settings):
 
 
 def pair_cost(method, products, parts, pairs):
-    """Plain passes over one document for each of `pairs` pairs of a query and a candidate, set-up included."""
+    """Plain passes over one document for each of `pairs` pairs of a query and a candidate, set-up included.
+
+    An iteration of the dial applies both halves of its preconditioner; by EK-FAC alone each half costs as much as its inverse."""
     c, both = parts, parts["queries"] + parts["scoring"]
     return {
         "gradient dot": both, "gradient cosine": both, "CKA of gradients": c["queries"] + c["CKA"], "diagonal Fisher": both + c["diagonal"],
         "EK-FAC": both + c["fit"] + c["EK-FAC"], "EK-FAC, MLP": c["queries"] + c["scoring, MLP"] + c["fit, MLP"] + c["EK-FAC"],
         "the dial": both + c["fit"] + c["correction"] + c["dial"] + products * (c["product"] + c["dial"]),
-        "the dial, EK-FAC alone": both + c["fit"] + c["EK-FAC"] + products * (c["product"] + c["EK-FAC"]),
-        "conjugate gradients": both + products * c["product"], "LiSSA": both + products * c["sampled product"],
+        "the dial, EK-FAC alone": both + c["fit"] + c["EK-FAC"] + products * (c["product"] + 2 * c["EK-FAC"]),
+        "the dial, block alone": both + products * c["product"], "conjugate gradients": both + products * c["product"],
+        "LiSSA": both + products * c["sampled product"],
         "Arnoldi": both + products * c["single product"],
         "TRAK at the model": c["features"], "TRAK": products * (c["features"] + c["half training"])}[method] / pairs
 
@@ -85,14 +88,14 @@ def by_size(widths, documents, vocabulary, samples, queries, measure=counted):
 
 
 def _at_width(width, documents, vocabulary, samples, queries, measure):
-    model = tiny_gpt_neox(vocabulary, width=width, heads=2)
+    model, kept = tiny_gpt_neox(vocabulary, width=width, heads=2), []
     layers = tracked_layers(model)
-    factors = fit(model, layers, documents, samples=samples)
-    w = dial.Refined(factors, Damping(.1)).inverse(query_gradients(model, layers, documents[:queries]))
-    calls = {"plain": lambda: plain(model, documents), "fit": lambda: fit(model, layers, documents, samples=samples),
-             "scoring": lambda: score(model, layers, documents, w)}
+    found = {"plain": measure(lambda: plain(model, documents)),
+             "fit": measure(lambda: kept.append(fit(model, layers, documents, samples=samples)))}
+    w = dial.Refined(kept[0], Damping(.1)).inverse(query_gradients(model, layers, documents[:queries]))
+    found["scoring"] = measure(lambda: score(model, layers, documents, w))
     weights = sum(x.out_features * (x.in_features + x.bias) for x in layers)
-    return {"weights": weights} | {name: measure(call) / len(documents) for name, call in calls.items()}
+    return {"weights": weights} | {name: cost / len(documents) for name, cost in found.items()}
 
 
 def seconds(call):

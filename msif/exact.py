@@ -70,9 +70,9 @@ class Network:
     def gauss_newton(self, x, sequences):
         """E_z[Jᵀ (diag p − ppᵀ) J] over the label positions, exact over the softmax: (P, P)."""
         total = x.new_zeros(len(x), len(x))
-        for s in sequences:
-            rows = self._root_times_jacobian(x, s)
-            total += rows.mT @ rows
+        for i in range(0, len(sequences), 8):             # several at once: writing (P, P) takes longer than multiplying
+            rows = torch.cat([self._root_times_jacobian(x, s) for s in sequences[i:i + 8]])
+            total.addmm_(rows.mT, rows)
         return total / len(sequences)
 
     def _root_times_jacobian(self, x, sequence):
@@ -164,7 +164,7 @@ def scores(stages, xs, queries, coupled=True, gauss_newton=False):
 def solve(H, v, alpha, shared=None):
     """(H + αP)⁻¹ v for each row of v (q, P): P projects on the first `shared` weights, by default all."""
     shared = len(H) if shared is None else shared
-    damped = H + torch.diag(torch.where(torch.arange(len(H)) < shared, alpha, 0.0).to(H.dtype))
+    damped = H + alpha * torch.diag((torch.arange(len(H)) < shared).to(H.dtype))
     return torch.linalg.solve(damped, v.mT).mT
 
 

@@ -110,9 +110,10 @@ def grid(table, rows, columns, title, xlabel, ylabel):
 
 
 def accuracy_for_cost(panels, title):
-    """Accuracy against cost, one line a method, the Pareto front in grey. panels: [(title, xlabel, ylabel, {method: [(cost, value, error)]})].
+    """Accuracy against cost, one line a method, the Pareto front in grey.
 
-    Costs on a log axis; error bars are ± one standard error (None: not known). A method has one look in every panel."""
+    panels: [(title, xlabel, ylabel, {method: [(cost, value, error)]})]. Costs on a log axis; error bars are
+    ± one standard error (None: not known). A method has one look in every panel."""
     figure, axes = plt.subplots(1, len(panels), figsize=(5.6 * len(panels), 5.2), layout="constrained", squeeze=False)
     names = list(dict.fromkeys(name for *_, methods in panels for name in methods))
     looks = {name: {"color": PALETTE[i % len(PALETTE)], "marker": "os^DvPX*<>hp"[i % 12]} for i, name in enumerate(names)}
@@ -153,7 +154,7 @@ def power_laws(sizes, curves, title, xlabel, ylabel):
 
 def dots(names, series, title, xlabel, lines=(), limits=None):
     """Dot-and-error plot. series: {label: [(value, standard error) for each name]}; lines: [(label, x)], drawn across."""
-    figure, ax = plt.subplots(figsize=(8, 0.36 * len(names) + 1.3), layout="constrained")
+    figure, ax = plt.subplots(figsize=(9, 0.36 * len(names) + 1.5), layout="constrained")
     at, shifts = np.arange(len(names)), np.linspace(-0.2, 0.2, len(series)) if len(series) > 1 else [0]
     for (label, values), color, marker, shift in zip(series.items(), PALETTE, "osD^v", shifts):
         value, error = np.array(values, dtype=float).T
@@ -163,8 +164,10 @@ def dots(names, series, title, xlabel, lines=(), limits=None):
     ax.set_yticks(at, names)
     ax.invert_yaxis()
     ax.grid(axis="x", color="0.9")
-    ax.set(xlabel=xlabel, title=title, xlim=limits)
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    ax.set(xlabel=xlabel, xlim=limits)
+    if len(series) > 1 or lines:
+        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
     return figure
 
 
@@ -182,11 +185,11 @@ def growth(sizes, curves, title, xlabel, ylabel, lines=()):
     return figure
 
 
-def curves(panels, title, xlabel, ylabel, scale="log", goals=()):
+def curves(panels, title, xlabel, ylabel, ticks, scale="log", goals=()):
     """Lines with a band of ± one standard error, one panel a problem. panels: {panel: {label: (x, mean, error)}}.
 
     goals: points (x, y) that a method should reach, drawn as open stars."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(1.5 + 3.6 * len(panels), 3.8), sharey=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(panels), figsize=(3 + 3 * len(panels), 3.9), sharey=True, squeeze=False, layout="constrained")
     labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
     for ax, (panel, lines) in zip(axes[0], panels.items()):
         for label, (x, mean, error) in lines.items():
@@ -194,25 +197,29 @@ def curves(panels, title, xlabel, ylabel, scale="log", goals=()):
             ax.plot(x, mean, marker="osD^vPX*"[n % 8], color=PALETTE[n % 10], label=label, markersize=5)
             ax.fill_between(x, mean - error, mean + error, color=PALETTE[n % 10], alpha=0.25, linewidth=0)
         ax.scatter(*np.array(goals).reshape(-1, 2).T, marker="*", s=140, facecolor="none", edgecolor="0.25", zorder=3)
-        ax.set(xscale=scale, xlabel=xlabel, title=panel)
+        ax.set(xscale=scale, title=panel)
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.minorticks_off()
         ax.grid(axis="y", color="0.9")
+    figure.supxlabel(xlabel, fontsize="medium")
     axes[0, 0].set(ylabel=ylabel, ylim=(min(-0.05, axes[0, 0].get_ylim()[0]), 1.02))
     handles = {label: handle for ax in axes[0] for handle, label in zip(*ax.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize="small")
+    figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize="small")
     figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
     return figure
 
 
 def shares_kept(names, panels, title, xlabel):
     """Dots with ± one standard error, one panel a problem. panels: {panel: {form: [(mean, error) for each name]}}; nan: not measured."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(3 + 2.8 * len(panels), 0.55 * len(names) + 1.4), sharey=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 + 2.2 * len(panels), 0.5 * len(names) + 1.6), sharey=True, squeeze=False, layout="constrained")
     for ax, (panel, forms) in zip(axes[0], panels.items()):
         for (form, values), color, marker, shift in zip(forms.items(), PALETTE, "os", (-0.12, 0.12)):
             mean, error = np.array(values, dtype=float).T
             ax.errorbar(mean, np.arange(len(names)) + shift, xerr=error, fmt=marker, color=color, capsize=3, label=form)
         ax.axvline(0, color="0.6", linewidth=0.8)
         ax.grid(axis="x", color="0.9")
-        ax.set(xlim=(-0.1, 1.03), xlabel=xlabel, title=panel)
+        ax.set(xlim=(-0.1, 1.03), title=panel)
+    figure.supxlabel(xlabel, fontsize="medium")
     axes[0, 0].set_yticks(np.arange(len(names)), names)
     axes[0, 0].invert_yaxis()
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5))

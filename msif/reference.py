@@ -58,7 +58,7 @@ def problem(seed, corpus, model, training, queries, candidates, curvature, sampl
     documents = testbed.encode(text, tokenizer, 64)[0]
     documents, asked = documents[:-queries], documents[-queries:]
     if len(documents) < candidates + curvature:
-        raise ValueError(f"{candidates} candidates and {curvature} curvature documents of {len(documents)}: ask for fewer, or for more people")
+        raise ValueError(f"{candidates} candidates and {curvature} curvature documents of {len(documents)}: ask for fewer, or more people")
     fitted = trained(net, documents, training, seed)
     chosen = documents[candidates:candidates + curvature]
     layers = tracked_layers(fitted)
@@ -121,7 +121,7 @@ def doubled(factors):
     return EKFAC({name: LayerFactors(*map(double, vars(layer).values())) for name, layer in factors.factors.items()}, factors.header)
 
 
-def solve(product, factors, damping, q, tolerance=1e-6, limit=1000):
+def solve(product, factors, damping, q, tolerance=1e-6, limit=4000):
     """(w {layer: (q, o, i)}, relative residual of each query (q,), products made).
 
     product: {layer: (q, o, i)} -> G times it. Raises RuntimeError after `limit` products without ‖(G + D) w − q‖ ≤ tolerance ‖q‖."""

@@ -2,7 +2,7 @@
 
 The two stages of a trained test-bed, curvature over fixed sets of documents and fine-tuning rows, on which EK-FAC is fitted too;
 damping d (stage 1) and α (stage 2) relative to the mean eigenvalue of each layer. Exact: (G + D) X = V solved until the residual
-‖V − (G + D) X‖ / ‖V‖ of every query, computed in float64, is at most `tolerance`. Score, sign and costs as in `msif.accuracy`.
+‖V − (G + D) X‖ / ‖V‖ of every query is at most `tolerance`, in float64; all else in float32. Score, sign and costs as in `msif.accuracy`.
 """
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -18,13 +18,14 @@ from msif.gauss_newton import GaussNewton
 from msif.influence import Damping, query_gradients, score
 from msif.models import model_digest, tracked_layers
 from msif.objectives import fisher_losses
+from msif.reference import exact_attention
 
 SOLVERS = {"dial": dial.block_cg, "EK-FAC block CG": dial.block_cg, "EK-FAC CG": dial.cg, "block CG": dial.block_cg, "CG": dial.cg}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """nets: θ₁ and θ₂ in float32. data: what their curvature runs over. settings: damping, samples, correction, share, batch_size."""
+    """nets: θ₁ and θ₂. data: what their curvature runs over. settings: damping, samples, correction, share, batch_size."""
     nets: list
     layers: list
     data: list
@@ -43,17 +44,12 @@ class Problem:
         """(q, n) float64 of vectors w at θ₁."""
         return score(self.nets[0], self.layers, self.candidates, w, batch_size=64).values.double()
 
-    def product(self, k, dtype=torch.float32):
-        """The product with G of stage k (0 or 1)."""
-        net = self.nets[k] if dtype == torch.float32 else deepcopy(self.nets[k]).double()
-        return GaussNewton(net, self.layers, self.data[k], self.settings["batch_size"]).product
-
     def stage(self, k):
         """The dial's stage k, without a correction: EK-FAC on the stage's own data."""
         s = self.settings
         factors = ekfac.fit(self.nets[k], self.layers, self.data[k], samples=s["samples"], seed=k)
         damping = {("damping", "alpha")[k]: Damping(s["damping"])}
-        return dial.Refined(factors, product=self.product(k), **damping)
+        return dial.Refined(factors, product=GaussNewton(self.nets[k], self.layers, self.data[k], s["batch_size"]).product, **damping)
 
     def corrected(self, k, stage):
         u = dial.pseudo_gradients(self.nets[k], self.layers, self.data[k], self.settings["correction"], seed=f"{k}/correction")
@@ -72,37 +68,36 @@ def problem(bed, *, documents, rows, queries, candidates, seed=0, **settings):
     return Problem(nets, tracked_layers(nets[0]), data, asked, [bed.documents[i] for i in sorted(stating)] + others, settings)
 
 
-def converged(stage, product, v, tolerance, title):
-    """((G + D)⁻¹ v in float64, the largest relative residual, products): the stage's solver in float32, its residual in float64.
-
-    stage: a `dial.Refined`. product: G in float64, or what `v` is wanted in."""
-    exact, v = replace(stage, product=product), {name: x.double() for name, x in v.items()}
+def converged(stage, v, tolerance, title, limit=2000):
+    """((G + D)⁻¹ v, the largest relative residual of a query, products). ArithmeticError when `limit` products do not reach it."""
     x, r, products = {name: torch.zeros_like(y) for name, y in v.items()}, v, 0
     with tqdm(desc=title) as bar:
         while (residual := _norms(r) / _norms(v)).max() > tolerance:
-            for step, left in stage.iterates({name: (y / _norms(r)[:, None, None]).float() for name, y in r.items()}):
+            for step, left in stage.iterates(r):
                 products += bar.update() or 1
-                if left.max() < 1e-3:
+                if left.max() < tolerance / 10:
                     break
-            x = {name: y + step[name].double() * _norms(r)[:, None, None] for name, y in x.items()}
-            r = {name: v[name] - y for name, y in exact.damped(x).items()}
+                if products > limit:
+                    raise ArithmeticError(f"{title}: the residual is above {tolerance} after {limit} products; raise the damping")
+            x = {name: y + step[name] for name, y in x.items()}
+            r = {name: v[name] - y for name, y in stage.damped(x).items()}      # the true one, from which the solver starts again
             products += 1
-            bar.set_postfix(residual=f"{(_norms(r) / _norms(v)).max():.0e}")
     return x, residual.max().item(), products
 
 
 def exact_scores(problem, tolerance):
     """{"scores" (q, n), "residuals" (2,), "products" (2,)}, the stages in the order solved; computed once, kept in scratch/."""
     def make(folder):
-        w, found = problem.query_vectors(), []
+        double, found = replace(problem, nets=[deepcopy(net).double() for net in problem.nets]), []
+        w = double.query_vectors()
         for k in (1, 0):
-            stage = problem.corrected(k, problem.stage(k))
-            w, *numbers = converged(stage, problem.product(k, torch.float64), w, tolerance, f"exact solve of stage {k + 1}")
+            stage = double.corrected(k, double.stage(k))
+            with exact_attention():
+                w, *numbers = converged(stage, w, tolerance, f"exact solve of stage {k + 1}")
             found.append(numbers)
             w = stage.moved(w) if k else w
         residuals, products = map(torch.tensor, zip(*found))
-        scores = problem.score({name: x.float() for name, x in w.items()})
-        save_file({"scores": scores, "residuals": residuals, "products": products}, folder / "exact.safetensors")
+        save_file({"scores": double.score(w), "residuals": residuals, "products": products}, folder / "exact.safetensors")
     return load_file(scratch.built("refinement-exact", problem.key() | {"tolerance": tolerance}, make) / "exact.safetensors")
 
 

@@ -24,9 +24,9 @@ ENCRYPTED = {"KernelManager": {"transport_encryption": "auto"}}
 
 
 def profiles():
-    """The sections of params.yaml by name: profile -> stage -> parameters."""
+    """The sections of params.yaml by name: profile -> stage -> parameters. (Lists there say which of them run.)"""
     params = need("yaml").safe_load((root() / "params.yaml").read_text())
-    return {name: section for name, section in params.items() if isinstance(section, dict)}
+    return {name: section for name, section in params.items() if not isinstance(section, list)}
 
 
 def notebooks():
@@ -124,17 +124,22 @@ def timings(*chosen):
 
 
 def enable(profile):
-    """Add a profile to the `profiles` line of params.yaml, comments kept; returns what to tell the user."""
-    known(profile, "profile", profiles())
+    """Add a profile to `profiles` in params.yaml, and to `validated` if it has a section for that; returns what to tell the user."""
+    sections = profiles()[known(profile, "profile", profiles())] or {}
+    return "\n".join(_listed(key, profile) for key in ["profiles", "validated"][:1 + ("retraining" in sections)])
+
+
+def _listed(key, profile):
+    """Add a profile to one list of params.yaml, comments kept."""
     path = root() / "params.yaml"
     text = path.read_text()
-    line = re.search(r"^profiles: *\[(.*)\]", text, re.M)
+    line = re.search(rf"^{key}: *\[(.*)\]", text, re.M)
     if line is None:
-        raise ValueError(f"{path}: expected a line such as `profiles: [tiny]`; add {profile} by hand")
+        raise ValueError(f"{path}: expected a line such as `{key}: [tiny]`; add {profile} by hand")
     enabled = [name.strip() for name in line[1].split(",") if name.strip()]
     if profile in enabled:
-        return f"params.yaml: profiles has {profile} already"
-    added = f"profiles: [{', '.join([*enabled, profile])}]"
+        return f"params.yaml: {key} has {profile} already"
+    added = f"{key}: [{', '.join([*enabled, profile])}]"
     path.write_text(text.replace(line[0], added, 1))
     return f"params.yaml: {profile} was added; it now reads `{added}`"
 

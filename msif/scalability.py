@@ -81,8 +81,11 @@ def ekfac(problem, damping, settings):
 
 
 def turned(problem, damping, settings):
-    """The dial, at each number of products; with and without its correction."""
-    stage = dial.Refined(problem.factors, damping, product=_product(problem))
+    """The dial, at each number of products; with and without its correction, and without any preconditioner."""
+    stage, q = dial.Refined(problem.factors, damping, product=_product(problem)), _q(problem)
+    plain = dial.block_cg(lambda x: dial.flatten(stage.damped(dial.unflatten(x, q))), dial.flatten(q))
+    yield from ((f"the dial, block alone/{k}/", _scored(problem, dial.unflatten(x, q)))
+                for k, (x, _) in zip(range(1, max(settings["dial"]) + 1), plain) if k in settings["dial"])
     full = corrected(stage, problem.model, problem, settings["correction"])
     for name, stage in (("the dial", full), ("the dial, EK-FAC alone", stage)):
         yield f"{name}/0/", _scored(problem, stage.start(_q(problem)))

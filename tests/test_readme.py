@@ -7,14 +7,40 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_quoted_numbers_are_those_of_the_report():
-    metrics = json.loads((ROOT / "reports" / "full" / "fact_tracing.metrics.json").read_text())
-    table = README.split("| method | MRR, raw")[1].split("\n\n")[0]
-    quoted = re.findall(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+|–) \|$", table, re.M)
-    assert len(quoted) == table.count("\n") - 1 >= 5                     # every row but the line below the heading
-    for method, *numbers in quoted:
-        forms = metrics[method]
-        assert numbers == [f"{forms[form]['mrr']:.3f}" if form in forms else "–" for form in ("raw", "normalised")], method
+def report(name):
+    return json.loads((ROOT / "reports" / "full" / f"{name}.metrics.json").read_text())
+
+
+def rows(heading):
+    """The cells of the table below a heading that starts like this, without the line of dashes; a number or – in all but the first."""
+    table = README.split(heading)[1].split("\n\n")[0].splitlines()[2:]
+    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert len(found) >= 4 and all(re.fullmatch(r"\d\.\d+|–", cell) for row in found for cell in row[1:])
+    return found
+
+
+def quoted(number, digits):
+    return "–" if number is None else f"{number:.{digits}f}"
+
+
+def test_quoted_retrieval_is_that_of_the_report():
+    for method, *numbers in rows("| method | MRR, raw"):
+        forms = report("fact_tracing")[method]
+        assert numbers == [quoted(forms.get(form, {}).get("mrr"), 3) for form in ("raw", "normalised")], method
+
+
+def test_quoted_agreement_with_retraining_is_that_of_the_report():
+    found = report("retraining")
+    for method, *numbers in rows("| method | LDS, one model"):
+        values = [found["lds"].get(f"{method}_normalised_{n}_models", found["lds"].get(f"{method}_raw_{n}_models")) for n in (1, 5)]
+        assert numbers == [quoted(x, 2) for x in ([None, found["ceiling"]] if method == "noise ceiling" else values)], method
+
+
+def test_quoted_agreement_with_exact_influence_is_that_of_the_report():
+    found = report("exact")["two_stages"]
+    for problem, *numbers in rows("| two-stage Spearman with exact influence"):
+        keys = ("EK-FAC, 0 products", "dial, 5 products", "dial, 20 products", "CG, 20 products")
+        assert numbers == [quoted(found[problem][key]["spearman"], 2) for key in keys], problem
 
 
 def test_every_path_it_names_exists():

@@ -18,7 +18,7 @@ PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MODULES = sorted((ROOT / "msif").glob("*.py"))
-PROFILES = [name for name in PARAMS if name != "profiles"]
+PROFILES = [name for name, section in PARAMS.items() if not isinstance(section, list)]
 COMMITTED = ["tiny", "full", "stories"]  # the profiles whose reports are in git
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -29,14 +29,21 @@ def stage_of(path):
     return path.stem.split("_", 1)[1]
 
 
+def runs_in(path, profile):
+    """Is the notebook part of a profile? Those of the list `validated` are part of the profiles with a section for them."""
+    return STAGES[stage_of(path)]["foreach"] == "${profiles}" or stage_of(path) in PARAMS[profile]
+
+
 def cells(path, kind):
     return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == kind]
 
 
 def test_every_notebook_has_a_stage_and_a_report():
-    names = [path.stem for path in NOTEBOOKS]
-    assert STAGES["report"]["matrix"]["notebook"] == names
-    assert list(STAGES) == [stage_of(path) for path in NOTEBOOKS] + ["report"]
+    reports = {"${profiles}": STAGES["report"], "${validated}": STAGES["validation_report"]}
+    assert list(STAGES) == [stage_of(path) for path in NOTEBOOKS] + ["report", "validation_report"]
+    for profiles, report in reports.items():
+        assert report["matrix"]["profile"] == profiles
+        assert report["matrix"]["notebook"] == [path.stem for path in NOTEBOOKS if STAGES[stage_of(path)]["foreach"] == profiles]
 
 
 @each_notebook
@@ -62,7 +69,7 @@ def test_every_formula_can_be_drawn_without_network(path):
 @each_notebook
 def test_parameters_are_those_of_the_notebook(path, profile):
     declared = set(papermill.inspect_notebook(str(path)))
-    assert set(PARAMS[profile][stage_of(path)]) | {"profile"} == declared
+    assert not runs_in(path, profile) or set(PARAMS[profile][stage_of(path)]) | {"profile"} == declared
 
 
 def leaves(tree):
@@ -81,6 +88,9 @@ def test_no_number_is_text(profile):
 
 def test_the_profiles_that_run_are_described():
     assert set(PARAMS["profiles"]) <= set(PROFILES)
+    validated = [path for path in NOTEBOOKS if STAGES[stage_of(path)]["foreach"] == "${validated}"]
+    assert set(PARAMS["validated"]) <= set(PARAMS["profiles"])
+    assert all(stage_of(path) in PARAMS[profile] for path in validated for profile in PARAMS["validated"])
 
 
 def msif_imports(source):
@@ -144,8 +154,8 @@ def test_the_library_imports_without_the_study_extra(path):
     assert {name.split(".")[0] for name in names} <= allowed | sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("profile", COMMITTED)
-@each_notebook
+@pytest.mark.parametrize("path, profile", [(path, p) for path in NOTEBOOKS for p in COMMITTED if runs_in(path, p)],
+                         ids=lambda x: getattr(x, "stem", x))
 def test_committed_reports_show_the_notebook_as_it_is(path, profile):
     """An edited notebook wants `make study` (and a commit of reports/) before its report can be believed."""
     report = ROOT / "reports" / profile / path.name
