@@ -102,7 +102,7 @@ def found():
 def test_every_budget_of_every_method_gives_scores():
     names = {"gradient dot/0/", "gradient cosine/0/", "CKA of gradients/0/", "diagonal Fisher/0/", "EK-FAC/0/", "EK-FAC, MLP/0/",
              *(f"{m}/{k}/" for m in ("the dial", "the dial, EK-FAC alone") for k in (0, 1, 3)),
-             *(f"conjugate gradients/{k}/" for k in (1, 3)), "LiSSA/2/0.1", "Arnoldi/6/"}          # LiSSA's other step size diverges
+             *(f"{m}/{k}/" for m in ("the dial, block alone", "conjugate gradients") for k in (1, 3)), "LiSSA/2/0.1", "Arnoldi/6/"}          # LiSSA's other step size diverges
     assert set(found()) == names
     assert all(x.shape == (3, 12) and torch.isfinite(x).all() for x in found().values())
 
