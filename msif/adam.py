@@ -10,6 +10,7 @@ from dataclasses import replace
 from msif.capture import passes
 from msif.ekfac import EKFAC, corrected_eigenvalues, covariances, eigenbases
 from msif.objectives import fisher_losses, loss
+from msif.products import sequence_gradient
 
 
 def fit(model, layers, sequences, *, labels="gaussian", samples=2, seed=0, batch_size=64):
@@ -27,7 +28,7 @@ def second_moments(model, layers, sequences, batch_size):
     total, count = {layer.name: 0.0 for layer in layers}, -(-len(sequences) // batch_size)
 
     def consume(layer, a, g, draw, batch):
-        total[layer.name] = total[layer.name] + (g.flatten(0, 1).mT @ a.flatten(0, 1) / len(a)).square() / count
+        total[layer.name] = total[layer.name] + (sequence_gradient(a, g, layer.bias).sum(0) / len(a)).square() / count
 
     passes(model, layers, sequences, [loss], batch_size, consume)
     return total

@@ -16,11 +16,12 @@ Kornblith et al. 2019 (arXiv 1905.00414); Park et al. 2023 (arXiv 2303.14186).
 """
 import torch
 
-from msif.capture import gradients, passes, sequence_gradient
+from msif.capture import gradients, passes
 from msif.data import NO_LOSS
 from msif.extras import need
 from msif.gauss_newton import GaussNewton
 from msif.objectives import align
+from msif.products import sequence_gradient
 
 
 def operator(product, damping, v):
@@ -111,7 +112,7 @@ def diagonal_fisher(model, layers, sequences, objectives, batch_size=32):
     found = {}
 
     def consume(layer, a, g, draw, batch):
-        found[layer.name] = found.get(layer.name, 0) + sequence_gradient(a, g).square().sum(0)
+        found[layer.name] = found.get(layer.name, 0) + sequence_gradient(a, g, layer.bias).square().sum(0)
 
     passes(model, layers, sequences, objectives, batch_size, consume)
     return {layer.name: found[layer.name] / (len(sequences) * len(objectives)) for layer in layers}

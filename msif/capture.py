@@ -1,8 +1,8 @@
 """Layer inputs a and output gradients g of tracked layers, without ever forming a weight gradient of the model.
 
 For a layer with weight W (out, in) and sequence z, the gradient of any scalar is D_z = Σ_t g_t a_tᵀ (out, in): a_t is the
-layer's input at position t, with a 1 appended last when the layer has a bias; g_t is the gradient with respect to its
-output. Index letters: n sequences, s positions, o outputs, i inputs (bias included), q queries.
+layer's input at position t, to which a 1 is understood to be appended when the layer has a bias; g_t is the gradient with
+respect to its output. Index letters: n sequences, s positions, o outputs, i inputs (bias included in D), q queries.
 
 Gradients are dictionaries {layer name: (n, o, i)}, in at least float32.
 """
@@ -11,8 +11,9 @@ from contextlib import contextmanager
 import torch
 from tqdm import tqdm
 
-from msif.data import batches, check
+from msif.data import buckets, check, collate
 from msif.models import limits, logits
+from msif.products import sequence_gradient
 
 
 @contextmanager
@@ -32,14 +33,7 @@ def _sequence_form(x, mask):
     """(n, s, d) in at least float32, zero where padded; a pooled (n, d) input is one position, (n·s, d) is unflattened."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     x = x.unflatten(0, mask.shape) if x.dim() == 2 and len(x) == mask.numel() else x
-    return x[:, None] if x.dim() == 2 else x * mask[..., None].to(x.dtype)
-
-
-def _inputs(x, mask, bias):
-    """a: the masked inputs (n, s, i), with the bias's 1 appended last (0 where padded)."""
-    a = _sequence_form(x, mask)
-    ones = mask.to(a.dtype) if a.shape[1] == mask.shape[1] else a.new_ones(a.shape[:2])
-    return torch.cat([a, ones[..., None]], 2) if bias else a
+    return x[:, None] if x.dim() == 2 else x if mask.all() else x * mask[..., None].to(x)
 
 
 def _sequences(output, mask, name):
@@ -51,7 +45,7 @@ def _sequences(output, mask, name):
 def _finite(value, what, batch):
     if not torch.isfinite(value).all():
         raise FloatingPointError(
-            f"{what} is NaN or infinite in the batch of sequences {batch.index.tolist()}: check the model's weights, "
+            f"{what} is NaN or infinite in the batch of sequences {sorted(batch.index.tolist())}: check the model's weights, "
             f"its precision (float16 overflows; try bfloat16 or float32) and these sequences")
 
 
@@ -59,7 +53,7 @@ def backpropagate(model, layers, batch, objectives, consume):
     """Run one batch forward once, and backward once per objective.
 
     objectives: functions of (logits, batch) giving (n,). consume(layer, a, g, draw) is called for each tracked layer as
-    its gradient arrives (last layer first): a (n, s, i), g (n, s, o), draw the objective's number. The model must be
+    its gradient arrives (last layer first): a (n, s, inputs without the bias), g (n, s, o), draw the objective's number. The model must be
     `frozen`. Raises FloatingPointError naming what is not finite, ValueError for a layer that runs twice,
     or on anything but sequences or their positions.
     """
@@ -74,13 +68,13 @@ def backpropagate(model, layers, batch, objectives, consume):
             _sequences(output, batch.attention_mask, layer.name)
             _finite(output.detach().sum(dtype=torch.promote_types(output.dtype, torch.float32)),
                     f"the output of {layer.name}", batch)
-            a = _inputs(args[0].detach(), batch.attention_mask, layer.bias)
+            a, mask = args[0].detach(), batch.attention_mask.to(output.device)
             output = output if output.requires_grad else output.requires_grad_()
 
             def arrived(g):
-                g = _sequence_form(g, batch.attention_mask)
+                g = _sequence_form(g, mask)
                 _finite(g.sum(), f"the gradient at {layer.name}", batch)
-                consume(layer, a, g, draw)
+                consume(layer, _sequence_form(a, mask), g, draw)
             output.register_hook(arrived)
         return modules[layer.name].register_forward_hook(hook)
 
@@ -97,25 +91,28 @@ def backpropagate(model, layers, batch, objectives, consume):
             handle.remove()
 
 
-def sequence_gradient(a, g):
-    """D = Σ_t g_t a_tᵀ for each sequence: (n, s, i), (n, s, o) -> (n, o, i)."""
-    return g.transpose(1, 2) @ a
-
-
 def passes(model, layers, sequences, objectives, batch_size, consume, title=None):
     """`backpropagate` over all sequences: consume(layer, a, g, draw, batch). title: of the progress bar (None: silent).
 
-    Raises ValueError, before anything runs, for a sequence that the model cannot read (`data.check`)."""
+    Batches hold sequences of similar length, the longest first (`data.buckets`), so that little is padded and a batch that
+    is too large for the memory is the first. Raises ValueError, before anything runs, for a sequence that the model cannot
+    read (`data.check`)."""
     check(sequences, *limits(model))
     with frozen(model):
-        for batch in tqdm(batches(sequences, batch_size), total=-(-len(sequences) // batch_size), desc=title,
-                          disable=title is None):
+        for group in tqdm(buckets(sequences, batch_size), desc=title, disable=title is None):
+            batch = collate([sequences[n] for n in group])
             backpropagate(model, layers, batch, objectives, lambda *found: consume(*found, batch))
 
 
 def gradients(model, layers, sequences, objective, batch_size=32):
     """{layer: (n, o, i)}: the gradient of each sequence's own scalar, in the order given."""
-    parts = {layer.name: [] for layer in layers}
-    passes(model, layers, sequences, [objective], batch_size,
-           lambda layer, a, g, draw, batch: parts[layer.name].append(sequence_gradient(a, g)))
-    return {name: torch.cat(found) for name, found in parts.items()}
+    found, places = {}, {layer.name: iter(buckets(sequences, batch_size)) for layer in layers}
+
+    def consume(layer, a, g, draw, batch):
+        D = sequence_gradient(a, g, layer.bias)
+        if layer.name not in found:
+            found[layer.name] = D.new_empty(len(sequences), *D.shape[1:])
+        found[layer.name][next(places[layer.name])] = D
+
+    passes(model, layers, sequences, [objective], batch_size, consume)
+    return {layer.name: found[layer.name] for layer in layers}

@@ -69,6 +69,14 @@ def batches(sequences: list[Sequence], size: int) -> Iterator[Batch]:
     return (collate(sequences[i : i + size]) for i in range(0, len(sequences), size))
 
 
+def buckets(sequences: list[Sequence], size: int) -> list[list[int]]:
+    """Positions in `sequences`, in groups of `size` of similar length, longest first; equally long ones keep their order."""
+    if size < 1:
+        raise ValueError(f"batch size is {size}; expected at least 1")
+    order = sorted(range(len(sequences)), key=lambda n: -len(sequences[n].input_ids))
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
 def encode_documents(texts: Iterable[str], tokenizer, max_length: int) -> list[Sequence]:
     """Documents with a loss on every token and the tokenizer's own special tokens, cut to `max_length`.
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from msif.capture import passes, sequence_gradient
+from msif.capture import passes
 from msif.data import digest
 from msif.models import model_digest
 from msif.objectives import fisher_losses
+from msif.products import add_gram, add_input_gram, add_squares, aligned, mirrored, split
 from msif.resources import require
 
 
@@ -39,12 +40,16 @@ class LayerFactors:
 
     def rotate(self, v):
         """Q_Bᵀ V Q_A: (n, o, i) -> (n, blocks, r, i)."""
-        return self.basis_out.mT @ _split(v, self.rows, 1) @ self.basis_in
+        if self.rows is None:                                     # as one product of two matrices a side: no basis is copied n times
+            return ((v @ self.basis_in).mT @ self.basis_out[0]).mT[:, None]
+        return self.basis_out.mT @ split(v, self.rows, 1) @ self.basis_in
 
     def rotate_back(self, v):
         """Q_B V Q_Aᵀ: (n, blocks, r, i) -> (n, o, i)."""
+        if self.rows is None:
+            return (v[:, 0].mT @ self.basis_out[0].mT).mT @ self.basis_in.mT
         v = (self.basis_out @ v @ self.basis_in.mT).flatten(1, 2)
-        return v if self.rows is None else torch.empty_like(v).index_copy_(1, self.rows.flatten().to(v.device), v)
+        return torch.empty_like(v).index_copy_(1, self.rows.flatten().to(v.device), v)
 
     def to(self, device):
         """The same factors on a device."""
@@ -62,11 +67,6 @@ def _named(name, call, *arguments):
         return call(*arguments)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-
-
-def _split(x, rows, dim):
-    """Output dimension `dim` into (blocks, r)."""
-    return x.unsqueeze(dim) if rows is None else x.index_select(dim, rows.flatten().to(x.device)).unflatten(dim, rows.shape)
 
 
 @dataclass(frozen=True)
@@ -116,42 +116,54 @@ def fit(model, layers, sequences, *, labels="gaussian", samples=2, seed=0, batch
 
 def covariances(model, layers, sequences, objectives, batch_size, title=None):
     """First pass: {layer: (rows, A (i, i), B (blocks, r, r), positions)}, means over unmasked positions (and draws)."""
-    A, B, seen, rows = {}, {}, {}, {layer.name: layer.rows for layer in layers}
+    sums = {}
+    passes(model, layers, sequences, objectives, batch_size, lambda *found: add_covariances(sums, *found),
+           title and f"{title}: covariances")
+    return mean_covariances(sums, layers, len(sequences), len(objectives))
 
-    def consume(layer, a, g, draw, batch):
-        if draw == 0:
-            _add(A, layer.name, a.flatten(0, 1).mT @ a.flatten(0, 1))
-            _add(seen, layer.name, len(a) if a.shape[1] == 1 else int(batch.attention_mask.sum()))
-        blocks = _split(g, layer.rows, 2).permute(2, 3, 0, 1).flatten(2)               # (blocks, r, n·s)
-        _add(B, layer.name, blocks @ blocks.mT)
 
-    passes(model, layers, sequences, objectives, batch_size, consume, title and f"{title}: covariances")
-    _all_seen(layers, B)
-    return {name: (rows[name], _finite(A[name] / seen[name], name), _finite(B[name] / (seen[name] * len(objectives)), name),
-                   seen[name] / len(sequences)) for name in rows}
+def add_covariances(sums, layer, a, g, draw, batch):
+    """Add one batch's a aᵀ and g gᵀ of a layer to `sums`, a dictionary of tensors; `mean_covariances` reads it."""
+    i, (blocks, r) = layer.in_features + layer.bias, block_shape(layer)
+    A, B, positions = (_start(sums, f"{layer.name}.{what}", g, *shape)
+                       for what, shape in (("A", (i, i)), ("B", (blocks, r, r)), ("positions", ())))
+    if draw == 0:
+        a = a.flatten(0, 1) if a.shape[1] == 1 or batch.attention_mask.all() else a[batch.attention_mask.to(a.device).bool()]
+        add_input_gram(A, a, layer.bias)
+        positions += len(a)
+    for total, x in zip(B, split(g.flatten(0, 1), layer.rows, 1).unbind(1)):
+        add_gram(total, x)
+
+
+def mean_covariances(sums, layers, sequences, draws):
+    """What `covariances` returns, from the sums over that many sequences and draws."""
+    _all_seen(layers, sums, "B")
+    def mean(layer, what, draws):
+        return _finite(mirrored(sums[f"{layer.name}.{what}"]) / (sums[f"{layer.name}.positions"] * draws), layer.name)
+    return {x.name: (x.rows, mean(x, "A", 1), mean(x, "B", draws), sums[f"{x.name}.positions"].item() / sequences) for x in layers}
 
 
 def corrected_eigenvalues(model, layers, sequences, objectives, batch_size, bases, title=None):
     """Second pass: Λ = E_seq[(Q_Bᵀ D Q_A)²], mean over sequences and draws, put into each layer's factors."""
-    squares = {}
-
-    def consume(layer, a, g, draw, batch):
-        _add(squares, layer.name, rotated_gradient(bases[layer.name], a, g).square_().sum(0))
-
-    passes(model, layers, sequences, objectives, batch_size, consume, title and f"{title}: eigenvalues")
-    count = len(sequences) * len(objectives)
-    return {name: replace(bases[name], eigenvalues=_finite(squares[name] / count, name)) for name in bases}
+    sums, rotations = {}, {name: (aligned(x.basis_in), x.basis_out) for name, x in bases.items()}
+    passes(model, layers, sequences, objectives, batch_size, lambda *found: add_eigenvalues(sums, rotations, *found),
+           title and f"{title}: eigenvalues")
+    return mean_eigenvalues(sums, layers, bases, len(sequences) * len(objectives))
 
 
-def rotated_gradient(factors, a, g):
-    """Q_Bᵀ D Q_A of each sequence (n, blocks, r, i), by the cheaper order: rotate a and g first, or form D and rotate it.
+def add_eigenvalues(sums, rotations, layer, a, g, draw, batch):
+    """Add one batch's (Q_Bᵀ D Q_A)² of a layer to `sums`; rotations: {layer: (`aligned` Q_A, Q_B)}."""
+    basis_in, basis_out = rotations[layer.name]
+    total = _start(sums, f"{layer.name}.Λ", g, *block_shape(layer), basis_in.shape[1])
+    add_squares(total, a, g, layer.bias, basis_in, basis_out, layer.rows)
 
-    Multiplications per sequence: s(i² + r·o) against o·i(i + r)."""
-    (s, i), o, r = a.shape[1:], g.shape[2], factors.basis_out.shape[-1]
-    if s * (i * i + r * o) > o * i * (i + r):
-        return factors.rotate(sequence_gradient(a, g))
-    g = _split(g, factors.rows, 2).transpose(1, 2) @ factors.basis_out                  # (n, blocks, s, r)
-    return g.mT @ (a @ factors.basis_in)[:, None]
+
+def mean_eigenvalues(sums, layers, bases, count):
+    """`bases` with the eigenvalues in them, from the sums over `count` sequences and draws."""
+    _all_seen(layers, sums, "Λ")
+    def mean(layer):
+        return _finite(sums[f"{layer.name}.Λ"][..., :layer.in_features + layer.bias] / count, layer.name)
+    return {x.name: replace(bases[x.name], eigenvalues=mean(x)) for x in layers}
 
 
 def errors(model, layers, sequences, labels, reference, batch_size=32):
@@ -170,9 +182,14 @@ def errors(model, layers, sequences, labels, reference, batch_size=32):
     return found
 
 
+def block_shape(layer):
+    """(blocks, r) of a layer's output rows."""
+    return (1, layer.out_features) if layer.rows is None else tuple(layer.rows.shape)
+
+
 def factor_bytes(layer):
     """Bytes of one layer's factors in float32: Q_A, Q_B and Λ."""
-    inputs, (blocks, r) = layer.in_features + layer.bias, layer.rows.shape if layer.rows is not None else (1, layer.out_features)
+    inputs, (blocks, r) = layer.in_features + layer.bias, block_shape(layer)
     return 4 * (inputs ** 2 + blocks * r ** 2 + layer.out_features * inputs)
 
 
@@ -190,8 +207,8 @@ def _eigh(M):
     return values.clamp(min=0).to(M.dtype), vectors.to(M.dtype)
 
 
-def _add(sums, name, value):
-    sums[name] = sums[name] + value if name in sums else value
+def _start(sums, name, like, *shape):
+    return sums[name] if name in sums else sums.setdefault(name, like.new_zeros(shape))
 
 
 def _finite(value, name):
@@ -201,8 +218,8 @@ def _finite(value, name):
     return value
 
 
-def _all_seen(layers, found):
-    missing = [layer.name for layer in layers if layer.name not in found]
+def _all_seen(layers, sums, what):
+    missing = [layer.name for layer in layers if f"{layer.name}.{what}" not in sums]
     if missing:
         raise ValueError(f"no gradient reaches {missing}: the loss does not depend on them; leave them out by a pattern")
 

@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from msif.capture import gradients, passes, sequence_gradient
+from msif.capture import gradients, passes
+from msif.data import buckets
 from msif.objectives import log_probability, loss
+from msif.products import sequence_gradient
 from msif.resources import require
 
 
@@ -147,9 +149,9 @@ def score(model, layers, candidates, w, *, batch_size=32, per_layer=False, objec
 
     def consume(layer, a, g, draw, batch):
         here = torch.tensor([at[index] for index in batch.index.tolist()])
-        D = sequence_gradient(a, g).flatten(1)
+        D = sequence_gradient(a, g, layer.bias).flatten(1)
         found[layer.name if per_layer else "all"][:, here] += (weights[layer.name].to(D.device) @ D.mT).to(first.device)
-        squares[here] += D.square().sum(1).to(first.device)
+        squares[here] += torch.linalg.vector_norm(D, dim=1).square().to(first.device)
 
     passes(model, layers, candidates, [objective], batch_size, consume, title)
     return Scores(sum(found.values()), squares.sqrt(), found if per_layer else {})
@@ -166,10 +168,14 @@ def token_scores(model, layers, candidates, w, *, batch_size=32, objective=loss)
     def consume(layer, a, g, draw, batch):
         if not total or total[-1][0] is not batch:
             total.append((batch, a.new_zeros(len(w[layer.name]), len(a), longest)))
-        total[-1][1][:, :, :a.shape[1]] += torch.einsum("nso,qoi,nsi->qns", g, w[layer.name].to(g), a)
+        W = w[layer.name].to(g)
+        total[-1][1][:, :, :a.shape[1]] += torch.einsum("nso,qoi,nsi->qns", g, W[..., :a.shape[2]], a)
+        if layer.bias:
+            total[-1][1][:, :, :a.shape[1]] += torch.einsum("nso,qo->qns", g, W[..., -1])
 
     passes(model, layers, candidates, [objective], batch_size, consume)
-    return torch.cat([x for _, x in total], 1)
+    order = torch.tensor([n for group in buckets(candidates, batch_size) for n in group])
+    return torch.cat([x for _, x in total], 1)[:, order.argsort()]
 
 
 def self_influence(model, layers, documents, stage, batch_size=32):

@@ -14,17 +14,19 @@ from msif.data import NO_LOSS
 
 
 def align(logits, labels):
-    """Predictions beside what they predict: logits (n, T, V) in at least float32, targets (n, T) with -100 = none."""
+    """Predictions beside what they predict: logits (n, T, V) in at least float32, targets (n, T) with -100 = none.
+
+    For a language model T = S: the labels are shifted, as the last logits predict nothing, and the logits are not copied."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if labels.dim() == 1:
         return logits[:, None], labels[:, None]
-    return logits[:, :-1], labels[:, 1:]
+    return logits, F.pad(labels[:, 1:], (0, 1), value=NO_LOSS)
 
 
 def loss(logits, batch):
     """Training loss ℓ_z = −Σ_t log p(y_t | x_<t): (n,), nats."""
     z, y = align(logits, batch.labels)
-    return F.cross_entropy(z.transpose(1, 2), y, reduction="none", ignore_index=NO_LOSS).sum(1)
+    return F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction="none", ignore_index=NO_LOSS).view_as(y).sum(1)
 
 
 def log_probability(logits, batch):
@@ -56,12 +58,16 @@ def _noise(draw_fn, y, batch, seed, draw, shape=()):
 
 
 def sampled_loss(logits, batch, *, seed, draw):
-    """ℓ with each label replaced by ŷ_t ~ p(· | x_<t), drawn from the very logits that score it (inverse CDF)."""
+    """Σ_t ⟨p − e_ŷ, z_t⟩ with each ŷ_t ~ p(· | x_<t) drawn from the very logits that score it (inverse CDF).
+
+    Its gradient p − e_ŷ (a constant here) is that of ℓ with the labels ŷ, which the first forward pass need not compute."""
     z, y = align(logits, batch.labels)
-    cdf = z.detach().softmax(2).cumsum(2)
+    p = z.detach().softmax(2)
+    cdf = p.cumsum(2)
     u = _noise(torch.rand, y, batch, seed, draw).to(cdf.dtype)[..., None] * cdf[..., -1:]
-    drawn = torch.searchsorted(cdf, u, right=True)[..., 0].clamp(max=z.shape[2] - 1)
-    return F.cross_entropy(z.transpose(1, 2), drawn.where(y != NO_LOSS, NO_LOSS), reduction="none").sum(1)
+    drawn = torch.searchsorted(cdf, u, right=True).clamp(max=z.shape[2] - 1)
+    del cdf
+    return _linear(z, p.scatter_add_(2, drawn, -torch.ones_like(u)), y)
 
 
 def gaussian_loss(logits, batch, *, seed, draw):
@@ -69,7 +75,13 @@ def gaussian_loss(logits, batch, *, seed, draw):
     z, y = align(logits, batch.labels)
     p = z.detach().softmax(2)
     noise = p.sqrt() * _noise(torch.randn, y, batch, seed, draw, (z.shape[2],)).to(p.dtype)
-    return ((noise - p * noise.sum(2, keepdim=True)) * z).sum((1, 2))
+    return _linear(z, noise - p * noise.sum(2, keepdim=True), y)
+
+
+def _linear(z, u, y):
+    """Σ_t ⟨u_t, z_t⟩ over the label positions, u constant: (n,)."""
+    u = u.masked_fill_((y == NO_LOSS)[..., None], 0)
+    return torch.linalg.vecdot(u, z).sum(1)
 
 
 def fisher_losses(labels, samples, seed):

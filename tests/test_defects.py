@@ -52,13 +52,13 @@ def test_3_factors_can_be_fitted_on_documents_and_on_answers(answers_only):
 
 
 def test_4_sampled_labels_stand_where_their_logits_are():
-    """The model is certain of token t + 3 at position t, and of nothing else: any other place for the label costs 100 nats."""
+    """The model is certain of token t + 3 at position t, and of nothing else: p − e_ŷ is 0 there and of size 1 at any other place."""
     logits = torch.full((1, 4, VOCAB), -50.)
     logits[0, range(4), range(3, 7)] = 50
     batch = collate([Sequence(0, (1,) * 4, (NO_LOSS, NO_LOSS, 1, 1))])
     logits.requires_grad_()
-    value = sampled_loss(logits, batch, seed=0, draw=0)
-    assert value.item() == 0
+    sampled_loss(logits, batch, seed=0, draw=0).sum().backward()
+    assert logits.grad.abs().max() < 1e-30
     flat = torch.zeros(1, 4, VOCAB, requires_grad=True)
     sampled_loss(flat, batch, seed=0, draw=0).sum().backward()
     assert (flat.grad[0].abs().sum(1) > 0).tolist() == [False, True, True, False]      # labels 2 and 3, predicted at 1 and 2
@@ -121,8 +121,11 @@ def test_10_padding_is_in_neither_activations_nor_gradients():
     for name in together:
         assert relative(together[name][1], alone[name][1]) < 1e-10 and relative(together[name][2], alone[name][2]) < 1e-10
     sizes = []
-    passes(model, layers[:1], [short, long], [loss], 2, lambda layer, a, g, draw, batch: sizes.append(a[..., -1].sum(1).tolist()))
-    assert sizes == [[len(short.input_ids), len(long.input_ids)]]
+    passes(model, layers[:1], [short, long], [loss], 2,
+           lambda layer, a, g, draw, batch: sizes.append((a != 0).any(2).sum(1).tolist()))
+    assert sizes == [[len(long.input_ids), len(short.input_ids)]]
+    positions = covariances(model, layers, [short, long], fisher_losses("true", 1, 0), 2)[layers[0].name][1][-1, -1]
+    assert positions == 1                                                    # the bias's 1 is there at every token, and only there
 
 
 def test_11_covariances_are_means_over_tokens_and_eigenvalues_over_sequences():
@@ -145,7 +148,7 @@ def test_11_covariances_are_means_over_tokens_and_eigenvalues_over_sequences():
 def sum_of_squares(model, layers, data, name):
     total = []
     passes(model, [x for x in layers if x.name == name], data, [loss], 2,
-           lambda layer, a, g, draw, batch: total.append(a.square().sum()))
+           lambda layer, a, g, draw, batch: total.append(a.square().sum() + layer.bias * batch.attention_mask.sum()))
     return sum(total)
 
 

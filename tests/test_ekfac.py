@@ -7,7 +7,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from msif.data import Sequence
-from msif.ekfac import LayerFactors, covariances, fit, rotated_gradient
+from msif.ekfac import covariances, fit
 from msif.models import tracked_layers
 from msif.objectives import fisher_losses
 from tiny import (Regression, dense_ekfac, documents, gpt2, llama, lively, matrix_function, neox, plain_loss, pseudo,
@@ -117,20 +117,6 @@ def test_identity_turns_the_solve_into_doing_nothing():
     v = {x.name: torch.randn(2, x.out_features, x.in_features + 1, dtype=torch.float64) for x in layers}
     found = fit(model, layers, DOCUMENTS).identity().apply(lambda values, mean: 1 / values, v)
     assert all(torch.allclose(found[name], v[name], atol=1e-12) for name in v)
-
-
-@pytest.mark.parametrize("rows", [None, torch.tensor([[3, 0], [5, 1], [2, 4]])], ids=["layer", "heads"])
-@pytest.mark.parametrize("positions", [1, 100])      # the first rotates a and g, the second forms D
-def test_both_orders_of_rotating_a_gradient_agree(positions, rows):
-    r = 6 if rows is None else 2
-    Q_A, Q_B = (torch.linalg.qr(torch.randn(*shape, dtype=torch.float64))[0] for shape in ((5, 5), (6 // r, r, r)))
-    factors = LayerFactors(rows, Q_A, Q_B, *[torch.empty(0)] * 4)
-    a, g = (torch.randn(4, positions, d, dtype=torch.float64) for d in (5, 6))
-    D = torch.einsum("nso,nsi->noi", g, a)[:, torch.arange(6)[None] if rows is None else rows]
-    expected = torch.einsum("bpr,nbpi,ij->nbrj", Q_B, D, Q_A)
-    assert (positions * (25 + 6 * r) > 30 * (5 + r)) == (positions == 100)
-    assert relative(rotated_gradient(factors, a, g), expected) < 1e-12
-    assert relative(factors.rotate_back(factors.rotate(v := torch.randn(2, 6, 5, dtype=torch.float64))), v) < 1e-12
 
 
 def test_factors_of_a_classifier_with_pooled_layers_equal_the_formula():

@@ -6,6 +6,7 @@ import torch
 from msif import ekfac, store, testbed, tracing
 from msif.corpus import generate
 from msif.influence import score
+from tiny import relative
 
 SETTINGS = {"model": {"width": 16, "layers": 1, "heads": 2}, "pretraining": {"epochs": 2, "rate": 3e-3},
             "finetuning": {"epochs": 1, "rate": 1e-3}, "checkpoints": [1], "max_length": 32}
@@ -52,8 +53,8 @@ def test_methods_scored_together_equal_each_scored_alone(case, methods):
 
 def test_ablations_are_the_score_with_one_part_replaced_by_the_identity(case, methods):
     """α → ∞ makes T₂ = I, and d → ∞ makes (H₁ + d)⁻¹ a multiple of the identity within each layer."""
-    assert torch.allclose(tracing.all_methods(case, damping=1e-3, alpha=1e9, single_stage_damping=1)["multi_stage"][0],
-                          methods["pretraining_only"][0], rtol=1e-3)
+    infinite = tracing.all_methods(case, damping=1e-3, alpha=1e9, single_stage_damping=1)["multi_stage"][0]
+    assert relative(infinite, methods["pretraining_only"][0]) < 1e-5                                     # float32
 
 
 def test_trajectory_has_no_unit_and_one_term_a_checkpoint(methods):
