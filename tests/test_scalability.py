@@ -162,6 +162,11 @@ def test_matrix_products_and_eigendecompositions_are_counted():
     x = torch.randn(4, 6, 6)
     assert costs.counted(lambda: torch.randn(3, 5) @ torch.randn(5, 7)) == 2 * 3 * 5 * 7
     assert costs.counted(lambda: torch.linalg.eigh(x + x.mT)) == 4 * 9 * 6 ** 3
+    total, a, b = torch.zeros(2, 3, 7), torch.randn(2, 3, 5), torch.randn(2, 5, 7)
+    assert costs.counted(lambda: total.baddbmm_(a, b)) == 2 * costs.counted(lambda: total[0].addmm_(a[0], b[0])) == 2 * 2 * 3 * 5 * 7
+    q = torch.randn(1, 2, 4, 8)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    assert costs.counted(lambda: attention(q, q, q)) == 2 * 2 * 2 * 4 * 4 * 8                      # q kᵀ, and the weights times v
 
 
 def test_the_exponent_of_a_power_law_is_found_with_no_error():
