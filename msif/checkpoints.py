@@ -90,5 +90,5 @@ def same_work(folder, key):
             partial.write_text(json.dumps(key, indent=1) + "\n")
     elif differing := [name for name, value in key.items() if (found := json.loads(path.read_text())).get(name) != value]:
         name = differing[0]
-        raise ValueError(f"{folder} holds unfinished work of other inputs or settings: {', '.join(differing)} differ (there "
+        raise ValueError(f"{folder} holds the work of other inputs or settings: {', '.join(differing)} differ (there "
                          f"{str(found.get(name))[:60]!r}, now {str(key[name])[:60]!r} for {name}). Choose another folder, or remove this one")

@@ -9,6 +9,8 @@ Killed at any point, the same call goes on from its last checkpoint, to the same
 they stand and batches follow in one order. With several processes (see `msif.distributed`), process k takes every k-th batch
 and every k-th decomposition, and sums are added over processes.
 """
+import contextlib
+import ctypes
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -136,9 +138,9 @@ class _Fit:
         if not self._all("factors"):
             if not self._all("bases"):
                 self._each(self._decomposed(self._pass("covariances", ekfac.add_covariances)), "bases")
-            bases = {x.name: ekfac.LayerFactors(**{"rows": None, **checkpoints.load(_file(self.work, x, "bases"))[0]}).to(
-                _weight(self.model, x).device) for x in self.layers}
-            rotations = {name: (aligned(x.basis_in), x.basis_out) for name, x in bases.items()}
+            _return_memory()
+            bases = LayerFiles({x.name: _file(self.work, x, "bases") for x in self.layers})
+            rotations = {x.name: _rotation(bases[x.name].to(_weight(self.model, x).device)) for x in self.layers}
             sums = self._pass("eigenvalues", lambda sums, *found: ekfac.add_eigenvalues(sums, rotations, *found))
             self._each(((x, ekfac.mean_eigenvalues(sums, [x], bases, self.count)[x.name])
                         for x in distributed.share(self.layers)), "factors")
@@ -219,6 +221,16 @@ class _Fit:
         tokens = [sum(len(self.sequences[n].input_ids) for n in group) for group in self.batches]
         return tqdm(total=sum(tokens), initial=sum(tokens[:done]), unit=" tokens", unit_scale=True,
                     desc=self.title and f"{self.title}: {kind}", disable=self.title is None)
+
+
+def _return_memory():
+    """Freed memory back to the system, from which glibc's allocator holds it; without glibc there is nothing to do."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _rotation(factors):
+    return aligned(factors.basis_in), factors.basis_out
 
 
 def _weight(model, layer):

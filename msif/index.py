@@ -11,7 +11,7 @@ x_c = d̃_c / √(Λ_c + d) / σ in 16 bits: whitened, so that one scale σ per 
 The inverse curvature flattens the spectrum, so that a score is a sum of many small terms and a small K may keep little of it:
 measure the `error`, give `typical` queries, and let the index propose candidates for `influence.score` to rank.
 
-On disk: blocks of safetensors, written as those of `msif.streaming` are, and header.json with the SHA-256 of each; K numbers and
+On disk: blocks of safetensors, written as `msif.blocks` does, and header.json with the SHA-256 of each; K numbers and
 16 bytes a document. Sign and unit as in `msif.influence`: positive = proponent.
 """
 import hashlib
@@ -23,11 +23,11 @@ import safetensors
 import torch
 
 from msif import checkpoints, distributed, influence
+from msif.blocks import announce, finished, function_name, in_blocks, tensors_digest
 from msif.capture import passes
 from msif.models import model_digest
 from msif.objectives import loss
 from msif.products import sequence_gradient, split
-from msif.streaming import finished, function_name, in_blocks, plan, tensors_digest
 
 SCHEMA = 1
 BLOCK = "block-{:06d}.safetensors"
@@ -148,7 +148,7 @@ def build(model, layers, candidates, factors, damping, folder, *, size, block=10
              "layers": [str(x) for x in layers], "size": chosen.size, "coordinates": tensors_digest(chosen.places),
              "objective": function_name(objective), "bytes_per_document": document_bytes(chosen.size, dtype)}
     documents = len(candidates) if hasattr(candidates, "__len__") else documents
-    plan(folder, BLOCK, block, documents, lambda n: n * about["bytes_per_document"], 12 * block * chosen.size, title,
+    announce(folder, BLOCK, block, documents, lambda n: n * about["bytes_per_document"], 12 * block * chosen.size, title,
          f"{chosen.size:,} coordinates")
     measured = error(chosen, model, layers, *held_out, dtype=dtype, **run) if held_out else None
 

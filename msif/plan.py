@@ -25,6 +25,7 @@ UNITS = {"": 1, "K": 10 ** 3, "M": 10 ** 6, "G": 10 ** 9, "T": 10 ** 12,
          "KI": 2 ** 10, "MI": 2 ** 20, "GI": 2 ** 30, "TI": 2 ** 40}
 LOGIT_COPIES = 4                    # float32 tensors of the logits' size that a loss holds at once, beside the logits
 EIGH_COPIES = 6                     # float64 matrices that a decomposition holds at once: M, symmetrised, vectors, LAPACK's 2 and 1 in and out
+SLACK = 1.2                         # what allocators hold for tensors that come and go, over what is in use at once
 EIGH_FLOPS = 9                      # × d³: tridiagonalisation, divide and conquer, back-transformation
 
 
@@ -110,7 +111,7 @@ def plan_fit(model, layers, lengths, *, batch_size=32, draws=1, memory=None):
     kept, logits, flops = _meta_pass(model, layers, n, s)
 
     def partition(chosen):
-        return Partition(tuple(chosen), kept[chosen[0].name] + logits + _inputs(model, chosen, n * s),
+        return Partition(tuple(chosen), int(SLACK * (kept[chosen[0].name] + logits + _inputs(model, chosen, n * s))),
                          *_sums(chosen, n, s))
     parts, tokens = [], sum(lengths)
     for layer in layers:
@@ -160,8 +161,8 @@ def plan_score(model, layers, lengths, queries, *, batch_size=32):
     weights = [(x.in_features + x.bias) * x.out_features for x in layers]
     D = max(4 * n * (w + s * (x.in_features + x.out_features)) for w, x in zip(weights, layers))
     vectors, forward = 4 * queries * sum(weights), flops * tokens / (n * s)
-    return ScorePlan(len(lengths), queries, model_bytes(model) + kept[layers[0].name] + logits + _inputs(model, layers, n * s) + D + vectors,
-                     vectors, len(lengths) * (4 * queries + 12), forward, 2 * forward, 2.0 * sum(weights) * (tokens + len(lengths) * queries))
+    held = kept[layers[0].name] + logits + _inputs(model, layers, n * s) + D
+    return ScorePlan(len(lengths), queries, model_bytes(model) + int(SLACK * held) + vectors, vectors, len(lengths) * (4 * queries + 12), forward, 2 * forward, 2.0 * sum(weights) * (tokens + len(lengths) * queries))
 
 
 def model_bytes(model):
@@ -231,7 +232,7 @@ def _sums(layers, n, s):
     moments = 4 * sum(i * i + blocks * r * r for i, _, blocks, r in widths)
     eigh = max(8 * EIGH_COPIES * max(i, r) ** 2 + 8 * (i * i + blocks * r * r) for i, _, blocks, r in widths)
     chunk = max(4 * 3 * min(n * o * i, max(WORKSPACE, o * i)) for i, o, *_ in widths)
-    return moments + max(rows, eigh), sum(map(factor_bytes, layers)) + 2 * rows + chunk
+    return moments + max(int(SLACK * rows), eigh), sum(map(factor_bytes, layers)) + int(SLACK * (2 * rows + chunk))
 
 
 def _above(layers, partition):

@@ -38,5 +38,5 @@ def test_two_processes_give_the_factors_and_scores_of_one(tmp_path, launcher, di
     together = fitting.load(tmp_path / "factors", model, layers)
     assert relative(probe(ekfac.EKFAC(dict(together.factors), {})), probe(alone)) < 1e-9          # float64, sums in another order
     w, = precondition(query_gradients(model, layers, QUERIES), [Stage(alone, Damping(0.1))])
-    values = torch.cat([x.values for x in streaming.read_scores(tmp_path / "scores")], 1)
+    values = torch.cat([x.values for _, x in streaming.read_scores(tmp_path / "scores")], 1)
     assert relative(values.double(), score(model, layers, DATA, w).values) < 1e-6                 # stored in float32

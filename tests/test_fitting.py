@@ -119,7 +119,7 @@ def test_unfinished_work_of_other_settings_is_refused_by_name(tmp_path, monkeypa
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(fitting, "backpropagate", lambda *_: 1 / 0)
         fitting.fit(tmp_path / "f", model, tracked_layers(model), DATA)
-    with pytest.raises(ValueError, match="unfinished work of other inputs or settings: seed differ"):
+    with pytest.raises(ValueError, match="the work of other inputs or settings: seed differ"):
         fitting.fit(tmp_path / "f", model, tracked_layers(model), DATA, seed=1)
 
 
