@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := true
 
 .DEFAULT_GOAL := help
-.PHONY: help study test test-slow lab timings clean
+.PHONY: help study test test-slow benchmarks lab timings clean
 
 help:  ## list these targets
 	@echo "usage: make TARGET"
@@ -38,6 +38,13 @@ test: $(READY)  ## module tests; then the tiny study once more in a temporary wo
 
 test-slow: $(READY)  ## the tests that take minutes
 	pytest -q -m slow
+
+benchmarks: $(READY)  ## msif beside other libraries, by size and precision, into reports/benchmarks: hours; what is finished is kept
+	$(PIP) --no-deps -r benchmarks/requirements.txt
+	python benchmarks/peers.py --resume
+	python benchmarks/size.py
+	python benchmarks/precision.py
+	python benchmarks/billions.py
 
 lab: $(READY)  ## JupyterLab on the notebooks
 	jupyter lab notebooks

@@ -15,7 +15,7 @@ from unittest.mock import patch
 import workload
 from workload import Shape, cpu_seconds, markdown, number, read, sequences, spread, write
 
-WIDTHS = (64, 128, 256, 512)
+WIDTHS = (32, 64, 128, 256)
 PARTS = ("passes", "products", "eigendecompositions")
 
 

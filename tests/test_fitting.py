@@ -24,7 +24,8 @@ def in_memory(factors):
 
 
 def contents(folder):
-    return {x.name: hashlib.sha256(x.read_bytes()).hexdigest() for x in sorted(Path(folder).glob("*.safetensors"))}
+    return {x.name: hashlib.sha256(x.read_bytes()).hexdigest() for x in sorted(Path(folder).iterdir())
+            if x.suffix in (".safetensors", ".parquet")}
 
 
 @pytest.mark.parametrize("per_head", [False, True])
@@ -105,6 +106,12 @@ def test_a_fit_killed_at_random_points_ends_in_the_same_bits(tmp_path):
 def test_a_fit_killed_at_twenty_points_ends_in_the_same_bits(tmp_path, budget, seed):
     assert killed(tmp_path / "f", "fit", 20, seed, BUDGET=budget) >= 8
     assert contents(tmp_path / "f") == contents(tmp_path / "f.whole") != {}
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_scoring_killed_at_random_points_ends_in_the_same_bits(tmp_path, kills):
+    assert killed(tmp_path / "s", "score", kills, seed=0) >= kills * 2 // 5 + (kills == 2)
+    assert contents(tmp_path / "s") == contents(tmp_path / "s.whole") and len(contents(tmp_path / "s")) == 30
 
 
 def test_a_second_run_on_the_folder_is_refused_while_the_first_one_holds_it(tmp_path):

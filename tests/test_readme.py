@@ -3,7 +3,10 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = ROOT / "reports" / "benchmarks"
 README = (ROOT / "README.md").read_text()
 
 
@@ -48,7 +51,19 @@ def test_every_path_it_names_exists():
     assert named and all((ROOT / (a or b)).exists() for a, b in named)
 
 
-def test_its_example_runs(tmp_path):
+def test_the_quoted_costs_are_those_of_the_benchmark():
+    """The base shape's rows of reports/benchmarks/peers.json, ratios with two digits, memory in whole MB."""
+    records = [x for x in json.loads((BENCHMARKS / "peers.json").read_text()) if x["shape"] == "base" and x["mode"] == "exact"]
+    table = README.split("| library |")[1].split("\n\n")[0].splitlines()[2:]
+    assert table == [f"| {x['library']} {x['version']} | {x['fit_ratio']:.2f} | {x['score_ratio']:.2f} | {x['fit_mb']:.0f} | "
+                     f"{x['score_mb']:.0f} |" for x in records] and len(table) == 4
+
+
+def test_the_quoted_plan_is_the_benchmarks():
+    assert (BENCHMARKS / "billions.md").read_text().strip() in README
+
+
+def test_its_examples_run_in_a_row(tmp_path, monkeypatch, capsys):
     """On a pair of small models saved in the folders that stand for "my/base" and "my/fine-tuned"."""
     from msif.data import word_tokenizer
     from msif.models import tiny_gpt_neox
@@ -56,7 +71,13 @@ def test_its_example_runs(tmp_path):
     for seed, name in enumerate(("base", "fine-tuned")):
         tiny_gpt_neox(len(tokenizer), width=16, layers=1, heads=2, context=512, seed=seed).save_pretrained(tmp_path / name)
     tokenizer.save_pretrained(tmp_path / "base")
-    code = re.search(r"```python\n(.*?)```", README, re.S)[1].replace("my/", f"{tmp_path}/")
+    pandas = pytest.importorskip("pandas")
+    pandas.DataFrame({"text": ["Ada was born in London .", "Bo came from Paris .", "msif"]}).to_parquet(tmp_path / "corpus.parquet")
+    monkeypatch.chdir(tmp_path)
+    first, second = (code.replace("my/", f"{tmp_path}/") for code in re.findall(r"```python\n(.*?)```", README, re.S))
     scope = {}
-    exec(compile(code, "README.md", "exec"), scope)
+    exec(compile(first, "README.md", "exec"), scope)
     assert scope["scores"].values.shape == (1, 2)
+    exec(compile(second, "README.md", "exec"), scope)
+    assert scope["top"].proponents.tolist() == [scope["scores"].values[0].argsort(descending=True).tolist()]
+    assert "plan: " in capsys.readouterr().out
