@@ -220,7 +220,8 @@ def finding(records):
     """What the numbers say of fitting, in one line."""
     def span(x, chosen):
         values = [r[x] for r in records if r["mode"] == "exact" and (r["library"] == "msif") == chosen]
-        return f"{min(values):.1f}–{max(values):.1f}" if values else "–"
+        ends = [f"{x:.2f}" for x in (min(values, default=0), max(values, default=0))]
+        return "–".join(dict.fromkeys(ends)) if values else "–"
     return (f"In training passes, EK-FAC costs msif {span('fit_ratio', True)} to fit and {span('score_ratio', True)} to score; "
             f"the other libraries {span('fit_ratio', False)} and {span('score_ratio', False)}")
 
@@ -234,7 +235,7 @@ def figure(records):
     shapes, labels = groups(records), list(dict.fromkeys(map(label, ordered)))
     titles = {"fit_ratio": "fit [forward + backward passes]", "score_ratio": "score [forward + backward passes]",
               "fit_mb": "fit: peak memory growth [MB]", "score_mb": "score: peak memory growth [MB]"}
-    drawn, axes = plt.subplots(2, 2, figsize=(9.5, 1.8 + 0.85 * len(shapes)), sharey=True, layout="constrained")
+    drawn, axes = plt.subplots(2, 2, figsize=(9.5, 2.6 + 1.1 * len(shapes)), sharey=True, layout="constrained")
     for ax, x in zip(axes.flat, MEASURED):
         for k, who in enumerate(labels):
             found = [(at, r) for at, rs in enumerate(shapes.values()) for r in rs if label(r) == who]
@@ -250,7 +251,7 @@ def figure(records):
         ax.xaxis.set_minor_formatter("")
         ax.set_yticks(range(len(shapes)), list(shapes))
         ax.grid(axis="x", alpha=0.25)
-    axes[0, 0].invert_yaxis()
+    axes[0, 0].set_ylim(len(shapes) - 0.5, -0.5)
     drawn.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside lower center", ncols=len(labels))
     drawn.suptitle(finding(records).replace("; ", ";\n"), fontweight="bold", x=0.01, ha="left", fontsize="medium")
     return drawn
