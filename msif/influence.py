@@ -19,7 +19,7 @@ import torch
 from msif.capture import gradients, passes
 from msif.data import buckets
 from msif.objectives import log_probability, loss
-from msif.products import sequence_gradient
+from msif.products import transposed_gradient
 from msif.resources import require
 
 
@@ -140,7 +140,7 @@ def score(model, layers, candidates, w, *, batch_size=32, per_layer=False, objec
     `model` is the one of the candidates' own stage. Vectors of several methods can be stacked along q: one pass serves all.
     """
     _same(w, [layer.name for layer in layers], "the query vectors and the tracked layers of the candidates' model")
-    weights = {name: x.flatten(1) for name, x in w.items()}
+    weights = {name: x.mT.flatten(1) for name, x in w.items()}       # no copy of w where `queries.preconditioned` made it
     first = next(iter(weights.values()))
     found = {name: first.new_zeros(len(first), len(candidates)) for name in (weights if per_layer else ["all"])}
     squares, at = first.new_zeros(len(candidates)), {x.index: n for n, x in enumerate(candidates)}
@@ -149,7 +149,7 @@ def score(model, layers, candidates, w, *, batch_size=32, per_layer=False, objec
 
     def consume(layer, a, g, draw, batch):
         here = torch.tensor([at[index] for index in batch.index.tolist()])
-        D = sequence_gradient(a, g, layer.bias).flatten(1)
+        D = transposed_gradient(a, g, layer.bias).flatten(1)
         found[layer.name if per_layer else "all"][:, here] += (weights[layer.name].to(D.device) @ D.mT).to(first.device)
         squares[here] += torch.linalg.vector_norm(D, dim=1).square().to(first.device)
 

@@ -15,7 +15,7 @@ import torch
 from msif.capture import passes
 from msif.influence import Scores, _same
 from msif.objectives import loss
-from msif.products import sequence_gradient
+from msif.products import transposed_gradient
 
 FLOOR = 1e-9        # of the largest eigenvalue: below, a direction has no part in any candidate's D
 
@@ -41,7 +41,7 @@ class Dense:
     W: torch.Tensor
 
     def scores(self, a, g, bias):
-        return self.W.flatten(1).to(g) @ sequence_gradient(a, g, bias).flatten(1).mT
+        return self.W.mT.flatten(1).to(g) @ transposed_gradient(a, g, bias).flatten(1).mT
 
 
 @dataclass(frozen=True)

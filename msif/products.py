@@ -14,10 +14,15 @@ WORKSPACE = 2 ** 20         # numbers that a chunk of per-sequence products may 
 
 def sequence_gradient(a, g, bias):
     """D = Σ_t g_t [a_t, 1]ᵀ of each sequence: (n, o, i), with a bias (n, o, i + 1)."""
-    D = a.new_empty(len(a), g.shape[2], a.shape[2] + bias)
-    D[..., :a.shape[2]].baddbmm_(g.mT, a, beta=0)                # beta=0: what is there is not read
+    return transposed_gradient(a, g, bias).mT
+
+
+def transposed_gradient(a, g, bias):
+    """Dᵀ: (n, i, o), with a bias (n, i + 1, o). Written row by row, where the bias's row leaves the others aligned."""
+    D = a.new_empty(len(a), a.shape[2] + bias, g.shape[2])
+    D[:, :a.shape[2]].baddbmm_(a.mT, g, beta=0)                  # beta=0: what is there is not read
     if bias:
-        D[..., -1] = g.sum(1)
+        D[:, -1] = g.sum(1)
     return D
 
 

@@ -29,7 +29,7 @@ def preconditioned(model, layers, queries, stages, *, stage=0, measurement=log_p
         w = _solve(layer, a, g, stages, stage)
         if w is not None:
             if layer.name not in found:
-                found[layer.name] = w.new_empty(len(queries), *w.shape[1:])
+                found[layer.name] = w.new_empty(len(queries), *w.mT.shape[1:]).mT        # laid out as `influence.score` reads it
             found[layer.name][next(places[layer.name])] = w
 
     passes(model, layers, queries, [lambda logits, batch: -measurement(logits, batch)], batch_size, consume, title)
