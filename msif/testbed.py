@@ -2,7 +2,8 @@
 
     corpus/  tokenizer/  checkpoint-<epoch>/  pretrained/  finetuned/  history.json
 
-Models are saved in the Hugging Face layout, so every later step loads them as it would any other pair of models.
+Models are saved in the Hugging Face layout, so every later step loads them as it would any other pair of models. A pair that
+was trained elsewhere (`given`) stays where it is: models.json says where, in which precision and on which device.
 """
 import json
 import shutil
@@ -31,7 +32,9 @@ class Testbed:
     history: dict
 
     def model(self, name, dtype="float32", device="cpu"):
-        """θ₁ "pretrained", θ₂ "finetuned", or "checkpoint-<epoch>" of pre-training."""
+        """θ₁ "pretrained", θ₂ "finetuned", or "checkpoint-<epoch>" of pre-training; a `given` one as models.json says."""
+        if (elsewhere := self.folder / "models.json").exists():
+            return load_model(**json.loads(elsewhere.read_text())[name])
         return load_model(self.folder / name, dtype, device)
 
     @property
@@ -76,6 +79,25 @@ def pretrain(folder, corpus, *, model, pretraining, finetuning, checkpoints=(), 
     losses = train(net, documents, seed=seed, after_epoch=keep, title="pre-training", **pretraining)
     net.save_pretrained(folder / "pretrained")
     (folder / "history.json").write_text(json.dumps({"max_length": max_length, "pretraining": losses}))
+
+
+def given(folder, corpus, models, tokenizer, max_length):
+    """Write the test-bed of a pair of models that was trained elsewhere; nothing is copied.
+
+    models: {"pretrained": …, "finetuned": …}, the arguments of `load_model` (source, revision, dtype, device) as JSON values.
+    tokenizer: of both. Raises ValueError for other names and for sequences that a model cannot read."""
+    if set(models) != {"pretrained", "finetuned"}:
+        raise ValueError(f"models are {sorted(models)}; expected finetuned and pretrained")
+    folder = Path(folder)
+    corpus.save(folder / "corpus")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    (folder / "models.json").write_text(json.dumps(models))
+    (folder / "history.json").write_text(json.dumps({"max_length": max_length, "pretraining": [], "finetuning": []}))
+    bed = load(folder)
+    for name in models:
+        where = limits(bed.model(name))
+        for sequences in (bed.documents, bed.finetuning, bed.queries):
+            check(sequences, *where)
 
 
 def finetune(folder, finetuning, seed=0):

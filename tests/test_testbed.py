@@ -6,6 +6,7 @@ import torch
 from msif import ekfac, store, testbed, tracing
 from msif.corpus import generate
 from msif.influence import score
+from msif.models import tiny_gpt_neox
 from tiny import relative
 
 SETTINGS = {"model": {"width": 16, "layers": 1, "heads": 2}, "pretraining": {"epochs": 2, "rate": 3e-3},
@@ -97,3 +98,20 @@ def test_a_wrong_setting_of_either_stage_is_refused_before_training(wrong, says,
     with pytest.raises((TypeError, ValueError), match=says):
         testbed.build(tmp_path, corpus, **SETTINGS | wrong)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_pair_that_was_trained_elsewhere_stays_there(case, tmp_path):
+    bed = case.bed
+    models = {name: {"source": str(bed.folder / name)} for name in ("pretrained", "finetuned")}
+    testbed.given(tmp_path, bed.corpus, models, bed.tokenizer, SETTINGS["max_length"])
+    given = testbed.load(tmp_path)
+    assert given.documents == bed.documents and given.queries == bed.queries and given.checkpoints == ["pretrained"]
+    assert not list(tmp_path.rglob("*.safetensors"))
+    for name in models:
+        same = zip(given.model(name).parameters(), bed.model(name).parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in same)
+    with pytest.raises(ValueError, match="base.*expected finetuned and pretrained"):
+        testbed.given(tmp_path, bed.corpus, {"base": {}}, bed.tokenizer, 32)
+    tiny_gpt_neox(len(bed.tokenizer), width=8, layers=1, heads=2, context=4).save_pretrained(tmp_path / "short")
+    with pytest.raises(ValueError, match="context"):
+        testbed.given(tmp_path / "bed", bed.corpus, dict.fromkeys(models, {"source": str(tmp_path / "short")}), bed.tokenizer, 32)
