@@ -34,6 +34,23 @@ def _chance_in_top(scores, document, k):
     return min(1.0, max(0, k - above) / len(tied))
 
 
+def wins(scores, better, worse):
+    """Of all pairs of one document of `better` and one of `worse`, how often does the better have the higher score? A tie is half
+    a win. One value a query, nan without pairs: (q,). better, worse: q lists of document numbers."""
+    def share(row, high, low):
+        gap = np.asarray(row)[high][:, None] - np.asarray(row)[low][None]
+        return np.mean((gap > 0) + 0.5 * (gap == 0)) if gap.size else np.nan
+    return np.array([share(row, list(high), list(low)) for row, high, low in zip(scores, better, worse, strict=True)])
+
+
+def within(scores, candidates):
+    """Scores (q, n) with −inf outside each query's candidates (q lists of document numbers), so that only those are ranked."""
+    found = np.full(np.shape(scores), -np.inf)
+    for row, given, own in zip(found, np.asarray(scores), candidates, strict=True):
+        row[list(own)] = given[list(own)]
+    return found
+
+
 def mean_and_error(values):
     """Mean and its standard error over queries."""
     values = np.asarray(values, dtype=np.float64)

@@ -16,8 +16,9 @@ from msif.data import NO_LOSS
 def align(logits, labels):
     """Predictions beside what they predict: logits (n, T, V) in at least float32, targets (n, T) with -100 = none.
 
-    For a language model T = S: the labels are shifted, as the last logits predict nothing, and the logits are not copied."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    For a language model T = S: the labels are shifted, as the last logits predict nothing, and the logits are not copied.
+    Labels go where the logits are: a model spread over devices reads on the first and predicts on the last."""
+    logits, labels = logits.to(torch.promote_types(logits.dtype, torch.float32)), labels.to(logits.device)
     if labels.dim() == 1:
         return logits[:, None], labels[:, None]
     return logits, F.pad(labels[:, 1:], (0, 1), value=NO_LOSS)

@@ -36,6 +36,24 @@ def test_scores_that_know_nothing_rank_at_chance():
     assert abs(mean - expected) < 4 * error
 
 
+def test_wins_count_pairs_with_half_for_a_tie():
+    assert metrics.wins(SCORES, [[0], [0]], [[1, 2, 3], [1, 3]]).tolist() == [1.0, 0.25]
+    assert np.isnan(metrics.wins(SCORES, [[0], []], [[1], [2]])[1])
+    rng = np.random.default_rng(0)
+    given = rng.normal(size=(500, 12))
+    forward, backward = (metrics.wins(given, *([list(range(a, b))] * 500 for a, b in pair)) for pair in (((0, 4), (4, 12)), ((4, 12), (0, 4))))
+    assert np.allclose(forward + backward, 1) and abs(forward.mean() - 0.5) < 4 * forward.std() / 500 ** 0.5
+
+
+def test_within_ranks_the_candidates_alone():
+    scores = np.array([[5.0, 1.0, 2.0, 4.0], [1.0, 2.0, 3.0, 4.0]])
+    inside = metrics.within(scores, [[1, 2], [0, 1, 2]])
+    assert metrics.reciprocal_ranks(inside, [[1], [2]]).tolist() == [1 / 2, 1]
+    assert metrics.recalls(inside, [[1], [0]], k=1).tolist() == [0, 0] and scores[0, 0] == 5
+    constant = metrics.within(np.zeros((1, 9)), [[0, 3, 4]])          # chance: the mean of 1/1, 1/2, 1/3
+    assert metrics.reciprocal_ranks(constant, [[3]])[0] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+
+
 def test_bootstrap_interval_covers_what_it_should():
     """95 % intervals of 200 samples of known mean: the number that cover it is binomial, 3 standard deviations allowed."""
     rng = np.random.default_rng(0)
