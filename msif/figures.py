@@ -69,17 +69,20 @@ def convergence(sizes, curves, title, xlabel):
     return figure
 
 
-def tracing(names, intervals, title, xlabel):
-    """Dot-and-interval plot. intervals: {form: [(mean, low, high) for each name]} for the forms "raw", "normalised"."""
+def tracing(names, intervals, title, xlabel, lines=()):
+    """Dot-and-interval plot. intervals: {form: [(mean, low, high) for each name]} for the forms "raw", "normalised"; lines: [(label, x)]."""
     figure, ax = plt.subplots(figsize=(8, 0.42 * len(names) + 1.2), layout="constrained")
     at = np.arange(len(names))
     for (form, values), color, marker, shift in zip(intervals.items(), (PALETTE[0], PALETTE[1]), "os", (-0.13, 0.13)):
         mean, low, high = np.array(values).T
         ax.errorbar(mean, at + shift, xerr=[mean - low, high - mean], fmt=marker, color=color, capsize=3, label=form)
+    for label, x in lines:
+        ax.axvline(x, color="0.25", linestyle="--", linewidth=1.2, label=label)
     ax.set_yticks(at, names)
     ax.invert_yaxis()
     ax.grid(axis="x", color="0.9")
-    ax.set(xlim=(0, 1.02), xlabel=xlabel, title=title)
+    ax.set(xlim=(0, 1.02), xlabel=xlabel)
+    figure.suptitle(title, fontweight="bold", x=0.01, ha="left", fontsize="medium")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
