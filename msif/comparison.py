@@ -6,7 +6,7 @@
     hidden_mean, hidden_last             cosine of mean or last hidden states at θ₂, hidden_mean_pretrained at θ₁ (`representations`)
     trackstar                            cosine of projected, whitened gradients at θ₂ (`trackstar`)
     multi_stage_refined                  conjugate gradients on the exact Gauss-Newton matrix, preconditioned by EK-FAC (`dial`)
-    multi_stage_trajectory + embeddings  reciprocal rank fusion of influence with a text search, for each of them
+    multi_stage… + embeddings            reciprocal rank fusion of influence with a text search, for each of them
 
 and the gradients, single-stage and multi-stage scores of `tracing`. Names are "method/form", form raw or normalised.
 """
@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from msif import datamodels, probes, representations, retrieval, scratch, tracing, trackstar
+from msif.candidates import candidate_table
 from msif.influence import precondition, query_gradients
 
 SEARCHES = ("bm25", "tfidf", "embeddings")
-INFLUENCE = "multi_stage_trajectory/normalised"        # what is fused with text search
+INFLUENCE = ("multi_stage_trajectory/normalised", "multi_stage/normalised")    # what is fused with text search: the first there is
 
 
 def texts(case):
@@ -25,6 +26,13 @@ def texts(case):
     rows = case.rows
     return ([d["text"] for d in case.bed.corpus.documents], [row["prompt"] for row in rows],
             [f"{row['prompt']} {row['answer']}" for row in rows])
+
+
+def influences(case, at_once, settings):
+    """{method/form: (q, n)} of the gradients and influence scores."""
+    if at_once is None:
+        return dict(tracing.scored(case, **settings)[0])
+    return kept("candidates", case, settings | {"at_once": at_once}, lambda: candidate_table(case, at_once, **settings))
 
 
 def searched(case, embedder=None):
@@ -46,11 +54,12 @@ def similar(case, dimension, batch_size=64):
     return {f"{name}/raw": torch.as_tensor(x, dtype=torch.float32) for name, x in found.items()}
 
 
-def compared(case, *, embedder=None, dimension=16, refined=None, **settings):
+def compared(case, *, embedder=None, dimension=16, refined=None, at_once=None, **settings):
     """{method/form: (q, n)} of everything above, each part kept in scratch/.
 
-    settings: as for `tracing.scored`. refined: None, or {"documents", "iterations"} of `datamodels.refined`."""
-    found = dict(tracing.scored(case, **settings)[0])
+    settings: as for `tracing.scored`. refined: None, or {"documents", "iterations"} of `datamodels.refined`. at_once: so many
+    queries at a time, against their own candidates alone (`candidates.candidate_table`); None: all queries and documents together."""
+    found = influences(case, at_once, settings)
     found |= kept("searched", case, {"embedder": embedder}, lambda: searched(case, embedder))
     found |= kept("similar", case, {"dimension": dimension}, lambda: similar(case, dimension))
     if refined:
@@ -58,10 +67,21 @@ def compared(case, *, embedder=None, dimension=16, refined=None, **settings):
     return found | fusions(found)
 
 
+def save(found, folder):
+    """Write {method/form: (q, n)} to folder/scores.safetensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: x.contiguous().clone() for name, x in found.items()}, folder / "scores.safetensors")
+
+
 def fusions(found):
-    """Reciprocal rank fusions of multi_stage_trajectory, normalised, with each text search: {"… + bm25/raw": (q, n)}."""
-    method = INFLUENCE.split("/")[0]
-    return {f"{method} + {name}/raw": torch.as_tensor(retrieval.fused(found[INFLUENCE], found[f"{name}/raw"])) for name in SEARCHES}
+    """Reciprocal rank fusions of `influence` with each text search: {"… + bm25/raw": (q, n)}."""
+    ours = influence(found)
+    return {f"{ours.split('/')[0]} + {name}/raw": torch.as_tensor(retrieval.fused(found[ours], found[f"{name}/raw"])) for name in SEARCHES}
+
+
+def influence(found):
+    """The name of the score that stands for influence: over checkpoints where there are any."""
+    return next(name for name in INFLUENCE if name in found)
 
 
 def filtering(found, name):
@@ -83,7 +103,7 @@ def costs(case, refined=None):
     found, rows = tracing.costs(case), len(case.bed.finetuning) / len(case.bed.documents)
     found |= dict.fromkeys((*SEARCHES, "bm25_question", "bm25_all_words"), 0) | {"trackstar": 1 + rows}
     found |= dict.fromkeys(("hidden_mean", "hidden_last", "hidden_mean_pretrained"), 1 / 3)
-    found |= {f"multi_stage_trajectory + {name}": found["multi_stage_trajectory"] for name in SEARCHES}
+    found |= {f"{method} + {name}": found[method] for method in ("multi_stage", "multi_stage_trajectory") for name in SEARCHES}
     if refined:
         products = refined["iterations"] * len(case.queries) * (refined["documents"] / len(case.bed.documents) + rows)
         found["multi_stage_refined"] = found["multi_stage"] + products

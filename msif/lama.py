@@ -8,20 +8,17 @@ Read from one folder, in the formats in which both data sets are published:
     T-REx/re-nlg_0-10000.json, …         T-REx (Elsahar et al. 2018; JSON dump, CC BY-SA 4.0), each a list of articles {"docid", "text",
         "sentences_boundaries": [[start, end], …] in characters, "triples": [{"sentence_id", "annotator", "subject": {"uri"},
         "predicate": {"uri"}, "object": {"uri"}}, …]}; of a URI only what follows its last "/" counts
-    digests.json                         written here: what the first run has read, which later runs must find again
+    digests.json                         written here by msif.pinned: what the first run has read, which later runs must find again
 
 A document is one sentence that states at least one LAMA fact, as T-REx has aligned them; the facts it states are in its `facts`.
 A query asks for the object of a fact that some sentence states. It is to be ranked among its `candidates` alone: all true
 proponents, BM25's first for question + answer (by words), sentences that state another fact of the same object, and random sentences
 that all queries of an experiment share.
 """
-import hashlib
 import json
-import os
 import random
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +27,10 @@ import torch
 from msif import scratch, testbed
 from msif.corpus import Corpus
 from msif.data import split_answer
-from msif.extras import need
 from msif.models import load_tokenizer
 from msif.paths import from_root
+from msif.pinned import json_lines, pinned_files, pinned_models, pinned_rows, sampled_rows
 from msif.retrieval import bm25
-from msif.testbed import Testbed
 
 # One question per T-REx relation of LAMA.
 QUESTIONS = dict(line.strip().split(" ", 1) for line in """
@@ -80,7 +76,7 @@ QUESTIONS = dict(line.strip().split(" ", 1) for line in """
     P1376 What is [X] the capital of?
     P1412 Which language does [X] speak?""".strip().splitlines())
 FIELDS = ("sub_uri", "sub_label", "predicate_id", "obj_uri", "obj_label")
-SHUFFLED = 10_000        # rows of a streamed data set among which each next one is drawn
+LAYOUT = __doc__.split("\n\n")[2]         # which files `folder` has, for errors
 
 
 def prepared(seed, **settings):
@@ -174,39 +170,6 @@ def _numbered(rng, sentences, rows, factor_documents):
                                   for row in rows])
 
 
-def candidate_scores(case, methods, at_once=4):
-    """{method: (raw, normalised)}, each (q, n) on the CPU and −inf outside a query's own candidates: what `methods` gives for all queries
-    and documents, at the cost of candidates alone and in the memory of a few queries.
-
-    case: a `tracing.Case`. methods: a function of a case, such as `tracing.all_methods` with its settings. at_once: queries that share a
-    pass over the union of their candidates; their vectors are held at once, of each method as many numbers as there are tracked weights.
-    """
-    bed, found = _Loaded(**vars(case.bed)), {}
-    for start in range(0, len(case.queries), at_once):
-        few = case.queries[start:start + at_once]
-        wanted = [case.bed.corpus.queries[query.index]["candidates"] for query in few]
-        union = sorted(set().union(*wanted))
-        here = methods(replace(case, queries=few, bed=replace(bed, documents=[bed.documents[n] for n in union])))
-        at = {n: i for i, n in enumerate(union)}
-        for name, pair in here.items():
-            whole = found.setdefault(name, [torch.full((len(case.queries), len(bed.documents)), -torch.inf) for _ in pair])
-            for into, values in zip(whole, pair):
-                for i, own in enumerate(wanted):
-                    into[start + i, own] = values[i, [at[n] for n in own]].float().cpu()
-    return {name: tuple(pair) for name, pair in found.items()}
-
-
-@dataclass(frozen=True)
-class _Loaded(Testbed):
-    """A test-bed that reads each model once, however often it is asked for."""
-    nets: dict = field(default_factory=dict)
-
-    def model(self, name, *precision):
-        if name not in self.nets:
-            self.nets[name] = super().model(name, *precision)
-        return self.nets[name]
-
-
 # The data sets.
 
 def statements(folder, facts, annotators=None):
@@ -221,7 +184,7 @@ def statements(folder, facts, annotators=None):
             for name in key["files"][1]:
                 for sentence in stating_sentences(folder / name, facts, annotators):
                     file.write(json.dumps(sentence, ensure_ascii=False) + "\n")
-    return list(_read(scratch.built("lama-sentences", key, extract) / "sentences.jsonl"))
+    return list(json_lines(scratch.built("lama-sentences", key, extract) / "sentences.jsonl"))
 
 
 def stating_sentences(path, facts, annotators=None):
@@ -252,11 +215,11 @@ def read_facts(folder):
 
     Raises ValueError for a relation that relations.jsonl lacks and for a file without a single fact."""
     folder, facts, files = Path(folder), {}, lama_files(folder)
-    labels = {row["relation"]: row.get("label") or row["relation"] for row in _read(folder / "relations.jsonl")}
+    labels = {row["relation"]: row.get("label") or row["relation"] for row in json_lines(folder / "relations.jsonl")}
     for name in files:
         if not name.startswith("TREx/"):
             continue
-        rows = [row for row in _read(folder / name) if all(str(row.get(key) or "").strip() for key in FIELDS)]
+        rows = [row for row in json_lines(folder / name) if all(str(row.get(key) or "").strip() for key in FIELDS)]
         if not rows:
             raise ValueError(f"{folder / name} has no row with {', '.join(FIELDS)}; expected LAMA's T-REx format, see msif.lama")
         if unknown := {Path(name).stem, *(row["predicate_id"] for row in rows)} - labels.keys():
@@ -287,9 +250,8 @@ def fine_tuning_rows(folder, tokenizer, max_length, *, source, prompt="inputs", 
     beginning of its prompt. Rows without text, or with an answer of `max_length` tokens, are left out.
     Raises ValueError naming a column that is not there, or when no row is left.
     """
-    commit = pinned_rows(folder, {"source": source, "revision": revision}).get("commit")
     columns, found = (prompt, answer), []
-    for row in _sampled(source, limit, seed, files, commit):
+    for row in sampled_rows(folder, limit, seed, source=source, revision=revision, files=files):
         if missing := [name for name in columns if name not in row]:
             raise ValueError(f"{source} has no column {missing[0]!r}; its columns are {', '.join(sorted(row))}")
         texts = [str(row[name] or "").strip() for name in columns]
@@ -298,19 +260,6 @@ def fine_tuning_rows(folder, tokenizer, max_length, *, source, prompt="inputs", 
     if not found:
         raise ValueError(f"{source}: none of {limit} rows has a prompt and an answer that fit into max_length = {max_length} tokens")
     return found
-
-
-def _sampled(source, limit, seed, files, commit):
-    if Path(source).suffix == ".jsonl":
-        rng, kept = random.Random(seed), []
-        with open(source, encoding="utf-8") as lines:
-            for n, line in enumerate(lines):                       # a reservoir: each line is kept with the same probability
-                place = n if n < limit else rng.randrange(n + 1)
-                if place < limit:
-                    kept[place:place + 1] = [(n + 1, line)]
-        return [_parsed(source, *found) for found in kept]
-    rows = need("datasets").load_dataset(str(source), data_files=files, revision=commit, split="train", streaming=True)
-    return rows.shuffle(seed=seed, buffer_size=SHUFFLED).take(limit)
 
 
 def _fitted(prompt, answer, tokenizer, max_length):
@@ -328,97 +277,14 @@ def _fitted(prompt, answer, tokenizer, max_length):
     return ""
 
 
-# What the first run has seen, later runs must find again.
-
 def lama_files(folder):
-    """{name: sha256} of LAMA's files in `folder`, checked against digests.json (`enforced`). FileNotFoundError says what to put where."""
-    return _files(Path(folder), "LAMA", "relations.jsonl", "TREx/*.jsonl")
+    """{name: sha256} of LAMA's files in `folder`, which are to be those of the first run (`pinned_files`)."""
+    return pinned_files(folder, "LAMA", ["relations.jsonl", "TREx/*.jsonl"], LAYOUT)
 
 
 def trex_files(folder):
     """{name: sha256} of T-REx's files in `folder`, likewise; in the order of their names."""
-    return _files(Path(folder), "T-REx", "T-REx/*.json")
-
-
-def _files(folder, group, *patterns):
-    found = {pattern: sorted(folder.glob(pattern)) for pattern in patterns}
-    if missing := [pattern for pattern, files in found.items() if not files]:
-        layout = __doc__.split("\n\n")[2]
-        raise FileNotFoundError(f"{folder} lacks {' and '.join(missing)}. Put there, as files or links:\n{layout}")
-    return enforced(folder, group, {p.relative_to(folder).as_posix(): _sha256(p) for files in found.values() for p in files})
-
-
-def pinned_rows(folder, finetuning):
-    """{"commit"} of a hub data set, or {name: sha256} of the file or folder that is the source of fine-tuning rows, likewise."""
-    return _pinned(folder, finetuning["source"], finetuning.get("revision"), "dataset", "**/*.*")
-
-
-def pinned_models(folder, models):
-    """`models` with the commit of each hub id as its revision; the files of a local one are checked against digests.json."""
-    found = {name: _pinned(folder, at["source"], at.get("revision"), "model", "*.*") for name, at in models.items()}
-    return {name: at | {"revision": found[name].get("commit")} for name, at in models.items()}
-
-
-def _pinned(folder, source, revision, kind, pattern):
-    path = Path(source)
-    if path.exists():
-        files = {path.name: path} if path.is_file() else {
-            p.relative_to(path).as_posix(): p for p in sorted(path.glob(pattern)) if p.is_file()}
-        return enforced(folder, str(source), {name: _sha256(file) for name, file in files.items()})
-    if path.suffix or path.is_absolute() or str(source).count("/") != 1:
-        raise FileNotFoundError(f"{source} does not exist; expected a file, a folder or the id of a {kind} on the hub")
-    group = f"{source} at {revision or 'main'}"
-    return _recorded(folder).get(group) or enforced(folder, group, {"commit": _commit(source, revision or "main", kind)})
-
-
-def _commit(source, revision, kind):
-    """The commit behind a revision, asked of the hub, or of what was downloaded from it before."""
-    hub = need("huggingface_hub")
-    try:
-        return hub.HfApi().repo_info(source, repo_type=kind, revision=revision).sha
-    except Exception as error:                                     # offline, in any of many ways: a download may still be there
-        file = {"model": "config.json", "dataset": "README.md"}[kind]
-        cached = hub.try_to_load_from_cache(source, file, revision=revision, repo_type=kind)
-        if isinstance(cached, str):
-            return Path(cached).parent.name
-        raise OSError(f"the hub does not say which commit of the {kind} {source} revision {revision} is, and it was not downloaded "
-                      f"before. Connect, or give a folder in its place. The cause: {error}") from error
-
-
-def enforced(folder, group, found):
-    """`found` ({name: digest}); recorded in folder/digests.json the first time, and from then on the only one that is accepted.
-
-    Raises ValueError naming the first file that differs, is missing or new, what was expected and what to do."""
-    recorded = _recorded(folder)
-    if group not in recorded:
-        path = Path(folder) / "digests.json"
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(recorded | {group: found}, indent=1) + "\n", "utf-8")
-        os.replace(temporary, path)
-        return found
-    for name in sorted(recorded[group].keys() | found.keys()):
-        expected, here = recorded[group].get(name, "no such file"), found.get(name, "no such file")
-        if expected != here:
-            raise ValueError(f"{group}: {name} has changed since the first run. Expected {expected}, found {here}. Put the first one "
-                             f"back; or, if the change is meant, remove {group!r} from {Path(folder) / 'digests.json'}: results "
-                             f"until then are of other data")
-    return found
-
-
-def _recorded(folder):
-    path = Path(folder) / "digests.json"
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}
-
-
-def _sha256(path):
-    status = path.stat()
-    return _sha256_of(str(path.resolve()), status.st_size, status.st_mtime_ns)
-
-
-@cache
-def _sha256_of(path, size, changed):                               # size and time: a file is read again when it was written again
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return pinned_files(folder, "T-REx", ["T-REx/*.json"], LAYOUT)
 
 
 def _shared_tokenizer(models):
@@ -435,16 +301,3 @@ def _device():
 
 def _at_root(folder):
     return from_root({"folder": str(folder)}, "folder")["folder"]
-
-
-def _read(path):
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            yield _parsed(path, number, line)
-
-
-def _parsed(path, number, line):
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number} is not JSON ({error.msg}): download it anew") from error

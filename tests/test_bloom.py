@@ -1,13 +1,14 @@
 """The dry run of profile `bloom`: tiny BLOOM models in hub layout, LAMA and T-REx in miniature, from files to MRR and Recall@10."""
 import json
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from transformers import BloomConfig, BloomForCausalLM
 
-from msif import lama, metrics, store, testbed, tracing
+from msif import candidates, lama, metrics, pinned, store, testbed, tracing
 from msif.data import NO_LOSS
 from msif.models import tracked_layers
 from msif.training import train
@@ -67,7 +68,7 @@ def case(study, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scores(case):
-    return lama.candidate_scores(case, partial(tracing.all_methods, **SCORING), at_once=6)
+    return candidates.candidate_scores(case, partial(tracing.all_methods, **SCORING), at_once=6)
 
 
 def test_the_tracked_layers_are_the_papers(case):
@@ -97,6 +98,46 @@ def test_scores_of_few_queries_and_their_candidates_are_those_of_all(case, score
     assert scores["multi_stage"][0].shape == (20, len(case.bed.documents))
 
 
+def test_the_table_names_methods_and_forms_and_has_no_path_of_one_model(case, scores):
+    table = candidates.candidate_table(case, 6, **SCORING)
+    assert set(table) == {f"{method}/{form}" for method in METHODS for form in ("raw", "normalised")}
+    for name, values in table.items():
+        method, form = name.split("/")
+        assert values.dtype == torch.float32 and torch.equal(values, scores[method][form == "normalised"])
+
+
+def test_each_method_sees_a_group_and_the_union_of_its_candidates_with_each_model_read_once(case):
+    groups, nets = [], set()
+
+    def numbers(few):
+        groups.append((len(few.queries), {d.index for d in few.bed.documents}))
+        nets.add(id(few.bed.model("pretrained")))
+        values = torch.tensor([[query.index * 1000 + d.index for d in few.bed.documents] for query in few.queries])
+        return {"numbers": (values, values.half() * 0)}
+
+    found = candidates.candidate_scores(case, numbers, at_once=7)["numbers"]
+    assert [size for size, _ in groups] == [7, 7, 6] and len(nets) == 1
+    for start, (_, seen) in zip((0, 7, 14), groups):
+        assert seen == {n for row in case.rows[start:start + 7] for n in row["candidates"]}
+    for query, row, values in zip(case.queries, case.rows, found[0]):
+        assert {n: x for n, x in enumerate(values.tolist()) if x > -math.inf} == {n: query.index * 1000 + n for n in row["candidates"]}
+    assert found[1].dtype == torch.float32 and torch.equal(found[1] == 0, found[0] > -math.inf)
+
+
+def test_candidates_that_cannot_be_scored_are_refused_before_long_work(case):
+    def never(few):
+        pytest.fail("a method was called")
+    for at_once in (0, -1):
+        with pytest.raises(ValueError, match=f"at_once is {at_once}; expected at least 1"):
+            candidates.candidate_scores(case, never, at_once)
+    for without in ({"candidates": []}, None):
+        rows = [dict(row) for row in case.bed.corpus.queries]
+        rows[case.queries[3].index].update(without) if without else rows[case.queries[3].index].pop("candidates")
+        bare = replace(case, bed=replace(case.bed, corpus=replace(case.bed.corpus, queries=rows)))
+        with pytest.raises(ValueError, match="1 of 20 queries have no candidates, the first is "):
+            candidates.candidate_scores(bare, never)
+
+
 def test_metrics_over_candidates(case, scores):
     """A trained model's influence ranks the stating sentences above chance, among the candidates alone."""
     chance = sum(sum(math.comb(n - i, 1) / math.comb(n, 2) / i for i in range(1, n)) for n in
@@ -118,7 +159,7 @@ def test_the_first_run_records_the_commits_and_later_runs_load_them(study, case)
     main = folder.parent / "hub" / "models--tiny--bloom" / "refs" / "main"
     main.write_text("c" * 40)                                      # the hub's main moves on: the study stays
     try:
-        assert lama.pinned_models(folder, settings["models"])["pretrained"]["revision"] == COMMITS["tiny/bloom"]
+        assert pinned.pinned_models(folder, settings["models"])["pretrained"]["revision"] == COMMITS["tiny/bloom"]
     finally:
         main.write_text(COMMITS["tiny/bloom"])
 

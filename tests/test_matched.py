@@ -4,7 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from msif import causal, matched, metrics
+from msif import matched, metrics
 from msif.corpus import PROMPT, RELATIONS, Corpus, templates, words
 from msif.data import encode_documents, word_tokenizer
 from msif.matched import DISTRACTORS, STATEMENTS, generate
@@ -93,8 +93,8 @@ def assert_chance(scores, corpus):
     for row, own in zip(scores, candidates):
         assert row[own].min() == row[own].max() > 0                                       # equal to the last bit
         assert row[own[0]] > np.delete(row, own).max()                                    # and it does find them, all of them
-    found = metrics.reciprocal_ranks(causal.within(scores, candidates), proponents)
-    assert found == pytest.approx(causal.chance(candidates, proponents))
+    found = metrics.reciprocal_ranks(metrics.within(scores, candidates), proponents)
+    assert found == pytest.approx(metrics.reciprocal_ranks(metrics.within(np.zeros_like(scores), candidates), proponents))
     assert found == pytest.approx(np.mean([1 / 1] * 28 + [1 / 2] * 21 + [1 / 3] * 15 + [1 / 4] * 10 + [1 / 5] * 6 + [1 / 6] * 3 + [1 / 7]))
 
 
