@@ -75,12 +75,13 @@ class Condition:
         return rival, *self.gain(name, rival)
 
     def by_relation(self, name):
-        """{relation: (MRR, standard error over queries)} of one method, seeds pooled."""
+        """{relation: (MRR, standard error over queries)} of one method, seeds pooled, the most frequent relation first."""
         found = {}
         for rows, values in zip(self.rows, self.reciprocal_ranks[name]):
             for row, value in zip(rows, values):
                 found.setdefault(row["relation"], []).append(value)
-        return {relation: metrics.mean_and_error(values) for relation, values in found.items()}
+        order = sorted(found, key=lambda relation: -len(found[relation]))
+        return {relation: metrics.mean_and_error(found[relation]) for relation in order if len(found[relation]) > 1}
 
     def by_proponents(self, name):
         """{number of relevant documents: (MRR, standard error over queries)} of one method, seeds pooled."""
