@@ -1,20 +1,24 @@
 """The dry run of profile `bloom`: tiny BLOOM models in hub layout, LAMA and T-REx in miniature, from files to MRR and Recall@10."""
 import json
 import math
+import shutil
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import BloomConfig, BloomForCausalLM
 
-from msif import candidates, lama, metrics, pinned, store, testbed, tracing
+from msif import candidates, lama, metrics, pinned, run, store, testbed, tracing
 from msif.data import NO_LOSS
 from msif.models import tracked_layers
 from msif.training import train
 from test_lama import miniature, tokenizer
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[1]
 COMMITS = {"tiny/bloom": "a" * 40, "tiny/bloomz": "b" * 40}
 SETTINGS = {"max_length": 32, "queries": 20, "factor_documents": 30, "first": 5, "same_object": 4, "shared": 20}
 SCORING = {"damping": 1e-3, "alpha": 0.1, "single_stage_damping": 1e-2}
@@ -198,3 +202,28 @@ def test_models_that_do_not_share_a_tokenizer_are_refused(study, tmp_path):
     with pytest.raises(OSError, match="which commit of the model tiny/none revision main"):
         lama.prepare(tmp_path / "bed", 42, **settings | {"models": dict.fromkeys(settings["models"], {"source": "tiny/none"})})
     assert not (tmp_path / "bed").exists()
+
+
+def test_the_notebooks_of_the_profile_run_from_files_to_records(study, monkeypatch):
+    """Profile `bloom` as params.yaml has it, but for sizes and the models' names: notebooks 01 to 03 as `dvc repro` executes them."""
+    root = Path.cwd()
+    shutil.copytree(ROOT / "notebooks", root / "notebooks")
+    profile = yaml.safe_load((ROOT / "params.yaml").read_text())["bloom"]
+    given = {name: value for name, value in study[1].items() if name not in ("models", "max_length", "finetuning", "folder")}
+    profile["testbed"] |= {"seeds": [42, 43], "model": study[1]["models"], "max_length": 32}
+    profile["testbed"]["corpus"] |= given | {"folder": "data", "finetuning": profile["testbed"]["corpus"]["finetuning"] | study[1]["finetuning"]}
+    profile["factors"] |= {"seeds": [42, 43], "documents": 30, "convergence": [8, 16]}
+    profile["fact_tracing"] |= {"seeds": [42, 43], "reported_seeds": [42, 43], "dimension": 4}
+    (root / "params.yaml").write_text(yaml.safe_dump({"profiles": ["bloom"], "bloom": profile}))
+    monkeypatch.setenv("HF_HUB_CACHE", str(root / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("01_testbed", "02_factors", "03_fact_tracing"):
+        run.run(name, "bloom")
+    records = json.loads((root / "reports" / "bloom" / "fact_tracing.json").read_text())
+    assert {r["seed"] for r in records} == {42, 43} and {r["condition"] for r in records} == {"plain"}
+    methods = {r["method"] for r in records}
+    assert {*METHODS, "bm25", "tfidf", "embeddings", "trackstar", "hidden_mean", "multi_stage + bm25"} <= methods
+    assert all(0 < r["mrr"] <= 1 and 0 <= r["recall_at_10"] <= 1 for r in records)
+    texts = {row["text"] for row in lama.prepared(42, **study[1]).corpus.documents}
+    report = (root / "results" / "bloom" / "03_fact_tracing.ipynb").read_text()
+    assert not any(text in report for text in texts)                   # third-party texts stay out of what is committed
