@@ -1,6 +1,6 @@
-"""Which sentences caused the answer? Both stages are retrained without random halves of every fact's sentences.
+"""Which sentences caused the answer? Both stages are retrained without random halves of every queried fact's sentences.
 
-Each retraining leaves out a random half of the candidates of *every* fact at once, so that one retraining tests all sentences of all
+Each retraining leaves out a random half of the candidates of *every* queried fact at once, so that one retraining tests all sentences of all
 facts. What the other facts lose meanwhile is noise, which random assignment makes independent of the candidate. With x_z = 1 where z
 stays and 0 where it is left out, and a level for each training seed, least squares over the retrainings gives
 

@@ -4,7 +4,9 @@
     matched    the sentences that state the fact, among sentences of the same words (`matched`)
     causal     the sentences whose removal lowers the answer's log-probability when both stages are trained again (`causal`)
 
-Queries whose corpus row has `candidates` are ranked among those alone. Methods are named "method/form".
+Queries whose corpus row has `candidates` are ranked among those alone. Methods are named "method/form". A condition is judged by the
+mean reciprocal rank ("mrr"), or by the area under the curve ("auc": how often a relevant candidate outranks one that is not), which
+does not saturate where half of ten candidates are relevant.
 """
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,8 +19,9 @@ from msif import metrics
 @dataclass(frozen=True)
 class Condition:
     """tables: one {method/form: scores (q, n)} for each seed. relevant, candidates: for each seed q lists of document numbers.
-    rows: for each seed the q rows of the corpus."""
+    rows: for each seed the q rows of the corpus. metric: "mrr" or "auc"."""
     name: str
+    metric: str
     seeds: list
     tables: list
     relevant: list
@@ -36,57 +39,60 @@ class Condition:
         return sum(map(len, self.relevant))
 
     @cached_property
-    def reciprocal_ranks(self):
-        """{method/form: [(q,) of each seed]}; ties in expectation."""
-        return {name: [metrics.reciprocal_ranks(t[name], own) for t, own in zip(self.tables, self.relevant)] for name in self.methods}
+    def values(self):
+        """{method/form: [(q,) of each seed]} in the condition's metric, ties in expectation."""
+        return {name: [self._value(t[name], k) for k, t in enumerate(self.tables)] for name in self.methods}
+
+    def _value(self, scores, k):
+        if self.metric == "mrr":
+            return metrics.reciprocal_ranks(scores, self.relevant[k])
+        rest = [sorted(set(few) - set(own)) for few, own in zip(self.candidates[k], self.relevant[k])]
+        return metrics.wins(scores, self.relevant[k], rest)
 
     @cached_property
     def intervals(self):
-        """{method/form: (mean, low, high)} of the MRR, 95 % bootstrap over seeds and queries."""
-        return {name: metrics.bootstrap_interval(values) for name, values in self.reciprocal_ranks.items()}
+        """{method/form: (mean, low, high)}: the mean over seeds, 95 % bootstrap over seeds and queries."""
+        return {name: metrics.bootstrap_interval(values) for name, values in self.values.items()}
 
     @cached_property
     def chance(self):
-        """MRR of a random order, the mean over seeds and queries."""
-        found = [metrics.reciprocal_ranks(metrics.within(np.zeros_like(next(iter(t.values()))), few), own)
-                 for t, own, few in zip(self.tables, self.relevant, self.candidates)]
+        """The value of a random order, the mean over seeds and queries."""
+        found = [self._value(metrics.within(np.zeros_like(next(iter(t.values()))), few), k)
+                 for k, (t, few) in enumerate(zip(self.tables, self.candidates))]
         return float(np.mean([x.mean() for x in found]))
 
     def error(self, name):
-        """(mean over seeds, standard error over queries) of a method's MRR, seeds pooled."""
-        values = self.reciprocal_ranks[name]
-        return float(np.mean([x.mean() for x in values])), float(metrics.mean_and_error(np.concatenate(values))[1])
+        """(mean over seeds, standard error by the bootstrap over seeds and queries) of a method."""
+        return _mean_and_error(self.values[name])
 
     def gain(self, name, other):
-        """(mean, standard error over queries) of the paired difference in reciprocal rank."""
-        mean, error = metrics.mean_and_error(np.concatenate([a - b for a, b in zip(
-            self.reciprocal_ranks[name], self.reciprocal_ranks[other])]))
-        return float(mean), float(error)
+        """(mean, standard error) of the paired difference between two methods, likewise."""
+        return _mean_and_error([a - b for a, b in zip(self.values[name], self.values[other])])
 
     def best(self, names):
-        """That of the methods with the highest MRR."""
+        """That of the methods with the highest mean."""
         return max(names, key=lambda name: self.intervals[name][0])
 
     def lead(self, name):
         """(rival, mean, standard error): the paired gain of a method over the best one that is neither multi-stage, nor a
-        multi-stage score with one stage left out, nor fused."""
-        own = ("multi_stage", "pretraining_only", "finetuning_only")
+        multi-stage score with one stage left out, nor fused, nor the rule that knows how such corpora are built."""
+        own = ("multi_stage", "pretraining_only", "finetuning_only", "word_order")
         rival = self.best([x for x in self.methods if not x.startswith(own) and " + " not in x])
         return rival, *self.gain(name, rival)
 
     def by_relation(self, name):
-        """{relation: (MRR, standard error over queries)} of one method, seeds pooled, the most frequent relation first."""
+        """{relation: (mean, standard error over queries)} of one method, seeds pooled, the most frequent relation first."""
         found = {}
-        for rows, values in zip(self.rows, self.reciprocal_ranks[name]):
+        for rows, values in zip(self.rows, self.values[name]):
             for row, value in zip(rows, values):
                 found.setdefault(row["relation"], []).append(value)
         order = sorted(found, key=lambda relation: -len(found[relation]))
         return {relation: metrics.mean_and_error(found[relation]) for relation in order if len(found[relation]) > 1}
 
     def by_proponents(self, name):
-        """{number of relevant documents: (MRR, standard error over queries)} of one method, seeds pooled."""
+        """{number of relevant documents: (mean, standard error over queries)} of one method, seeds pooled."""
         found = {}
-        for own, values in zip(self.relevant, self.reciprocal_ranks[name]):
+        for own, values in zip(self.relevant, self.values[name]):
             for few, value in zip(own, values):
                 found.setdefault(len(few), []).append(value)
         return {number: metrics.mean_and_error(found[number]) for number in sorted(found) if len(found[number]) > 1}
@@ -99,26 +105,41 @@ class Condition:
         return order, {form: [self.intervals.get(f"{m}/{form}", nothing) for m in order] for form in ("raw", "normalised")}
 
     def records(self, costs):
-        """One record for each seed, method and form (`metrics.tracing_record`). costs: {method: cost}; absent: None."""
-        return [metrics.tracing_record(table[name], own, method=(pair := name.split("/"))[0], condition=self.name, seed=seed,
-                                       queries=len(own), normalised=pair[1] == "normalised", cost=costs.get(pair[0]))
-                for seed, table, own in zip(self.seeds, self.tables, self.relevant) for name in table]
+        """One record for each seed, method and form (`metrics.tracing_record`), with auc and its error where that is the metric.
+        costs: {method: cost}; absent: None."""
+        found = []
+        for k, (seed, table, own) in enumerate(zip(self.seeds, self.tables, self.relevant)):
+            for name in table:
+                method, form = name.split("/")
+                record = metrics.tracing_record(table[name], own, method=method, condition=self.name, seed=seed, queries=len(own),
+                                                normalised=form == "normalised", cost=costs.get(method))
+                if self.metric == "auc":
+                    mean, error = metrics.mean_and_error(self.values[name][k])
+                    record |= {"auc": round(float(mean), 4), "auc_se": round(float(error), 4)}
+                found.append(record)
+        return found
 
 
-def condition(name, cases, tables, relevant=None, only=None):
+def _mean_and_error(groups):
+    """From the 95 % interval of `metrics.bootstrap_interval`, as of a normal distribution."""
+    mean, low, high = metrics.bootstrap_interval(groups)
+    return mean, (high - low) / (2 * 1.96)
+
+
+def condition(name, cases, tables, relevant=None, only=None, metric="mrr"):
     """The `Condition` of cases {seed: tracing.Case} and tables {seed: {method/form: (q, n)}}.
 
     relevant: {seed: q lists}, by default each case's proponents. only: {seed: (q,) bool}, queries to keep; those without any
-    relevant document are left out in any case."""
+    relevant document are left out in any case, and by "auc" those without any other."""
     seeds, found = list(cases), []
     for seed in seeds:
         rows, own = cases[seed].rows, (relevant or {}).get(seed, cases[seed].proponents)
-        keep = np.array([bool(len(x)) for x in own]) & (np.ones(len(own), bool) if only is None else np.asarray(only[seed]))
+        keep = np.array([0 < len(x) and (metric == "mrr" or len(x) < len(row["candidates"])) for x, row in zip(own, rows)]) & (np.ones(len(own), bool) if only is None else np.asarray(only[seed]))
         chosen, documents = np.flatnonzero(keep), len(cases[seed].bed.documents)
         few = [rows[q].get("candidates", range(documents)) for q in chosen]
         inside = {method: metrics.within(np.asarray(x)[chosen], few) for method, x in tables[seed].items()}
         found.append((inside, [list(own[q]) for q in chosen], few, [rows[q] for q in chosen]))
-    return Condition(name, seeds, *map(list, zip(*found)))
+    return Condition(name, metric, seeds, *map(list, zip(*found)))
 
 
 def title(name):

@@ -3,7 +3,8 @@
 f = log p(the model's own greedy answer) at θ₂. A document among the highest is counted by what it says about the subject s,
 the relation r and the answer o that the model gave:
 
-    says so             s, r and o: states (or seems to state) what the model answered
+    says so             s, r and o: states what the model answered
+    names both          s, r and o, without stating anything ("near" in the generated corpus)
     another object      s and r with another object
     another relation    s, with another relation
     another subject     o of another subject
@@ -17,7 +18,7 @@ from msif.data import encode_answers
 from msif.influence import precondition, query_gradients, score
 from msif.testbed import answers
 
-CLASSES = ("says so", "another object", "another relation", "another subject", "neither")
+CLASSES = ("says so", "names both", "another object", "another relation", "another subject", "neither")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ def said(document, subject, relation, answer):
     if document["subject"] == subject:
         if document["relation"] != relation:
             return "another relation"
-        return "says so" if document["object"] == answer else "another object"
+        if document["object"] != answer:
+            return "another object"
+        return "names both" if document["kind"] == "near" else "says so"
     return "another subject" if document["object"] == answer else "neither"
 
 

@@ -10,7 +10,8 @@ products ⟨w, ∇ℓ_z⟩; they differ in w alone, so that all methods at one m
     single_stage_pretrained   w = (H₁ + d)⁻¹ ∇(−f)(θ₁)     query and candidate at θ₁
     single_stage_finetuned    w = (H₂ + d₂)⁻¹ q            query and candidate at θ₂
     gradient_dot_finetuned    w = q                        query and candidate at θ₂
-    …_trajectory              the sum over pre-training checkpoints, each divided by its standard deviation (no unit)
+    …_trajectory              the sum over pre-training checkpoints, each divided by its standard deviation (no unit), of the
+                              first four; of gradient_dot it is TracInCP's (Pruthi et al. 2020), with the query at θ₂
 """
 from dataclasses import dataclass
 
@@ -88,7 +89,8 @@ def score_together(model, layers, candidates, vectors, batch_size, title=None):
 
 def all_methods(case, *, damping, alpha, single_stage_damping, batch_size=64, title=""):
     """{method: (raw, normalised)}, each (q, n); dampings d, d₂ and α are relative to each layer's mean eigenvalue."""
-    tuned, found, paths = case.bed.model("finetuned"), {}, {"multi_stage": [], "pretraining_only": []}
+    tuned, found = case.bed.model("finetuned"), {}
+    paths = {name: [] for name in ("multi_stage", "pretraining_only", "finetuning_only", "gradient_dot")}
     q = query_gradients(tuned, case.layers, case.queries)
     own = Stage(case.factors["finetuned"], Damping(single_stage_damping))
     at_tuned = {"gradient_dot_finetuned": q, "single_stage_finetuned": own.inverse(q)}
@@ -182,5 +184,6 @@ def costs(case):
     path, one, two = case.bed.checkpoints, fit("pretrained"), fit("finetuned")
     found = {"gradient_dot": 1, "gradient_dot_finetuned": 1, "pretraining_only": 1 + one, "single_stage_pretrained": 1 + one,
              "finetuning_only": 1 + two, "single_stage_finetuned": 1 + two, "multi_stage": 1 + one + two, "bm25": 0,
+             "gradient_dot_trajectory": len(path), "finetuning_only_trajectory": len(path) + two,
              "pretraining_only_trajectory": len(path) + fit(*path), "multi_stage_trajectory": len(path) + fit(*path) + two}
     return {method: round(float(cost), 2) for method, cost in found.items()}

@@ -24,10 +24,10 @@ def found(**more):
 
 
 def test_queries_with_candidates_are_ranked_among_those_alone():
-    values = found().reciprocal_ranks["multi_stage/raw"]
+    values = found().values["multi_stage/raw"]
     assert values[0].tolist() == [1 / 2, 1 / 3] and values[1].tolist() == [1 / 2, 1]
     everywhere = conditions.condition("plain", {1: case([{"relation": "r"}, {"relation": "r"}])}, {1: {"multi_stage/raw": SCORES}})
-    assert everywhere.reciprocal_ranks["multi_stage/raw"][0].tolist() == [1 / 4, 1 / 3]
+    assert everywhere.values["multi_stage/raw"][0].tolist() == [1 / 4, 1 / 3]
 
 
 def test_equal_scores_are_at_chance():
@@ -39,14 +39,14 @@ def test_equal_scores_are_at_chance():
 def test_only_chosen_queries_with_something_to_find_count():
     assert found(only={1: [True, False], 2: [False, True]}).queries == 2
     where = found(relevant={1: [[3], []], 2: [[], [5]]})
-    assert where.queries == 2 and where.reciprocal_ranks["multi_stage/raw"][0].tolist() == [1 / 4]
+    assert where.queries == 2 and where.values["multi_stage/raw"][0].tolist() == [1 / 4]
     assert [rows[0]["relation"] for rows in where.rows] == ["born in", "language"]
 
 
 def test_gains_are_paired_and_the_lead_is_over_others_methods():
     where = found()
     gain, error = where.gain("multi_stage/normalised", "multi_stage/raw")
-    assert gain == pytest.approx((0 + 0 + 0 + (1 / 3 - 1)) / 4) and error > 0
+    assert gain == pytest.approx((0 + 0 + 0 + (1 / 3 - 1)) / 4) and 0 < error < 0.3
     assert where.lead("multi_stage/raw")[0] == "bm25/raw" and where.best(where.methods) == "bm25/raw"
 
 
@@ -77,3 +77,11 @@ def test_drops_by_kind():
     drops = conditions.drops_by_kind(effects, {1: case().bed.corpus})
     assert list(drops)[0] == "statement" and drops["statement"][0][0] == 2 and drops["statement"][1] == 1 / 3
     assert drops["mention, subject first"][0][0] == 0.5 and drops["negated, subject first"][1] == 0
+
+
+def test_the_area_under_the_curve_is_one_half_for_equal_scores_and_needs_both_kinds():
+    where = found(metric="auc")
+    assert where.chance == 0.5 and where.error("bm25/raw") == (0.5, 0)
+    assert where.values["multi_stage/normalised"][0].tolist() == [2 / 4, 0]                 # of (0, 2) x (1, 3), and of 2 x (3, 5)
+    assert found(metric="auc", relevant={1: [[0, 1, 2, 3], [5]], 2: [[0], [3]]}).queries == 3
+    assert {"auc", "auc_se"} <= set(where.records({})[0])

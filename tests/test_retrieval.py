@@ -5,6 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
+from msif import retrieval
 from msif.retrieval import bm25, embeddings, fused, kept, recall_of_top, tfidf
 
 TEXTS = ["anna was born in oslo .", "oslo is a city .", "the cat sat .", "anna plays the piano ."]
@@ -109,3 +110,9 @@ def test_recall_is_the_mean_over_all_orders_of_ties_at_the_cut():
 def test_recall_of_a_filter_of_another_shape_is_refused():
     with pytest.raises(ValueError, match="filter of shape"):
         recall_of_top(np.zeros((1, 3)), np.zeros((1, 4)), .5)
+
+
+def test_word_order_wants_the_subject_before_the_object_and_near():
+    documents = ["bo was born in oslo .", "oslo saw bo .", "bo oslo", "al was born in oslo ."]
+    assert np.allclose(retrieval.word_order(documents, ["Bo"], ["oslo"])[0], [1 / 4, 0, 1, -1])
+    assert retrieval.word_order(["old bo lives in new oslo"], ["old bo"], ["new oslo"])[0, 0] == np.float32(1 / 5)
