@@ -32,9 +32,10 @@ else
 endif
 	@echo; echo "The study is up to date. Open in a browser:"; ls reports/$(or $(PROFILE),*)/*.html | sed 's/^/  /'
 
-test: $(READY)  ## module tests; then the tiny study once more in a temporary worktree, against the committed reports
-	pytest -q -m "not slow"
-	bash tests/rerun_study.sh
+test: $(READY)  ## module tests; beside them the tiny study once more in a temporary worktree, against the committed reports
+	@log=$$(mktemp); bash tests/rerun_study.sh > $$log 2>&1 & study=$$!; \
+	  pytest -q -m "not slow"; tests=$$?; echo "the tiny study once more:"; wait $$study; rerun=$$?; \
+	  tail -n 40 $$log; rm -f $$log; [ $$tests = 0 ] && [ $$rerun = 0 ]
 
 test-slow: $(READY)  ## the tests that take minutes
 	pytest -q -m slow

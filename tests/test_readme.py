@@ -31,10 +31,10 @@ def test_quoted_retrieval_is_that_of_the_report():
     for method, *numbers in rows("| method | MRR, raw"):
         plain, others = found["plain"][method], [found[name].get(method, {}) for name in ("matched", "causal")]
         if method == "chance":
-            values = [plain["mrr"], None, *(x["mrr"] for x in others)]
+            values = [plain["mrr"], None, *(x["auc"] for x in others)]
         else:
             values = [plain.get(form, {}).get("mrr") for form in ("raw", "normalised")]
-            values += [x.get("normalised", x.get("raw", {})).get("mrr") for x in others]
+            values += [x.get("normalised", x.get("raw", {})).get("auc") for x in others]
         assert numbers == [quoted(x, 3) for x in values], method
 
 
