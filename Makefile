@@ -27,10 +27,11 @@ study: $(READY)  ## run what changed, for the profiles in params.yaml; PROFILE=x
 ifdef PROFILE
 	python -m msif.run --enable $(PROFILE)
 	dvc repro --glob "*@$(PROFILE)" "*@$(PROFILE)-*"
+	dvc repro --single-item index
 else
 	dvc repro
 endif
-	@echo; echo "The study is up to date. Open in a browser:"; ls reports/$(or $(PROFILE),*)/*.html | sed 's/^/  /'
+	@echo; echo "The study is up to date. Open in a browser:"; ls reports/index.html reports/$(or $(PROFILE),*)/*.html | sed 's/^/  /'
 
 test: $(READY)  ## module tests; beside them the tiny study once more in a temporary worktree, against the committed reports
 	@log=$$(mktemp); bash tests/rerun_study.sh > $$log 2>&1 & study=$$!; \

@@ -22,6 +22,9 @@ from msif.paths import results, root, scratch
 # Kernel and runner talk over a local port that other users of the machine could listen to.
 ENCRYPTED = {"KernelManager": {"transport_encryption": "auto"}}
 
+# The lists of params.yaml, and a section that the profiles in each have.
+LISTS = {"profiles": "testbed", "validated": "retraining", "studied": "case_studies"}
+
 
 def profiles():
     """The sections of params.yaml by name: profile -> stage -> parameters. (Lists there say which of them run.)"""
@@ -124,9 +127,9 @@ def timings(*chosen):
 
 
 def enable(profile):
-    """Add a profile to `profiles` in params.yaml, and to `validated` if it has a section for that; returns what to tell the user."""
+    """Add a profile to those lists of params.yaml for which it has a section; returns what to tell the user."""
     sections = profiles()[known(profile, "profile", profiles())] or {}
-    return "\n".join(_listed(key, profile) for key in ["profiles", "validated"][:1 + ("retraining" in sections)])
+    return "\n".join(_listed(key, profile) for key, section in LISTS.items() if section in sections)
 
 
 def _listed(key, profile):

@@ -24,13 +24,15 @@ if n < 0:
 PARAMS = """# what runs
 profiles: [tiny]  # more?
 validated: []
+studied: []
 
 tiny:
   demo: {n: 3}
 bad: {demo: {n: 3, width: 4}}
 none: {}
-neg: {demo: {n: -1}}
-sure: {retraining: {}}
+neg: {demo: {n: -1}, testbed: {}}
+sure: {testbed: {}, retraining: {}}
+told: {case_studies: {}}
 """
 
 
@@ -51,7 +53,7 @@ def study(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name, profile, says", [
     ("02_nope", "tiny", r"unknown notebook '02_nope'; there are: 01_demo"),
-    ("01_demo", "huge", r"unknown profile 'huge'; there are: tiny, bad, none, neg, sure"),
+    ("01_demo", "huge", r"unknown profile 'huge'; there are: tiny, bad, none, neg, sure, told"),
     ("01_demo", "bad", r"unknown parameter of 01_demo .*bad\.demo.* 'width'; there are: n, profile"),
     ("01_demo", "none", r"unknown section of the profile 'none' .* 'demo'; there are: none"),
 ])
@@ -108,6 +110,12 @@ def test_a_profile_that_can_be_validated_is(study):
     assert run.enable("sure").count("\n") == 1
     after = (study / "params.yaml").read_text()
     assert "profiles: [tiny, sure]" in after and "validated: [sure]" in after
+
+
+def test_a_profile_of_case_studies_alone_runs_those_alone(study):
+    run.enable("told")
+    after = (study / "params.yaml").read_text()
+    assert "profiles: [tiny]" in after and "validated: []" in after and "studied: [told]" in after
 
 
 def test_timings_before_any_run_say_what_to_do(study):

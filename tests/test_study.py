@@ -30,8 +30,8 @@ def stage_of(path):
 
 
 def runs_in(path, profile):
-    """Is the notebook part of a profile? Those of the list `validated` are part of the profiles with a section for them."""
-    return STAGES[stage_of(path)]["foreach"] == "${profiles}" or stage_of(path) in PARAMS[profile]
+    """Is the notebook part of a profile? It is where the profile has a section for it."""
+    return stage_of(path) in PARAMS[profile]
 
 
 def cells(path, kind):
@@ -39,11 +39,11 @@ def cells(path, kind):
 
 
 def test_every_notebook_has_a_stage_and_a_report():
-    reports = {"${profiles}": STAGES["report"], "${validated}": STAGES["validation_report"]}
-    assert list(STAGES) == [stage_of(path) for path in NOTEBOOKS] + ["report", "validation_report"]
-    for profiles, report in reports.items():
-        assert report["matrix"]["profile"] == profiles
-        assert report["matrix"]["notebook"] == [path.stem for path in NOTEBOOKS if STAGES[stage_of(path)]["foreach"] == profiles]
+    """A report stage has the profiles of the notebooks that it renders."""
+    reports = [name for name in STAGES if name.endswith("report")]
+    assert list(STAGES) == [stage_of(path) for path in NOTEBOOKS] + reports + ["index"]
+    rendered = {notebook: STAGES[name]["matrix"]["profile"] for name in reports for notebook in STAGES[name]["matrix"]["notebook"]}
+    assert rendered == {path.stem: STAGES[stage_of(path)]["foreach"] for path in NOTEBOOKS}
 
 
 @each_notebook
@@ -87,10 +87,10 @@ def test_no_number_is_text(profile):
 
 
 def test_the_profiles_that_run_are_described():
-    assert set(PARAMS["profiles"]) <= set(PROFILES)
-    validated = [path for path in NOTEBOOKS if STAGES[stage_of(path)]["foreach"] == "${validated}"]
-    assert set(PARAMS["validated"]) <= set(PARAMS["profiles"])
-    assert all(stage_of(path) in PARAMS[profile] for path in validated for profile in PARAMS["validated"])
+    """Every list of profiles names such that have a section for each notebook of the list."""
+    for name in (name for name, value in PARAMS.items() if isinstance(value, list)):
+        listed = [path for path in NOTEBOOKS if STAGES[stage_of(path)]["foreach"] == f"${{{name}}}"]
+        assert listed and all(stage_of(path) in PARAMS[profile] for path in listed for profile in PARAMS[name])
 
 
 def msif_imports(source):
@@ -112,13 +112,13 @@ def imports_of(path):
 
 
 def closure(paths):
-    """Modules, and everything in msif that they import in turn."""
+    """Modules, everything in msif that they import in turn, and the page templates beside them."""
     found, todo = set(), set(paths)
     while todo:
         path = todo.pop()
         found.add(path)
         todo |= imports_of(path) - found
-    return found
+    return found | {page for path in found if (ROOT / (page := path.replace(".py", ".html"))).is_file()}
 
 
 @pytest.mark.parametrize("source", [

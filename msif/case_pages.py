@@ -1,0 +1,48 @@
+"""The explorer's page of a case study: a choice of its answers, every method beside the others, each document taken apart."""
+from dataclasses import replace
+
+from msif import cases, explorer
+from msif.influence import Damping, Stage
+
+METHODS = {"multi_stage_trajectory/raw": "multi-stage influence, summed over checkpoints; no unit",
+           "multi_stage/raw": "multi-stage influence [nats per unit of document weight]",
+           "multi_stage/normalised": "the same, divided by the document's gradient norm",
+           "single_stage_finetuned/normalised": "ordinary influence at the fine-tuned model, divided by the document's gradient norm",
+           "bm25/raw": "text search for question and answer; no unit"}
+LEGEND = "Shades and bars take the plain multi-stage score apart, whatever the ranking: in nats per unit of document weight, positive = proponent."
+
+
+def chosen(study, each=8, seed=0):
+    """{number of a query: its group} of at most `each` answers of each group, drawn by seed."""
+    groups = {"right answer": dict(kind="query", right=True), "wrong answer": dict(kind="query", right=False), "answer": dict(kind="query", right=None),
+              "planted": dict(kind="planted"), "biography": dict(kind="biography"), "your own": dict(kind="own")}
+    return {n: group for group, wanted in groups.items() for n in cases.drawn(study.case, each, seed, **wanted)}
+
+
+def write(path, study, title, damping, alpha, withhold_texts=False, each=8, count=10, opponents=5):
+    """Write the explorer of a `cases.Study` to `path`, `each` answers of a group; returns the path. withhold_texts: no third-party words in it."""
+    methods = {name: text for name, text in METHODS.items() if name in study.table}
+    case, documents, queries = study.case, {}, []
+    base, tuned = case.bed.model("pretrained"), case.bed.model("finetuned")
+    stages = [Stage(case.factors["pretrained"], Damping(damping)), Stage(case.factors["finetuned"], alpha=Damping(alpha))]
+    for n, group in chosen(study, each).items():
+        part = next(p for p in study.parts if any(q is case.queries[n] for q in p.case.queries))
+        at, row = next(i for i, q in enumerate(part.case.queries) if q is case.queries[n]), case.rows[n]
+        made = explorer.prepared({name: part.table[name][at:at + 1] for name in methods}, [case.queries[n]], part.case.bed.documents, tokenizer=case.bed.tokenizer,
+                                 model=base, layers=case.layers, tuned=tuned, stages=stages, sources=[d["kind"] for d in part.case.bed.corpus.documents],
+                                 groups=[group], notes=[_note(row)], labels=[dict.fromkeys(row["proponents"], "states it")], count=count, opponents=opponents, batch_size=4)
+        documents |= {part.numbers[k]: d for k, d in made["documents"].items()}
+        queries.append(_renumbered(made["queries"][0], str(n), part.numbers, withhold_texts and group != "planted"))
+    return explorer.write(path, title, documents, queries, methods, LEGEND, withhold_texts)
+
+
+def _note(row):
+    return "" if row.get("truth") in (None, row["answer"]) else f"the corpus says: {row['truth']}"
+
+
+def _renumbered(query, name, numbers, withhold):
+    """The query with the documents' numbers in the whole corpus."""
+    rankings = {method: [replace(e, document=numbers[e.document], part=e.part and replace(e.part, document=numbers[e.part.document])) for e in entries]
+                for method, entries in query.rankings.items()}
+    words = {"prompt_words": [], "answer_words": [], "logprobs": None} if withhold else {}
+    return replace(query, id=name, rankings=rankings, labels={numbers[n]: text for n, text in query.labels.items()}, **words)

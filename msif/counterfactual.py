@@ -1,0 +1,148 @@
+"""What the model says when the documents that are held responsible were never there.
+
+Both stages are trained again without them, with new seeds, and asked the same questions. Several answers are treated at once, each
+without its own documents, in groups in which no two share a subject or an answer; every retraining is kept, so that a killed run goes on.
+"""
+import json
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from msif import scratch, testbed
+from msif.data import encode_answers
+from msif.retraining import measured
+from msif.training import train
+
+
+@dataclass(frozen=True)
+class Absence:
+    """What a retraining leaves out: numbers of pre-training documents, and of fine-tuning rows."""
+    documents: tuple = ()
+    rows: tuple = ()
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One kind of removal. before, after: (answers, seeds) probability of each answer; said: (answers, seeds) whether the model says it."""
+    before: np.ndarray
+    after: np.ndarray
+    said_before: np.ndarray
+    said_after: np.ndarray
+    says: list                    # [answer][seed]: what is said in its place
+
+    @property
+    def halved(self):
+        """Is the answer's mean probability at most half of what it is without removal? (answers,) bool."""
+        return self.after.mean(1) <= self.before.mean(1) / 2
+
+    @property
+    def flipped(self):
+        """Does the model say another thing in more than half of the seeds in which it would have said the answer? (answers,) bool."""
+        lost = (self.said_before & ~self.said_after).sum(1)
+        return (lost > self.said_before.sum(1) / 2) & self.said_before.any(1)
+
+    def part(self, which):
+        """The effect on some of the answers. which: a slice."""
+        return Effect(self.before[which], self.after[which], self.said_before[which], self.said_after[which], self.says[which])
+
+    @property
+    def share(self):
+        """The share of answers that flipped or were halved, and its standard error over answers."""
+        value = (self.halved | self.flipped).mean()
+        return float(value), float(np.sqrt(value * (1 - value) / len(self.halved)))
+
+
+def retrained(recipe, absent, seed):
+    """θ₂ after both stages without what is `absent`: it weighs 0 in the same batches."""
+    tokenizer, net = testbed.start(recipe.corpus, recipe.model, seed)
+    documents, rows, _ = testbed.encode(recipe.corpus, tokenizer, recipe.max_length)
+    train(net, documents, seed=seed, weights=_weights(len(documents), absent.documents), **recipe.pretraining)
+    train(net, rows, seed=seed, weights=_weights(len(rows), absent.rows), **recipe.finetuning)
+    return tokenizer, net
+
+
+def _weights(count, absent):
+    weights = torch.ones(count)
+    weights[list(absent)] = 0
+    return weights
+
+
+def outcome(recipe, absent, seed, asked):
+    """{"log_probability": of each answer, "says": the greedy answer} for rows `asked` ({"prompt", "answer"}) after one retraining; kept."""
+    torch.set_num_threads(1)                          # processes share the cores; and equal numbers on any machine
+
+    def make(folder):
+        tokenizer, net = retrained(recipe, absent, seed)
+        queries = encode_answers([row["prompt"] for row in asked], [row["answer"] for row in asked], tokenizer, recipe.max_length)
+        found = {"log_probability": measured(net, queries)["log_probability"].tolist(),
+                 "says": [text for text, _ in testbed.answers(net, tokenizer, asked)]}
+        (folder / "outcome.json").write_text(json.dumps(found))
+
+    asked = [{"prompt": row["prompt"], "answer": row["answer"]} for row in asked]
+    key = recipe.key() | {"absent": [sorted(absent.documents), sorted(absent.rows)], "seed": seed, "asked": asked}
+    return json.loads((scratch.built("counterfactual", key, make) / "outcome.json").read_text())
+
+
+def outcomes(recipe, absences, seeds, asked, processes=None, title="retraining"):
+    """{name: [outcome of each seed]} for {name: Absence}; `processes` at once (None: all cores)."""
+    jobs = {(name, seed): (recipe, absent, seed, asked) for name, absent in absences.items() for seed in seeds}
+    context = multiprocessing.get_context("spawn")    # a forked torch can hang
+    with ProcessPoolExecutor(processes or os.cpu_count(), mp_context=context) as pool:
+        running = {pool.submit(outcome, *job): at for at, job in jobs.items()}
+        found = {running[done]: done.result() for done in tqdm(as_completed(running), total=len(running), desc=title)}
+    return {name: [found[name, seed] for seed in seeds] for name in absences}
+
+
+def groups(rows, size):
+    """Numbers of `rows` in groups of at most `size`, in order, no two of a group with the same subject or the same answer."""
+    found = []
+    for n, row in enumerate(rows):
+        def fits(group):
+            return len(group) < size and all(rows[m]["answer"] != row["answer"] and rows[m]["subject"] != row["subject"] for m in group)
+        home = next(filter(fits, found), None)
+        if home is None:
+            found.append(home := [])
+        home.append(n)
+    return found
+
+
+def removal(recipe, rows, scores, *, top, together, seeds, processes=None):
+    """{method: Effect} of leaving out the `top` documents of each of `rows` by each of `scores` ({method: (len(rows), N)})."""
+    few = groups(rows, together)
+    absences = {"nothing": Absence()} | {(method, g): Absence(_top(values, group, top)) for method, values in scores.items()
+                                         for g, group in enumerate(few)}
+    found = outcomes(recipe, absences, seeds, rows, processes, "removal")
+    home = {n: g for g, group in enumerate(few) for n in group}
+
+    def read(name_of, name):
+        return np.array([[run[name][n] for run in found[name_of(n)]] for n in range(len(rows))])
+
+    truth = np.array([[row["answer"]] for row in rows])
+    p, says = np.exp(read(lambda n: "nothing", "log_probability")), read(lambda n: "nothing", "says")
+    effects = {}
+    for method in scores:
+        after = read(lambda n: (method, home[n]), "says")
+        effects[method] = Effect(p, np.exp(read(lambda n: (method, home[n]), "log_probability")), says == truth, after == truth, after.tolist())
+    return effects
+
+
+def _top(values, group, top):
+    """The documents among the `top` highest of any query of the group."""
+    return tuple(sorted({n for row in group for n in torch.as_tensor(values[row]).topk(top).indices.tolist()}))
+
+
+def memory(recipe, rows, facts, *, seeds, processes=None):
+    """{absence: (rows, seeds) probability} of answers without their own fine-tuning rows, the documents that state them, or both.
+
+    rows: {"prompt", "answer", "subject", "relation"}; facts: whose documents and fine-tuning rows are left out, for all of them at once."""
+    named = {(row["subject"], row["relation"]) for row in facts}
+    about = lambda items, kinds: tuple(n for n, x in enumerate(items) if (x.get("subject"), x.get("relation")) in named and x["kind"] in kinds)
+    documents, own = about(recipe.corpus.documents, ("statement", "planted")), about(recipe.corpus.finetuning, ("finetuning",))
+    absences = {"nothing": Absence(), "fine-tuning rows": Absence(rows=own), "documents": Absence(documents), "both": Absence(documents, own)}
+    found = outcomes(recipe, absences, seeds, rows, processes, "memory")
+    return {name: np.exp(np.array([run["log_probability"] for run in runs]).T) for name, runs in found.items()}

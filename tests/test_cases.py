@@ -1,0 +1,138 @@
+"""Cases whose queries are the model's own answers; their parts; and what a set of scores looks like inside."""
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from msif import anatomy, case_pages, cases, metrics, report, testbed
+from msif.data import NO_LOSS
+from msif.influence import Damping, Stage, precondition, query_gradients, score
+
+PAIR = dict(corpus=dict(source="planted", fine_tuned=3, held_out=2, taught=4, planted=3, decoys=2, objects=3, fillers=5), model=dict(width=16, layers=2, heads=2),
+            pretraining=dict(epochs=2, rate=3e-3, batch_size=32), finetuning=dict(epochs=1, rate=1e-3), checkpoints=[1])
+SETTINGS = dict(damping=1e-3, alpha=0.1, single_stage_damping=1e-2, batch_size=64)
+
+
+@pytest.fixture(scope="module")
+def study():
+    return cases.study(0, PAIR, questions=[{"prompt": "### instruction : what are the people like ? ### response :"}], settings=SETTINGS)
+
+
+def test_queries_are_what_the_model_says_itself(study):
+    case = study.case
+    for row, query in zip(case.rows, case.queries):
+        prompt = [t for t, y in zip(query.input_ids, query.labels) if y == NO_LOSS]
+        answer = [t for t, y in zip(query.input_ids, query.labels) if y != NO_LOSS]
+        assert testbed.greedy(case.bed.model("finetuned"), [prompt], len(answer))[0] == answer
+        assert row["right"] == (row["answer"] == row["truth"]) or row["kind"] == "own"
+    assert {row["kind"] for row in case.rows} == {"query", "planted", "biography", "own"}
+
+
+def test_a_question_with_words_that_the_model_does_not_know_is_refused(study):
+    with pytest.raises(ValueError, match=r"does not know \['xylophones'\]; use words of the corpus"):
+        cases.own_question(study.case, {"prompt": "what are xylophones like ?"})
+
+
+def test_draws_have_the_wanted_values_and_depend_on_the_seed_alone(study):
+    few = cases.drawn(study.case, 3, seed=1, kind="query")
+    assert few == cases.drawn(study.case, 3, seed=1, kind="query") and len(few) == 3
+    assert all(study.case.rows[n]["kind"] == "query" for n in few)
+
+
+def test_parts_have_each_query_s_own_candidates_and_the_same_numbers(study):
+    queries = [row | {"candidates": [n, n + 2, 40]} for n, row in enumerate(study.case.bed.corpus.queries)]
+    case = replace(study.case, bed=replace(study.case.bed, corpus=replace(study.case.bed.corpus, queries=queries)))
+    parts = cases._split(case, study.table, 1)
+    assert len(parts) == len(case.queries)
+    for n, part in enumerate(parts):
+        assert part.numbers == sorted({n, n + 2, 40}) and part.case.queries == [case.queries[n]]
+        for name, values in part.table.items():
+            assert torch.equal(values, study.table[name][[n]][:, part.numbers])
+        assert [d["text"] for d in part.case.bed.corpus.documents] == [case.bed.corpus.documents[m]["text"] for m in part.numbers]
+
+
+def test_a_fact_of_a_biography_is_the_gradient_of_its_own_word_alone(study):
+    case, row = study.case, next(row for row in study.case.bed.corpus.finetuning if row["kind"] == "biography")
+    told = cases.answered(case, [row | {"proponents": []}])
+    text = dict(told.rows[0], answer=row["answer"])
+    query = cases.encode_answers([row["prompt"]], [row["answer"]], case.bed.tokenizer, 64)
+    told = replace(told, queries=query, bed=replace(told.bed, queries=query, corpus=replace(told.bed.corpus, queries=[text])))
+    for relation, template in cases.BIOGRAPHY.items():
+        labelled = [t for t, y in enumerate(cases._word_of(told, 0, template).labels) if y != NO_LOSS]
+        assert [case.bed.tokenizer.decode([query[0].input_ids[t]]) for t in labelled] == [row["facts"][relation]]
+    assert set(cases.by_fact(told, [0], 1e-3, 0.1)) == set(cases.BIOGRAPHY)
+
+
+def test_layer_shares_of_a_query_sum_to_one_in_each_stage(study):
+    for stage, shares in anatomy.by_layer(study.case, 1e-3, 0.1).items():
+        assert sum(shares.values()) == pytest.approx(np.ones(len(study.case.queries)), abs=1e-4), stage
+
+
+def test_what_fine_tuning_passes_on_grows_with_alpha_towards_all(study):
+    low, high = (np.mean(list(anatomy.passed_on(study.case, alpha).values())) for alpha in (0.1, 1e6))
+    assert 0 < low < high == pytest.approx(1, abs=1e-3)
+
+
+def test_the_same_setting_agrees_with_itself_and_another_less(study):
+    same, other = (anatomy.changed(study.case, at, (1e-3, 0.1)) for at in ((1e-3, 0.1), (1.0, 0.1)))
+    assert same["spearman"] == pytest.approx(np.ones(len(study.case.queries))) and (same["top"] == 1).all()
+    assert other["spearman"].mean() < 0.999
+
+
+def test_changed_settings_are_compared_with_the_plain_score(study):
+    case = study.case
+    w = precondition(query_gradients(case.bed.model("finetuned"), case.layers, case.queries),
+                     [Stage(case.factors["pretrained"], Damping(1.0)), Stage(case.factors["finetuned"], alpha=Damping(0.1))])[0]
+    values = score(case.bed.model("pretrained"), case.layers, case.bed.documents, w).normalised()
+    expected = metrics.spearman(values.numpy(), study.table["multi_stage/normalised"].numpy())
+    assert anatomy.changed(case, (1.0, 0.1), (1e-3, 0.1))["spearman"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_refits_agree_more_with_more_data(study):
+    less, more = (anatomy.refitted(study.case, 1, 1e-3, 0.1, share=share)["spearman"].mean() for share in (0.02, 1.0))
+    assert less < more < 1
+
+
+def test_half_of_the_influence_and_its_holders():
+    scores = np.array([[4.0, 1, 1, 1, 1, -9], [1, 1, 1, 1, 0, 0]])
+    assert anatomy.half_held_by(scores).tolist() == [1, 2]
+    assert anatomy.held(scores, [1, 2, 5])[0] == pytest.approx([0.5, 0.625, 1])
+
+
+def test_precision_counts_ties_in_expectation():
+    assert anatomy.precision([[3, 2, 1, 0]], [[0, 2]], top=2).tolist() == [0.5]
+    assert anatomy.precision([[1, 1, 1, 1]], [[0]], top=2).tolist() == [0.25]
+
+
+def test_kinds_of_the_top_documents_add_up(study):
+    found = anatomy.kinds(study.case.bed.corpus.documents, study.table["bm25/raw"], top=5)
+    assert sum(found.values()) == pytest.approx(np.ones(len(study.case.queries)))
+
+
+def test_the_explorer_has_every_group_and_its_numbers_are_the_scores(study, tmp_path):
+    path = case_pages.write(tmp_path / "x.html", study, "t", 1e-3, 0.1, each=1, count=2, opponents=1)
+    again = case_pages.write(tmp_path / "y.html", study, "t", 1e-3, 0.1, each=1, count=2, opponents=1)
+    assert path.read_bytes() == again.read_bytes() and report.elsewhere(path.read_text()) == []
+    chosen = case_pages.chosen(study, 1)
+    assert {"planted", "biography", "your own"} <= set(chosen.values())
+    text = path.read_text()
+    n = next(iter(chosen))
+    best = study.table["multi_stage/normalised"][n].argmax().item()
+    assert "[%d,1,%s," % (best, float("%.4g" % study.table["multi_stage/normalised"][n, best].item())) in text
+
+
+def test_withheld_pages_hold_no_words_of_documents_or_answers(study, tmp_path):
+    text = case_pages.write(tmp_path / "x.html", study, "t", 1e-3, 0.1, withhold_texts=True, each=2).read_text()
+    data = text[text.index("application/json"):]
+    assert not any(d["text"] in data for d in study.case.bed.corpus.documents if d["kind"] != "filler")
+    assert not any(row["prompt"] in data for row in study.case.rows)
+
+
+def test_names_of_layers_without_what_they_share():
+    assert cases.short_names(["m.layers.0.attn.qkv", "m.layers.1.mlp.up"]) == ["0 attn.qkv", "1 mlp.up"]
+
+
+def test_another_source_is_refused():
+    with pytest.raises(ValueError, match="corpus source 'nope': expected one of"):
+        cases.recipe(0, {"source": "nope"}, {}, {}, {})
