@@ -45,10 +45,10 @@ def over(parts, measure):
     return {name: np.concatenate([here[name] for here in found]) for name in found[0]}
 
 
-def changed(case, setting, reference, batch_size=64):
-    """`agreement` of the normalised multi-stage scores with two settings (d, α)."""
+def changed(case, chain, reference, batch_size=64):
+    """`agreement` of the normalised multi-stage scores by two lists of `influence.Stage`."""
     q = query_gradients(case.bed.model("finetuned"), case.layers, case.queries)
-    ends = [precondition(q, case.chain(*at))[0] for at in (setting, reference)]
+    ends = [precondition(q, stages)[0] for stages in (chain, reference)]
     found = score(case.bed.model("pretrained"), case.layers, case.bed.documents, {name: torch.cat([w[name] for w in ends]) for name in q}, batch_size=batch_size)
     return agreement(*(found.values / found.norms).split(len(case.queries)))
 
@@ -68,6 +68,7 @@ def refitted(case, seed, damping, alpha, share=0.5, batch_size=64):
 
 def agreement(a, b, top=10):
     """{"spearman", "top"}: (q,) rank correlations of two sets of scores (q, n), and the shares of their `top` documents in common."""
+    top = min(top, len(a[0]))
     best = [torch.as_tensor(x).topk(top, dim=1).indices.tolist() for x in (a, b)]
     return {"spearman": metrics.spearman(np.asarray(a), np.asarray(b)),
             "top": np.array([len(set(x) & set(y)) / top for x, y in zip(*best)])}
@@ -91,11 +92,11 @@ def own_influence(case, damping, batch_size=32):
     return self_influence(case.bed.model("pretrained"), case.layers, case.bed.documents, stage, batch_size)
 
 
-def kinds(documents, scores, top=10):
-    """{kind: (q,) share of the `top` documents that are of it}, for scores (q, n) and corpus documents with a `kind`."""
+def kinds(documents, scores, names, top=10):
+    """{kind: (q,) share of the `top` documents that are of it} for each of `names`, scores (q, n) and corpus documents with a `kind`."""
     named = np.array([d["kind"] for d in documents])
-    best = torch.as_tensor(scores).topk(top, dim=1).indices.numpy()
-    return {kind: (named[best] == kind).mean(1) for kind in sorted(set(named))}
+    best = torch.as_tensor(scores).topk(min(top, len(named)), dim=1).indices.numpy()
+    return {kind: (named[best] == kind).mean(1) for kind in names}
 
 
 def told(case, found, top=10):

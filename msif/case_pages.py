@@ -4,11 +4,11 @@ from dataclasses import replace
 from msif import cases, explorer
 from msif.influence import Damping, Stage
 
-METHODS = {"multi_stage_trajectory/raw": "multi-stage influence, summed over checkpoints; no unit",
-           "multi_stage/raw": "multi-stage influence [nats per unit of document weight]",
-           "multi_stage/normalised": "the same, divided by the document's gradient norm",
-           "single_stage_finetuned/normalised": "ordinary influence at the fine-tuned model, divided by the document's gradient norm",
-           "bm25/raw": "text search for question and answer; no unit"}
+METHODS = {"multi_stage_trajectory/raw": ("multi-stage, over checkpoints", "summed over checkpoints, each divided by its standard deviation; no unit"),
+           "single_stage_finetuned/normalised": ("single-stage, normalised", "ordinary influence at the fine-tuned model, divided by the document's gradient norm"),
+           "multi_stage/raw": ("multi-stage", "at the end of pre-training [nats per unit of document weight]"),
+           "multi_stage/normalised": ("multi-stage, normalised", "the same, divided by the document's gradient norm"),
+           "bm25/raw": ("BM25", "text search for question and answer; no unit")}
 LEGEND = "Shades and bars take the plain multi-stage score apart, whatever the ranking: in nats per unit of document weight, positive = proponent."
 
 
@@ -19,21 +19,22 @@ def chosen(study, each=8, seed=0):
     return {n: group for group, wanted in groups.items() for n in cases.drawn(study.case, each, seed, **wanted)}
 
 
-def write(path, study, title, damping, alpha, withhold_texts=False, each=8, count=10, opponents=5):
-    """Write the explorer of a `cases.Study` to `path`, `each` answers of a group; returns the path. withhold_texts: no third-party words in it."""
-    methods = {name: text for name, text in METHODS.items() if name in study.table}
+def write(path, study, title, damping, alpha, withhold_texts=False, each=8, count=10, opponents=5, batch_size=4):
+    """Write the explorer of a `cases.Study` to `path`, `each` answers of a group; returns the path. withhold_texts: no third-party words in it.
+    batch_size: documents whose gradients are held together, three float32 numbers for each tracked weight."""
+    methods = {label: (name, text) for name, (label, text) in METHODS.items() if name in study.table}
     case, documents, queries = study.case, {}, []
     base, tuned = case.bed.model("pretrained"), case.bed.model("finetuned")
     stages = [Stage(case.factors["pretrained"], Damping(damping)), Stage(case.factors["finetuned"], alpha=Damping(alpha))]
     for n, group in chosen(study, each).items():
         part = next(p for p in study.parts if any(q is case.queries[n] for q in p.case.queries))
         at, row = next(i for i, q in enumerate(part.case.queries) if q is case.queries[n]), case.rows[n]
-        made = explorer.prepared({name: part.table[name][at:at + 1] for name in methods}, [case.queries[n]], part.case.bed.documents, tokenizer=case.bed.tokenizer,
+        made = explorer.prepared({label: part.table[name][at:at + 1] for label, (name, _) in methods.items()}, [case.queries[n]], part.case.bed.documents, tokenizer=case.bed.tokenizer,
                                  model=base, layers=case.layers, tuned=tuned, stages=stages, sources=[d["kind"] for d in part.case.bed.corpus.documents],
-                                 groups=[group], notes=[_note(row)], labels=[dict.fromkeys(row["proponents"], "states it")], count=count, opponents=opponents, batch_size=4)
+                                 groups=[group], notes=[_note(row)], labels=[dict.fromkeys(row["proponents"], "states it")], count=count, opponents=opponents, batch_size=batch_size)
         documents |= {part.numbers[k]: d for k, d in made["documents"].items()}
         queries.append(_renumbered(made["queries"][0], str(n), part.numbers, withhold_texts and group != "planted"))
-    return explorer.write(path, title, documents, queries, methods, LEGEND, withhold_texts)
+    return explorer.write(path, title, documents, queries, {label: text for label, (_, text) in methods.items()}, LEGEND, withhold_texts)
 
 
 def _note(row):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from msif import datamodels, influence, large, pairs, retrieval, testbed, tracing
+from msif import datamodels, influence, large, mistakes, pairs, preflight, retrieval, testbed, tracing
 from msif.data import NO_LOSS, encode_answers
 from msif.paths import from_root
 from msif.planted import BIOGRAPHY, planted_corpus
@@ -106,7 +106,7 @@ def study(seed, pair, *, questions=(), fit=None, at_once=None, settings):
     if "models" in pair:
         found = large.case(pairs.prepared(seed, **pair | {"questions": [*pair["questions"], *questions]}), **fit or {})
         table = _given_table(found, at_once or 1, settings)
-        return Study(found, table, None, _split(found, table, at_once or 1))
+        return Study(found, table, None, _split(found, table))
     made = recipe(seed, **{name: value for name, value in pair.items() if name != "checkpoints"})
     found = case(made, seed, pair.get("checkpoints", ()), settings["batch_size"], questions)
     table = dict(tracing.scored(found, **settings)[0])
@@ -123,24 +123,26 @@ def _given_table(found, at_once, settings):
     return table | {"bm25/raw": torch.where(table["multi_stage/raw"].isfinite(), search.float(), -torch.inf)}
 
 
-def _split(found, table, at_once):
-    """The case in parts of `at_once` queries, each with the documents that are candidates of all of them: with one query, its candidates."""
+def _split(found, table):
+    """One part a query, with its own candidates: for the sizes at which a score of every query and document is not to be had."""
     parts = []
-    for start in range(0, len(found.queries), at_once):
-        few = range(start, min(start + at_once, len(found.queries)))
-        numbers = sorted(set.intersection(*(set(found.rows[n]["candidates"]) for n in few)))
-        corpus = replace(found.bed.corpus, documents=[found.bed.corpus.documents[n] for n in numbers],
+    for n, query in enumerate(found.queries):
+        numbers = sorted(found.rows[n]["candidates"])
+        corpus = replace(found.bed.corpus, documents=[found.bed.corpus.documents[m] for m in numbers],
                          queries=[row | {"proponents": [], "candidates": None} for row in found.bed.corpus.queries])
-        bed = replace(found.bed, corpus=corpus, documents=[found.bed.documents[n] for n in numbers])
-        here = {name: values[list(few)][:, numbers] for name, values in table.items()}
-        parts.append(Part(replace(found, bed=bed, queries=[found.queries[n] for n in few]), here, numbers))
+        bed = replace(found.bed, corpus=corpus, documents=[found.bed.documents[m] for m in numbers])
+        parts.append(Part(replace(found, bed=bed, queries=[query]), {name: values[[n]][:, numbers] for name, values in table.items()}, numbers))
     return parts
 
 
-def plan(pair, seeds, counterfactual):
-    """What the study is about to do, as text."""
+def plan(pair, seeds, counterfactual, **given):
+    """What the study is about to do, as text. given: `fit`, `at_once`, `batch_size` and `questions` of a given pair, for which it is the table of
+    `preflight.preflight`; OSError, before anything starts, where something is missing, saying what and what to do."""
     if "models" in pair:
-        return f"plan: a given pair, {pair['models']}; before anything is downloaded, `python -m msif.preflight` says what it needs"
+        rows, missing = preflight.preflight(**preflight.arguments(given | {"pair": pair}))
+        if missing:
+            raise OSError("\n".join([preflight.table(rows), *(f"missing: {x}" for x in missing)]))
+        return preflight.table(rows)
     lines = [f"plan: {len(seeds)} pair{'s' * (len(seeds) > 1)} of models trained here, factors of {len(pair['checkpoints']) + 2} checkpoints each"]
     if counterfactual:
         few = math.ceil((counterfactual["answers"] + pair["corpus"].get("planted", 0)) / counterfactual["together"])
@@ -180,8 +182,20 @@ def short_names(layers):
     return [" ".join([x[same], ".".join(x[same + 1:])]) for x in parts]
 
 
+def said(document, row):
+    """What a document says of an answer: one of `mistakes.CLASSES`; decoys name both and state nothing."""
+    document = document | {"kind": "near"} if document["kind"] == "decoy" else document
+    return mistakes.said(document, row["subject"], row["relation"], row["answer"])
+
+
 def finding(tops, kinds):
     """The title of a figure: for which kind of document two methods differ most. tops: {method: {kind: (q,) share}}, the first against "single-stage"."""
     ours, other = next(iter(tops)), "single-stage"
     kind = max(kinds, key=lambda x: abs(tops[ours][x].mean() - tops[other][x].mean()))
     return f"The ten highest documents, by method: of kind {kind!r} {tops[ours][kind].mean():.0%} by {ours}, {tops[other][kind].mean():.0%} by {other}"
+
+
+def record(study, row, method, **values):
+    """One record of case_studies.json: all have the same keys, so that `dvc plots` draws them; None where a study lacks one."""
+    empty = dict.fromkeys(("seed", "precision_at_5", "rarest_shared_word", "before", "after", "says", "lost"))
+    return {"study": study, "question": row["prompt"], "answer": row["answer"], "method": method} | empty | values

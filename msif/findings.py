@@ -105,20 +105,17 @@ def retraining(numbers):
 
 
 def case_studies(numbers):
-    """None where neither study is there."""
-    found, removed = numbers.get("planted", {}), numbers.get("removal", {})
-    ours, claim, number = "multi_stage_trajectory", [], None
-    if ours in found:
-        value, search = found[ours]["precision_at_5"], found.get("bm25", {}).get("precision_at_5")
+    """None where there are neither plants nor removals."""
+    found, removed, claim, number = numbers.get("planted", {}), numbers.get("removal", {}).get("facts", {}), [], None
+    if found:
+        value, search = (found[name]["precision_at_5"] for name in ("influence", "bm25"))
         number = (f"{value:.0%}", "of the first five documents are the planted ones")
-        claim.append(f"Of the first five documents behind a planted association {value:.0%} are those that planted it"
-                     + (f", {above(value, search)} BM25's {search:.0%}." if search is not None else "."))
-    if ours in removed:
-        share = lambda method: removed[method]["flipped_or_halved"]
-        number = number or (f"{share(ours):.0%}", "of answers flip, or halve their probability, without their first documents")
-        rest = " and ".join(f"{above(share(ours), share(m))} the {share(m):.0%} of {name}" for m, name in (("bm25", "BM25's first"), ("random", "random ones")) if m in removed)
-        claim.append(f"Trained again without their first documents, {share(ours):.0%} of {removed[ours]['answers']} right answers flip or halve their "
-                     f"probability{f': {rest}' if rest else ''}.")
+        claim.append(f"Of the first five documents behind a planted association {value:.0%} are those that planted it, {above(value, search)} BM25's {search:.0%}.")
+    if removed:
+        ours, search, chance = (removed[name]["flipped_or_halved"] for name in ("influence", "bm25", "random"))
+        number = number or (f"{ours:.0%}", "of answers flip, or halve their probability, without their first documents")
+        claim.append(f"Trained again without their first documents, {ours:.0%} of {removed['influence']['answers']} right answers flip or halve their probability: "
+                     f"{above(ours, search)} the {search:.0%} of BM25's first, {above(ours, chance)} the {chance:.0%} of random ones.")
     return (*number, " ".join(claim)) if number else None
 
 

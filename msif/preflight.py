@@ -2,9 +2,10 @@
 
     python -m msif.preflight dolly          a table, and exit code 1 with what to do where something is missing
 
-A profile of params.yaml has such a pair where one of its sections has `pair`: {"bed": arguments of `pairs.prepared`, "factors": of `large.case`,
-"scores": of `large.scored`}. Nothing is downloaded: shapes come from a model's config.json where it is on this machine, else from SHAPES; the hub
-is asked what it has. Sizes follow from shapes; what is marked "assumed" does not: rates, the length of documents. """
+A profile of params.yaml has such a pair where one of its sections has a `pair` with `models` (arguments of `pairs.prepared`), beside it `fit` (of
+`large.case`), `at_once`, `batch_size` and further `questions`. Nothing is downloaded: shapes come from a model's config.json where it is on this
+machine, else from SHAPES; the hub is asked what it has. Sizes follow from shapes; what is marked "assumed" does not: rates, the length of documents.
+"""
 import argparse
 import shutil
 from dataclasses import dataclass
@@ -175,14 +176,21 @@ def _hours(seconds):
 
 
 def pair_of(profile):
-    """The `pair` of a profile of params.yaml; ValueError where there is no such profile, and where no section of it has one."""
+    """Arguments of `preflight` for a profile of params.yaml; ValueError where there is no such profile, and where no section of it has a pair."""
     there = {name: x for name, x in need("yaml").safe_load((paths.root() / "params.yaml").read_text()).items() if not isinstance(x, list)}
     if profile not in there:
         raise ValueError(f"unknown profile {profile!r}; there are: {', '.join(there)}")
-    found = [x["pair"] for x in (there[profile] or {}).values() if isinstance(x, dict) and x.get("pair")]
+    found = [x for x in (there[profile] or {}).values() if isinstance(x, dict) and "models" in (x.get("pair") or {})]
     if not found:
-        raise ValueError(f"the profile {profile!r} has no section with a `pair` of models: nothing to prepare for")
-    return found[0]
+        raise ValueError(f"the profile {profile!r} has no section with a `pair` of `models`: nothing to prepare for")
+    return arguments(found[0])
+
+
+def arguments(section):
+    """Arguments of `preflight` for such a section: {"pair", "questions", "fit", "at_once", "batch_size"}."""
+    pair = section["pair"]
+    return {"bed": pair | {"questions": [*pair["questions"], *(section.get("questions") or [])]}, "factors": section.get("fit"),
+            "scores": {"at_once": section.get("at_once") or 1} | ({"batch_size": section["batch_size"]} if section.get("batch_size") else {})}
 
 
 def main(arguments=None):

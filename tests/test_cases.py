@@ -43,7 +43,7 @@ def test_draws_have_the_wanted_values_and_depend_on_the_seed_alone(study):
 def test_parts_have_each_query_s_own_candidates_and_the_same_numbers(study):
     queries = [row | {"candidates": [n, n + 2, 40]} for n, row in enumerate(study.case.bed.corpus.queries)]
     case = replace(study.case, bed=replace(study.case.bed, corpus=replace(study.case.bed.corpus, queries=queries)))
-    parts = cases._split(case, study.table, 1)
+    parts = cases._split(case, study.table)
     assert len(parts) == len(case.queries)
     for n, part in enumerate(parts):
         assert part.numbers == sorted({n, n + 2, 40}) and part.case.queries == [case.queries[n]]
@@ -75,7 +75,7 @@ def test_what_fine_tuning_passes_on_grows_with_alpha_towards_all(study):
 
 
 def test_the_same_setting_agrees_with_itself_and_another_less(study):
-    same, other = (anatomy.changed(study.case, at, (1e-3, 0.1)) for at in ((1e-3, 0.1), (1.0, 0.1)))
+    same, other = (anatomy.changed(study.case, study.case.chain(*at), study.case.chain(1e-3, 0.1)) for at in ((1e-3, 0.1), (1.0, 0.1)))
     assert same["spearman"] == pytest.approx(np.ones(len(study.case.queries))) and (same["top"] == 1).all()
     assert other["spearman"].mean() < 0.999
 
@@ -86,7 +86,7 @@ def test_changed_settings_are_compared_with_the_plain_score(study):
                      [Stage(case.factors["pretrained"], Damping(1.0)), Stage(case.factors["finetuned"], alpha=Damping(0.1))])[0]
     values = score(case.bed.model("pretrained"), case.layers, case.bed.documents, w).normalised()
     expected = metrics.spearman(values.numpy(), study.table["multi_stage/normalised"].numpy())
-    assert anatomy.changed(case, (1.0, 0.1), (1e-3, 0.1))["spearman"] == pytest.approx(expected, abs=1e-3)
+    assert anatomy.changed(case, case.chain(1.0, 0.1), case.chain(1e-3, 0.1))["spearman"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_refits_agree_more_with_more_data(study):
@@ -106,7 +106,8 @@ def test_precision_counts_ties_in_expectation():
 
 
 def test_kinds_of_the_top_documents_add_up(study):
-    found = anatomy.kinds(study.case.bed.corpus.documents, study.table["bm25/raw"], top=5)
+    documents = study.case.bed.corpus.documents
+    found = anatomy.kinds(documents, study.table["bm25/raw"], {d["kind"] for d in documents}, top=5)
     assert sum(found.values()) == pytest.approx(np.ones(len(study.case.queries)))
 
 

@@ -139,13 +139,12 @@ def test_validation_says_above_and_below():
 
 
 def test_case_studies_may_lack_a_study():
-    planted = {"planted": {"multi_stage_trajectory": {"precision_at_5": 0.92}, "bm25": {"precision_at_5": 0.1}}}
-    removal = {"removal": {"multi_stage_trajectory": {"flipped_or_halved": 0.3, "answers": 40}, "bm25": {"flipped_or_halved": 0.5},
-                           "random": {"flipped_or_halved": 0.1}}}
+    planted = {"planted": {"influence": {"precision_at_5": 0.92}, "bm25": {"precision_at_5": 0.1}}}
+    removal = {"removal": {"facts": {"influence": {"flipped_or_halved": 0.3, "answers": 40}, "bm25": {"flipped_or_halved": 0.5}, "random": {"flipped_or_halved": 0.1}}}}
     assert FINDINGS["case_studies"]({}) is None
     assert FINDINGS["case_studies"](planted)[0] == "92%" and "above BM25's 10%" in FINDINGS["case_studies"](planted)[2]
     assert "30% of 40 right answers" in FINDINGS["case_studies"](removal)[2]
-    assert "below the 50% of BM25's first and above the 10% of random ones" in FINDINGS["case_studies"](planted | removal)[2]
+    assert "below the 50% of BM25's first, above the 10% of random ones" in FINDINGS["case_studies"](planted | removal)[2]
 
 
 def test_a_step_that_lowers_the_answer_is_said_to():

@@ -114,9 +114,12 @@ def test_hub_ids_may_hold_a_dot(study):
 
 def test_the_command_exits_with_1_and_the_list_where_something_is_missing(study):
     folder, settings = study
-    wrong = settings | {"bed": settings["bed"] | {"rows": {"source": "/nowhere/rows.jsonl"}}}
-    (folder / "params.yaml").write_text(yaml.safe_dump({"profiles": [], "small": {"case_studies": {"pair": settings}}, "wrong": {"case_studies": {"pair": wrong}},
-                                                        "tiny": {"testbed": {"seeds": [0]}}}))
+    section = {"pair": settings["bed"], "fit": settings["factors"], "at_once": 2, "batch_size": None, "questions": [{"instruction": "Why?", "answer": "So."}]}
+    wrong = section | {"pair": settings["bed"] | {"rows": {"source": "/nowhere/rows.jsonl"}}}
+    (folder / "params.yaml").write_text(yaml.safe_dump({"profiles": [], "small": {"testbed": {"pair": None}, "case_studies": section},
+                                                        "wrong": {"case_studies": wrong}, "tiny": {"case_studies": {"pair": {"corpus": {}}}}}))
+    found = preflight.pair_of("small")
+    assert len(found["bed"]["questions"]) == 3 and found["factors"] == settings["factors"] and found["scores"] == {"at_once": 2}
     def run(profile):
         return subprocess.run([sys.executable, "-m", "msif.preflight", profile], cwd=folder, capture_output=True, text=True,
                               env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"})

@@ -71,6 +71,7 @@ def test_the_quoted_plan_is_the_benchmarks():
 
 def test_its_examples_run_in_a_row(tmp_path, monkeypatch, capsys):
     """On a pair of small models saved in the folders that stand for "my/base" and "my/fine-tuned"."""
+    from msif import explorer
     from msif.data import word_tokenizer
     from msif.models import tiny_gpt_neox
     tokenizer = word_tokenizer([README])
@@ -84,6 +85,9 @@ def test_its_examples_run_in_a_row(tmp_path, monkeypatch, capsys):
     scope = {}
     exec(compile(first, "README.md", "exec"), scope)
     assert scope["scores"].values.shape == (1, 2)
+    for call in re.findall(r"`(explorer\.show\(.*?\))`", README.replace("\n", " ")):
+        given = {"values": scope["scores"].values, "prompt": "Where was Ada born?", "answer": "London", "explorer": explorer}
+        assert "srcdoc" in eval(call, scope | given).data
     exec(compile(second, "README.md", "exec"), scope)
     assert scope["top"].proponents.tolist() == [scope["scores"].values[0].argsort(descending=True).tolist()]
     assert "plan: " in capsys.readouterr().out

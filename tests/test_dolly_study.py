@@ -1,0 +1,34 @@
+"""Profile `dolly` as params.yaml has it, but for sizes and the models' names: notebook 07 as `dvc repro` executes it, on a pair of dolly's architecture."""
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+import small_pair
+from msif import report, run
+from msif.pairs import prepared
+
+pytestmark = [pytest.mark.slow, small_pair.needs_data]
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_notebook_of_the_profile_runs_from_files_to_the_explorer(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pair = small_pair.build(tmp_path, "bfloat16")
+    pair["search"] |= {"first": 8, "random": 4}
+    pair["corpora"] = [x | {"limit": 12} for x in pair["corpora"]]
+    profile = yaml.safe_load((ROOT / "params.yaml").read_text())["dolly"]["case_studies"]
+    profile |= {"pair": profile["pair"] | pair, "at_once": 2, "fit": profile["fit"] | {"memory": "4GiB"}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"profiles": [], "dolly": {"case_studies": profile}}))
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    run.run("07_case_studies", "dolly")
+    executed = (tmp_path / "results/dolly/07_case_studies.ipynb").read_text()
+    numbers = json.loads((tmp_path / "reports/dolly/case_studies.metrics.json").read_text())
+    assert -1 <= numbers["settings"]["least_spearman"] < 1 <= numbers["sparsity"]["documents_that_hold_half"]
+    public, own = (path.read_text() for path in (tmp_path / "reports/dolly/explorer.html", tmp_path / "results/dolly/case_studies/explorer.html"))
+    bed = prepared(0, **profile["pair"])
+    words = [d["text"].split("\n")[0][:40] for d in bed.corpus.documents if "<" not in d["text"] and '"' not in d["text"]]
+    assert any(x in own for x in words) and not any(x in public or x in executed for x in words)   # third-party texts stay out of what is committed
+    assert report.elsewhere(public) == [] and "GiB" in executed
