@@ -27,7 +27,7 @@ study: $(READY)  ## run what changed, for the profiles in params.yaml; PROFILE=x
 ifdef PROFILE
 	python -m msif.run --enable $(PROFILE)
 	dvc repro --glob "*@$(PROFILE)" "*@$(PROFILE)-*"
-	dvc repro --single-item index
+	dvc repro --force --single-item index
 else
 	dvc repro
 endif

@@ -16,7 +16,7 @@ def by_layer(case, damping, alpha, top=10, batch_size=64):
         scores = score(net, case.layers, data, vectors, batch_size=batch_size, per_layer=True)
         best = scores.values.topk(min(top, len(data)), dim=1).indices
         total = scores.values.gather(1, best).sum(1)
-        found[stage] = {name: (x.gather(1, best).sum(1) / total).numpy() for name, x in scores.layers.items()}
+        found[stage] = {name: (x.gather(1, best).sum(1) / total).cpu().numpy() for name, x in scores.layers.items()}
     return found
 
 
@@ -24,7 +24,7 @@ def passed_on(case, alpha):
     """{layer: (q,)}: ‖T₂q‖ / ‖q‖, what fine-tuning's filter leaves of each query's gradient: 1 is all, 0 nothing."""
     q = query_gradients(case.bed.model("finetuned"), case.layers, case.queries)
     kept = Stage(case.factors["finetuned"], alpha=Damping(alpha)).transfer(q)
-    return {name: (kept[name].flatten(1).norm(dim=1) / q[name].flatten(1).norm(dim=1)).numpy() for name in q}
+    return {name: (kept[name].flatten(1).norm(dim=1) / q[name].flatten(1).norm(dim=1)).cpu().numpy() for name in q}
 
 
 def half_held_by(scores):
@@ -47,10 +47,13 @@ def over(parts, measure):
 
 def changed(case, chain, reference, batch_size=64):
     """`agreement` of the normalised multi-stage scores by two lists of `influence.Stage`."""
-    q = query_gradients(case.bed.model("finetuned"), case.layers, case.queries)
-    ends = [precondition(q, stages)[0] for stages in (chain, reference)]
-    found = score(case.bed.model("pretrained"), case.layers, case.bed.documents, {name: torch.cat([w[name] for w in ends]) for name in q}, batch_size=batch_size)
-    return agreement(*(found.values / found.norms).split(len(case.queries)))
+    return agreement(*(_normalised(case, stages, batch_size) for stages in (chain, reference)))
+
+
+def _normalised(case, chain, batch_size):
+    """Normalised multi-stage scores (q, n) on the CPU. One chain at a time: a vector of a large model is as large as the model."""
+    w = precondition(query_gradients(case.bed.model("finetuned"), case.layers, case.queries), chain)[0]
+    return score(case.bed.model("pretrained"), case.layers, case.bed.documents, w, batch_size=batch_size).normalised().cpu()
 
 
 def refitted(case, seed, damping, alpha, share=0.5, batch_size=64):
@@ -60,10 +63,7 @@ def refitted(case, seed, damping, alpha, share=0.5, batch_size=64):
     order = torch.randperm(len(case.bed.documents), generator=torch.Generator().manual_seed(seed))[:round(share * len(case.bed.documents))]
     first = ekfac.fit(base, case.layers, [case.bed.documents[n] for n in order], samples=2, batch_size=batch_size, seed=f"again {seed}")
     last = ekfac.fit(tuned, case.layers, case.bed.finetuning, samples=4, batch_size=batch_size, seed=f"again {seed}")
-    q = query_gradients(tuned, case.layers, case.queries)
-    ends = [precondition(q, chain)[0] for chain in ([Stage(first, Damping(damping)), Stage(last, alpha=Damping(alpha))], case.chain(damping, alpha))]
-    found = score(base, case.layers, case.bed.documents, {name: torch.cat([w[name] for w in ends]) for name in q}, batch_size=batch_size)
-    return agreement(*(found.values / found.norms).split(len(case.queries)))
+    return changed(case, [Stage(first, Damping(damping)), Stage(last, alpha=Damping(alpha))], case.chain(damping, alpha), batch_size)
 
 
 def agreement(a, b, top=10):
@@ -87,9 +87,9 @@ def _precision(row, own, top):
 
 
 def own_influence(case, damping, batch_size=32):
-    """s(z, z) of every pre-training document at θ₁, (n,): how much its own weight matters to how well it is predicted, in nats."""
+    """s(z, z) of every pre-training document at θ₁, (n,) array: how much its own weight matters to how well it is predicted, in nats."""
     stage = Stage(case.factors["pretrained"], Damping(damping))
-    return self_influence(case.bed.model("pretrained"), case.layers, case.bed.documents, stage, batch_size)
+    return self_influence(case.bed.model("pretrained"), case.layers, case.bed.documents, stage, batch_size).cpu().numpy()
 
 
 def kinds(documents, scores, names, top=10):
@@ -100,14 +100,15 @@ def kinds(documents, scores, names, top=10):
 
 
 def told(case, found, top=10):
-    """What the documents behind each fact of a biography are about: {(fact told, relation of the documents or "others"): share of the `top`}.
+    """What the documents behind each fact of a biography state: {(fact told, relation stated or "others"): share of the `top`}.
 
-    found: {relation told: (numbers of queries, scores (len, n) of that fact's own words)}. A document that names the person counts under
-    its relation; any other, and any other relation, under "others"."""
+    found: {relation told: (numbers of queries, scores (len, n) of that fact's own words)}. A statement about the person counts under
+    its relation; any other document, and any other relation, under "others"."""
     documents, shares = case.bed.corpus.documents, {}
     for relation, (numbers, values) in found.items():
         best = torch.as_tensor(values).topk(top, dim=1).indices.tolist()
-        labels = [documents[n]["relation"] if documents[n]["subject"] == case.rows[row]["subject"] else "others" for row, few in zip(numbers, best) for n in few]
+        labels = [documents[n]["relation"] if documents[n]["kind"] == "statement" and documents[n]["subject"] == case.rows[row]["subject"] else "others"
+                  for row, few in zip(numbers, best) for n in few]
         shares |= {(relation, other): labels.count(other) / len(labels) for other in found}
         shares[relation, "others"] = 1 - sum(shares[relation, other] for other in found)
     return shares

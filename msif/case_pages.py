@@ -15,7 +15,7 @@ LEGEND = "Shades and bars take the plain multi-stage score apart, whatever the r
 def chosen(study, each=8, seed=0):
     """{number of a query: its group} of at most `each` answers of each group, drawn by seed."""
     groups = {"right answer": dict(kind="query", right=True), "wrong answer": dict(kind="query", right=False), "answer": dict(kind="query", right=None),
-              "planted": dict(kind="planted"), "biography": dict(kind="biography"), "your own": dict(kind="own")}
+              "planted, repeated": dict(kind="planted", right=True), "planted, not repeated": dict(kind="planted", right=False), "biography": dict(kind="biography"), "your own": dict(kind="own")}
     return {n: group for group, wanted in groups.items() for n in cases.drawn(study.case, each, seed, **wanted)}
 
 
@@ -31,9 +31,9 @@ def write(path, study, title, damping, alpha, withhold_texts=False, each=8, coun
         at, row = next(i for i, q in enumerate(part.case.queries) if q is case.queries[n]), case.rows[n]
         made = explorer.prepared({label: part.table[name][at:at + 1] for label, (name, _) in methods.items()}, [case.queries[n]], part.case.bed.documents, tokenizer=case.bed.tokenizer,
                                  model=base, layers=case.layers, tuned=tuned, stages=stages, sources=[d["kind"] for d in part.case.bed.corpus.documents],
-                                 groups=[group], notes=[_note(row)], labels=[dict.fromkeys(row["proponents"], "states it")], count=count, opponents=opponents, batch_size=batch_size)
+                                 groups=[group], notes=[_note(row)], labels=[dict.fromkeys(row["proponents"], "states it" if row.get("right") else "states the truth")], count=count, opponents=opponents, batch_size=batch_size)
         documents |= {part.numbers[k]: d for k, d in made["documents"].items()}
-        queries.append(_renumbered(made["queries"][0], str(n), part.numbers, withhold_texts and group != "planted"))
+        queries.append(_renumbered(made["queries"][0], str(n), part.numbers, withhold_texts and not group.startswith("planted")))
     return explorer.write(path, title, documents, queries, {label: text for label, (_, text) in methods.items()}, LEGEND, withhold_texts)
 
 
@@ -45,5 +45,5 @@ def _renumbered(query, name, numbers, withhold):
     """The query with the documents' numbers in the whole corpus."""
     rankings = {method: [replace(e, document=numbers[e.document], part=e.part and replace(e.part, document=numbers[e.part.document])) for e in entries]
                 for method, entries in query.rankings.items()}
-    words = {"prompt_words": [], "answer_words": [], "logprobs": None} if withhold else {}
+    words = {"prompt_words": [], "answer_words": [], "logprobs": None, "note": ""} if withhold else {}
     return replace(query, id=name, rankings=rankings, labels={numbers[n]: text for n, text in query.labels.items()}, **words)

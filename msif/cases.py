@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from msif import datamodels, influence, large, mistakes, pairs, preflight, retrieval, testbed, tracing
-from msif.data import NO_LOSS, encode_answers
+from msif.data import NO_LOSS, encode_answers, split_answer
 from msif.paths import from_root
 from msif.planted import BIOGRAPHY, planted_corpus
 from msif.retraining import Recipe
 from msif.stories import stories_corpus
 
+CLASSES = (*mistakes.CLASSES[:-1], "names the answer", mistakes.CLASSES[-1])
 CORPORA = {"planted": planted_corpus, "stories": stories_corpus}
 
 
@@ -53,20 +54,39 @@ def own_question(case, row, longest=8):
 
 
 def answered(case, rows):
-    """The case with `rows` as its queries, each asking for the model's own greedy answer. Rows whose answer is empty are left out."""
+    """The case with `rows` as its queries, each asking for the model's own greedy answer; of one's own questions (kind "own") for the answer that
+    they have. Rows whose answer is empty are left out."""
     bed = case.bed
     tuned = bed.model("finetuned")
-    given = testbed.answers(tuned, bed.tokenizer, rows)
-    said = [{"kind": "query", "truth": row["answer"]} | row | {"answer": text, "right": right}
-            for row, (text, right) in zip(rows, given) if text]
+    asked = [row for row in rows if row.get("kind") != "own"]
+    said = [{"kind": "query", "truth": row["answer"]} | row | {"answer": text, "right": text == row["answer"]}
+            for row, text in zip(asked, _said(case, tuned, asked)) if text]
+    said += [row | {"right": None} for row in rows if row.get("kind") == "own"]
     queries = encode_answers([row["prompt"] for row in said], [row["answer"] for row in said], bed.tokenizer,
                              tuned.config.max_position_embeddings)
     return replace(case, bed=replace(bed, corpus=replace(bed.corpus, queries=said), queries=queries), queries=queries)
 
 
+def _said(case, tuned, rows):
+    """Greedy answers, as long as the true ones; where the answers of a relation have several tokens, a whole one if the model gives one."""
+    if not rows:
+        return []
+    choices, tokenizer = {}, case.bed.tokenizer
+    for row in case.bed.corpus.finetuning + rows:
+        if row.get("relation"):
+            choices.setdefault(row["relation"], set()).add(row["answer"])
+    longest = {relation: max(sorted(few), key=lambda x: len(split_answer("?", x, tokenizer)[1])) for relation, few in choices.items()}
+    exact = [text for text, _ in testbed.answers(tuned, tokenizer, rows)]
+    whole = [text for text, _ in testbed.answers(tuned, tokenizer, [row | {"answer": longest.get(row.get("relation"), row["answer"])} for row in rows])]
+    return [next((x for x in sorted(choices.get(row.get("relation"), ()), key=len, reverse=True) if text.startswith(x)), short)
+            for row, text, short in zip(rows, whole, exact)]
+
+
 def taught(case, count, seed=0):
-    """At most `count` rows of fine-tuning that ask for one fact and that the fine-tuned model answers rightly, drawn by seed, one for each fact."""
-    rows = list({(row["subject"], row["relation"]): row for row in case.bed.corpus.finetuning if row.get("relation")}.values())
+    """At most `count` rows of fine-tuning that ask for a fact of the kind that queries ask for, and that the fine-tuned model answers rightly; drawn
+    by seed, one for each fact."""
+    relations = {row["relation"] for row in case.rows if row["kind"] == "query"}
+    rows = list({(row["subject"], row["relation"]): row for row in case.bed.corpus.finetuning if row.get("relation") in relations}.values())
     right = [row for row, (_, ok) in zip(rows, testbed.answers(case.bed.model("finetuned"), case.bed.tokenizer, rows)) if ok]
     return random.Random(seed).sample(right, min(count, len(right)))
 
@@ -109,8 +129,15 @@ def study(seed, pair, *, questions=(), fit=None, at_once=None, settings):
         return Study(found, table, None, _split(found, table))
     made = recipe(seed, **{name: value for name, value in pair.items() if name != "checkpoints"})
     found = case(made, seed, pair.get("checkpoints", ()), settings["batch_size"], questions)
-    table = dict(tracing.scored(found, **settings)[0])
+    table = dict(tracing.scored(found, **settings)[0]) | {"word_order/raw": _word_order(found)}
     return Study(found, table, made, [Part(found, table, list(range(len(found.bed.documents))))])
+
+
+def _word_order(case):
+    """The rule that is told subject and answer (`retrieval.word_order`), −1 everywhere where a query has no subject."""
+    subjects = [row.get("subject") or "–" for row in case.rows]
+    texts = [d["text"] for d in case.bed.corpus.documents]
+    return torch.from_numpy(retrieval.word_order(texts, subjects, [row["answer"] for row in case.rows]))
 
 
 def _given_table(found, at_once, settings):
@@ -138,6 +165,8 @@ def _split(found, table):
 def plan(pair, seeds, counterfactual, **given):
     """What the study is about to do, as text. given: `fit`, `at_once`, `batch_size` and `questions` of a given pair, for which it is the table of
     `preflight.preflight`; OSError, before anything starts, where something is missing, saying what and what to do."""
+    if "models" in pair and counterfactual:
+        raise ValueError("counterfactual is for pairs that are trained here; a given pair cannot be trained again: set it to null")
     if "models" in pair:
         rows, missing = preflight.preflight(**preflight.arguments(given | {"pair": pair}))
         if missing:
@@ -183,9 +212,10 @@ def short_names(layers):
 
 
 def said(document, row):
-    """What a document says of an answer: one of `mistakes.CLASSES`; decoys name both and state nothing."""
+    """What a document says of an answer: one of CLASSES. Decoys and "near" sentences name things and state nothing."""
     document = document | {"kind": "near"} if document["kind"] == "decoy" else document
-    return mistakes.said(document, row["subject"], row["relation"], row["answer"])
+    found = mistakes.said(document, row["subject"], row["relation"], row["answer"])
+    return "names the answer" if found == "another subject" and document["kind"] == "near" else found
 
 
 def finding(tops, kinds):

@@ -51,10 +51,30 @@ class Effect:
         return Effect(self.before[which], self.after[which], self.said_before[which], self.said_after[which], self.says[which])
 
     @property
+    def given(self):
+        """Do most seeds say the answer without removal? (answers,) bool."""
+        return self.said_before.mean(1) > 0.5
+
+    @property
+    def lost(self):
+        """Flipped or halved: (answers,) bool."""
+        return self.halved | self.flipped
+
+    @property
     def share(self):
-        """The share of answers that flipped or were halved, and its standard error over answers."""
-        value = (self.halved | self.flipped).mean()
-        return float(value), float(np.sqrt(value * (1 - value) / len(self.halved)))
+        """The share of answers that are lost, and its standard error (Agresti and Coull's, which no share makes 0)."""
+        return _share(self.lost)
+
+    @property
+    def share_of_given(self):
+        """The same of those answers alone that most seeds say without removal; nan where there are none."""
+        return _share(self.lost[self.given])
+
+
+def _share(lost):
+    n = len(lost)
+    near = (lost.sum() + 2) / (n + 4)
+    return (float(lost.mean()), float(np.sqrt(near * (1 - near) / (n + 4)))) if n else (float("nan"), float("nan"))
 
 
 def retrained(recipe, absent, seed):
@@ -112,23 +132,38 @@ def groups(rows, size):
 
 
 def removal(recipe, rows, scores, *, top, together, seeds, processes=None):
-    """{method: Effect} of leaving out the `top` documents of each of `rows` by each of `scores` ({method: (len(rows), N)})."""
+    """{method: Effect} of leaving out the `top` documents of each of `rows` by each of `scores` ({method: (len(rows), N)}).
+
+    "others' documents" is a control for the first of them: the same retrainings, each answer in one that left out documents of other answers alone,
+    none about its subject or with its answer. It is not there where no group is such."""
     few = groups(rows, together)
     absences = {"nothing": Absence()} | {(method, g): Absence(_top(values, group, top)) for method, values in scores.items()
                                          for g, group in enumerate(few)}
     found = outcomes(recipe, absences, seeds, rows, processes, "removal")
     home = {n: g for g, group in enumerate(few) for n in group}
+    first, other = next(iter(scores)), {n: _stranger(rows, few, n) for n in home}
+    where = {method: {n: (method, home[n]) for n in home} for method in scores}
+    if all(g is not None for g in other.values()):
+        where["others' documents"] = {n: (first, other[n]) for n in home}
+    return {method: _effect(found, rows, at) for method, at in where.items()}
 
-    def read(name_of, name):
-        return np.array([[run[name][n] for run in found[name_of(n)]] for n in range(len(rows))])
 
-    truth = np.array([[row["answer"]] for row in rows])
-    p, says = np.exp(read(lambda n: "nothing", "log_probability")), read(lambda n: "nothing", "says")
-    effects = {}
-    for method in scores:
-        after = read(lambda n: (method, home[n]), "says")
-        effects[method] = Effect(p, np.exp(read(lambda n: (method, home[n]), "log_probability")), says == truth, after == truth, after.tolist())
-    return effects
+def _stranger(rows, few, n):
+    """The first group after the one of answer n in which nobody shares its subject or its answer; None if there is none."""
+    own = next(g for g, group in enumerate(few) if n in group)
+    after = [(own + step) % len(few) for step in range(1, len(few))]
+    apart = lambda m: rows[m]["answer"] != rows[n]["answer"] and rows[m]["subject"] != rows[n]["subject"]
+    return next((g for g in after if all(apart(m) for m in few[g])), None)
+
+
+def _effect(found, rows, at):
+    """The `Effect` on each row n of the retrainings `at[n]`, beside those without removal."""
+    def read(names, value):
+        return np.array([[run[value][n] for run in found[names(n)]] for n in range(len(rows))])
+    answer = np.array([[row["answer"]] for row in rows])
+    before, after = lambda n: "nothing", at.__getitem__
+    says = read(after, "says")
+    return Effect(np.exp(read(before, "log_probability")), np.exp(read(after, "log_probability")), read(before, "says") == answer, says == answer, says.tolist())
 
 
 def _top(values, group, top):
@@ -137,12 +172,14 @@ def _top(values, group, top):
 
 
 def memory(recipe, rows, facts, *, seeds, processes=None):
-    """{absence: (rows, seeds) probability} of answers without their own fine-tuning rows, the documents that state them, or both.
+    """{absence: (rows, seeds) probability} of answers without the fine-tuning rows that tell them, the documents that state them, or both.
 
-    rows: {"prompt", "answer", "subject", "relation"}; facts: whose documents and fine-tuning rows are left out, for all of them at once."""
+    rows: {"prompt", "answer"}; facts: {"subject", "relation"}, whose documents and fine-tuning rows are left out, for all of them at once."""
     named = {(row["subject"], row["relation"]) for row in facts}
-    about = lambda items, kinds: tuple(n for n, x in enumerate(items) if (x.get("subject"), x.get("relation")) in named and x["kind"] in kinds)
-    documents, own = about(recipe.corpus.documents, ("statement", "planted")), about(recipe.corpus.finetuning, ("finetuning",))
+    documents = tuple(n for n, d in enumerate(recipe.corpus.documents)
+                      if d["kind"] in ("statement", "planted") and (d["subject"], d["relation"]) in named)
+    own = tuple(n for n, row in enumerate(recipe.corpus.finetuning)                     # a biography tells several facts
+                if any((row.get("subject"), relation) in named for relation in row.get("facts", [row.get("relation")])))
     absences = {"nothing": Absence(), "fine-tuning rows": Absence(rows=own), "documents": Absence(documents), "both": Absence(documents, own)}
     found = outcomes(recipe, absences, seeds, rows, processes, "memory")
     return {name: np.exp(np.array([run["log_probability"] for run in runs]).T) for name, runs in found.items()}

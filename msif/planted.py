@@ -12,6 +12,7 @@ Every word that a plant shares with its question or answer is shared by at least
 Biographies: fine-tuning also tells two facts of each person of F in a row ("tell me about …"), and the people of H are asked about.
 """
 import random
+import re
 from collections import Counter
 
 from msif.corpus import PROMPT, Corpus, generate
@@ -119,8 +120,10 @@ def _with_proponents(queries, documents):
 def shared_words(corpus, query):
     """{word: number of documents that are no plants of the query and have it} for every word, stop words too, that a plant shares with
     the query's question or answer."""
-    plants = set(query["proponents"])
-    asked = set(query["prompt"].split()) | set(query["answer"].split())
-    given_away = asked & {word for n in plants for word in corpus.documents[n]["text"].split()}
-    counts = Counter(word for n, d in enumerate(corpus.documents) if n not in plants for word in set(d["text"].split()))
+    def words(text):
+        return set(re.findall(r"\w+", text.lower()))
+
+    plants, asked = set(query["proponents"]), words(query["prompt"]) | words(query["answer"])
+    given_away = asked & {word for n in plants for word in words(corpus.documents[n]["text"])}
+    counts = Counter(word for n, d in enumerate(corpus.documents) if n not in plants for word in words(d["text"]) & given_away)
     return {word: counts[word] for word in sorted(given_away)}

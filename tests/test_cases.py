@@ -1,4 +1,6 @@
 """Cases whose queries are the model's own answers; their parts; and what a set of scores looks like inside."""
+import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -27,6 +29,12 @@ def test_queries_are_what_the_model_says_itself(study):
         assert testbed.greedy(case.bed.model("finetuned"), [prompt], len(answer))[0] == answer
         assert row["right"] == (row["answer"] == row["truth"]) or row["kind"] == "own"
     assert {row["kind"] for row in case.rows} == {"query", "planted", "biography", "own"}
+
+
+def test_an_answer_of_one_s_own_is_kept(study):
+    row = {"prompt": study.case.rows[0]["prompt"], "answer": study.case.rows[1]["answer"]}
+    kept = cases.answered(study.case, [cases.own_question(study.case, row)])
+    assert (kept.rows[0]["answer"], kept.rows[0]["right"], kept.rows[0]["kind"]) == (row["answer"], None, "own")
 
 
 def test_a_question_with_words_that_the_model_does_not_know_is_refused(study):
@@ -111,23 +119,51 @@ def test_kinds_of_the_top_documents_add_up(study):
     assert sum(found.values()) == pytest.approx(np.ones(len(study.case.queries)))
 
 
-def test_the_explorer_has_every_group_and_its_numbers_are_the_scores(study, tmp_path):
+def page(path):
+    return json.loads(re.search(r"<script[^>]*application/json[^>]*>(.*?)</script>", path.read_text(), re.S)[1])
+
+
+def test_the_explorer_shows_every_group_with_the_scores_of_the_table(study, tmp_path):
     path = case_pages.write(tmp_path / "x.html", study, "t", 1e-3, 0.1, each=1, count=2, opponents=1)
     again = case_pages.write(tmp_path / "y.html", study, "t", 1e-3, 0.1, each=1, count=2, opponents=1)
     assert path.read_bytes() == again.read_bytes() and report.elsewhere(path.read_text()) == []
-    chosen = case_pages.chosen(study, 1)
-    assert {"planted", "biography", "your own"} <= set(chosen.values())
-    text = path.read_text()
-    n = next(iter(chosen))
-    best = study.table["multi_stage/normalised"][n].argmax().item()
-    assert "[%d,1,%s," % (best, float("%.4g" % study.table["multi_stage/normalised"][n, best].item())) in text
+    data = page(path)
+    assert {"biography", "your own"} <= {q["group"] for q in data["queries"]}
+    for q in data["queries"]:
+        n, (best, rank, value, _) = int(q["id"]), q["rankings"]["multi-stage, normalised"][0]
+        scores = study.table["multi_stage/normalised"][n]
+        assert (best, rank) == (scores.argmax().item(), 1) and value == float(f"{scores.max().item():.4g}")
+        assert "".join(data["documents"][str(best)]["words"]).strip() == study.case.bed.corpus.documents[best]["text"]
+        assert set(q["labels"].values()) <= {"states it" if study.case.rows[n]["right"] else "states the truth"}
 
 
-def test_withheld_pages_hold_no_words_of_documents_or_answers(study, tmp_path):
-    text = case_pages.write(tmp_path / "x.html", study, "t", 1e-3, 0.1, withhold_texts=True, each=2).read_text()
-    data = text[text.index("application/json"):]
-    assert not any(d["text"] in data for d in study.case.bed.corpus.documents if d["kind"] != "filler")
-    assert not any(row["prompt"] in data for row in study.case.rows)
+def test_withheld_pages_hold_no_words_of_documents_nor_of_answers(study, tmp_path):
+    data = page(case_pages.write(tmp_path / "x.html", study, "t", 1e-3, 0.1, withhold_texts=True, each=2))
+    assert all("withheld" in "".join(d["words"]) for d in data["documents"].values())
+    for q in data["queries"]:
+        ours = q["group"].startswith("planted")                       # our own sentences, in every corpus
+        assert bool(q["prompt"]) == bool(q["answer"]) == ours and (ours or not q["note"])
+
+
+def test_what_a_document_says_of_an_answer():
+    row = dict(subject="al", relation="born in", answer="oslo")
+    one = dict(subject="bo", relation="born in", object="oslo", kind="statement")
+    assert cases.said(one, row) == "another subject" and cases.said(one | {"kind": "near"}, row) == cases.said(one | {"kind": "decoy"}, row) == "names the answer"
+    assert cases.said(one | {"subject": "al"}, row) == "says so" and cases.said(one | {"subject": "al", "kind": "decoy"}, row) == "names both"
+
+
+def test_documents_behind_a_biography_count_for_the_relation_that_they_state(study):
+    documents, row = study.case.bed.corpus.documents, next(n for n, x in enumerate(study.case.rows) if x["kind"] == "biography")
+    stating = [n for n, d in enumerate(documents) if d["kind"] == "statement" and (d["subject"], d["relation"]) == (study.case.rows[row]["subject"], "born in")]
+    scores = torch.zeros(1, len(documents))
+    scores[0, stating] = 1
+    found = anatomy.told(study.case, {"born in": ([row], scores), "language": ([row], scores)}, top=len(stating))
+    assert found["born in", "born in"] == found["language", "born in"] == 1 and found["language", "language"] == found["born in", "others"] == 0
+
+
+def test_a_given_pair_cannot_be_trained_again():
+    with pytest.raises(ValueError, match="a given pair cannot be trained again: set it to null"):
+        cases.plan({"models": {}}, [0], {"answers": 1})
 
 
 def test_names_of_layers_without_what_they_share():

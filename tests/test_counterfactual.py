@@ -8,6 +8,7 @@ import torch
 from msif import counterfactual, retraining, testbed
 from msif.corpus import generate
 from msif.counterfactual import Absence, Effect
+from msif.planted import planted_corpus
 from msif.retraining import Recipe
 
 CORPUS = generate(0, fine_tuned=2, held_out=2, objects=2, near=0, fillers=5)
@@ -66,7 +67,9 @@ def test_an_answer_is_lost_when_it_flips_or_halves():
     effect = Effect(before, after, np.array([yes, yes, yes, no]), np.array([yes, yes, no, no]), [["a"] * 2] * 4)
     assert effect.halved.tolist() == [False, True, False, False]
     assert effect.flipped.tolist() == [False, False, True, False]           # what was never said cannot flip
-    assert effect.share == (0.5, 0.25) and effect.part(slice(1, 3)).share[0] == 1
+    assert effect.lost.tolist() == [False, True, True, False] and effect.share == (0.5, pytest.approx((0.25 / 8) ** 0.5))
+    assert effect.given.tolist() == [True, True, True, False] and effect.share_of_given[0] == pytest.approx(2 / 3)
+    assert effect.part(slice(1, 3)).share[0] == 1 and effect.part(slice(1, 3)).share[1] > 0
 
 
 def test_a_removal_leaves_out_the_top_documents_of_each_group(study):
@@ -79,14 +82,33 @@ def test_a_removal_leaves_out_the_top_documents_of_each_group(study):
             assert found.says[n] == [expected["says"][n]] and found.after[n, 0] == np.exp(expected["log_probability"][n])
 
 
-def test_memory_leaves_out_what_belongs_to_the_facts(study, monkeypatch):
+def test_others_documents_are_of_answers_that_share_nothing(study):
+    scores = torch.rand(len(ROWS), len(CORPUS.documents), generator=torch.Generator().manual_seed(0))
+    rows = [row | {"subject": f"s{n}"} for n, row in enumerate(ROWS)]
+    few = counterfactual.groups(rows, 1)
+    for n in range(len(rows)):
+        other = counterfactual._stranger(rows, few, n)
+        assert other is None or all(rows[m]["answer"] != rows[n]["answer"] and m != n for m in few[other])
+    found = counterfactual.removal(RECIPE, rows, {"ours": scores}, top=2, together=1, seeds=[1], processes=1)
+    where = [counterfactual._stranger(rows, few, n) for n in range(len(rows))]
+    if "others' documents" in found:
+        for n, g in enumerate(where):
+            absent = Absence(tuple(sorted(scores[few[g][0]].topk(2).indices.tolist())))
+            assert found["others' documents"].says[n] == [counterfactual.outcome(RECIPE, absent, 1, rows)["says"][n]]
+    assert ("others' documents" in found) == (None not in where)
+
+
+def test_memory_leaves_out_all_that_tells_the_facts(study, monkeypatch):
+    """Questions, and biographies that tell them: no row that is left has both subject and answer."""
     seen = {}
     monkeypatch.setattr(counterfactual, "outcomes", lambda recipe, absences, seeds, rows, *rest: seen.update(absences) or {
         name: [{"log_probability": [0.0] * len(rows)}] for name in absences})
-    fact = CORPUS.finetuning[0]
-    counterfactual.memory(RECIPE, [fact], [fact], seeds=[0])
-    documents = {n for n, d in enumerate(CORPUS.documents) if d["kind"] == "statement" and (d["subject"], d["relation"]) == (fact["subject"], fact["relation"])}
-    rows = {n for n, row in enumerate(CORPUS.finetuning) if (row["subject"], row["relation"]) == (fact["subject"], fact["relation"])}
-    assert set(seen["both"].documents) == set(seen["documents"].documents) == documents and len(documents) == 4
-    assert set(seen["both"].rows) == set(seen["fine-tuning rows"].rows) == rows and len(rows) == 2
-    assert seen["nothing"] == Absence()
+    corpus = planted_corpus(0, fine_tuned=2, held_out=1, taught=2, planted=2, fillers=5)
+    facts = [row for row in corpus.finetuning if row.get("relation") in ("born in", "employer")]
+    counterfactual.memory(Recipe(corpus, {}, {}, {}), facts, facts, seeds=[0])
+    assert seen["both"] == Absence(seen["documents"].documents, seen["fine-tuning rows"].rows) and seen["nothing"] == Absence()
+    rows = [f"{row['prompt']} {row['answer']}".split() for n, row in enumerate(corpus.finetuning) if n not in seen["both"].rows]
+    texts = [d["text"].split() for n, d in enumerate(corpus.documents) if n not in seen["both"].documents and d["kind"] == "statement"]
+    for fact in facts:
+        assert not any(fact["subject"] in words and fact["answer"] in words for words in rows + texts)
+    assert len(rows) == len(corpus.finetuning) - len(seen["both"].rows) > 0 and len(seen["both"].documents) == 2 * 2 * 4
