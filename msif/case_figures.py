@@ -43,7 +43,7 @@ def spread(groups, title, xlabel):
 
 def groups(names, bars, title, ylabel):
     """Grouped bars with ± one standard error. names: along the axis; bars: {label: [(value, error) for each name]}."""
-    figure, ax = plt.subplots(figsize=(2.5 + 1.25 * len(names), 3.6), layout="constrained")
+    figure, ax = plt.subplots(figsize=(4 + 2 * len(names), 3.6), layout="constrained")
     width, at = 0.8 / len(bars), np.arange(len(names))
     for n, (label, values) in enumerate(bars.items()):
         value, error = np.array(values, dtype=float).T

@@ -52,6 +52,18 @@ def test_quoted_agreement_with_exact_influence_is_that_of_the_report():
         assert numbers == [quoted(found[problem][key]["spearman"], 2) for key in keys], problem
 
 
+def test_quoted_case_studies_are_those_of_the_report():
+    found = report("case_studies")
+    for method, *numbers in rows("| documents named by"):
+        removed = found["removal"]["facts"].get(method, {})
+        values = [found["planted"].get(method, {}).get("precision_at_5"), removed.get("flipped_or_halved"), removed.get("of_given")]
+        assert numbers == [quoted(x, 2) for x in values], method
+    for label, *numbers in rows("| probability of the answer"):
+        assert numbers == [quoted(found["memory"][label][kind], 2) for kind in ("memorised", "inferred")], label
+    repeated = found["planted"]["repeated"]
+    assert f"(the models repeat {repeated['plants']} of {repeated['of']})" in README
+
+
 def test_every_path_it_names_exists():
     named = re.findall(r"\]\((\S+?)\)|`((?:reports|tests|msif|notebooks)/[\w/.]+)`", README)
     assert named and all((ROOT / (a or b)).exists() for a, b in named)
