@@ -61,7 +61,7 @@ def test_quoted_case_studies_are_those_of_the_report():
     for label, *numbers in rows("| probability of the answer"):
         assert numbers == [quoted(found["memory"][label][kind], 2) for kind in ("memorised", "inferred")], label
     repeated = found["planted"]["repeated"]
-    assert f"(the models repeat {repeated['plants']} of {repeated['of']})" in README
+    assert f"(the models repeat {repeated['plants']} of {repeated['of']};" in README
 
 
 def test_every_path_it_names_exists():
