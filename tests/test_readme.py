@@ -60,6 +60,8 @@ def test_quoted_case_studies_are_those_of_the_report():
         assert numbers == [quoted(x, 2) for x in values], method
     for label, *numbers in rows("| probability of the answer"):
         assert numbers == [quoted(found["memory"][label][kind], 2) for kind in ("memorised", "inferred")], label
+    named = json.loads((ROOT / "reports" / "stories" / "case_studies.metrics.json").read_text())["planted"]
+    assert f"{quoted(named['bm25']['precision_at_5'], 2)} against {quoted(named['influence']['precision_at_5'], 2)}" in README
     repeated = found["planted"]["repeated"]
     assert f"(the models repeat {repeated['plants']} of {repeated['of']};" in README
 
