@@ -24,8 +24,9 @@ def texts_in(page):
 def test_the_notebook_of_the_profile_runs_from_files_to_the_explorer(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pair = small_pair.build(tmp_path, "bfloat16")
-    pair["search"] |= {"first": 8, "random": 4}
-    pair["corpora"] = [x | {"limit": 12} for x in pair["corpora"]]
+    pair["search"] |= {"first": 5, "random": 3}
+    pair["generation"] |= {"samples": 0}
+    pair["corpora"] = [x | {"limit": 8} for x in pair["corpora"]]
     profile = yaml.safe_load((ROOT / "params.yaml").read_text())["dolly"]["case_studies"]
     profile |= {"pair": profile["pair"] | pair, "at_once": 2, "fit": profile["fit"] | {"memory": "4GiB"}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"profiles": [], "dolly": {"case_studies": profile}}))
