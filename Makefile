@@ -36,7 +36,7 @@ endif
 test: $(READY)  ## module tests; beside them the tiny study once more in a temporary worktree, against the committed reports
 	@log=$$(mktemp); bash tests/rerun_study.sh > $$log 2>&1 & study=$$!; \
 	  pytest -q -m "not slow"; tests=$$?; echo "the tiny study once more:"; wait $$study; rerun=$$?; \
-	  tail -n 40 $$log; rm -f $$log; [ $$tests = 0 ] && [ $$rerun = 0 ]
+	  tail -n 60 $$log; rm -f $$log; [ $$tests = 0 ] && [ $$rerun = 0 ]
 
 test-slow: $(READY)  ## the tests that take minutes
 	pytest -q -m slow

@@ -27,7 +27,7 @@ rerun() {
 mapfile -t names < <(cd notebooks && ls -- *.ipynb | sed 's/\.ipynb$//')
 for folder in chain others; do git worktree add --quiet --detach "$temporary/$folder" "$commit"; done
 (rerun "$temporary/others" "${names[@]:3:3}") > "$temporary/others.log" 2>&1 & others=$!
-(rerun "$temporary/chain" "${names[@]:0:3}" "${names[@]:6}") && chain=0 || chain=$?
+(rerun "$temporary/chain" "${names[@]:0:3}" "${names[@]:6}") > "$temporary/chain.log" 2>&1 && chain=0 || chain=$?
 wait $others && others=0 || others=$?
-cat "$temporary/others.log"
+for log in chain others; do echo "== $log"; tail -n 25 "$temporary/$log.log"; done
 [ $chain = 0 ] && [ $others = 0 ]
