@@ -25,7 +25,7 @@ $(READY): pyproject.toml constraints.txt
 
 study: $(READY)  ## run what changed, for the profiles in params.yaml; PROFILE=x adds profile x to them and runs it alone
 ifdef PROFILE
-	python -m msif.run --enable $(PROFILE)
+	python -m msif.study.pipeline.run --enable $(PROFILE)
 	dvc repro --glob "*@$(PROFILE)" "*@$(PROFILE)-*"
 	dvc repro --force --single-item index
 else
@@ -52,7 +52,7 @@ lab: $(READY)  ## JupyterLab on the notebooks
 	jupyter lab notebooks
 
 timings: $(READY)  ## seconds and peak memory of each notebook's last run; PROFILE=x: of that profile alone
-	@python -m msif.run --timings $(PROFILE)
+	@python -m msif.study.pipeline.run --timings $(PROFILE)
 
 clean:  ## remove results/, scratch/ and DVC's cache, of every profile; reports/, data/ and .venv/ stay
 	rm -rf results scratch .dvc/cache .dvc/tmp .pytest_cache

@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from msif import distributed, fitting
-from msif.data import Sequence
-from msif.influence import score
-from msif.models import tracked_layers
-from msif.plan import human, parse_bytes, plan_fit, plan_score
+from msif.scale import fitting, processes as distributed
+from msif.core.data import Sequence
+from msif.core.influence import score
+from msif.core.models import tracked_layers
+from msif.scale.plan import human, parse_bytes, plan_fit, plan_score
 
 REPORTS = Path(__file__).parent.parent / "reports" / "benchmarks"
 

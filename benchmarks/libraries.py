@@ -19,7 +19,7 @@ DAMPING = 0.1
 
 
 def tracked(model):
-    from msif.models import tracked_layers
+    from msif.core.models import tracked_layers
     return tracked_layers(model)
 
 
@@ -31,7 +31,8 @@ class Msif:
     keep = "16GiB"
 
     def __init__(self, model, data, shape, folder, labels):
-        from msif import fitting, influence, lowrank, queries
+        from msif.core import influence, queries
+        from msif.scale import fitting, lowrank
         self.fitting, self.influence, self.lowrank, self.queries = fitting, influence, lowrank, queries
         self.model, self.shape, self.labels, self.folder = model, shape, labels, folder
         self.data, self.layers = {name: sequences(ids) for name, ids in data.items()}, tracked(model)
@@ -54,7 +55,7 @@ class MsifInMemory(Msif):
     modes = ["exact"]
 
     def fit(self):
-        from msif import ekfac
+        from msif.core import ekfac
         self.factors = ekfac.fit(self.model, self.layers, self.data["train"], labels=self.labels, samples=1, batch_size=self.shape.batch)
 
     def score(self, mode):

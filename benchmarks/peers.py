@@ -230,7 +230,7 @@ def figure(records):
     """peers.png: a panel for each measure, a row of dots for each shape, least to largest as a bar."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import LogLocator
-    from msif.figures import PALETTE
+    from msif.study.figures import PALETTE
     ordered = sorted(records, key=lambda r: NAMES.index(r["library"]))
     shapes, labels = groups(records), list(dict.fromkeys(map(label, ordered)))
     titles = {"fit_ratio": "fit [forward + backward passes]", "score_ratio": "score [forward + backward passes]",

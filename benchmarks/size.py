@@ -25,7 +25,7 @@ def parts(call):
     """({part: CPU seconds}, what call() returned). Passes: all that is neither their consumers nor algebra."""
     import time
 
-    from msif import capture, ekfac, influence
+    from msif.core import capture, ekfac, influence
     spent = Counter()
 
     def timed(part, f):
@@ -67,14 +67,14 @@ def measured(shape):
 
 def gram(d):
     """Multiplications of a symmetric d × d product for one position: its upper triangle, by tiles."""
-    from msif.products import TILE
+    from msif.core.products import TILE
     width = max(TILE, -(-d // 8))
     return sum((min(first + width, d) - first) * (d - first) for first in range(0, d, width))
 
 
 def squares(s, i, o):
     """Multiplications of one sequence's (Q_Bᵀ D Q_A)²: each side rotated where that is cheaper."""
-    from msif.products import ALIGNED
+    from msif.core.products import ALIGNED
     columns = i + 1 + -(i + 1) % ALIGNED
     inputs = s * i * columns + s * columns * o if s < o else s * i * o + o * (i + 1) * columns
     return inputs + (s * o * o if s < i + 1 else columns * o * o)
@@ -121,7 +121,7 @@ def predicted(model, layers, shape):
 
 def run(out, widths, repetitions, shape=Shape):
     """Records of all widths to out/size.json; repetitions go round the widths."""
-    from msif.models import tracked_layers
+    from msif.core.models import tracked_layers
     workload.one_thread()
     runs = {width: [] for width in widths}
     for n in range(repetitions):
@@ -175,7 +175,7 @@ def figure(records):
     """size.png: stacked bars of the parts, measured beside predicted; spread of the whole as a bar."""
     import matplotlib.pyplot as plt
     import numpy as np
-    from msif.figures import PALETTE
+    from msif.study.figures import PALETTE
     drawn, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     at = np.arange(len(records))
     for ax, what in zip(axes, ("fit", "score")):

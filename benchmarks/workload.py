@@ -54,7 +54,7 @@ class Shape:
 
 def build_model(shape):
     """The model of a shape, its weights drawn from seed 0."""
-    from msif.models import tiny_gpt_neox
+    from msif.core.models import tiny_gpt_neox
     return tiny_gpt_neox(shape.vocabulary, width=shape.width, layers=shape.layers, heads=2, context=max(shape.length, 64))
 
 
@@ -69,7 +69,7 @@ def build_data(shape):
 
 def sequences(ids):
     """Rows of ids as msif's sequences, with a loss on every token."""
-    from msif.data import Sequence
+    from msif.core.data import Sequence
     return [Sequence(n, tuple(row), tuple(row)) for n, row in enumerate(ids.tolist())]
 
 

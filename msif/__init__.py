@@ -1,5 +1,5 @@
 """Multi-stage influence functions with EK-FAC: which pre-training documents made a fine-tuned model say so?
 
-One flat module per concept, each imported by name (`from msif.ekfac import ...`); importing the package loads
+One flat module per concept, each imported by name (`from msif.core.ekfac import ...`); importing the package loads
 none of them.
 """

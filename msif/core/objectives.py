@@ -1,0 +1,100 @@
+"""The scalars at the top of the model: training losses, measurements, and pseudo-losses whose gradients sample the curvature.
+
+Every function here maps ``(logits, batch)`` to one scalar per sequence, shape (n,). Logits are (n, S, V) for a language
+model, whose ``logits[:, t]`` predict ``labels[:, t + 1]``, or (n, C) for a sequence classifier. This is the only place
+where that shift by one happens. Losses and log-probabilities are in nats, summed (not averaged) over label positions.
+"""
+import hashlib
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from msif.core.data import NO_LOSS
+
+
+def align(logits, labels):
+    """Predictions beside what they predict: logits (n, T, V) in at least float32, targets (n, T) with -100 = none.
+
+    For a language model T = S: the labels are shifted, as the last logits predict nothing, and the logits are not copied.
+    Labels go where the logits are: a model spread over devices reads on the first and predicts on the last."""
+    logits, labels = logits.to(torch.promote_types(logits.dtype, torch.float32)), labels.to(logits.device)
+    if labels.dim() == 1:
+        return logits[:, None], labels[:, None]
+    return logits, F.pad(labels[:, 1:], (0, 1), value=NO_LOSS)
+
+
+def loss(logits, batch):
+    """Training loss ℓ_z = −Σ_t log p(y_t | x_<t): (n,), nats."""
+    z, y = align(logits, batch.labels)
+    return F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction="none", ignore_index=NO_LOSS).view_as(y).sum(1)
+
+
+def log_probability(logits, batch):
+    """Measurement f = Σ_t log p(y_t | x_<t) over the labelled (answer) tokens: (n,), nats, higher = more likely."""
+    return -loss(logits, batch)
+
+
+def logit_margin(logits, batch):
+    """Measurement f = Σ_t (z_t[y_t] − max_{v ≠ y_t} z_t[v]) over the labelled tokens: (n,), logits."""
+    z, y = align(logits, batch.labels)
+    target = y.clamp(min=0)[..., None]
+    rival = z.scatter(2, target, -torch.inf).amax(2)
+    return ((z.gather(2, target)[..., 0] - rival) * (y != NO_LOSS)).sum(1)
+
+
+def generator(seed, index, draw):
+    """Random numbers keyed by (seed, sequence index, draw): equal under any batching, partition, device or resume."""
+    key = hashlib.sha256(f"{seed}/{index}/{draw}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
+
+
+def _noise(draw_fn, y, batch, seed, draw, shape=()):
+    """(n, T, *shape) noise that is zero off the label positions; each sequence draws for its own labels, in order."""
+    noise = torch.zeros(*y.shape, *shape)
+    for row, index in enumerate(batch.index.tolist()):
+        at = (y[row] != NO_LOSS).cpu()
+        noise[row, at] = draw_fn(int(at.sum()), *shape, generator=generator(seed, index, draw))
+    return noise.to(y.device)
+
+
+def sampled_loss(logits, batch, *, seed, draw):
+    """Σ_t ⟨p − e_ŷ, z_t⟩ with each ŷ_t ~ p(· | x_<t) drawn from the very logits that score it (inverse CDF).
+
+    Its gradient p − e_ŷ (a constant here) is that of ℓ with the labels ŷ, which the first forward pass need not compute."""
+    z, y = align(logits, batch.labels)
+    p = z.detach().softmax(2)
+    cdf = p.cumsum(2)
+    u = _noise(torch.rand, y, batch, seed, draw).to(cdf.dtype)[..., None] * cdf[..., -1:]
+    drawn = torch.searchsorted(cdf, u, right=True).clamp(max=z.shape[2] - 1)
+    del cdf
+    return _linear(z, p.scatter_add_(2, drawn, -torch.ones_like(u)), y)
+
+
+def gaussian_loss(logits, batch, *, seed, draw):
+    """Σ_t ⟨u_t, z_t⟩ with u = √p∘ε − p(√p·ε), ε ~ N(0, I): E[uuᵀ] = diag(p) − ppᵀ, at lower variance than labels."""
+    z, y = align(logits, batch.labels)
+    p = z.detach().softmax(2)
+    noise = p.sqrt() * _noise(torch.randn, y, batch, seed, draw, (z.shape[2],)).to(p.dtype)
+    return _linear(z, noise - p * noise.sum(2, keepdim=True), y)
+
+
+def _linear(z, u, y):
+    """Σ_t ⟨u_t, z_t⟩ over the label positions, u constant: (n,)."""
+    u = u.masked_fill_((y == NO_LOSS)[..., None], 0)
+    return torch.linalg.vecdot(u, z).sum(1)
+
+
+def fisher_losses(labels, samples, seed):
+    """The pseudo-losses whose gradients g have E[ggᵀ] = the Gauss-Newton matrix (for "true": the empirical Fisher).
+
+    labels: "gaussian" (recommended), "sampled", or "true" (the data's own labels; one sample, no randomness).
+    """
+    if labels == "true":
+        return [loss]
+    kinds = {"sampled": sampled_loss, "gaussian": gaussian_loss}
+    if labels not in kinds:
+        raise ValueError(f"labels={labels!r}: expected 'gaussian', 'sampled' or 'true'")
+    if samples < 1:
+        raise ValueError(f"samples is {samples}; expected at least 1")
+    return [partial(kinds[labels], seed=seed, draw=draw) for draw in range(samples)]

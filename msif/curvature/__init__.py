@@ -1,0 +1,1 @@
+"""Other curvatures of a stage than EK-FAC: dense, the exact Gauss-Newton product and the dial between, unrolled, Adam's."""

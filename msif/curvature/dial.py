@@ -1,0 +1,168 @@
+"""A dial from EK-FAC to the exact damped Gauss-Newton: block conjugate gradients, preconditioned by EK-FAC and sampled gradients.
+
+    (G + D) X = V,   D = α_l + d_l on layer l,   all q right-hand sides together
+
+k iterations find the X nearest to the solution, in the norm of G + D, among all combinations of the q·k directions that the
+queries' k products have reached *together*: a query profits from the products of all others, which plain CG throws away. An
+iteration is one product with G per query and keeps four blocks of q vectors, whatever k. The preconditioner is the inverse of
+
+    D + (1 − g) K + g Σ_i u_i u_iᵀ = C⁻¹ (I + Ũᵀ Ũ) C⁻¹,   C = (D + (1 − g) K)^(−1/2),   Ũ = √g U C,
+
+K: EK-FAC; u_i, the rows of U: sampled pseudo-gradients with E[Σ u uᵀ] = G. They carry what EK-FAC leaves out, such as the coupling
+of layers, and are shrunk towards EK-FAC because they are few. With F = C (I + ŨᵀŨ)^(−1/2), CG runs on Fᵀ(G + D)F.
+
+Sources: O'Leary 1980 (block CG), Dubrulle 2001 (BCGrQ: the block of residuals is kept orthonormal, so that converged queries
+do no harm), Ledoit and Wolf 2004 (shrinkage).
+"""
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+import torch
+
+from msif.core.capture import gradients
+from msif.core.influence import Stage
+from msif.core.objectives import gaussian_loss
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """rows: Ũ (n, P). core (n, n), symmetric: (I + ŨᵀŨ)^(−1/2) = I + Ũᵀ core Ũ. share: g, between 0 and 1."""
+    rows: torch.Tensor
+    core: torch.Tensor
+    share: float
+
+    def root(self, x):
+        """(I + ŨᵀŨ)^(−1/2) x for each row of x (q, P)."""
+        return x + x @ self.rows.mT @ self.core @ self.rows
+
+
+@dataclass(frozen=True)
+class Refined(Stage):
+    """A `Stage` with its inverse refined by `iterations` products with the Gauss-Newton matrix; 0: the preconditioner alone.
+
+    curvature: an `ekfac.EKFAC`. product: {layer: (q, o, i)} -> G times it, such as `GaussNewton.product`. correction: from
+    `low_rank`, or None for EK-FAC alone. solver: `block_cg` (None), or `cg` for each query by itself. Shared and new layers are coupled through G; new ones carry no α.
+    Raises ValueError for iterations < 0, or > 0 without a product.
+    """
+    product: object = None
+    iterations: int = 0
+    correction: LowRank | None = None
+    solver: object = None
+
+    def __post_init__(self):
+        if self.iterations < 0:
+            raise ValueError(f"iterations is {self.iterations}; expected 0 (EK-FAC) or more")
+        if self.iterations and self.product is None:
+            raise ValueError(f"{self.iterations} iterations need a product with the Gauss-Newton matrix: give, for instance, "
+                             f"product=GaussNewton(model, layers, sequences).product")
+
+    def inverse(self, v):
+        """(G + αP + d)⁻¹ v, {layer: (q, o, i)}, as nearly as the iterations buy."""
+        if not self.iterations:
+            return self.start(v)
+        return next(islice((x for x, _ in self.iterates(v)), self.iterations - 1, None))
+
+    def transfer(self, v):
+        """T v = α (G + αP + d)⁻¹ v on the layers that earlier stages have."""
+        return self.moved(self.inverse(v))
+
+    def moved(self, solved):
+        """α times a solution, on the layers that earlier stages have."""
+        return {name: x * self.alpha.of(self._mean(name)) for name, x in solved.items() if name not in self.new}
+
+    def start(self, v):
+        """F Fᵀ v, the preconditioner: without a correction exactly EK-FAC's (K + αP + d)⁻¹ v."""
+        return super().inverse(v) if self.correction is None else self._forth(self._back(v), v)
+
+    def iterates(self, v):
+        """After each product: (approximate (G + αP + d)⁻¹ v, the relative residual of each query (q,), preconditioned)."""
+        for x, residuals in (self.solver or block_cg)(lambda x: self._back(self.damped(self._forth(x, v))), self._back(v)):
+            yield self._forth(x, v), residuals
+
+    def damped(self, v):
+        """(G + αP + d) v."""
+        return {name: x + v[name] * self._shift(name) for name, x in self.product(v).items()}
+
+    def _mean(self, name):
+        return self.curvature.factors[name].eigenvalues.double().mean()
+
+    def _shift(self, name):
+        mean = self._mean(name)
+        return self.damping.of(mean) + (0.0 if name in self.new else self.alpha.of(mean))
+
+    def _whitened(self, v, share):
+        """C v as rows (q, P)."""
+        def root(shift):
+            return lambda eigenvalues, mean: ((1 - share) * eigenvalues + shift(mean)).rsqrt()
+        return self.curvature.apply(root(lambda mean: self.alpha.of(mean) + self.damping.of(mean)), v,
+                                    self.new, root(self.damping.of))
+
+    def _back(self, v):
+        """Fᵀ v as rows (q, P)."""
+        if self.correction is None:
+            return flatten(self._whitened(v, 0.0))
+        return self.correction.root(flatten(self._whitened(v, self.correction.share)))
+
+    def _forth(self, x, like):
+        """F x of rows (q, P), as layers."""
+        if self.correction is None:
+            return self._whitened(unflatten(x, like), 0.0)
+        return self._whitened(unflatten(self.correction.root(x), like), self.correction.share)
+
+
+def low_rank(stage, u, share=0.9):
+    """The `LowRank` correction of a `Refined` stage's EK-FAC by pseudo-gradients u {layer: (n, o, i)}, E[Σ u uᵀ] = G; n² P once."""
+    if not 0 < share < 1:
+        raise ValueError(f"share is {share}; expected a number between 0 (EK-FAC alone) and 1 (pseudo-gradients alone)")
+    rows = share ** 0.5 * flatten(stage._whitened(u, share))
+    values, vectors = torch.linalg.eigh((rows @ rows.mT).double())
+    root = (1 + values.clamp(min=0)).sqrt()
+    core = -vectors / (root * (1 + root)) @ vectors.mT                # ((1 + λ)^(−1/2) − 1) / λ without its cancellation
+    return LowRank(rows, core.to(rows.dtype), share)
+
+
+def pseudo_gradients(model, layers, sequences, samples=1, seed=0, batch_size=64):
+    """u = D / √(samples·N), {layer: (samples·N, o, i)}: E[Σ u uᵀ] = G. One forward and `samples` backward passes' worth of work."""
+    drawn = [gradients(model, layers, sequences, partial(gaussian_loss, seed=seed, draw=i), batch_size) for i in range(samples)]
+    return {name: torch.cat([d[name] for d in drawn]) / (samples * len(sequences)) ** 0.5 for name in drawn[0]}
+
+
+def block_cg(product, b):
+    """Iterates of block conjugate gradients on A X = b, b (q, P): after each product (X (q, P), relative residuals (q,)), without end.
+
+    product: rows (q, P) -> A times each; A symmetric and positive definite. By Dubrulle's BCGrQ; residuals are Q·C.
+    """
+    norms = b.norm(dim=1).clamp(min=torch.finfo(b.dtype).tiny)
+    Q, C = torch.linalg.qr(b.mT)
+    X, S = torch.zeros_like(Q), Q
+    while True:
+        AS = product(S.mT).mT
+        step = torch.linalg.pinv(S.mT @ AS, hermitian=True)
+        X = X + S @ (step @ C)
+        Q, zeta = torch.linalg.qr(Q - AS @ step)
+        C, S = zeta @ C, Q + S @ zeta.mT
+        yield X.mT, C.norm(dim=0) / norms
+
+
+def cg(product, b):
+    """Iterates of conjugate gradients, each query by itself: the same signature as `block_cg`."""
+    norms = b.norm(dim=1, keepdim=True).clamp(min=torch.finfo(b.dtype).tiny)
+    x, r, p = torch.zeros_like(b), b, b
+    while True:
+        Ap, square = product(p), r.square().sum(1, keepdim=True)
+        step = square / (p * Ap).sum(1, keepdim=True).clamp(min=torch.finfo(b.dtype).tiny)
+        x, r = x + step * p, r - step * Ap
+        p = r + r.square().sum(1, keepdim=True) / square.clamp(min=torch.finfo(b.dtype).tiny) * p
+        yield x, (r.norm(dim=1, keepdim=True) / norms)[:, 0]
+
+
+def flatten(v):
+    """{layer: (q, o, i)} as rows (q, P)."""
+    return torch.cat([x.flatten(1) for x in v.values()], 1)
+
+
+def unflatten(x, like):
+    """Rows (q, P) as {layer: (q, o, i)}, the layers as in `like`."""
+    parts = x.split([y[0].numel() for y in like.values()], 1)
+    return {name: part.unflatten(1, y.shape[1:]) for (name, y), part in zip(like.items(), parts)}

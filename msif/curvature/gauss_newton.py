@@ -1,0 +1,91 @@
+"""The Gauss-Newton matrix over all tracked layers together, as a product and nothing else.
+
+    G v = E_z[Jᵀ H_out J v],   H_out = diag(p) − ppᵀ at every label position,
+
+J: the derivative of a sequence's logits with respect to the tracked weights. Exact over the softmax: no blocks, no sampling.
+For cross-entropy G is the Fisher matrix. Source: Martens 2020 (arXiv 1412.1193). Jv comes from differentiating u ↦ Jᵀu, which
+is linear, so that plain reverse-mode differentiation suffices: one product costs about one forward and backward a vector.
+"""
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from msif.core.data import NO_LOSS, batches, check
+from msif.core.models import limits, logits
+from msif.core.objectives import align
+
+
+@dataclass(frozen=True)
+class GaussNewton:
+    """model, layers (`models.tracked_layers`), sequences: what the mean E_z runs over, each counting 1/N."""
+    model: object
+    layers: list
+    sequences: list
+    batch_size: int = 64
+
+    def __post_init__(self):
+        check(self.sequences, *limits(self.model))
+
+    def product(self, v):
+        """G v of {layer: (q, o, i)}, for all q vectors in one pass over the sequences; a bias is the last input."""
+        found = {name: torch.zeros_like(x) for name, x in v.items()}
+        with _differentiable(self.model, self.layers) as parameters:
+            vectors = [part for layer in self.layers for part in _parts(self.model, layer, v[layer.name])]
+            for batch in batches(self.sequences, self.batch_size):
+                products = iter(_product(self.model, parameters, batch.to(self.model.device), vectors))
+                for layer in self.layers:
+                    found[layer.name] += _joined(self.model, layer, products)
+        return {name: x / len(self.sequences) for name, x in found.items()}
+
+
+def _product(model, parameters, batch, vectors):
+    """Σ_z Jᵀ H_out J v over one batch: a list of tensors like `vectors`."""
+    z, y = align(logits(model, batch), batch.labels)
+    u = torch.zeros_like(z, requires_grad=True)
+    linear = torch.autograd.grad(z, parameters, u, create_graph=True)                                    # Jᵀu
+    Jv, = torch.autograd.grad(linear, u, vectors, retain_graph=True, is_grads_batched=True)              # (q, n, T, V)
+    p, labelled = z.detach().softmax(2), (y != NO_LOSS)[..., None]
+    H_Jv = p * (Jv - (p * Jv).sum(3, keepdim=True)) * labelled
+    return torch.autograd.grad(z, parameters, H_Jv, is_grads_batched=True)
+
+
+@contextmanager
+def _differentiable(model, layers):
+    """The parameters of the tracked layers, which alone ask for gradients inside; attention that can be differentiated twice."""
+    wanted, training, kind = [p for p in model.parameters() if p.requires_grad], model.training, _attention(model)
+    modules = [model.get_submodule(layer.name) for layer in layers]
+    model.requires_grad_(False).eval()
+    _set_attention(model, "eager")
+    try:
+        with torch.enable_grad():
+            yield [p.requires_grad_() for m in modules for p in ([m.weight] if m.bias is None else [m.weight, m.bias])]
+    finally:
+        _set_attention(model, kind)
+        model.requires_grad_(False).train(training)
+        for p in wanted:
+            p.requires_grad_(True)
+
+
+def _attention(model):
+    return getattr(getattr(model, "config", None), "_attn_implementation", None)
+
+
+def _set_attention(model, kind):
+    if _attention(model) is not None:
+        model.set_attn_implementation(kind)
+
+
+def _parts(model, layer, v):
+    """(q, o, i) as the layer's own parameters: weight, and bias if there is one."""
+    weight = v[..., :layer.in_features]
+    weight = weight.mT if isinstance(model.get_submodule(layer.name), Conv1D) else weight
+    return [weight, v[..., -1]] if layer.bias else [weight]
+
+
+def _joined(model, layer, products):
+    """The inverse of `_parts`: takes the layer's tensors from the iterator."""
+    weight = next(products)
+    weight = weight.mT if isinstance(model.get_submodule(layer.name), Conv1D) else weight
+    return torch.cat([weight, next(products)[..., None]], 2) if layer.bias else weight

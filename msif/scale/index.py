@@ -1,0 +1,257 @@
+"""An index of compressed candidate gradients: new queries are scored without a pass over the model.
+
+In the eigenbasis of EK-FAC the score is a sum over coordinates c (a layer's block, row r and column i) of w̃_c d̃_c, with
+w̃ = Q_Bᵀ W Q_A and d̃ = Q_Bᵀ D Q_A. As E[d̃_c²] = Λ_c, a coordinate carries Λ_c E[w̃_c²] of the expected squared score:
+Λ_c² / (Λ_c + d)² for queries with the documents' own spectrum, whose w̃ = q̃ / (Λ + d); other queries need a sample of them, and
+those of several stages are other queries. The index keeps d̃ at the K coordinates that carry most, over all layers together, as
+x_c = d̃_c / √(Λ_c + d) / σ in 16 bits: whitened, so that one scale σ per document suits all of them, and
+
+    s(z) ≈ σ_z Σ_c x_zc w̃_c √(Λ_c + d).
+
+The inverse curvature flattens the spectrum, so that a score is a sum of many small terms and a small K may keep little of it:
+measure the `error`, give `typical` queries, and let the index propose candidates for `influence.score` to rank.
+
+On disk: blocks of safetensors, written as `msif.scale.blocks` does, and header.json with the SHA-256 of each; K numbers and
+16 bytes a document. Sign and unit as in `msif.core.influence`: positive = proponent.
+"""
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import torch
+
+from msif.core import files as checkpoints, influence
+from msif.scale import processes as distributed
+from msif.scale.blocks import announce, finished, function_name, in_blocks, tensors_digest
+from msif.core.capture import passes
+from msif.core.models import model_digest
+from msif.core.objectives import loss
+from msif.core.products import sequence_gradient, split
+
+SCHEMA = 1
+BLOCK = "block-{:06d}.safetensors"
+DTYPES = ("float16", "bfloat16", "float32")
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """The coordinates of an index. factors: {layer: LayerFactors}; places: {layer: (k,) int64} into its flattened (blocks, r, i),
+    ascending; spread: {layer: (k,)} √(Λ + d) there. The k of all layers sum to K."""
+    factors: dict
+    places: dict
+    spread: dict
+
+    @property
+    def size(self):
+        """K."""
+        return sum(map(len, self.places.values()))
+
+    def queries(self, w):
+        """w̃ √(Λ + d) of query vectors {layer: (q, o, i)}: (q, K)."""
+        influence._same(w, self.factors, "the query vectors and the index")
+        return torch.cat([self.factors[name].to(w[name].device).rotate(w[name]).flatten(1)[:, at.to(w[name].device)]
+                          * self.spread[name].to(w[name]) for name, at in self.places.items()], 1)
+
+    def documents(self, model, layers, documents, batch_size=32, objective=loss):
+        """d̃ / √(Λ + d) of each document, (n, K), and ‖∇ℓ_z‖ over all tracked layers, (n,)."""
+        influence._same([x.name for x in layers], self.factors, "the tracked layers and the factors")
+        dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
+        rows, squares = torch.zeros(len(documents), self.size, dtype=dtype), torch.zeros(len(documents), dtype=dtype)
+        at, columns = {x.index: n for n, x in enumerate(documents)}, self._columns()
+
+        def consume(layer, a, g, draw, batch):
+            here = torch.tensor([at[index] for index in batch.index.tolist()])
+            D = _rotated(self.factors[layer.name].to(g.device), a, g, layer.bias).flatten(1)
+            squares[here] += torch.linalg.vector_norm(D, dim=1).square().to(squares.device)
+            kept = D[:, self.places[layer.name].to(D.device)] / self.spread[layer.name].to(D)
+            rows[here, columns[layer.name]] = kept.to(rows.device)
+
+        passes(model, layers, documents, [objective], batch_size, consume)
+        return rows, squares.sqrt()
+
+    def _columns(self):
+        ends = torch.tensor([0, *map(len, self.places.values())]).cumsum(0).tolist()
+        return {name: slice(*ends[n:n + 2]) for n, name in enumerate(self.places)}
+
+
+def choose(factors, damping, size, typical=None):
+    """The `Coordinates` that carry most of the expected squared score, at most `size` of them, over all layers of an `EKFAC`.
+
+    damping: the `influence.Damping` d of the candidates' own stage, of each layer as in `Stage`; give α + d if it has an α.
+    typical: query vectors {layer: (q, o, i)} like those to come, for E[w̃²]; None: queries like the documents."""
+    if size < 1:
+        raise ValueError(f"size is {size}; expected at least 1 coordinate per document")
+    top = [_largest(x, damping, size, typical and typical[name]) for name, x in factors.factors.items()]
+    chosen = torch.zeros(sum(len(share) for share, *_ in top), dtype=torch.bool)
+    chosen[torch.cat([share for share, *_ in top]).topk(min(size, len(chosen))).indices] = True
+    places, spread = {}, {}
+    for name, (_, at, damped), kept in zip(factors.factors, top, chosen.split([len(share) for share, *_ in top])):
+        places[name], order = at[kept].sort()
+        spread[name] = damped[kept][order].sqrt()
+    return Coordinates(factors.factors, places, spread)
+
+
+def _largest(factors, damping, size, w):
+    """Λ E[w̃²], places and Λ + d of a layer's coordinates that can be among the `size` largest of all layers."""
+    values = factors.eigenvalues.double().flatten()
+    damped = values + damping.of(values.mean())
+    damped[damped == 0] = 1                                                             # carries nothing
+    expected = values / damped ** 2 if w is None else factors.rotate(w.to(factors.basis_in)).double().square().mean(0).flatten()
+    share, at = (values * expected).topk(min(size, len(values)))
+    return share.cpu(), at.cpu(), damped[at].cpu()
+
+
+def _rotated(factors, a, g, bias):
+    """Q_Bᵀ D Q_A (n, blocks, r, i), the sides rotated before their product over positions where a sequence is short."""
+    if a.shape[1] >= min(a.shape[2], g.shape[2]):
+        return factors.rotate(sequence_gradient(a, g, bias))
+    a = a @ factors.basis_in[:a.shape[2]] + (factors.basis_in[-1] if bias else 0)      # where padded, g is zero
+    if factors.rows is None:                                                           # one product: Q_B is not copied n times
+        return ((g @ factors.basis_out[0]).mT @ a)[:, None]
+    return (split(g, factors.rows, 2).transpose(1, 2) @ factors.basis_out).mT @ a[:, None]
+
+
+def _packed(rows, dtype):
+    """(x, σ): (n, K) in `dtype`, its largest entry 1 in each row, and (n,) float32."""
+    scale = rows.abs().amax(1).float()
+    scale = torch.where(scale > 0, scale, 1.)
+    return (rows / scale[:, None]).to(getattr(torch, dtype)), scale
+
+
+def _product(query, rows, scale):
+    return query @ rows.to(query).mT * scale.to(query)
+
+
+def error(coordinates, model, layers, documents, w, *, dtype="float16", batch_size=32, objective=loss):
+    """How far an index is from `influence.score` on held-out documents: ‖ŝ − s‖ / ‖s‖ over all queries and documents, and the
+    Spearman correlation over documents, mean over queries. Needs no index, so that K can be chosen before it is built."""
+    from msif.study.metrics import spearman
+    run = {"batch_size": batch_size, "objective": objective}
+    expected = influence.score(model, layers, documents, w, **run).values
+    found = _product(coordinates.queries(w), *_packed(coordinates.documents(model, layers, documents, **run)[0], dtype))
+    return {"relative_rms": ((found - expected).norm() / expected.norm()).item(), "documents": len(documents),
+            "queries": len(found), "spearman": float(spearman(found.cpu(), expected.cpu()).mean())}
+
+
+def build(model, layers, candidates, factors, damping, folder, *, size, block=1024, batch_size=32, dtype="float16",
+          typical=None, held_out=None, documents=None, objective=loss, title=None):
+    """Index a stream of candidates (`data.Sequence`, indices rising) at `size` coordinates into `folder`: the `Index`.
+
+    factors: the `EKFAC` of the candidates' stage; damping, typical: see `choose`. dtype: float16, bfloat16 or float32. held_out:
+    (documents, w) to measure the `error` on, kept in the header. documents: their number, if the stream does not know it.
+    Several processes share the work, and a killed run goes on, as in `streaming.score_corpus`; it raises what that raises."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    chosen, run = choose(factors, damping, size, typical), {"batch_size": batch_size, "objective": objective}
+    about = {"model": model_digest(model), "factors": _digest(factors), "damping": str(damping), "dtype": dtype,
+             "layers": [str(x) for x in layers], "size": chosen.size, "coordinates": tensors_digest(chosen.places),
+             "objective": function_name(objective), "bytes_per_document": document_bytes(chosen.size, dtype)}
+    documents = len(candidates) if hasattr(candidates, "__len__") else documents
+    announce(folder, BLOCK, block, documents, lambda n: n * about["bytes_per_document"], 12 * block * chosen.size, title,
+         f"{chosen.size:,} coordinates")
+    measured = error(chosen, model, layers, *held_out, dtype=dtype, **run) if held_out else None
+
+    def write(path, few, stamp):
+        rows, norms = chosen.documents(model, layers, few, **run)
+        rows, scale = _packed(rows, dtype)
+        index = torch.tensor([x.index for x in few])
+        checkpoints.save(path, {"rows": rows, "scale": scale, "norms": norms.float(), "index": index}, stamp=stamp)
+
+    in_blocks(candidates, folder, about, block, BLOCK, write, _stamp, documents, title)
+    if distributed.rank_and_size()[0] == 0:
+        _finish(Path(folder), chosen, {"schema": SCHEMA, **about, "error": measured})
+    distributed.barrier()
+    return open(folder, factors)
+
+
+def document_bytes(size, dtype="float16"):
+    """Bytes of one document on disk."""
+    return size * getattr(torch, dtype).itemsize + 16
+
+
+def _finish(folder, chosen, header):
+    tensors = {f"{name} {what}": x for what in ("places", "spread") for name, x in getattr(chosen, what).items()}
+    checkpoints.save(folder / "coordinates.safetensors", tensors)
+    files = {path.name: _sha256(path) for path in [folder / "coordinates.safetensors", *finished(folder)]}
+    header |= {"files": files}
+    with checkpoints.atomic(folder / "header.json") as partial:
+        partial.write_text(json.dumps({**header, "sha256": _header_digest(header)}, indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class Index:
+    """index: (n,) int64, the candidates' own indices, in the order of the scores. header: how it was built, and its error."""
+    folder: Path
+    header: dict
+    coordinates: Coordinates
+    index: torch.Tensor
+    norms: torch.Tensor
+
+    def score(self, w):
+        """`influence.Scores` of all candidates for query vectors w of `influence.precondition` ({layer: (q, o, i)}): values
+        (q, n) in the precision of w, one product per memory-mapped block."""
+        query, blocks = self.coordinates.queries(w), _blocks(self.folder, self.header)
+        found = [_product(query, file.get_tensor("rows"), file.get_tensor("scale")) for file in blocks]
+        return influence.Scores(torch.cat(found, 1), self.norms.to(query))
+
+
+def open(folder, factors):
+    """The `Index` in a folder that `build` finished, with the factors it was built with. Raises ValueError, naming the file, for
+    one that is missing or changed (every file is read once to check), and for other factors."""
+    folder = Path(folder)
+    header = _read_header(folder / "header.json")
+    if _digest(factors) != header["factors"]:
+        raise ValueError(f"{folder} was built with factors of other eigenbases: load those, or build it again")
+    for name, expected in header["files"].items():
+        if not (folder / name).is_file() or _sha256(folder / name) != expected:
+            raise ValueError(f"{folder / name} is missing, truncated or changed since it was written: remove it and build again")
+    stored, _ = checkpoints.load(folder / "coordinates.safetensors")
+    chosen = Coordinates(factors.factors, *({name: stored[f"{name} {what}"] for name in factors.factors}
+                                            for what in ("places", "spread")))
+    stored = [(x.get_tensor("index"), x.get_tensor("norms")) for x in _blocks(folder, header)]
+    return Index(folder, header, chosen, *map(torch.cat, zip(*stored)))
+
+
+def _read_header(path):
+    if not path.exists():
+        raise ValueError(f"{path.parent} holds no finished index (no header.json): run the same `build` again")
+    try:
+        header = json.loads(path.read_text())
+        if header.pop("sha256") == _header_digest(header) and header["schema"] == SCHEMA:
+            return header
+    except (ValueError, KeyError, AttributeError):
+        pass
+    raise ValueError(f"{path} changed since it was written, or is of another version: build the index again")
+
+
+def _blocks(folder, header):
+    """The open files of the blocks, memory-mapped, one after the other."""
+    for name in header["files"]:
+        if name.startswith("block-"):
+            with safetensors.safe_open(folder / name, "pt") as file:
+                yield file
+
+
+def _stamp(path):
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return json.loads(file.metadata()["state"])["stamp"]
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it and build again; only its documents are read again") from error
+
+
+def _digest(factors):
+    """sha256 (hex) of the eigenbases themselves: factors fitted twice on equal data may differ in the signs of their vectors."""
+    return tensors_digest({f"{name} {what}": getattr(x, f"basis_{what}") for name, x in factors.factors.items()
+                           for what in ("in", "out")})
+
+
+def _header_digest(header):
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path):
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

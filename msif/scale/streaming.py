@@ -1,0 +1,168 @@
+"""Scores of a corpus that does not fit in memory: read as a stream, scored in blocks (see `msif.scale.blocks`), one parquet file each.
+
+The most extreme documents are then read off the files, with top_k(S ∪ S') = top_k(top_k(S) ∪ S'): no process ever holds more
+than one block of scores.
+"""
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+from msif.core import files as checkpoints, influence
+from msif.scale import processes as distributed
+from msif.scale.blocks import announce, finished, function_name, in_blocks, tensors_digest
+from msif.core.data import Sequence
+from msif.core.extras import need
+from msif.core.models import model_digest
+from msif.core.objectives import loss
+from msif.core.resources import gib
+
+PART = "part-{:06d}.parquet"
+FOOTER = 1500                       # bytes of a parquet file besides its numbers
+
+
+@dataclass(frozen=True)
+class TopScores:
+    """The documents of highest (proponents) and lowest (opponents) score of each query, most extreme first, ties by index.
+
+    Indices (q, k) int64, values (q, k) float32 in the unit of the scores; k = top, or all documents if they are fewer."""
+    proponents: torch.Tensor
+    proponent_values: torch.Tensor
+    opponents: torch.Tensor
+    opponent_values: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What scoring a corpus will take: hours (with the processes of this run), disk in bytes, tokens/s of one process."""
+    documents: int
+    hours: float
+    disk: int
+    tokens_per_second: float
+
+
+def tokenised(texts, tokenizer, max_length):
+    """The documents of a stream of texts, as `data.encode_documents` makes them: an iterator of `data.Sequence`.
+
+    An index is the text's number in the stream: texts of fewer than 2 tokens (nothing to predict) are left out, but counted."""
+    texts, number = iter(texts), 0
+    while few := list(islice(texts, 256)):                       # fast tokenizers share a list out over the cores
+        for ids in tokenizer(few, verbose=False)["input_ids"]:
+            if len(row := tuple(ids[:max_length])) > 1:
+                yield Sequence(number, row, row)
+            number += 1
+
+
+def score_corpus(model, layers, sequences, w, folder, *, block=1024, batch_size=32, top=100, normalised=False, documents=None,
+                 objective=loss, title=None, score=influence.score):
+    """Score a stream of `data.Sequence` (indices rising) for the query vectors w ({layer: (q, o, i)}) into `folder`: `TopScores`.
+
+    Positive = proponent; sign and unit as in `msif.core.influence`. The parts hold `index` int64, `norm` ‖∇ℓ_z‖ float32 and `score`
+    (q float32 numbers); read them with `read_scores`, other tops with `top_scores`. normalised: rank by score / norm.
+    documents: their number where the stream does not know it, for the plan, the check of the disk and the progress bar, whose
+    title is `title` (None: silent). score: called as `influence.score` is. Another batch size or number of processes may finish
+    what one began (rounding apart); w must be the same to the bit in all of them.
+
+    Raises ValueError for a folder with the work of other inputs, a stream that changed, and a sequence that the model cannot
+    read; FloatingPointError for what is not finite; checkpoints.Busy for a second run; MemoryError; OSError for a full disk."""
+    queries, documents = len(next(iter(w.values()))), len(sequences) if hasattr(sequences, "__len__") else documents
+    key = {"w": tensors_digest(w), "model": model_digest(model), "layers": [str(x) for x in layers],
+           "objective": function_name(objective), "score": function_name(score)}
+    announce(folder, PART, block, documents, partial(part_bytes, queries=queries, block=block),
+         _memory(layers, w, block, batch_size), title, f"{queries} queries")
+
+    def write(path, few, stamp):
+        _write(path, few, score(model, layers, few, w, batch_size=batch_size, objective=objective), queries, stamp)
+
+    in_blocks(sequences, folder, key, block, PART, write, _stamp, documents, title)
+    return top_scores(folder, top, normalised)
+
+
+def part_bytes(documents, queries, block=1024):
+    """Bytes of the parts of that many documents: 12 + 4.07 q a document, and a footer a block."""
+    return round(documents * (12 + 4.07 * queries)) + FOOTER * -(-documents // block)
+
+
+def _memory(layers, w, block, batch_size):
+    """Bytes of a block's scores in the precision of w and as written, and of a batch's gradients of the largest layer."""
+    one = next(iter(w.values()))
+    gradients = batch_size * max(x.out_features * (x.in_features + x.bias) for x in layers)
+    return 2 * one.element_size() * (block * (len(one) + 1) + gradients)
+
+
+def _write(path, sequences, found, queries, stamp):
+    values, norms = found.values.T.float().cpu().contiguous(), found.norms.float().cpu()
+    for x, finite in zip(sequences, (values.isfinite().all(1) & norms.isfinite()).tolist()):
+        if not finite:
+            raise FloatingPointError(f"a score of sequence {x.index} is NaN or infinite in float32: check the query vectors w")
+    pa, pq = need("pyarrow"), need("pyarrow.parquet")
+    columns = [pa.array([x.index for x in sequences], pa.int64()), pa.array(norms.numpy()),
+               pa.FixedSizeListArray.from_arrays(pa.array(values.flatten().numpy()), queries)]
+    schema = pa.schema([pa.field("index", pa.int64(), False), pa.field("norm", pa.float32(), False),
+                        pa.field("score", pa.list_(pa.field("item", pa.float32(), False), queries), False)], {"stamp": stamp})
+    with checkpoints.atomic(path) as temporary:
+        pq.write_table(pa.Table.from_arrays(columns, schema=schema), temporary, compression="none",
+                       use_dictionary=False, write_page_checksum=True)
+
+
+def _parquet(path, read):
+    """read(path), with a damaged file named."""
+    try:
+        return read(path)
+    except (need("pyarrow").ArrowException, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it and run again; only its documents are scored again") from error
+
+
+def _stamp(path):
+    return (_parquet(path, need("pyarrow.parquet").read_schema).metadata or {}).get(b"stamp", b"").decode()
+
+
+def read_scores(folder, query=None):
+    """Iterate over the parts of a finished run: index (n,) int64, and `influence.Scores` whose values are (q, n) float32, or (n,)
+    of one query. Raises ValueError naming a missing or damaged part (pages carry checksums)."""
+    pq = need("pyarrow.parquet")
+    for path in finished(folder):
+        table = _parquet(path, partial(pq.read_table, page_checksum_verification=True))
+        index, norms = (torch.tensor(table[name].to_numpy()) for name in ("index", "norm"))
+        values = torch.tensor(table["score"].combine_chunks().flatten().to_numpy()).view(len(index), -1).T
+        yield index, influence.Scores(values if query is None else values[query], norms)
+
+
+def top_scores(folder, top=100, normalised=False):
+    """`TopScores` of a finished run, by score or by score / norm, in one pass over its parts."""
+    if top < 1:
+        raise ValueError(f"top is {top}; expected at least 1 document")
+    best = {}
+    for index, scores in read_scores(folder):
+        values = scores.normalised() if normalised else scores.values
+        for highest in (True, False):
+            best[highest] = _merged(best.get(highest), index.expand(len(values), -1), values, top, highest)
+    return TopScores(*best[True], *best[False])
+
+
+def _merged(kept, index, values, top, highest):
+    """The first `top` of what is kept and a block; a stable sort keeps ties in the order of their index."""
+    if kept is not None:
+        index, values = torch.cat([kept[0], index], 1), torch.cat([kept[1], values], 1)
+    values, order = values.sort(dim=1, descending=highest, stable=True)
+    return index.gather(1, order[:, :top]), values[:, :top]
+
+
+def estimate(model, layers, sample, w, documents, batch_size=32, objective=loss):
+    """Time a sample (a list of sequences, as long as the corpus's) and print what `documents` of them will take: `Estimate`."""
+    run = {"batch_size": batch_size, "objective": objective}
+    influence.score(model, layers, sample[:batch_size], w, **run)                    # the first batch allocates
+    start = perf_counter()
+    found = influence.score(model, layers, sample, w, **run)
+    found.norms.sum().item()                                                         # waits for an accelerator
+    seconds, (rank, size), queries = perf_counter() - start, distributed.rank_and_size(), len(found.values)
+    hours = lambda n: n * seconds / len(sample) / size / 3600
+    speed = sum(len(x.input_ids) for x in sample) / seconds
+    if rank == 0:
+        print(f"{documents:,} documents, {queries} queries: {hours(documents):.2f} hours with {size} process(es) of {speed:,.0f} "
+              f"tokens/s, {gib(part_bytes(documents, queries))} of parts; per million documents {hours(10**6):.2f} hours, "
+              f"{gib(part_bytes(10**6, queries))}")
+    return Estimate(documents, hours(documents), part_bytes(documents, queries), speed)

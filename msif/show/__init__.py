@@ -1,0 +1,1 @@
+"""What a reader sees of scores: the explorer page, one score taken apart, text with colours."""

@@ -1,0 +1,1 @@
+"""Pairs of models, trained here or elsewhere, with their corpus; and trained again without documents."""

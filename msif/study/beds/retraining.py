@@ -1,0 +1,90 @@
+"""What really happens when documents are left out: both stages trained again, many times, in parallel processes.
+
+Every retraining keeps the same batches in the same order; a document that is left out weighs 0 in them. The outcome is
+f, the log-probability of each query's answer at the retrained θ₂ (nats). Each retraining is kept in scratch/ when it is
+done, so that a killed run goes on where it stopped.
+"""
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from msif.study import scratch
+from msif.study.beds import testbed
+from msif.study.corpora.corpus import Corpus
+from msif.core.data import batches
+from msif.core.models import logits
+from msif.core.objectives import log_probability, logit_margin
+from msif.study.beds.training import train
+
+MEASUREMENTS = {"log_probability": log_probability, "logit_margin": logit_margin}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How both stages are trained: `model`, `pretraining` and `finetuning` as for `testbed.pretrain`."""
+    corpus: Corpus
+    model: dict
+    pretraining: dict
+    finetuning: dict
+    max_length: int = 64
+
+    def key(self):
+        return vars(self) | {"corpus": self.corpus.digest()}
+
+
+def half_subsets(documents, count, seed=0):
+    """`count` random halves of the documents to leave out: (count, documents) bool, exactly half of each row True."""
+    rng = torch.Generator().manual_seed(seed)
+    left_out = torch.zeros(count, documents, dtype=torch.bool)
+    for row in left_out:
+        row[torch.randperm(documents, generator=rng)[:documents // 2]] = True
+    return left_out
+
+
+def retrained(recipe, left_out, seed):
+    """θ₂ after both stages, pre-trained without the documents `left_out` ((N,) bool)."""
+    tokenizer, net = testbed.start(recipe.corpus, recipe.model, seed)
+    documents, rows, _ = testbed.encode(recipe.corpus, tokenizer, recipe.max_length)
+    train(net, documents, seed=seed, weights=(~left_out).float(), **recipe.pretraining)
+    train(net, rows, seed=seed, **recipe.finetuning)
+    return net
+
+
+@torch.no_grad()
+def measured(model, queries, batch_size=64):
+    """{measurement: (q,)} of a model on queries."""
+    found = [(logits(model, batch), batch) for batch in batches(queries, batch_size)]
+    return {name: torch.cat([f(z, batch) for z, batch in found]) for name, f in MEASUREMENTS.items()}
+
+
+def outcome(recipe, left_out, seed):
+    """{measurement: (q,)} of all queries after retraining without `left_out`; computed once, then read from scratch/."""
+    torch.set_num_threads(1)                          # the processes share the cores; and equal numbers on any machine
+
+    def make(folder):
+        net = retrained(recipe, left_out, seed)
+        queries = testbed.encode(recipe.corpus, testbed.start(recipe.corpus, recipe.model, seed)[0], recipe.max_length)[2]
+        save_file(measured(net, queries), folder / "outcome.safetensors")
+
+    key = recipe.key() | {"left_out": left_out.nonzero()[:, 0].tolist(), "seed": seed}
+    return load_file(scratch.built("outcome", key, make) / "outcome.safetensors")
+
+
+def outcomes(recipe, left_out, seeds, processes=None, title="retraining"):
+    """f after each retraining: {measurement: (subsets, seeds, q)}.
+
+    left_out: (subsets, N) bool. processes: how many at once; all cores by default. An error in one of them is raised after
+    the others have been kept.
+    """
+    jobs = {(i, j): (recipe, row, seed) for i, row in enumerate(left_out) for j, seed in enumerate(seeds)}
+    context = multiprocessing.get_context("spawn")    # a forked torch can hang
+    with ProcessPoolExecutor(processes or os.cpu_count(), mp_context=context) as pool:
+        running = {pool.submit(outcome, *job): at for at, job in jobs.items()}
+        found = {running[done]: done.result() for done in tqdm(as_completed(running), total=len(running), desc=title)}
+    return {name: torch.stack([torch.stack([found[i, j][name] for j in range(len(seeds))]) for i in range(len(left_out))])
+            for name in MEASUREMENTS}

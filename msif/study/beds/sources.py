@@ -1,0 +1,45 @@
+"""Where a profile's test-bed comes from: which corpus, and whether its models are trained here.
+
+    generated   `corpus.generate`: people with facts                                both stages trained here
+    stories     `stories.stories_corpus`: TinyStories with planted names            real weights, trained on
+    webnlg      `webnlg.webnlg_corpus`: real sentences with annotated facts         both stages trained here, its own tokenizer
+    lama        `lama.lama_corpus`: LAMA facts and T-REx sentences, as in the paper a pair from elsewhere
+"""
+import numpy as np
+
+from msif.study.beds import testbed
+from msif.study.corpora import lama, webnlg
+from msif.study.corpora.corpus import generate
+from msif.study.paths import from_root
+from msif.study.corpora.stories import stories_corpus
+
+SOURCES = {"generated": generate, "stories": stories_corpus, "webnlg": webnlg.webnlg_corpus}
+
+
+def bed(seed, corpus, model, *, pretraining=None, finetuning=None, checkpoints=(), max_length=64):
+    """The `Testbed` of one seed, kept in scratch/.
+
+    corpus: {"source": one of the above} and that function's arguments; a relative folder is meant from the study's root. model and
+    the rest: as for `testbed.trained`; webnlg: the arguments of `webnlg.start_model`; lama: {"pretrained", "finetuned"}, the
+    arguments of `load_model`, and no training. Raises ValueError for another source, or for training where there is none."""
+    source, given = corpus["source"], {name: value for name, value in from_root(corpus, "folder").items() if name != "source"}
+    if source == "lama":
+        if pretraining or finetuning or checkpoints:
+            raise ValueError("source 'lama' takes a pair of models as it is; expected pretraining, finetuning and checkpoints to be empty")
+        return lama.prepared(seed, **given, models=model, max_length=max_length)
+    if source not in SOURCES:
+        raise ValueError(f"corpus source {source!r}: expected one of {[*SOURCES, 'lama']}")
+    made = SOURCES[source](seed=seed, **given)
+    start = webnlg.started(made, seed=seed, **model) if source == "webnlg" else model
+    return testbed.trained(seed, made, start, pretraining=pretraining, finetuning=finetuning, checkpoints=checkpoints, max_length=max_length)
+
+
+def chance(beds):
+    """Exact match of a guess that knows the relation of each query, mean over queries: for webnlg the answer most frequent in
+    fine-tuning, elsewhere one of the relation's answers."""
+    if all("category" in query for bed in beds for query in bed.corpus.queries):
+        return float(np.mean([webnlg.chance(bed.corpus) for bed in beds]))
+    answers = {}
+    for row in (row for bed in beds for row in bed.corpus.queries + bed.corpus.finetuning):
+        answers.setdefault(row.get("relation"), set()).add(row["answer"])
+    return float(np.mean([1 / len(answers[query["relation"]]) for bed in beds for query in bed.corpus.queries]))

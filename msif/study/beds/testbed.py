@@ -1,0 +1,164 @@
+"""A trained two-stage test-bed: corpus, tokenizer and models θ₁ (with checkpoints) and θ₂, in one folder.
+
+    corpus/  tokenizer/  checkpoint-<epoch>/  pretrained/  finetuned/  history.json
+
+Models are saved in the Hugging Face layout, so every later step loads them as it would any other pair of models. A pair that
+was trained elsewhere (`given`) stays where it is: models.json says where, in which precision and on which device.
+"""
+import json
+import shutil
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+
+from msif.study import scratch
+from msif.study.corpora.corpus import Corpus
+from msif.core.data import check, encode_answers, encode_documents, split_answer, word_tokenizer
+from msif.core.models import limits, load_model, load_tokenizer, model_digest, tiny_gpt_neox
+from msif.study.paths import from_root
+from msif.core.resources import require
+from msif.study.beds.training import greedy, train
+
+
+@dataclass(frozen=True)
+class Testbed:
+    """documents, finetuning, queries: tokenised (`data.Sequence`) rows of the corpus, in its order. history: losses."""
+    folder: Path
+    corpus: Corpus
+    tokenizer: object
+    documents: list
+    finetuning: list
+    queries: list
+    history: dict
+
+    def model(self, name, dtype="float32", device="cpu"):
+        """θ₁ "pretrained", θ₂ "finetuned", or "checkpoint-<epoch>" of pre-training; a `given` one as models.json says."""
+        if (elsewhere := self.folder / "models.json").exists():
+            return load_model(**json.loads(elsewhere.read_text())[name])
+        return load_model(self.folder / name, dtype, device)
+
+    @property
+    def checkpoints(self):
+        """Names of the pre-training models in the order of training, θ₁ last."""
+        epochs = sorted(int(p.name.split("-")[1]) for p in self.folder.glob("checkpoint-*"))
+        return [f"checkpoint-{epoch}" for epoch in epochs] + ["pretrained"]
+
+
+def build(folder, corpus, *, finetuning, **settings):
+    """Train both stages into `folder`: `pretrain` with these settings, then `finetune`."""
+    pretrain(folder, corpus, finetuning=finetuning, **settings)
+    finetune(folder, finetuning, settings.get("seed", 0))
+
+
+def pretrain(folder, corpus, *, model, pretraining, finetuning, checkpoints=(), max_length=64, seed=0):
+    """Train the first stage into `folder`, after checking what both stages will need.
+
+    corpus: a `Corpus`. model: {"source": hub id or folder} to continue from real weights, or the arguments of
+    `tiny_gpt_neox`. pretraining, finetuning: the arguments of `training.train`. checkpoints: epochs of pre-training to keep.
+    `finetuning` is only checked. Raises TypeError for an unknown setting of training, ValueError for sequences that the model
+    cannot read or a checkpoint after the last epoch, OSError for too little disk.
+    """
+    folder = Path(folder)
+    for settings in (pretraining, finetuning):
+        signature(train).bind(None, None, **settings)
+    if late := [epoch for epoch in checkpoints if not 1 <= epoch <= pretraining["epochs"]]:
+        raise ValueError(f"checkpoints {late}: expected epochs from 1 to {pretraining['epochs']}, the last of pre-training")
+    corpus.save(folder / "corpus")
+    tokenizer, net = start(corpus, model, seed)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    documents, rows, queries = encode(corpus, tokenizer, max_length)
+    for sequences in (documents, rows, queries):
+        check(sequences, *limits(net))
+    size = sum(p.nbytes for p in net.parameters())
+    require(disk=(2 + len(checkpoints)) * size, memory=4 * size, folder=folder, what="training and keeping both stages")
+
+    def keep(epoch, net):
+        if epoch in checkpoints:
+            net.save_pretrained(folder / f"checkpoint-{epoch}")
+
+    losses = train(net, documents, seed=seed, after_epoch=keep, title="pre-training", **pretraining)
+    net.save_pretrained(folder / "pretrained")
+    (folder / "history.json").write_text(json.dumps({"max_length": max_length, "pretraining": losses}))
+
+
+def given(folder, corpus, models, tokenizer, max_length):
+    """Write the test-bed of a pair of models that was trained elsewhere; nothing is copied.
+
+    models: {"pretrained": …, "finetuned": …}, the arguments of `load_model` (source, revision, dtype, device) as JSON values.
+    tokenizer: of both. Raises ValueError for other names and for sequences that a model cannot read."""
+    if set(models) != {"pretrained", "finetuned"}:
+        raise ValueError(f"models are {sorted(models)}; expected finetuned and pretrained")
+    folder = Path(folder)
+    corpus.save(folder / "corpus")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    (folder / "models.json").write_text(json.dumps(models))
+    (folder / "history.json").write_text(json.dumps({"max_length": max_length, "pretraining": [], "finetuning": []}))
+    bed = load(folder)
+    for name in models:
+        where = limits(bed.model(name))
+        for sequences in (bed.documents, bed.finetuning, bed.queries):
+            check(sequences, *where)
+
+
+def finetune(folder, finetuning, seed=0):
+    """Train the second stage of a folder that `pretrain` wrote."""
+    bed = load(folder)
+    net = bed.model("pretrained")
+    losses = train(net, bed.finetuning, seed=seed, title="fine-tuning", **finetuning)
+    net.save_pretrained(bed.folder / "finetuned")
+    history = json.loads((bed.folder / "history.json").read_text()) | {"finetuning": losses}
+    (bed.folder / "history.json").write_text(json.dumps(history))
+
+
+def trained(seed, corpus, model, finetuning, **settings):
+    """The `Testbed` of one seed, each stage trained once and kept in scratch/.
+
+    Arguments as for `build`. A relative model folder is meant from the study's root.
+    """
+    model = from_root(model, "source")
+    key = {**settings, "model": model, "seed": seed, "corpus": corpus.digest(), "start": _start_digest(model)}
+    first = scratch.built("pretrained", key, lambda folder: pretrain(
+        folder, corpus, model=model, finetuning=finetuning, seed=seed, **settings))
+
+    def second(folder):
+        shutil.copytree(first, folder, dirs_exist_ok=True)
+        finetune(folder, finetuning, seed)
+
+    return load(scratch.built("testbed", key | {"finetuning": finetuning}, second))
+
+
+def load(folder):
+    """The `Testbed` that `build` wrote."""
+    folder = Path(folder)
+    corpus, tokenizer = Corpus.load(folder / "corpus"), load_tokenizer(folder / "tokenizer")
+    history = json.loads((folder / "history.json").read_text())
+    return Testbed(folder, corpus, tokenizer, *encode(corpus, tokenizer, history.pop("max_length")), history)
+
+
+def answers(model, tokenizer, rows):
+    """Greedy answers of `model` to rows' prompts, as long as the true answers: a list of (text, is it the answer?)."""
+    pairs = [split_answer(row["prompt"], row["answer"], tokenizer) for row in rows]
+    written = greedy(model, [list(prompt) for prompt, _ in pairs], max(len(answer) for _, answer in pairs))
+    cut = [ids[:len(answer)] for ids, (_, answer) in zip(written, pairs)]
+    return [(tokenizer.decode(ids).strip(), tuple(ids) == tuple(answer)) for ids, (_, answer) in zip(cut, pairs)]
+
+
+def _start_digest(model):
+    """Digest of the weights that pre-training continues from; None when it starts from scratch."""
+    return model_digest(load_model(model["source"])) if "source" in model else None
+
+
+def start(corpus, model, seed):
+    """(tokenizer, model) before the first step of pre-training; `model` as for `pretrain`."""
+    if "source" in model:
+        return load_tokenizer(model["source"]), load_model(model["source"])
+    rows = corpus.finetuning + corpus.queries
+    tokenizer = word_tokenizer([d["text"] for d in corpus.documents] + [f"{r['prompt']} {r['answer']}" for r in rows])
+    return tokenizer, tiny_gpt_neox(len(tokenizer), seed=seed, **model)
+
+
+def encode(corpus, tokenizer, max_length):
+    """(documents, fine-tuning rows, queries) of a corpus, tokenised, in its order."""
+    documents = encode_documents([d["text"] for d in corpus.documents], tokenizer, max_length)
+    return documents, *(encode_answers([r["prompt"] for r in rows], [r["answer"] for r in rows], tokenizer, max_length)
+                        for rows in (corpus.finetuning, corpus.queries))

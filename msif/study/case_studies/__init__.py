@@ -1,0 +1,1 @@
+"""Notebook 07: what stands behind single answers, and what does the model say without it?"""

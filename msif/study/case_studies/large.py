@@ -1,0 +1,92 @@
+"""Factors and scores of a pair of models that fills a GPU, in steps that survive a kill. (The pair: `msif.study.beds.pairs`.)
+
+    case       tracked layers, and factors of both stages in as many partitions of the layers as the memory asks for: a `tracing.Case`
+    chain      the two stages with damping and α, as published or as recommended here
+    scored     every query's own candidates, some queries at a time
+    details    one query's scores of a few documents, by token and by layer
+"""
+import hashlib
+import json
+from dataclasses import asdict
+from functools import partial
+
+from safetensors.torch import load_file, save_file
+
+from msif.scale import fitting
+from msif.study import paths, scratch
+from msif.study.beds import pairs
+from msif.study.tracing.candidates import candidate_scores
+from msif.core.data import digest
+from msif.core.influence import Damping, Stage, score, token_scores
+from msif.core.models import tracked_layers
+from msif.core.queries import preconditioned
+from msif.study.tracing.tracing import Case
+
+# Damping of pre-training, and α. "paper": Bao et al. 2025, E3, absolute; their normalisation of the factors is another, so that the numbers
+# are the same and their strength is not. "recommended": relative to each layer's mean eigenvalue.
+SETTINGS = {"paper": (Damping(1e-4, relative=False), Damping(2e-4, relative=False)), "recommended": (Damping(1e-3), Damping(0.1))}
+
+
+def case(bed, *, pattern=None, per_head=False, **fit):
+    """`tracing.Case` of the pair with all its queries, the factors fitted in scratch/ where they are not there yet.
+
+    fit: of `fitting.fit` (memory, batch_size, labels, samples, seed, keep, every); one model at a time is on the device. Raises what that
+    raises."""
+    layers = tracked_layers(pairs.outline(**pairs.models(bed)["finetuned"]), pattern, per_head)
+    data = {"pretrained": pairs.factor_documents(bed), "finetuned": bed.finetuning}
+    return Case(bed, layers, {name: _factors(bed, name, layers, data[name], **fit) for name in data}, bed.queries)
+
+
+def chain(case, setting):
+    """The two stages with damping and α of SETTINGS, or with a pair of `Damping` of one's own."""
+    damping, alpha = SETTINGS[setting] if isinstance(setting, str) else setting
+    return [Stage(case.factors["pretrained"], damping), Stage(case.factors["finetuned"], alpha=alpha)]
+
+
+def scored(case, chains, *, at_once=4, batch_size=8, title=None):
+    """{name: (raw, normalised)}, each (q, chunks) float32 on the CPU: scores of each query's own candidates, −inf elsewhere.
+
+    chains: {name: list of `influence.Stage`}: two stages score a chunk at the pre-trained model; one, of the fine-tuned model, scores it there
+    (single-stage). at_once: queries whose vectors, a float32 number for each tracked weight, are held together; a group's scores are kept in
+    scratch/, so that a killed run goes on with the next group. Positive = proponent, in nats per unit of document weight; normalised: divided by
+    the chunk's gradient norm. Raises ValueError for a chain of another length, and as `candidates.candidate_scores` does."""
+    for name, stages in chains.items():
+        if len(stages) not in (1, 2):
+            raise ValueError(f"{name} has {len(stages)} stages; expected two, or the fine-tuned model's one")
+    return candidate_scores(case, partial(_group, chains=chains, batch_size=batch_size, title=title), at_once)
+
+
+def details(case, stages, query, chunks, batch_size=8):
+    """(`influence.Scores` with values (1, n) and layers {name: (1, n)}, token scores (n, S)) of one query (its place in case.queries) and the
+    chunks numbered `chunks`. Both kinds of parts sum to the values."""
+    documents = [case.bed.documents[n] for n in chunks]
+    w = preconditioned(case.bed.model("finetuned"), case.layers, [case.queries[query]], stages)
+    net = case.bed.model(_candidates_model(stages))
+    found = score(net, case.layers, documents, w, batch_size=batch_size, per_layer=True)
+    return found, token_scores(net, case.layers, documents, w, batch_size=batch_size)[0]
+
+
+def _group(case, chains, batch_size, title):
+    found = {}
+    for name, stages in chains.items():
+        def make(target):
+            w = preconditioned(case.bed.model("finetuned"), case.layers, case.queries, stages, batch_size=batch_size)
+            scores = score(case.bed.model(_candidates_model(stages)), case.layers, case.bed.documents, w, batch_size=batch_size,
+                           title=title and f"{title} {name}")
+            save_file({"raw": scores.values.cpu().contiguous(), "normalised": scores.normalised().cpu().contiguous()}, target / "scores.safetensors")
+        key = case.key() | {"stages": [{"factors": x.curvature.header, "damping": asdict(x.damping), "alpha": asdict(x.alpha)} for x in stages]}
+        kept = load_file(scratch.built("pair-scores", key, make) / "scores.safetensors")
+        found[name] = kept["raw"], kept["normalised"]
+    return found
+
+
+def _candidates_model(stages):
+    return "pretrained" if len(stages) == 2 else "finetuned"
+
+
+def _factors(bed, name, layers, sequences, **fit):
+    """Of one model, in a folder that is named by all that they depend on."""
+    key = [digest(sequences), pairs.models(bed)[name], [str(x) for x in layers], scratch.code_digest("fitting"),
+           {k: v for k, v in sorted(fit.items()) if k not in ("memory", "keep", "every")}]
+    folder = paths.scratch(f"pair-factors-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}")
+    return fitting.fit(folder, bed.model(name), layers, sequences, title=f"{name}:", **fit)

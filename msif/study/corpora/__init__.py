@@ -1,0 +1,1 @@
+"""What the models of the study read: generated and real texts, questions, and where they come from."""

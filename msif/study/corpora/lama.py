@@ -1,0 +1,304 @@
+"""The published protocol of fact tracing: bloom-560m → bloomz-560m, LAMA's T-REx facts, the sentences of T-REx that state them.
+
+Read from one folder, in the formats in which both data sets are published:
+
+    relations.jsonl, TREx/P19.jsonl, …   LAMA (Petroni et al. 2019; data.zip of facebookresearch/LAMA, CC BY-NC 4.0), a JSON object a
+        line: {"relation": "P19", "label", …}, and {"sub_uri", "sub_label", "predicate_id", "obj_uri", "obj_label", …} (evidences
+        are not read)
+    T-REx/re-nlg_0-10000.json, …         T-REx (Elsahar et al. 2018; JSON dump, CC BY-SA 4.0), each a list of articles {"docid", "text",
+        "sentences_boundaries": [[start, end], …] in characters, "triples": [{"sentence_id", "annotator", "subject": {"uri"},
+        "predicate": {"uri"}, "object": {"uri"}}, …]}; of a URI only what follows its last "/" counts
+    digests.json                         written here by msif.study.corpora.pinned: what the first run has read, which later runs must find again
+
+A document is one sentence that states at least one LAMA fact, as T-REx has aligned them; the facts it states are in its `facts`.
+A query asks for the object of a fact that some sentence states. It is to be ranked among its `candidates` alone: all true
+proponents, BM25's first for question + answer (by words), sentences that state another fact of the same object, and random sentences
+that all queries of an experiment share.
+"""
+import json
+import random
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from msif.study import scratch
+from msif.study.beds import testbed
+from msif.study.corpora.corpus import Corpus
+from msif.core.data import split_answer
+from msif.core.models import load_tokenizer
+from msif.study.paths import from_root
+from msif.study.corpora.pinned import json_lines, pinned_files, pinned_models, pinned_rows, sampled_rows
+from msif.rivals.retrieval import bm25
+
+# One question per T-REx relation of LAMA.
+QUESTIONS = dict(line.strip().split(" ", 1) for line in """
+    P17 Which country is [X] in?
+    P19 Where was [X] born?
+    P20 Where did [X] die?
+    P27 What is the citizenship of [X]?
+    P30 Which continent is [X] on?
+    P31 What kind of thing is [X]?
+    P36 What is the capital of [X]?
+    P37 What is the official language of [X]?
+    P39 Which position did [X] hold?
+    P47 What does [X] share a border with?
+    P101 Which field does [X] work in?
+    P103 What is the native language of [X]?
+    P106 What is the profession of [X]?
+    P108 Who employs [X]?
+    P127 Who owns [X]?
+    P131 Which region does [X] lie in?
+    P136 Which genre does [X] belong to?
+    P138 What was [X] named after?
+    P140 What is the religion of [X]?
+    P159 Where are the headquarters of [X]?
+    P176 Who makes [X]?
+    P178 Who developed [X]?
+    P190 What is the twin city of [X]?
+    P264 Which record label does [X] belong to?
+    P276 Where is [X] located?
+    P279 What is [X] a type of?
+    P361 What is [X] a part of?
+    P364 What is the original language of [X]?
+    P407 Which language is [X] written in?
+    P413 Which position does [X] play?
+    P449 Which network first aired [X]?
+    P463 What is [X] a member of?
+    P495 Which country does [X] come from?
+    P527 What does [X] consist of?
+    P530 Which country does [X] have diplomatic relations with?
+    P740 Where was [X] founded?
+    P937 Where does [X] work?
+    P1001 Where does [X] have legal force?
+    P1303 Which instrument does [X] play?
+    P1376 What is [X] the capital of?
+    P1412 Which language does [X] speak?""".strip().splitlines())
+FIELDS = ("sub_uri", "sub_label", "predicate_id", "obj_uri", "obj_label")
+LAYOUT = __doc__.split("\n\n")[2]         # which files `folder` has, for errors
+
+
+def prepared(seed, **settings):
+    """The `Testbed` of one experiment, arguments as for `prepare`; done once and kept in scratch/."""
+    settings |= {"folder": _at_root(settings["folder"]), "finetuning": from_root(settings["finetuning"], "source"),
+                 "models": {name: from_root(model, "source") for name, model in settings["models"].items()},
+                 "device": settings.get("device") or _device()}     # another machine may have another
+    folder, source = Path(settings["folder"]), settings["finetuning"]
+    key = {**settings, "seed": seed, "data": [lama_files(folder), trex_files(folder), pinned_rows(folder, source),
+                                              pinned_models(folder, settings["models"])]}
+    return testbed.load(scratch.built("lama-testbed", key, lambda target: prepare(target, seed, **settings)))
+
+
+def prepare(target, seed, *, folder, models, finetuning, max_length, dtype="float32", device=None, **corpus):
+    """Write the test-bed of one experiment into `target`, for `testbed.load`; the models stay where they are.
+
+    models: {"pretrained": …, "finetuned": …}, each {"source": hub id or folder, "revision": of a hub id}; the commit that the first run
+    finds behind a revision is what models.json and all later runs load. finetuning: arguments of `fine_tuning_rows`. folder: the data;
+    corpus: further arguments of `lama_corpus`. max_length: tokens. device: by default a GPU, if there is one.
+
+    Raises, before long work: FileNotFoundError that says what to put where; ValueError for data or models that differ from the first run's,
+    an unknown relation, a missing question, or two models that do not share a tokenizer; OSError for what the hub does not give.
+    """
+    models = {name: at | {"dtype": dtype, "device": device or _device()} for name, at in pinned_models(folder, models).items()}
+    tokenizer = _shared_tokenizer(models)
+    pinned_rows(folder, finetuning)
+    found = lama_corpus(folder, seed, **corpus)
+    rows = fine_tuning_rows(folder, tokenizer, max_length, seed=seed, **finetuning)
+    testbed.given(target, replace(found, finetuning=rows), models, tokenizer, max_length)
+
+
+def lama_corpus(folder, seed=42, queries=200, factor_documents=10_000, relations=None, questions=QUESTIONS, first=100, same_object=100,
+                shared=200, annotators=None):
+    """One experiment's documents and queries, without fine-tuning rows.
+
+    The paper draws three experiments in a row from seed 42; here each has a seed of its own (42, 43, 44), so that one can be rerun alone.
+    queries: facts drawn among those that a sentence states. factor_documents: a random sample of all sentences, which comes first, so that
+    pre-training's factors are fitted on `documents[:factor_documents]`; candidates that it lacks follow in random order.
+    relations: ids of those to ask about (None: all of LAMA's); questions: {relation: a question with one [X]}. Per query at most:
+    first, sentences by BM25; same_object, random sentences that state another fact of that object; shared, random sentences that are the
+    same for all queries. annotators: T-REx's aligners whose triples count ("SPOAligner", …; None: all, as published).
+
+    Raises as `prepare` does. Memory: all sentences, and BM25's scores of them, 4 bytes for each query and sentence, twice.
+    """
+    facts = read_facts(folder)
+    _check_questions(folder, facts, relations, questions)
+    sentences = statements(folder, facts, annotators)
+    asked = {fact: labels for fact, labels in facts.items() if relations is None or fact[1] in relations}
+    stating, of_object = _by_fact(sentences)
+    known = sorted(stating.keys() & asked.keys())
+    if not 1 <= queries <= len(known):
+        raise ValueError(f"queries is {queries}; expected 1 to {len(known)}, the facts that a sentence of T-REx states")
+    rng = random.Random(seed)
+    rows = [_query(fact, facts[fact], questions) for fact in rng.sample(known, queries)]
+    common = rng.sample(range(len(sentences)), min(shared, len(sentences)))
+    search = bm25([x["text"] for x in sentences], [f"{row['prompt']} {row['answer']}" for row in rows])
+    for row, scores in zip(rows, search):
+        fact = tuple(row["fact"])
+        own = set(stating[fact])
+        near = sorted(set(of_object[fact[2]]) - own)
+        best = [n for n in np.argsort(-scores, kind="stable")[:first].tolist() if scores[n] > 0]
+        row |= {"proponents": own, "candidates": own | {*best, *common, *rng.sample(near, min(same_object, len(near)))}}
+    return _numbered(rng, sentences, rows, factor_documents)
+
+
+def _by_fact(sentences):
+    """{fact: numbers of the sentences that state it}, {object: numbers of the sentences that state a fact about it}."""
+    stating, of_object = defaultdict(list), defaultdict(list)
+    for n, sentence in enumerate(sentences):
+        for fact in sentence["facts"]:
+            stating[tuple(fact)].append(n)
+        for o in {fact[2] for fact in sentence["facts"]}:
+            of_object[o].append(n)
+    return stating, of_object
+
+
+def _query(fact, labels, questions):
+    prompt = questions[fact[1]].replace("[X]", labels["subject"])
+    return {"prompt": prompt, "answer": labels["object"], "kind": "query", **labels, "fact": list(fact)}
+
+
+def _numbered(rng, sentences, rows, factor_documents):
+    """The corpus of a random sample and all candidates, with `proponents` and `candidates` as numbers in it."""
+    wanted = set().union(*(row["candidates"] for row in rows))
+    order = rng.sample(range(len(sentences)), min(factor_documents, len(sentences)))
+    rest = sorted(wanted - set(order))
+    rng.shuffle(rest)
+    number = {old: new for new, old in enumerate(order + rest)}
+    documents = [sentences[n] | {"kind": "candidate" if n in wanted else "sample"} for n in number]
+    return Corpus(documents, [], [row | {name: sorted(number[n] for n in row[name]) for name in ("proponents", "candidates")}
+                                  for row in rows])
+
+
+# The data sets.
+
+def statements(folder, facts, annotators=None):
+    """[{"text", "facts", "article"}]: the sentences of T-REx that state one of `facts` (of `read_facts`).
+
+    They are read once for the same files, and kept in scratch/."""
+    folder = Path(folder)
+    key = {"files": [lama_files(folder), trex_files(folder)], "annotators": annotators}
+
+    def extract(target):
+        with open(target / "sentences.jsonl", "w", encoding="utf-8") as file:
+            for name in key["files"][1]:
+                for sentence in stating_sentences(folder / name, facts, annotators):
+                    file.write(json.dumps(sentence, ensure_ascii=False) + "\n")
+    return list(json_lines(scratch.built("lama-sentences", key, extract) / "sentences.jsonl"))
+
+
+def stating_sentences(path, facts, annotators=None):
+    """The sentences of one T-REx file that state one of `facts`, in its order.
+
+    Raises ValueError, naming file and article, for another format."""
+    with open(path, encoding="utf-8") as file:
+        articles = json.load(file)
+    for article in articles:
+        try:
+            found = defaultdict(set)
+            for triple in article["triples"]:
+                fact = tuple(triple[part]["uri"].rsplit("/", 1)[-1] for part in ("subject", "predicate", "object"))
+                if fact in facts and (annotators is None or triple["annotator"] in annotators):
+                    found[int(triple["sentence_id"])].add(fact)
+            for number in sorted(found):
+                start, end = article["sentences_boundaries"][number]
+                yield {"text": article["text"][start:end].strip(), "facts": [list(x) for x in sorted(found[number])],
+                       "article": article["docid"]}
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            named = article.get("docid") if isinstance(article, dict) else repr(article)[:40]
+            raise ValueError(f"{path}, article {named}: {type(error).__name__} {error}; expected T-REx's JSON format, "
+                             f"see msif.study.corpora.lama") from error
+
+
+def read_facts(folder):
+    """{(subject, relation, object) ids: {"subject", "relation", "object"} labels} of LAMA's T-REx part; rows without a label are left out.
+
+    Raises ValueError for a relation that relations.jsonl lacks and for a file without a single fact."""
+    folder, facts, files = Path(folder), {}, lama_files(folder)
+    labels = {row["relation"]: row.get("label") or row["relation"] for row in json_lines(folder / "relations.jsonl")}
+    for name in files:
+        if not name.startswith("TREx/"):
+            continue
+        rows = [row for row in json_lines(folder / name) if all(str(row.get(key) or "").strip() for key in FIELDS)]
+        if not rows:
+            raise ValueError(f"{folder / name} has no row with {', '.join(FIELDS)}; expected LAMA's T-REx format, see msif.study.corpora.lama")
+        if unknown := {Path(name).stem, *(row["predicate_id"] for row in rows)} - labels.keys():
+            raise ValueError(f"{folder / name} has the relation {min(unknown)}, which relations.jsonl lacks; "
+                             f"take both from the same release of LAMA")
+        facts |= {(row["sub_uri"], row["predicate_id"], row["obj_uri"]): {
+            "subject": row["sub_label"], "relation": labels[row["predicate_id"]], "object": row["obj_label"]} for row in rows}
+    return facts
+
+
+def _check_questions(folder, facts, relations, questions):
+    """Every relation that will be asked about exists and has one good question."""
+    there = {fact[1] for fact in facts}
+    if unknown := sorted(set(relations or ()) - there):
+        raise ValueError(f"relations: {', '.join(unknown)} unknown; {folder} has {', '.join(sorted(there))}")
+    asked = sorted(there if relations is None else relations)
+    if missing := [x for x in asked if questions.get(x, "").count("[X]") != 1]:
+        raise ValueError(f"no question for {', '.join(missing)}: expected one for each relation, with exactly one [X] for the "
+                         f"subject; add it to `questions` (msif.study.corpora.lama.QUESTIONS), or leave the relation out of `relations`")
+
+
+def fine_tuning_rows(folder, tokenizer, max_length, *, source, prompt="inputs", answer="targets", limit=2000, seed=0, files=None,
+                     revision=None):
+    """A random sample of `limit` rows {"prompt", "answer", "kind"} of the data that fine-tuning saw (bloomz: xP3), for its factors.
+
+    source: a .jsonl file (every row is as likely as any other), or a folder or hub data set, which is streamed and shuffled over 10,000 rows;
+    files: of these, a pattern such as "en/*.jsonl". prompt, answer: names of the columns. A row of more than `max_length` tokens loses the
+    beginning of its prompt. Rows without text, or with an answer of `max_length` tokens, are left out.
+    Raises ValueError naming a column that is not there, or when no row is left.
+    """
+    columns, found = (prompt, answer), []
+    for row in sampled_rows(folder, limit, seed, source=source, revision=revision, files=files):
+        if missing := [name for name in columns if name not in row]:
+            raise ValueError(f"{source} has no column {missing[0]!r}; its columns are {', '.join(sorted(row))}")
+        texts = [str(row[name] or "").strip() for name in columns]
+        if all(texts) and (kept := _fitted(*texts, tokenizer, max_length)):
+            found.append({"prompt": kept, "answer": texts[1], "kind": "row"})
+    if not found:
+        raise ValueError(f"{source}: none of {limit} rows has a prompt and an answer that fit into max_length = {max_length} tokens")
+    return found
+
+
+def _fitted(prompt, answer, tokenizer, max_length):
+    """The prompt, or as much of its end as fits before the answer; "" if nothing does."""
+    def size(prompt):
+        return sum(map(len, split_answer(prompt, answer, tokenizer)))
+
+    head, excess = split_answer(prompt, answer, tokenizer)[0], size(prompt) - max_length
+    if excess <= 0:
+        return prompt
+    for cut in range(excess, len(head)):                           # a cut inside a word can make more tokens of what is left
+        kept = tokenizer.decode(head[cut:]).lstrip("\ufffd").strip()
+        if kept and size(kept) <= max_length:
+            return kept
+    return ""
+
+
+def lama_files(folder):
+    """{name: sha256} of LAMA's files in `folder`, which are to be those of the first run (`pinned_files`)."""
+    return pinned_files(folder, "LAMA", ["relations.jsonl", "TREx/*.jsonl"], LAYOUT)
+
+
+def trex_files(folder):
+    """{name: sha256} of T-REx's files in `folder`, likewise; in the order of their names."""
+    return pinned_files(folder, "T-REx", ["T-REx/*.json"], LAYOUT)
+
+
+def _shared_tokenizer(models):
+    first, second = (load_tokenizer(models[name]["source"], models[name]["revision"]) for name in ("pretrained", "finetuned"))
+    if first.get_vocab() != second.get_vocab():
+        raise ValueError(f"{models['pretrained']['source']} and {models['finetuned']['source']} have different vocabularies: a document and "
+                         f"a query must be read by one tokenizer; choose a model and its own fine-tuning")
+    return first
+
+
+def _device():
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _at_root(folder):
+    return from_root({"folder": str(folder)}, "folder")["folder"]

@@ -1,0 +1,130 @@
+"""Third-party inputs, pinned: what the first run has read, later runs must find again, or stop.
+
+`folder`/digests.json has {group: {name: digest}}: sha256 of local files, the commit of what comes from the hub by id. The first run writes
+a group, later ones accept nothing else; to change an input on purpose, remove its group."""
+import hashlib
+import json
+import os
+import random
+from functools import cache
+from pathlib import Path
+
+from msif.core.extras import need
+
+SHUFFLED = 10_000        # rows of a streamed data set among which each next one is drawn
+
+
+def enforced(folder, group, found):
+    """`found` ({name: digest}); recorded in folder/digests.json the first time, and from then on the only one that is accepted.
+
+    Raises ValueError naming the first file that differs, is missing or new, what was expected and what to do."""
+    recorded, path = _recorded(folder), Path(folder) / "digests.json"
+    if group not in recorded:
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(recorded | {group: found}, indent=1) + "\n", "utf-8")
+        os.replace(temporary, path)
+        return found
+    for name in sorted(recorded[group].keys() | found.keys()):
+        expected, here = recorded[group].get(name, "no such file"), found.get(name, "no such file")
+        if expected != here:
+            raise ValueError(f"{group}: {name} has changed since the first run. Expected {expected}, found {here}. Put the first one "
+                             f"back; or, if the change is meant, remove {group!r} from {path}: results "
+                             f"until then are of other data")
+    return found
+
+
+def pinned_files(folder, group, patterns, layout):
+    """{name: sha256} of the files of `folder` that match `patterns`, by pattern and name, checked as `group` (`enforced`).
+
+    layout: text on what belongs there, for the FileNotFoundError where a pattern finds nothing."""
+    folder = Path(folder)
+    found = {pattern: sorted(folder.glob(pattern)) for pattern in patterns}
+    if missing := [pattern for pattern, files in found.items() if not files]:
+        raise FileNotFoundError(f"{folder} lacks {' and '.join(missing)}. Put there, as files or links:\n{layout}")
+    return enforced(folder, group, {p.relative_to(folder).as_posix(): _sha256(p) for files in found.values() for p in files})
+
+
+def pinned_rows(folder, finetuning):
+    """{"commit"} of a hub data set, or {name: sha256} of the file or folder that is the source of fine-tuning rows, checked likewise.
+
+    finetuning: {"source": hub id, file or folder, "revision": of a hub id, by default main}. Raises FileNotFoundError for a source
+    that is none of these, OSError for a hub id where the hub does not answer and nothing of it was downloaded."""
+    return _pinned(folder, finetuning["source"], finetuning.get("revision"), "dataset", "**/*.*")
+
+
+def pinned_models(folder, models):
+    """`models` ({name: {"source", "revision", …}}) with the commit of each hub id as its revision; the files of a local one are checked
+    against digests.json, and its revision is None. Raises as `pinned_rows` and `enforced` do."""
+    found = {name: _pinned(folder, at["source"], at.get("revision"), "model", "*.*") for name, at in models.items()}
+    return {name: at | {"revision": found[name].get("commit")} for name, at in models.items()}
+
+
+def sampled_rows(folder, limit, seed=0, *, source, revision=None, files=None):
+    """At most `limit` random rows (dicts) of a data set, which is checked as by `pinned_rows`.
+
+    source: a .jsonl file (every row is as likely as any other), or a folder or hub data set, which is streamed and shuffled over 10,000
+    rows; files: of these, a pattern such as "en/*.jsonl"."""
+    commit = pinned_rows(folder, {"source": source, "revision": revision}).get("commit")
+    if Path(source).suffix == ".jsonl":
+        rng, kept = random.Random(seed), []
+        with open(source, encoding="utf-8") as lines:
+            for n, line in enumerate(lines):                       # a reservoir: each line is kept with the same probability
+                if (place := n if n < limit else rng.randrange(n + 1)) < limit:
+                    kept[place:place + 1] = [(n + 1, line)]
+        return [_parsed(source, *found) for found in kept]
+    rows = need("datasets").load_dataset(str(source), data_files=files, revision=commit, split="train", streaming=True)
+    return rows.shuffle(seed=seed, buffer_size=SHUFFLED).take(limit)
+
+
+def json_lines(path):
+    """The values of a file of one JSON value a line; ValueError naming file and line for anything else."""
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            yield _parsed(path, number, line)
+
+
+def _parsed(path, number, line):
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {number} is not JSON ({error.msg}): download it anew") from error
+
+
+def _pinned(folder, source, revision, kind, pattern):
+    path = Path(source)
+    if path.exists():
+        files = [path] if path.is_file() else [p for p in sorted(path.glob(pattern)) if p.is_file()]
+        base = path.parent if path.is_file() else path
+        return enforced(folder, str(source), {p.relative_to(base).as_posix(): _sha256(p) for p in files})
+    if path.suffix or path.is_absolute() or str(source).count("/") != 1:
+        raise FileNotFoundError(f"{source} does not exist; expected a file, a folder or the id of a {kind} on the hub")
+    group = f"{source} at {revision or 'main'}"
+    return _recorded(folder).get(group) or enforced(folder, group, {"commit": _commit(source, revision or "main", kind)})
+
+
+def _commit(source, revision, kind):
+    """The commit behind a revision, asked of the hub, or of what was downloaded from it before."""
+    hub = need("huggingface_hub")
+    try:
+        return hub.HfApi().repo_info(source, repo_type=kind, revision=revision).sha
+    except Exception as error:                                     # offline, in any of many ways: a download may still be there
+        file = "config.json" if kind == "model" else "README.md"
+        cached = hub.try_to_load_from_cache(source, file, revision=revision, repo_type=kind)
+        if isinstance(cached, str):
+            return Path(cached).parent.name
+        raise OSError(f"the hub does not say which commit of the {kind} {source} revision {revision} is, and it was not downloaded "
+                      f"before. Connect, or give a folder in its place. The cause: {error}") from error
+
+
+def _recorded(folder):
+    return json.loads(path.read_text("utf-8")) if (path := Path(folder) / "digests.json").exists() else {}
+
+
+def _sha256(path):
+    return _sha256_of(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)
+
+
+@cache
+def _sha256_of(path, size, changed):                               # size and time: a file is read again when it was written again
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Notebook 03: which documents made it say so, beside every rival under every condition?"""

@@ -1,0 +1,1 @@
+"""Runs, renders and indexes the notebooks. No other package imports it."""

@@ -1,0 +1,97 @@
+"""Render an executed notebook for reading: ``python -m msif.study.pipeline.report 01_testbed tiny``.
+
+Copies results/<profile>/<notebook>.ipynb to reports/<profile>/ and writes HTML beside it that needs no
+network: figures are embedded, no script is loaded, and LaTeX in markdown is MathML, which browsers draw by
+themselves. Equal notebooks give equal bytes.
+"""
+import argparse
+import re
+import shutil
+
+from msif.core.extras import need
+from msif.study.paths import reports, results
+
+jinja2, latex2mathml = need("jinja2"), need("latex2mathml.converter")
+nbconvert, markdown = need("nbconvert"), need("nbconvert.filters.markdown_mistune")
+
+# nbconvert's page, less the three blocks that load JavaScript from elsewhere.
+# MathML leaves it to CSS to align columns.
+PAGE = """{% extends "lab/index.html.j2" %}
+{% block html_head_js_requirejs %}{% endblock %}
+{% block html_head_js_mathjax %}{% endblock %}
+{% block html_head_js_mermaidjs %}{% endblock %}
+{% block html_head_css %}<style>
+main { max-width: 70rem; margin: auto }
+math[display="block"] { margin: 1em 0 }
+mtd[columnalign="right"] { text-align: right; padding-right: 0 }
+mtd[columnalign="left"] { text-align: left; padding-left: 0.2em }
+</style>{% endblock %}
+"""
+
+
+def mathml(latex, display="inline"):
+    """MathML of a LaTeX formula, on one line; ValueError when a command in it would be shown as it stands."""
+    try:
+        latex = latex.replace("{aligned}", "{split}")  # latex2mathml knows it by that name only
+        found = latex2mathml.convert(" ".join(latex.split()), display=display)
+    except Exception as error:  # its errors share no base class and carry no text
+        raise ValueError(f"formula {latex!r} is no valid LaTeX: {type(error).__name__}") from error
+    unknown = re.search(r"\\[A-Za-z]*|<mi>&</mi>", found)
+    if unknown:
+        raise ValueError(f"formula {latex!r}: latex2mathml does not know {unknown[0]}; write it another way")
+    return found.replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")  # HTML needs none
+
+
+class Renderer(markdown.IPythonRenderer):
+    """nbconvert's markdown, with formulas drawn by the browser in place of MathJax."""
+
+    def inline_math(self, body):
+        if body != body.strip():  # as in pandoc: "between $5 and $6" is no formula
+            return f"${self.text(body)}$"
+        return mathml(body)
+
+    def block_math(self, body):
+        return mathml(body, display="block")
+
+    def latex_environment(self, name, body):
+        return mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", display="block")
+
+
+def elsewhere(html):
+    """What a page would load over the network (links to follow do not count), as a list of strings."""
+    soup = need("bs4").BeautifulSoup(html, features="html.parser")
+    sources = [tag.get("src") or tag.get("href") for tag in soup.select("[src], link[href]")]
+    code = "\n".join(tag.get_text() for tag in soup.select("style, script"))
+    return ([x for x in sources if re.match(r"(https?:)?//", x)]
+            + re.findall(r"""(?:\burl\(|@import|\bimport\()\s*["']?(?:https?:)?//[^"')\s]*""", code))
+
+
+def to_html(nb, title):
+    """One self-contained HTML page of a notebook; ValueError if it would load anything over the network."""
+    exporter = nbconvert.HTMLExporter(extra_loaders=[jinja2.DictLoader({"page": PAGE})], template_file="page")
+    exporter.log.setLevel("ERROR")  # else it asks for alternative texts that notebooks have no way to give
+    exporter.register_filter("markdown2html", markdown.MarkdownWithMath(Renderer(escape=False)).render)
+    html, _ = exporter.from_notebook_node(nb, {"metadata": {"name": title}})
+    if found := elsewhere(html):
+        raise ValueError(f"{title}: the page would load {found[:5]}; embed it, to be read offline")
+    return html
+
+
+def report(name, profile):
+    """Copy an executed notebook into reports/<profile>/ and render it there; returns the path of the HTML."""
+    source, copy = results(profile, f"{name}.ipynb"), reports(profile, f"{name}.ipynb")
+    if not source.exists():
+        raise FileNotFoundError(f"{source}: not there; run it first: python -m msif.study.pipeline.run {name} {profile}")
+    html = to_html(need("nbformat").read(source, as_version=4), f"{name} · {profile}")
+    shutil.copyfile(source, copy)
+    copy.with_suffix(".html").write_text(html, encoding="utf-8")
+    return copy.with_suffix(".html")
+
+
+if __name__ == "__main__":
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser.add_argument("notebook", help="name in notebooks/, without .ipynb")
+    parser.add_argument("profile", help="section of params.yaml")
+    args = parser.parse_args()
+    print(report(args.notebook, args.profile))

@@ -1,0 +1,1 @@
+"""Notebook 06: do the scores predict what retraining both stages does?"""

@@ -1,0 +1,202 @@
+"""Scores that predict retraining: every method for every query and document, at models of several seeds.
+
+The linear datamodeling score holds −(1/N) Σ_{z left out} s(z) against f after retraining without these documents. Beside
+the methods of `tracing`, at each seed's models:
+
+    multi_stage_refined     the exact Gauss-Newton in place of EK-FAC, as far as `iterations` products go (`dial`)
+    multi_stage_source      pre-training as a chain of unrolled segments, one for each checkpoint (`unrolling`)
+    multi_stage_adam        EK-FAC in Adam's metric (`adam`)
+    representation          cosine of mean hidden states at θ₂, query and answer against document
+    trak                    TRAK at models that saw half of the documents (`baselines`)
+
+An ensemble is the mean over seeds; what the seeds disagree about is noise, which `shrunk` takes off.
+"""
+import torch
+from safetensors.torch import load_file, save_file
+
+from msif.core import factors as store
+from msif.curvature import adam
+from msif.study import scratch
+from msif.study.beds import testbed
+from msif.study.tracing import tracing
+from msif.rivals.baselines import error_probability, projector, trak, trak_features
+from msif.core.data import batches
+from msif.curvature.dial import Refined
+from msif.curvature.gauss_newton import GaussNewton
+from msif.core.influence import Damping, Stage, precondition, query_gradients
+from msif.core.models import logits, tracked_layers
+from msif.core.objectives import logit_margin
+from msif.study.beds.retraining import half_subsets, retrained
+from msif.study.tracing.tracing import Case, score_together, scored
+from msif.curvature.unrolling import Unrolled
+
+
+def load_case(recipe, seed, checkpoints, samples=(2, 4), batch_size=64):
+    """The `tracing.Case` of one seed: both stages trained on everything, factors of every checkpoint and of θ₂; all queries."""
+    bed = testbed.trained(seed, recipe.corpus, recipe.model, recipe.finetuning, pretraining=recipe.pretraining,
+                          checkpoints=checkpoints, max_length=recipe.max_length)
+    layers = tracked_layers(bed.model("finetuned"))
+
+    def fitted(name, data, draws):
+        return store.fitted(bed.model(name), layers, data, labels="gaussian", samples=draws, batch_size=batch_size,
+                            seed=f"{seed}/{name}")[0]
+
+    factors = {name: fitted(name, bed.documents, samples[0]) for name in bed.checkpoints}
+    return Case(bed, layers, factors | {"finetuned": fitted("finetuned", bed.finetuning, samples[1])}, bed.queries)
+
+
+def all_scores(case, *, time, **settings):
+    """{method/form: (q, N)} of one seed: those of `tracing`, SOURCE's (`time` of each segment) and representations."""
+    found = dict(scored(case, **settings)[0])
+    source = _kept("source", case, {"time": time, "alpha": settings["alpha"]}, lambda: _source(case, time, settings["alpha"]))
+    return found | source | {"representation/raw": representation(case.bed.model("finetuned"), case.queries, case.bed.documents)}
+
+
+def refined(case, documents, iterations, damping, alpha):
+    """{"multi_stage_refined/…"}: `iterations` Gauss-Newton products a stage, on the first `documents` documents and all rows."""
+    def make():
+        base, tuned, first, last = _ends(case)
+        products = [GaussNewton(base, case.layers, case.bed.documents[:documents]).product,
+                    GaussNewton(tuned, case.layers, case.bed.finetuning).product]
+        stages = [Refined(first, Damping(damping), product=products[0], iterations=iterations),
+                  Refined(last, alpha=Damping(alpha), product=products[1], iterations=iterations)]
+        q = query_gradients(tuned, case.layers, case.queries)
+        return _at_pretrained(case, {"multi_stage_refined": precondition(q, stages)[0]})
+    settings = {"documents": documents, "iterations": iterations, "damping": damping, "alpha": alpha}
+    return _kept("refined", case, settings, make)
+
+
+def variants(case, damping, alphas, times, seed):
+    """{name/form}: the multi-stage score with one part exchanged, candidates at θ₁: fine-tuning's filter (proximal α, unrolled
+    `times`), pre-training's filter (unrolled), the measurement (logit margin), the metric (Adam's)."""
+    def make():
+        base, tuned, first, last = _ends(case)
+        q, inverse = query_gradients(tuned, case.layers, case.queries), Stage(first, Damping(damping)).inverse
+        second = Stage(last, alpha=Damping(0.1))
+        found = {f"proximal α = {a}": inverse(Stage(last, alpha=Damping(a)).transfer(q)) for a in alphas}
+        found |= {f"unrolled fine-tuning τ = {t}": inverse(Unrolled(last, time=t).transfer(q)) for t in times}
+        found |= {f"unrolled pre-training τ = {t}": Unrolled(first, time=t).inverse(second.transfer(q)) for t in times}
+        margin = query_gradients(tuned, case.layers, case.queries, logit_margin)
+        found["measurement: logit margin"] = inverse(second.transfer(margin))
+        metric = Stage(adam.fit(base, case.layers, case.bed.documents, seed=f"{seed}/adam"), Damping(damping))
+        found["metric: Adam's"] = metric.inverse(second.transfer(q))
+        return _at_pretrained(case, found)
+    return _kept("variants", case, {"damping": damping, "alphas": list(alphas), "times": list(times), "seed": seed}, make)
+
+
+def _source(case, time, alpha):
+    """Σ over segments of ⟨w_j, ∇ℓ_z(θ_j)⟩, w of the chain of segments and fine-tuning; every segment has the same time."""
+    names, q = case.bed.checkpoints, query_gradients(case.bed.model("finetuned"), case.layers, case.queries)
+    chain = [Unrolled(case.factors[name], time=time) for name in names] + [Stage(case.factors["finetuned"], alpha=Damping(alpha))]
+    total, normalised = 0.0, 0.0
+    for name, w in zip(names, precondition(q, chain)):
+        found = score_together(case.bed.model(name), case.layers, case.bed.documents, {"w": w}, 64)["w"]
+        total, normalised = total + found.values, normalised + found.normalised()
+    return {"multi_stage_source/raw": total, "multi_stage_source/normalised": normalised}
+
+
+def implied_alpha(case):
+    """α that fine-tuning's own record implies, over each layer's mean eigenvalue: the median over layers of
+    −⟨∇J₂(θ₂), θ₂ − θ₁⟩ / ‖θ₂ − θ₁‖², J₂ the mean loss, from the condition ∇J₂ + α (θ₂ − θ₁) = 0 of a stage that ends there."""
+    base, tuned, _, last = _ends(case)
+    found = []
+    for name, g in query_gradients(tuned, case.layers, case.bed.finetuning).items():        # of −log p, which is the loss
+        moved = _matrix(tuned.get_submodule(name)) - _matrix(base.get_submodule(name))
+        found.append(-(g.mean(0) * moved).sum() / moved.square().sum() / last.factors[name].eigenvalues.mean())
+    return torch.stack(found).median().item()
+
+
+def _matrix(module):
+    """Weight and bias of an `nn.Linear` as (o, i), the bias last."""
+    return torch.cat([module.weight, module.bias[:, None]], 1).detach()
+
+
+def representation(model, queries, documents, batch_size=64):
+    """Cosine of the mean last hidden states: (q, n), no unit."""
+    @torch.no_grad()
+    def states(sequences):
+        found = []
+        for batch in batches(sequences, batch_size):
+            hidden = model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+            found.append((hidden * batch.attention_mask[..., None]).sum(1))                # the cosine forgets the length
+        return torch.nn.functional.normalize(torch.cat(found), dim=1)
+    return states(queries) @ states(documents).mT
+
+
+def trak_scores(recipe, seeds, dimension):
+    """{"trak/raw": (q, N)}: TRAK at θ₂ of one model a seed, each of which saw a random half of the documents."""
+    def make(folder):
+        halves = half_subsets(len(recipe.corpus.documents), len(seeds), seed=seeds[0])
+        found = zip(*[_features(recipe, left_out, seed, dimension) for left_out, seed in zip(halves, seeds)])
+        save_file({"trak/raw": trak(*found)}, folder / "scores.safetensors")
+    key = recipe.key() | {"seeds": list(seeds), "dimension": dimension}
+    return load_file(scratch.built("trak", key, make) / "scores.safetensors")
+
+
+def _features(recipe, left_out, seed, dimension):
+    """Features of the queries (q, k) and of the documents (N, k), and 1 − p of the documents (N,), at one model."""
+    net = retrained(recipe, left_out, seed)
+    documents, _, queries = testbed.encode(recipe.corpus, testbed.start(recipe.corpus, recipe.model, seed)[0], recipe.max_length)
+    layers = tracked_layers(net)
+    project = projector(layers, dimension, seed)
+    with torch.no_grad():
+        error = torch.cat([error_probability(logits(net, batch), batch) for batch in batches(documents, 64)])
+    return trak_features(net, layers, queries, project), trak_features(net, layers, documents, project), error
+
+
+def ensemble(tables):
+    """[{method/form: (q, N)} of each seed] -> {method/form: mean over seeds}."""
+    return {name: torch.stack([table[name] for table in tables]).mean(0) for name in tables[0]}
+
+
+def shrunk(scores):
+    """Mean over seeds of (seeds, q, N), drawn towards 0 by its own standard error, pooled over a query's documents: (q, N).
+
+    Most documents have no influence; the sum of their noise would drown the few that have."""
+    mean, error = scores.mean(0), (scores.var(0) / len(scores)).mean(1, keepdim=True).sqrt()
+    return mean.sign() * (mean.abs() - error).clamp(min=0)
+
+
+def _ends(case):
+    """θ₁, θ₂, and the factors of both."""
+    return case.bed.model("pretrained"), case.bed.model("finetuned"), case.factors["pretrained"], case.factors["finetuned"]
+
+
+def _at_pretrained(case, vectors):
+    found = score_together(case.bed.model("pretrained"), case.layers, case.bed.documents, vectors, 64)
+    return {f"{name}/{form}": x for name, s in found.items() for form, x in (("raw", s.values), ("normalised", s.normalised()))}
+
+
+def _kept(kind, case, settings, make):
+    """make() -> {name: tensor}, computed once."""
+    def write(folder):
+        save_file({name: x.contiguous().clone() for name, x in make().items()}, folder / "scores.safetensors")
+    return load_file(scratch.built(kind, case.key() | settings, write) / "scores.safetensors")
+
+
+def predicted(table, left_out):
+    """{name: (q, subsets)}: −(1/N) Σ of the scores (q, N) of the documents left out, (subsets, N) bool."""
+    return {name: -(x @ left_out.to(x.dtype).mT / x.shape[1]).numpy() for name, x in table.items()}
+
+
+def statements(corpus):
+    """1 for the documents that state a query's fact: (q, N). As a score, it counts left-out statements."""
+    found = torch.zeros(len(corpus.queries), len(corpus.documents))
+    for row, query in zip(found, corpus.queries):
+        row[query["proponents"]] = 1
+    return found
+
+
+def union_of_top(scores, queries, count):
+    """The documents among the `count` highest of any of the queries (numbers), to be left out: (N,) bool."""
+    left_out = torch.zeros(scores.shape[1], dtype=torch.bool)
+    left_out[scores[queries].topk(count, dim=1).indices.flatten()] = True
+    return left_out
+
+
+def costs(case, epochs):
+    """{method: forward + backward passes per candidate document and model}, as `tracing.costs`. epochs: of pre-training, which
+    TRAK pays for on half of the documents."""
+    found = tracing.costs(case)
+    return found | {"multi_stage_source": found["multi_stage_trajectory"], "trak": round(epochs / 2 + 1, 2),
+                    "representation": round(1 / 3, 2), "statements": 0}

@@ -1,0 +1,1 @@
+"""Notebook 05: how near to exact, at what cost, against the methods in use?"""

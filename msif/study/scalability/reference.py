@@ -1,0 +1,166 @@
+"""One stage of influence on a trained model, and its converged answer, to judge approximations by.
+
+J = Σ_z ℓ_z / N at the trained θ, curvature over a fixed set C of training documents, d on the diagonal of each layer:
+
+    s(z) = ⟨w, ∇ℓ_z⟩,   (G + d) w = ∇(−f),   G = E_{z in C}[Jᵀ H_out J] over all tracked layers together,
+
+f: the log-probability of a sentence that was not trained on (nats); positive = proponent. Solved in float64 by block conjugate
+gradients for all queries together until ‖(G + d) w − q‖ ≤ tolerance ‖q‖ for each, in the coordinates y = (Λ + d)^(1/2) ∘ Q_Bᵀ w Q_A of
+EK-FAC, where G + d is better conditioned; the solution does not depend on them. Source of the recurrence: Dubrulle 2001 (BCGrQ).
+"""
+import copy
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from msif.core import factors as store
+from msif.study import scratch
+from msif.study.beds import testbed
+from msif.study.corpora.corpus import generate
+from msif.core.data import digest
+from msif.core.ekfac import EKFAC, LayerFactors
+from msif.curvature.gauss_newton import GaussNewton
+from msif.core.influence import query_gradients, score
+from msif.core.models import load_model, model_digest, tracked_layers
+from msif.study.beds.training import train
+
+
+@dataclass(frozen=True)
+class Problem:
+    """documents: what the model was trained on; candidates and curvature (the set C) are among them, queries are not.
+
+    start: the model before training. factors: EK-FAC on the curvature set."""
+    model: object
+    start: object
+    layers: list
+    factors: EKFAC
+    documents: list
+    queries: list
+    candidates: list
+    curvature: list
+    training: dict
+    seed: int
+
+    def key(self):
+        return {"model": model_digest(self.model), "factors": self.factors.header, "queries": digest(self.queries),
+                "candidates": digest(self.candidates), "layers": [str(x) for x in self.layers], "seed": self.seed}
+
+
+def problem(seed, corpus, model, training, queries, candidates, curvature, samples):
+    """The `Problem` of one seed: `queries` sentences are kept from training; then so many candidates and curvature documents.
+
+    corpus, model, training: the arguments of `corpus.generate`, `models.tiny_gpt_neox` and `training.train`. Raises ValueError
+    for more documents than there are."""
+    text = generate(seed=seed, **corpus)
+    tokenizer, net = testbed.start(text, model, seed)
+    documents = testbed.encode(text, tokenizer, 64)[0]
+    documents, asked = documents[:-queries], documents[-queries:]
+    if len(documents) < candidates + curvature:
+        raise ValueError(f"{candidates} candidates and {curvature} curvature documents of {len(documents)}: ask for fewer, or more people")
+    fitted = trained(net, documents, training, seed)
+    chosen = documents[candidates:candidates + curvature]
+    layers = tracked_layers(fitted)
+    factors, _ = store.fitted(fitted, layers, chosen, labels="gaussian", samples=samples, batch_size=32, seed=seed)
+    return Problem(fitted, net, layers, factors, documents, asked, documents[:candidates], chosen, training, seed)
+
+
+def trained(net, documents, training, seed, left_out=None, title="training"):
+    """The model after training from `net` without the documents `left_out` ((N,) bool), trained once and kept in scratch/."""
+    key = {"start": model_digest(net), "data": digest(documents), "seed": seed, **training,
+           "left_out": None if left_out is None else left_out.nonzero()[:, 0].tolist()}
+
+    def make(folder):
+        copied, weights = copy.deepcopy(net), None if left_out is None else (~left_out).float()
+        train(copied, documents, seed=seed, weights=weights, title=title, **training)
+        copied.save_pretrained(folder / "model")
+    return load_model(scratch.built("toy", key, make) / "model")
+
+
+def reference(problem, damping, tolerance=1e-6):
+    """{"scores" (q, n), "residual" (q,), "products" ()}, float64, computed once and kept in scratch/. damping: `influence.Damping`."""
+    def make(folder):
+        net, layers = copy.deepcopy(problem.model).double(), problem.layers
+        product, q = GaussNewton(net, layers, problem.curvature, 16).product, query_gradients(net, layers, problem.queries)
+        with exact_attention():
+            w, residual, products = solve(product, doubled(problem.factors), damping, q, tolerance)
+        found = {"scores": score(net, layers, problem.candidates, w).values, "residual": residual, "products": torch.tensor(products)}
+        save_file(found, folder / "reference.safetensors")
+
+    key = problem.key() | {"damping": vars(damping), "tolerance": tolerance}
+    return load_file(scratch.built("reference", key, make) / "reference.safetensors")
+
+
+@contextmanager
+def exact_attention():
+    """Eager attention in the model's own precision inside: transformers' own takes its softmax in float32, so that a product with G
+    in float64 would be symmetric to seven digits alone."""
+    ALL_ATTENTION_FUNCTIONS["eager"] = _attention
+    try:
+        yield
+    finally:
+        del ALL_ATTENTION_FUNCTIONS["eager"]
+
+
+def _attention(module, query, key, value, mask, scaling, dropout=0.0, **unused):
+    """softmax(Q Kᵀ · scaling + mask) V, heads after positions; and the weights."""
+    weights = query @ key.mT * scaling
+    weights = (weights if mask is None else weights + mask).softmax(-1)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+def dampings(factors, damping):
+    """{layer: d}: what an `influence.Damping` means for each layer of an EKFAC."""
+    return {name: float(damping.of(x.eigenvalues.double().mean())) for name, x in factors.factors.items()}
+
+
+def doubled(factors):
+    """The same factors in float64."""
+    double = lambda x: x.double() if torch.is_tensor(x) and x.is_floating_point() else x
+    return EKFAC({name: LayerFactors(*map(double, vars(layer).values())) for name, layer in factors.factors.items()}, factors.header)
+
+
+def solve(product, factors, damping, q, tolerance=1e-6, limit=4000):
+    """(w {layer: (q, o, i)}, relative residual of each query (q,), products made).
+
+    product: {layer: (q, o, i)} -> G times it. Raises RuntimeError after `limit` products without ‖(G + D) w − q‖ ≤ tolerance ‖q‖."""
+    layers, d = factors.factors, dampings(factors, damping)
+    scale = torch.cat([(x.eigenvalues + d[name]).sqrt().flatten() for name, x in layers.items()])               # (P,)
+
+    def rotate(v):
+        return torch.cat([x.rotate(v[name]).flatten(1) for name, x in layers.items()], 1)
+
+    def back(y):
+        parts = y.split([x.eigenvalues.numel() for x in layers.values()], 1)
+        return {name: x.rotate_back(part.unflatten(1, x.eigenvalues.shape)) for (name, x), part in zip(layers.items(), parts)}
+
+    def damped(v):
+        return {name: x + d[name] * v[name] for name, x in product(v).items()}
+
+    norms, goal = rotate(q).norm(dim=1), tolerance
+    steps = _block_cg(lambda y: rotate(damped(back(y / scale))) / scale, rotate(q) / scale)
+    for products, (y, Q, C) in enumerate(tqdm(steps, desc="reference: products", total=limit), 1):
+        if ((C.mT @ Q.mT * scale).norm(dim=1) / norms).max() <= goal:
+            w = back(y() / scale)
+            residual = rotate({name: x - q[name] for name, x in damped(w).items()}).norm(dim=1) / norms
+            if residual.max() <= tolerance:
+                return w, residual, products
+            goal /= 3                                             # the recurrence drifts from the true residual
+        if products == limit:
+            raise RuntimeError(f"the residual is above {tolerance} after {limit} products: raise the damping, which is {vars(damping)}")
+
+
+def _block_cg(product, b):
+    """After each product: (how to get the solution (q, P), Q (P, q), C (q, q)); the residual is (Q C)ᵀ."""
+    Q, C = torch.linalg.qr(b.mT)
+    X, S = torch.zeros_like(Q), Q
+    while True:
+        AS = product(S.mT).mT
+        step = torch.linalg.pinv(S.mT @ AS, hermitian=True)
+        X = X + S @ (step @ C)
+        Q, zeta = torch.linalg.qr(Q - AS @ step)
+        C, S = zeta @ C, Q + S @ zeta.mT
+        yield lambda X=X: X.mT, Q, C

@@ -1,0 +1,163 @@
+"""How near to the exact influence function is each method, and what does a pair of a query and a candidate cost?
+
+Every method scores the candidates of a `reference.Problem` in float32, positive = proponent; its scores are compared with those of
+`reference.reference`, query by query and signed. `msif.study.scalability.costs` says what each costs.
+"""
+from dataclasses import replace
+
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from msif.curvature import dial
+from msif.rivals import baselines
+from msif.study import metrics, scratch
+from msif.core.capture import gradients
+from msif.core.data import batches
+from msif.curvature.gauss_newton import GaussNewton
+from msif.core.influence import query_gradients, score
+from msif.core.models import logits
+from msif.core.objectives import fisher_losses, loss
+from msif.study.scalability.reference import dampings, trained
+from msif.study.beds.retraining import half_subsets
+
+# Bao et al. 2025 (arXiv 2505.05017), table of the toy experiment: absolute correlations, and seconds for 10 x 500 pairs.
+PUBLISHED = [
+    {"method": method, "budget": budget, "pearson": pearson, "spearman": spearman, "fit_seconds": fit, "score_seconds": seconds}
+    for method, budget, pearson, spearman, fit, seconds in [
+        ("conjugate gradients", 1000, .867, .770, 0, 4569), ("conjugate gradients", 500, .840, .738, 0, 2285),
+        ("conjugate gradients", 50, .653, .559, 0, 228), ("EK-FAC", 0, .646, .612, 4204, 36), ("EK-FAC, MLP", 0, .595, .523, 4182, 30),
+        ("LiSSA", 10000, .632, .518, 0, 45129), ("LiSSA", 2000, .518, .409, 0, 9062), ("LiSSA", 500, .383, .324, 0, 2295),
+        ("gradient dot", 0, .238, .219, 0, 58), ("CKA of gradients", 0, .173, .184, 0, 69),
+        ("Arnoldi", 200, .043, .071, 12070, 2352), ("TRAK", 10, .007, .002, 67079, .5)]]
+
+
+def corrected(stage, model, problem, samples):
+    """The stage with the dial's correction by pseudo-gradients of the curvature set, `samples` for each document."""
+    u = dial.pseudo_gradients(model, problem.layers, problem.curvature, samples, seed="correction")
+    return replace(stage, correction=dial.low_rank(stage, u))
+
+
+def scores(problem, damping, settings):
+    """{"method/products/variant": (q, n)} of every method, computed once and kept in scratch/. settings: see `methods`."""
+    def make(folder):
+        named = (entry for method in METHODS for entry in method(problem, damping, settings))
+        save_file({name: x.contiguous().float() for name, x in tqdm(named, desc="scores")}, folder / "scores.safetensors")
+    key = problem.key() | {"damping": vars(damping), "settings": settings, "training": problem.training}
+    return load_file(scratch.built("methods", key, make) / "scores.safetensors")
+
+
+def _scored(problem, w):
+    return score(problem.model, problem.layers, problem.candidates, w).values
+
+
+def _q(problem):
+    return query_gradients(problem.model, problem.layers, problem.queries)
+
+
+def _product(problem):
+    return GaussNewton(problem.model, problem.layers, problem.curvature, 16).product
+
+
+def similarities(problem, damping, settings):
+    """Gradient dot, cosine, CKA of gradients."""
+    q = _q(problem)
+    found = score(problem.model, problem.layers, problem.candidates, q)
+    yield "gradient dot/0/", found.values
+    yield "gradient cosine/0/", found.normalised()
+    parts = [problem.candidates[i:i + 32] for i in range(0, len(problem.candidates), 32)]
+    yield "CKA of gradients/0/", torch.cat([baselines.cka(q, gradients(problem.model, problem.layers, part, loss)) for part in parts], 1)
+
+
+def diagonal(problem, damping, settings):
+    """Diagonal Fisher."""
+    fisher = baselines.diagonal_fisher(problem.model, problem.layers, problem.curvature, fisher_losses("gaussian", settings["samples"], 0))
+    yield "diagonal Fisher/0/", _scored(problem, baselines.diagonal_inverse(fisher, dampings(problem.factors, damping), _q(problem)))
+
+
+def ekfac(problem, damping, settings):
+    """EK-FAC, on all layers and on those of the MLPs alone."""
+    w = dial.Refined(problem.factors, damping).inverse(_q(problem))
+    yield "EK-FAC/0/", _scored(problem, w)
+    yield "EK-FAC, MLP/0/", _scored(problem, {name: x * (".mlp." in name) for name, x in w.items()})
+
+
+def turned(problem, damping, settings):
+    """The dial, at each number of products; with and without its correction, and without any preconditioner."""
+    stage, q = dial.Refined(problem.factors, damping, product=_product(problem)), _q(problem)
+    plain = dial.block_cg(lambda x: dial.flatten(stage.damped(dial.unflatten(x, q))), dial.flatten(q))
+    yield from ((f"the dial, block alone/{k}/", _scored(problem, dial.unflatten(x, q)))
+                for k, (x, _) in zip(range(1, max(settings["dial"]) + 1), plain) if k in settings["dial"])
+    full = corrected(stage, problem.model, problem, settings["correction"])
+    for name, stage in (("the dial", full), ("the dial, EK-FAC alone", stage)):
+        yield f"{name}/0/", _scored(problem, stage.start(_q(problem)))
+        for k, (w, _) in zip(range(1, max(settings["dial"]) + 1), stage.iterates(_q(problem))):
+            if k in settings["dial"]:
+                yield f"{name}/{k}/", _scored(problem, w)
+
+
+def conjugate_gradients(problem, damping, settings):
+    found = baselines.conjugate_gradients(_product(problem), dampings(problem.factors, damping), _q(problem), settings["cg"])
+    yield from ((f"conjugate gradients/{k}/", _scored(problem, w)) for k, w in found.items())
+
+
+def lissa(problem, damping, settings):
+    """LiSSA with each step size, in units of 1 / the largest eigenvalue; one that diverges is left out."""
+    d, q = dampings(problem.factors, damping), _q(problem)
+    largest, _ = baselines.eigenpairs(_product(problem), d, {name: x[:1] for name, x in q.items()}, 1, 10)
+    for step in settings["lissa"]["steps"]:
+        sampled = baselines.sampled_product(problem.model, problem.layers, problem.curvature, settings["lissa"]["batch"], problem.seed)
+        try:
+            found = baselines.lissa(sampled, d, q, settings["lissa"]["iterations"], step / float(largest[0]))
+        except ValueError:
+            continue
+        yield from ((f"LiSSA/{k}/{step}", _scored(problem, w)) for k, w in found.items())
+
+
+def arnoldi(problem, damping, settings):
+    q = _q(problem)
+    for k in settings["arnoldi"]["iterations"]:
+        pairs = baselines.eigenpairs(_product(problem), dampings(problem.factors, damping), q, settings["arnoldi"]["rank"], k, problem.seed)
+        yield f"Arnoldi/{k}/", _scored(problem, baselines.arnoldi(*pairs, q))
+
+
+def trak(problem, damping, settings):
+    """TRAK with features at models trained on random halves of the documents, and at the model itself."""
+    project = baselines.projector(problem.layers, settings["trak"]["features"], problem.seed)
+    halves = half_subsets(len(problem.documents), max(settings["trak"]["models"]), problem.seed)
+    halves = [trained(problem.start, problem.documents, problem.training, problem.seed, row, f"half {i}") for i, row in enumerate(halves)]
+    found = [_trak_parts(problem, net, project) for net in [problem.model, *halves]]
+    yield "TRAK at the model/0/", baselines.trak(*zip(found[0]))
+    yield from ((f"TRAK/{k}/", baselines.trak(*zip(*found[1:k + 1]))) for k in settings["trak"]["models"])
+
+
+@torch.no_grad()
+def _errors(net, sequences):
+    return torch.cat([baselines.error_probability(logits(net, batch), batch) for batch in batches(sequences, 64)])
+
+
+def _trak_parts(problem, net, project):
+    """(φ of the queries, φ of the candidates, 1 − p of the candidates) at one model."""
+    features = [baselines.trak_features(net, problem.layers, x, project) for x in (problem.queries, problem.candidates)]
+    return *features, _errors(net, problem.candidates)
+
+
+METHODS = (similarities, diagonal, ekfac, turned, conjugate_gradients, lissa, arnoldi, trak)
+
+
+def records(found, exact, costs, **labels):
+    """[{method, products, pearson, pearson_se, spearman, spearman_se, cost}] of scores `found` against `exact` (q, n), mean over queries.
+
+    costs: (method, products) -> plain passes for each pair. Of a method's variants at the same number of products the one nearest to
+    the reference is kept: more than its user could know."""
+    best = {}
+    for name, values in found.items():
+        method, products, _ = name.split("/")
+        numbers = {"pearson": metrics.pearson(values, exact), "spearman": metrics.spearman(values, exact)}
+        record = {"method": method, "products": int(products), **labels, "cost": round(costs(method, int(products)), 4)}
+        for metric, x in numbers.items():
+            mean, error = metrics.mean_and_error(x)
+            record |= {metric: round(float(mean), 4), f"{metric}_se": round(float(error), 4)}
+        if record["spearman"] >= best.get((method, products), record)["spearman"]:
+            best[method, products] = record
+    return list(best.values())

@@ -1,0 +1,72 @@
+"""What does the score trace when the model errs? Its own answer, right or wrong, as the measurement.
+
+f = log p(the model's own greedy answer) at θ₂. A document among the highest is counted by what it says about the subject s,
+the relation r and the answer o that the model gave:
+
+    says so             s, r and o: states what the model answered
+    names both          s, r and o, without stating anything ("near" in the generated corpus)
+    another object      s and r with another object
+    another relation    s, with another relation
+    another subject     o of another subject
+    neither             neither s nor o
+"""
+from dataclasses import dataclass
+
+import numpy as np
+
+from msif.core.data import encode_answers
+from msif.core.influence import precondition, query_gradients, score
+from msif.study.beds.testbed import answers
+
+CLASSES = ("says so", "names both", "another object", "another relation", "another subject", "neither")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The model's own answer to one query. shares: {class: part of the `top` documents}; base: the same of all documents."""
+    text: str
+    right: bool
+    shares: dict
+    base: dict
+
+
+def traced(case, *, damping, alpha, top=10, batch_size=64, title=None):
+    """The `Answer`s to all queries of a case's corpus, traced by the normalised multi-stage score.
+
+    The corpus must name subject, relation and object of its documents, as the generated one does (ValueError otherwise). Answers
+    without any text are left out."""
+    documents, rows, bed = case.bed.corpus.documents, case.bed.corpus.queries, case.bed
+    if missing := {"subject", "relation", "object"} - set(documents[0]):
+        raise ValueError(f"the corpus's documents lack {sorted(missing)}: what a document says of an answer is not known")
+    tuned = bed.model("finetuned")
+    given = [(row, text, right) for row, (text, right) in zip(rows, answers(tuned, bed.tokenizer, rows)) if text]
+    queries = encode_answers([row["prompt"] for row, *_ in given], [text for _, text, _ in given], bed.tokenizer,
+                             tuned.config.max_position_embeddings)
+    w = precondition(query_gradients(tuned, case.layers, queries), case.chain(damping, alpha))[0]
+    found = score(bed.model("pretrained"), case.layers, bed.documents, w, batch_size=batch_size, title=title).normalised()
+    best = found.topk(top, dim=1).indices.tolist()
+    classes = [[said(d, row["subject"], row["relation"], text) for d in documents] for row, text, _ in given]
+    return [Answer(text, right, _shares([row[n] for n in few]), _shares(row))
+            for (_, text, right), row, few in zip(given, classes, best)]
+
+
+def said(document, subject, relation, answer):
+    """The class of one document, beside an answer about a subject."""
+    if document["subject"] == subject:
+        if document["relation"] != relation:
+            return "another relation"
+        if document["object"] != answer:
+            return "another object"
+        return "names both" if document["kind"] == "near" else "says so"
+    return "another subject" if document["object"] == answer else "neither"
+
+
+def _shares(classes):
+    return {name: classes.count(name) / len(classes) for name in CLASSES}
+
+
+def summary(found):
+    """{right or wrong: {class: (mean share, standard error over queries, mean base share)}}; a side without answers is left out."""
+    sides = {side: [x for x in found if x.right == (side == "right")] for side in ("right", "wrong")}
+    return {side: {name: (np.mean([x.shares[name] for x in few]), np.std([x.shares[name] for x in few]) / max(1, len(few) - 1) ** 0.5,
+                          np.mean([x.base[name] for x in few])) for name in CLASSES} for side, few in sides.items() if few}

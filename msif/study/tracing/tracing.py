@@ -1,0 +1,191 @@
+"""Fact tracing: every method's score of every pre-training document for every query.
+
+All methods measure f at θ₂ unless they say otherwise, take the candidate's gradient at the model named, and are inner
+products ⟨w, ∇ℓ_z⟩; they differ in w alone, so that all methods at one model share one pass over the candidates:
+
+    gradient_dot              w = q                        q = ∇(−f)(θ₂), candidate at θ₁
+    pretraining_only          w = (H₁ + d)⁻¹ q             T₂ := I, as if fine-tuning changed nothing
+    finetuning_only           w = T₂ q                     H₁⁻¹ := I
+    multi_stage               w = (H₁ + d)⁻¹ T₂ q
+    single_stage_pretrained   w = (H₁ + d)⁻¹ ∇(−f)(θ₁)     query and candidate at θ₁
+    single_stage_finetuned    w = (H₂ + d₂)⁻¹ q            query and candidate at θ₂
+    gradient_dot_finetuned    w = q                        query and candidate at θ₂
+    …_trajectory              the sum over pre-training checkpoints, each divided by its standard deviation (no unit), of the
+                              first four; of gradient_dot it is TracInCP's (Pruthi et al. 2020), with the query at θ₂
+"""
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from msif.core import factors as store
+from msif.study import metrics, scratch
+from msif.study.beds import testbed
+from msif.core.data import digest, encode_answers
+from msif.core.influence import Damping, Scores, Stage, precondition, query_gradients, score, token_scores, trajectory
+from msif.core.models import tracked_layers
+from msif.rivals.retrieval import bm25
+
+FORMS = ("raw", "normalised")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One seed's test-bed with its tracked layers, factors {model name: EKFAC} and the queries to be traced."""
+    bed: testbed.Testbed
+    layers: list
+    factors: dict
+    queries: list
+
+    @property
+    def rows(self):
+        """The corpus rows of the queries: prompt, answer, proponents, …"""
+        return [self.bed.corpus.queries[query.index] for query in self.queries]
+
+    @property
+    def proponents(self):
+        return [row["proponents"] for row in self.rows]
+
+    def key(self):
+        """What the scores depend on, beside their settings."""
+        return {"factors": {name: f.header for name, f in self.factors.items()}, "layers": [str(x) for x in self.layers],
+                "queries": digest(self.queries), "documents": digest(self.bed.documents)}
+
+    def chain(self, damping, alpha):
+        """The two stages, with damping and α relative to each layer's mean eigenvalue."""
+        return [Stage(self.factors["pretrained"], Damping(damping)), Stage(self.factors["finetuned"], alpha=Damping(alpha))]
+
+
+def load_case(testbed_folder, factors_folder, layers, only_correct=True, limit=None):
+    """Read one seed's case; the queries are those that the fine-tuned model answers correctly, or all, up to `limit`.
+
+    layers: {"pattern", "per_head"}, as the factors were fitted with (arguments of `tracked_layers`)."""
+    bed = testbed.load(testbed_folder)
+    tuned = bed.model("finetuned")
+    layers = tracked_layers(tuned, **layers)
+    right = [ok for _, ok in testbed.answers(tuned, bed.tokenizer, bed.corpus.queries)]
+    queries = [query for query, ok in zip(bed.queries, right) if ok or not only_correct][:limit]
+    if not queries:
+        raise ValueError(f"{testbed_folder}: the fine-tuned model answers none of {len(right)} queries correctly; train longer, "
+                         f"or set only_correct to false")
+    factors = {name: store.load(factors_folder / name, bed.model(name), layers) for name in [*bed.checkpoints, "finetuned"]}
+    return Case(bed, layers, factors, queries)
+
+
+def query_vectors(q, pretraining, finetuning, damping, alpha):
+    """{method: w} of the methods whose candidates stand at one pre-training model; pretraining, finetuning: curvatures."""
+    first, identity = Stage(pretraining, Damping(damping)), Stage(pretraining.identity())
+    second = Stage(finetuning, alpha=Damping(alpha))
+    return {"gradient_dot": q, "pretraining_only": first.inverse(q),
+            "finetuning_only": precondition(q, [identity, second])[0], "multi_stage": precondition(q, [first, second])[0]}
+
+
+def score_together(model, layers, candidates, vectors, batch_size, title=None):
+    """{method: Scores} for {method: w}, by one pass over the candidates."""
+    names = list(next(iter(vectors.values())))
+    stacked = {name: torch.cat([w[name] for w in vectors.values()]) for name in names}
+    found = score(model, layers, candidates, stacked, batch_size=batch_size, title=title)
+    sizes = [len(w[names[0]]) for w in vectors.values()]
+    return {method: Scores(values, found.norms) for method, values in zip(vectors, found.values.split(sizes))}
+
+
+def all_methods(case, *, damping, alpha, single_stage_damping, batch_size=64, title=""):
+    """{method: (raw, normalised)}, each (q, n); dampings d, d₂ and α are relative to each layer's mean eigenvalue."""
+    tuned, found = case.bed.model("finetuned"), {}
+    paths = {name: [] for name in ("multi_stage", "pretraining_only", "finetuning_only", "gradient_dot")}
+    q = query_gradients(tuned, case.layers, case.queries)
+    own = Stage(case.factors["finetuned"], Damping(single_stage_damping))
+    at_tuned = {"gradient_dot_finetuned": q, "single_stage_finetuned": own.inverse(q)}
+    found |= score_together(tuned, case.layers, case.bed.documents, at_tuned, batch_size, f"{title} finetuned")
+    for name in case.bed.checkpoints:
+        net = case.bed.model(name)
+        vectors = query_vectors(q, case.factors[name], case.factors["finetuned"], damping, alpha)
+        if name == "pretrained":
+            first = Stage(case.factors[name], Damping(damping))
+            vectors["single_stage_pretrained"] = first.inverse(query_gradients(net, case.layers, case.queries))
+        else:
+            vectors = {method: vectors[method] for method in paths}
+        here = score_together(net, case.layers, case.bed.documents, vectors, batch_size, f"{title} {name}")
+        for method, path in paths.items():
+            path.append(here[method])
+    both = {method: (s.values, s.normalised()) for method, s in (found | here).items()}      # here: at "pretrained", the last
+    return both | {f"{method}_trajectory": (trajectory([s.values for s in path]), trajectory([s.normalised() for s in path]))
+                   for method, path in paths.items()}
+
+
+def scored(case, **settings):
+    """({method/form: (q, n)}, folder): `all_methods` in both forms, and bm25/raw on question + answer; kept in scratch/."""
+    def make(folder):
+        found = all_methods(case, title="scores of", **settings)
+        texts = [d["text"] for d in case.bed.corpus.documents]
+        search = torch.from_numpy(bm25(texts, [f"{row['prompt']} {row['answer']}" for row in case.rows]))
+        flat = {f"{method}/{form}": x.clone(memory_format=torch.contiguous_format)
+                for method, pair in (found | {"bm25": (search,)}).items() for form, x in zip(FORMS, pair)}
+        save_file(flat, folder / "scores.safetensors")
+    folder = scratch.built("scores", case.key() | settings, make)
+    return load_file(folder / "scores.safetensors"), folder
+
+
+def grid(case, dampings, alphas, batch_size=64):
+    """{form: MRR of the multi-stage score (dampings, alphas)}, from one pass over the candidates."""
+    q = query_gradients(case.bed.model("finetuned"), case.layers, case.queries)
+    vectors = {(d, a): precondition(q, case.chain(d, a))[0] for d in dampings for a in alphas}
+    found = _mrr(case, "pretrained", vectors, batch_size)
+    return {form: [[found[form][d, a] for a in alphas] for d in dampings] for form in FORMS}
+
+
+def single_stage_grid(case, dampings, batch_size=64):
+    """{form: MRR of the single-stage score at the fine-tuned model for each damping}: as much tuning for the baseline."""
+    q = query_gradients(case.bed.model("finetuned"), case.layers, case.queries)
+    vectors = {d: Stage(case.factors["finetuned"], Damping(d)).inverse(q) for d in dampings}
+    found = _mrr(case, "finetuned", vectors, batch_size)
+    return {form: [found[form][d] for d in dampings] for form in FORMS}
+
+
+def _mrr(case, name, vectors, batch_size):
+    """{form: {setting: MRR}} of query vectors {setting: w} with the candidates at one model."""
+    found = score_together(case.bed.model(name), case.layers, case.bed.documents, vectors, batch_size, "grid")
+    values = {"raw": lambda scores: scores.values, "normalised": lambda scores: scores.normalised()}
+    return {form: {setting: metrics.reciprocal_ranks(values[form](scores).numpy(), case.proponents).mean()
+                   for setting, scores in found.items()} for form in FORMS}
+
+
+def top_documents(case, query, values, damping, alpha, count=5):
+    """The `count` documents with the highest multi-stage scores `values` (n,) of one query, split over their tokens.
+
+    Dicts with rank (from 1), document (number), score, words, scores (one per word, they sum to score), note (the kind).
+    """
+    tuned, net, decode = case.bed.model("finetuned"), case.bed.model("pretrained"), case.bed.tokenizer.decode
+    w = precondition(query_gradients(tuned, case.layers, [query]), case.chain(damping, alpha))[0]
+    best = values.argsort(descending=True)[:count].tolist()
+    split = token_scores(net, case.layers, [case.bed.documents[n] for n in best], w)[0]
+    return [{"rank": rank, "document": n, "score": values[n].item(), "note": case.bed.corpus.documents[n]["kind"],
+             "words": [decode([i]) for i in case.bed.documents[n].input_ids],
+             "scores": row[:len(case.bed.documents[n].input_ids)].tolist()} for rank, (n, row) in enumerate(zip(best, split), 1)]
+
+
+def traced_rows(case, rows, damping, alpha):
+    """[(row, scores (n,), top documents)] of rows {"prompt", "answer"} that are no queries of the corpus, by the multi-stage score."""
+    tuned, net = case.bed.model("finetuned"), case.bed.model("pretrained")
+    queries = encode_answers([r["prompt"] for r in rows], [r["answer"] for r in rows], case.bed.tokenizer,
+                             tuned.config.max_position_embeddings)
+    w = precondition(query_gradients(tuned, case.layers, queries), case.chain(damping, alpha))[0]
+    found = score(net, case.layers, case.bed.documents, w).values
+    return [(row, values, top_documents(case, query, values, damping, alpha)) for row, query, values in zip(rows, queries, found)]
+
+
+def costs(case):
+    """{method: forward + backward passes per candidate document}, a backward counted as two forwards.
+
+    Counted: the two passes of every fit, and the passes over the candidates; a fine-tuning row counts as a document. Not
+    counted: the queries' own gradients, the products with factors and the eigendecompositions."""
+    def fit(*names):
+        headers = [case.factors[name].header for name in names]
+        return sum(2 * h["sequences"] * (1 + 2 * h["samples"]) / 3 for h in headers) / len(case.bed.documents)
+
+    path, one, two = case.bed.checkpoints, fit("pretrained"), fit("finetuned")
+    found = {"gradient_dot": 1, "gradient_dot_finetuned": 1, "pretraining_only": 1 + one, "single_stage_pretrained": 1 + one,
+             "finetuning_only": 1 + two, "single_stage_finetuned": 1 + two, "multi_stage": 1 + one + two, "bm25": 0,
+             "gradient_dot_trajectory": len(path), "finetuning_only_trajectory": len(path) + two,
+             "pretraining_only_trajectory": len(path) + fit(*path), "multi_stage_trajectory": len(path) + fit(*path) + two}
+    return {method: round(float(cost), 2) for method, cost in found.items()}

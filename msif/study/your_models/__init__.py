@@ -1,0 +1,1 @@
+"""Notebook 08: a pair of one's own."""

@@ -1,0 +1,88 @@
+"""What `08_your_models` needs beside the library: a small pair of models in a stranger's layout, and a cheap check of scores."""
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from msif.study.beds import testbed
+from msif.core.capture import gradients
+from msif.core.data import collate
+from msif.core.models import logits
+from msif.core.objectives import log_probability, loss
+
+
+def pair(folder, corpus, *, questions, seed=0, **settings):
+    """Train a pair on a `corpus.Corpus` and lay it out as anyone's: base/ and tuned/ with their tokenizer, documents.jsonl, rows.jsonl.
+
+    settings: of `testbed.trained` (model, pretraining, finetuning, max_length), which keeps the training in scratch/. Whatever `folder` held is
+    removed. Returns up to `questions` of the corpus' queries, [{"prompt", "answer"}], those that the fine-tuned model answers rightly.
+    Raises ValueError if it answers none of them so.
+    """
+    folder, bed = Path(folder), testbed.trained(seed, corpus, checkpoints=[], **settings)
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, source in (("base", "pretrained"), ("tuned", "finetuned")):
+        shutil.copytree(bed.folder / source, folder / name)
+        bed.tokenizer.save_pretrained(folder / name)
+    for name, rows, keys in (("documents", corpus.documents, ["text"]), ("rows", corpus.finetuning, ["prompt", "answer"])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({key: row[key] for key in keys}) + "\n" for row in rows), encoding="utf-8")
+    known = testbed.answers(bed.model("finetuned"), bed.tokenizer, corpus.queries)
+    right = [{key: row[key] for key in ("prompt", "answer")} for row, (_, right) in zip(corpus.queries, known) if right]
+    if not right:
+        raise ValueError(f"the fine-tuned model answers none of {len(corpus.queries)} questions rightly; train longer")
+    return right[:questions]
+
+
+def after_step(base, tuned, layers, documents, queries, length, batch_size=32):
+    """What one step of SGD on each document does to each query's log-probability: (q, n) float64, nats; positive = more likely.
+
+    The step is taken at `base`, over the tracked `layers`, with ‖δ‖ = `length` for every document: δ = −length · ∇ℓ_z(θ₁) / ‖∇ℓ_z(θ₁)‖. It is
+    carried to `tuned` unchanged, as if fine-tuning kept it: f(θ₂ + δ) − f(θ₂). To first order that is length × the gradient dot product
+    of the query at θ₂ and the document at θ₁, normalised: no curvature takes part. `tuned` is given back as it was.
+    """
+    before, found = measured(tuned, queries, batch_size), []
+    kept = {layer.name: [p.detach().clone() for p in _parameters(tuned, layer)] for layer in layers}
+    try:
+        for document in documents:                                               # one by one: a gradient is as large as the weights
+            step = gradients(base, layers, [document], loss)
+            norm = sum(g.square().sum() for g in step.values()).sqrt()
+            for layer in layers:
+                _add(tuned, layer, -length / norm * step[layer.name][0])
+            found.append(measured(tuned, queries, batch_size) - before)
+            _restore(tuned, layers, kept)
+    finally:
+        _restore(tuned, layers, kept)
+    return torch.stack(found, 1)
+
+
+@torch.no_grad()
+def measured(model, queries, batch_size=32):
+    """f of each query, the log-probability of its labelled tokens: (q,) float64, nats."""
+    found = []
+    for first in range(0, len(queries), batch_size):
+        batch = collate(queries[first:first + batch_size]).to(model.device)
+        found.append(log_probability(logits(model, batch), batch).double().cpu())
+    return torch.cat(found)
+
+
+def _parameters(model, layer):
+    module = model.get_submodule(layer.name)
+    return [module.weight, module.bias] if layer.bias else [module.weight]
+
+
+@torch.no_grad()
+def _add(model, layer, step):
+    """step (o, i), the last column the bias's."""
+    weight, *bias = _parameters(model, layer)
+    matrix = step[:, :layer.in_features].to(weight)
+    weight.add_(matrix.T if isinstance(model.get_submodule(layer.name), Conv1D) else matrix)      # Conv1D keeps Wᵀ
+    for b in bias:
+        b.add_(step[:, -1].to(b))
+
+
+@torch.no_grad()
+def _restore(model, layers, kept):
+    for layer in layers:
+        for p, value in zip(_parameters(model, layer), kept[layer.name]):
+            p.copy_(value)

@@ -1,0 +1,136 @@
+"""What each label is scored against; pseudo-gradients that sample the Gauss-Newton matrix; draws that batching cannot change."""
+import pytest
+import torch
+
+from msif.core.data import NO_LOSS, Batch, Sequence, collate
+from msif.core.objectives import (align, fisher_losses, gaussian_loss, log_probability, logit_margin, loss, sampled_loss)
+from support.tiny import VOCAB, documents, logits_of, neox, plain_loss
+
+BOTH = pytest.mark.parametrize("draw_loss", [sampled_loss, gaussian_loss], ids=lambda f: f.__name__)
+
+
+def test_logits_at_a_position_are_scored_against_the_next_token():
+    """A model that predicts only the next token, with certainty, has no loss; off by one it has 50 nats a token."""
+    s = Sequence(0, (3, 1, 4, 1, 5), (3, 1, 4, 1, 5))
+    logits = torch.zeros(1, 5, VOCAB)
+    for t, token in enumerate(s.input_ids[1:]):
+        logits[0, t, token] = 50
+    assert loss(logits, collate([s])).item() < 1e-6
+    assert loss(logits.roll(1, 1), collate([s])).item() > 50
+
+
+def test_losses_and_log_probabilities_equal_the_written_out_sum():
+    model, sequences = neox(), documents(4)
+    for s in sequences:
+        assert torch.allclose(loss(*logits_of(model, s))[0], plain_loss(model, s), rtol=1e-12)
+        assert torch.equal(log_probability(*logits_of(model, s)), -loss(*logits_of(model, s)))
+
+
+def test_a_class_is_scored_against_the_sequences_logits():
+    batch = collate([Sequence(0, (1, 2), 2), Sequence(1, (1, 2, 3), 0)])
+    logits = torch.randn(2, 3)
+    assert torch.allclose(loss(logits, batch), -logits.log_softmax(1)[[0, 1], [2, 0]])
+    assert torch.allclose(logit_margin(logits, batch)[0], logits[0, 2] - logits[0, :2].max())
+
+
+@pytest.mark.parametrize("measurement", [log_probability, logit_margin, loss])
+def test_measurements_see_the_labelled_tokens_alone(measurement):
+    batch = collate([Sequence(0, (1, 2, 3, 4, 5), (NO_LOSS, NO_LOSS, 3, NO_LOSS, 5))])
+    logits = torch.randn(1, 5, VOCAB, requires_grad=True)
+    measurement(logits, batch).sum().backward()
+    assert (logits.grad[0].abs().sum(1) > 0).tolist() == [False, True, False, True, False]
+
+
+def test_the_logit_margin_is_the_lead_over_the_best_other_token():
+    logits = torch.tensor([[[0., 5., 3.], [2., 7., 1.], [9., 9., 9.]]])
+    batch = collate([Sequence(0, (0, 1, 0), (NO_LOSS, 1, 0))])
+    assert logit_margin(logits, batch).tolist() == [(5 - 3) + (2 - 7)]
+
+
+def test_logits_of_low_precision_are_scored_in_float32():
+    z, _ = align(torch.randn(1, 3, VOCAB, dtype=torch.bfloat16), torch.ones(1, 3, dtype=torch.int64))
+    assert z.dtype == torch.float32
+
+
+def pseudo_gradient(draw_loss, logits, batch, draw=0):
+    """∂/∂logits: (n, S, V)."""
+    logits = logits.detach().requires_grad_()
+    draw_loss(logits, batch, seed=0, draw=draw).sum().backward()
+    return logits.grad
+
+
+@BOTH
+def test_pseudo_gradients_average_to_the_output_hessian(draw_loss):
+    """E[u uᵀ] = diag(p) − p pᵀ. With 10,000 draws an entry (of size ≤ .25) errs by ≤ √(.2/10000) = .0045; .02 is 4 of it."""
+    z = torch.tensor([1.5, 0., -1., .5])
+    n = 10_000
+    batch = Batch(torch.arange(n), torch.zeros(n, 2, dtype=torch.int64), torch.ones(n, 2, dtype=torch.int64),
+                  torch.tensor([[NO_LOSS, 0]]).expand(n, 2))
+    u = pseudo_gradient(draw_loss, z.expand(n, 2, 4), batch)[:, 0]
+    p = z.softmax(0)
+    assert (u.mT @ u / n - (p.diag() - torch.outer(p, p))).abs().max() < .02
+    assert u.mean(0).abs().max() < .02
+
+
+@BOTH
+def test_pseudo_gradients_are_independent_between_positions_sequences_and_draws(draw_loss):
+    """The correlation of 4,000 independent pairs is within .05 (three standard errors) of zero."""
+    n = 4000
+    batch = Batch(torch.arange(n), torch.zeros(n, 3, dtype=torch.int64), torch.ones(n, 3, dtype=torch.int64),
+                  torch.zeros(n, 3, dtype=torch.int64))
+    u, other = (pseudo_gradient(draw_loss, torch.zeros(n, 3, 2), batch, draw)[..., 0] for draw in (0, 1))
+    for x, y in [(u[:, 0], u[:, 1]), (u[1:, 0], u[:-1, 0]), (u[:, 0], other[:, 0])]:
+        assert torch.corrcoef(torch.stack([x, y]))[0, 1].abs() < .05
+
+
+def test_sampled_labels_come_from_the_logits_that_score_them():
+    """Each position is certain of another token: the label drawn there is that token, and p − e_ŷ is zero (defect 4)."""
+    logits = torch.full((1, 5, VOCAB), -50.)
+    for t in range(5):
+        logits[0, t, t + 3] = 50
+    u = pseudo_gradient(sampled_loss, logits, collate([Sequence(0, (1,) * 5, (1,) * 5)]))
+    assert u.abs().max() < 1e-30
+
+
+def test_sampled_gradients_are_a_probability_minus_one_hot_label():
+    model, (s,) = neox(), documents(1)
+    logits, batch = logits_of(model, s)
+    u = pseudo_gradient(sampled_loss, logits, batch)[0, :-1]
+    at = batch.labels[0, 1:] != NO_LOSS
+    one_hot = (logits[0, :-1].softmax(1) - u)[at]
+    assert torch.allclose(one_hot.sort(1).values[:, :-1], torch.zeros(int(at.sum()), VOCAB - 1).double(), atol=1e-12)
+    assert torch.allclose(one_hot.amax(1), torch.ones(int(at.sum())).double()) and (u[~at] == 0).all()
+
+
+@BOTH
+def test_draws_do_not_depend_on_batching_padding_or_order(draw_loss):
+    sequences = documents(6)
+    logits = torch.randn(6, 6, VOCAB, dtype=torch.float64)
+    together = pseudo_gradient(draw_loss, logits, collate(sequences))
+    reverse = pseudo_gradient(draw_loss, logits.flip(0), collate(sequences[::-1])).flip(0)
+    assert torch.allclose(reverse, together, atol=1e-14)
+    for i, s in enumerate(sequences):
+        length = len(s.input_ids)
+        alone = pseudo_gradient(draw_loss, logits[i:i + 1, :length], collate([s]))
+        assert torch.allclose(alone[0], together[i, :length], atol=1e-14)
+        assert (together[i, length - 1:] == 0).all()
+
+
+def test_draws_leave_the_global_random_state_and_follow_seed_index_and_draw():
+    state, batch, logits = torch.get_rng_state(), collate(documents(2)), torch.randn(2, 4, VOCAB)
+    found = [gaussian_loss(logits, batch, seed=seed, draw=draw) for seed, draw in ((0, 0), (0, 0), (1, 0), (0, 1))]
+    assert torch.equal(found[0], found[1])
+    assert not torch.isclose(found[0], found[2]).any() and not torch.isclose(found[0], found[3]).any()
+    torch.set_rng_state(state)
+    gaussian_loss(logits, batch, seed=0, draw=0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_each_sample_is_a_draw_of_its_own_and_true_labels_are_one():
+    assert [f.keywords["draw"] for f in fisher_losses("sampled", 3, seed=0)] == [0, 1, 2]
+    assert fisher_losses("true", 3, seed=0) == [loss]
+
+
+def test_no_samples_are_refused():
+    with pytest.raises(ValueError, match="samples is 0; expected at least 1"):
+        fisher_losses("gaussian", 0, seed=0)

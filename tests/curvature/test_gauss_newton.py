@@ -1,0 +1,55 @@
+"""The matrix-free Gauss-Newton product against the oracle's explicit matrix.
+
+To 1e-6: the attention that it differentiates twice takes its softmax in float32, in a float64 model too.
+"""
+import pytest
+import torch
+
+from msif.study.exact.oracle import Network
+from msif.curvature.gauss_newton import GaussNewton
+from msif.core.models import tracked_layers
+from support.tiny import documents, gpt2, llama, neox, relative
+
+PATTERNS = {neox: r"layers\.1\.(attention|mlp.dense_4h)", gpt2: r"h\.1\.(attn|mlp.c_proj)", llama: r"layers\.1\.(self_attn|mlp.up)"}
+
+
+def vectors(layers, q=3):
+    return {x.name: torch.randn(q, x.out_features, x.in_features + x.bias, dtype=torch.float64) for x in layers}
+
+
+def flat(v):
+    return torch.cat([x.flatten(1) for x in v.values()], 1)
+
+
+@pytest.mark.parametrize("model", PATTERNS, ids=lambda f: f.__name__)
+def test_the_product_equals_the_explicit_matrix_times_the_vectors(model):
+    net, data = model(), documents(5)
+    layers = tracked_layers(net, PATTERNS[model])
+    v, oracle = vectors(layers), Network.of(net, layers)
+    G = oracle.gauss_newton(oracle.weights(), data)
+    assert relative(flat(GaussNewton(net, layers, data, 2).product(v)), flat(v) @ G) < 1e-6
+
+
+def test_the_product_is_symmetric_positive_semidefinite_and_linear():
+    net = neox()
+    layers = tracked_layers(net)
+    product, v = GaussNewton(net, layers, documents(4)).product, vectors(layers)
+    Gv = flat(product(v))
+    gram = Gv @ flat(v).mT
+    assert relative(gram, gram.mT) < 1e-6 and torch.linalg.eigvalsh(gram).min() > 0
+    sums = {name: x.sum(0, keepdim=True) for name, x in v.items()}
+    assert relative(flat(product(sums))[0], Gv.sum(0)) < 1e-6
+
+
+def test_the_product_leaves_the_model_as_it_was():
+    net = neox().train()
+    before = [p.requires_grad for p in net.parameters()], net.training, net.config._attn_implementation
+    layers = tracked_layers(net)
+    GaussNewton(net, layers, documents(2)).product(vectors(layers, 1))
+    assert ([p.requires_grad for p in net.parameters()], net.training, net.config._attn_implementation) == before
+
+
+def test_sequences_that_the_model_cannot_read_are_refused_before_any_pass():
+    net = neox()
+    with pytest.raises(ValueError, match="no sequences"):
+        GaussNewton(net, tracked_layers(net), [])

@@ -1,0 +1,116 @@
+"""Plans: shapes of a known architecture, partitions within a budget, and predictions beside what a run takes."""
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+from msif.core.models import tiny_gpt_neox, tracked_layers
+from msif.scale.plan import human, parse_bytes, plan_fit, plan_score
+from support.tiny import documents, llama, gpt2, neox
+
+
+@pytest.fixture(scope="module")
+def large():
+    """pythia-2.8b and dolly-v2-3b without their weights."""
+    with torch.device("meta"):
+        return GPTNeoXForCausalLM(GPTNeoXConfig(hidden_size=2560, num_hidden_layers=32, num_attention_heads=32, intermediate_size=10240,
+                                                vocab_size=50280)).to(torch.bfloat16)
+
+
+def test_the_plan_of_2_8_billion_parameters_has_the_sizes_of_its_shapes(large):
+    layers = tracked_layers(large)
+    plan = plan_fit(large, layers, [512] * 100, batch_size=4, memory="140GiB")
+    one = (2561 ** 2 + 7680 ** 2 + 2561 ** 2 + 2560 ** 2 + 2561 ** 2 + 10240 ** 2 + 10241 ** 2 + 2560 ** 2
+           + 7680 * 2561 + 2560 * 2561 + 10240 * 2561 + 2560 * 10241)
+    assert plan.parameters == 2_775_086_080 and plan.factors == 32 * 4 * one and len(plan.partitions) == 1
+    assert plan.tokens == 51200 and plan.eigh_flops == 32 * 9 * (3 * 2561 ** 3 + 7680 ** 3 + 2 * 2560 ** 3 + 10240 ** 3 + 10241 ** 3)
+    assert plan.forward / (2 * 51200) == pytest.approx(2.775e9 - 50280 * 2560, rel=.05)       # two operations a weight; attention
+    assert plan.model >= 2 * plan.parameters
+
+
+@pytest.mark.parametrize("memory", ["24GiB", "40GiB", "80GiB"])
+def test_partitions_keep_the_order_and_the_budget_and_a_smaller_one_takes_more(large, memory):
+    layers = tracked_layers(large)
+    plan = plan_fit(large, layers, [512] * 4, batch_size=2, memory=memory)
+    assert [x.name for p in plan.partitions for x in p.layers] == [x.name for x in layers]
+    assert plan.peak <= parse_bytes(memory)
+    assert len(plan.partitions) >= len(plan_fit(large, layers, [512] * 4, batch_size=2, memory="139GiB").partitions)
+    assert "partitions" in str(plan) and "disk" in str(plan)
+
+
+@pytest.mark.parametrize("make", [neox, gpt2, llama], ids=lambda x: x.__name__)
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_any_supported_model_can_be_planned_and_is_left_as_it_was(make, use_cache):
+    model = make()
+    model.config.use_cache = use_cache
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    plan = plan_fit(model, tracked_layers(model), [5, 6, 8], batch_size=2)
+    assert plan.tokens == 19 and plan.peak > plan.model > 0 and model.config.use_cache is use_cache
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+
+
+def test_scoring_holds_the_queries_vectors_and_costs_two_forward_passes_and_the_products():
+    model = tiny_gpt_neox(50, width=64)
+    layers = tracked_layers(model)
+    weights = sum(x.out_features * (x.in_features + 1) for x in layers)
+    plan = plan_score(model, layers, [32] * 10, 7, batch_size=4)
+    assert plan.vectors == 4 * 7 * weights and plan.model_flops == 2 * plan.forward
+    assert plan.product_flops == 2 * weights * (320 + 70) and plan.disk == 10 * (4 * 7 + 12)
+
+
+@pytest.mark.parametrize("given, expected", [("16GiB", 2 ** 34), ("500 MB", 5 * 10 ** 8), (1000, 1000), ("1.5k", 1500), ("2TiB", 2 ** 41)])
+def test_sizes_are_read(given, expected):
+    assert parse_bytes(given) == expected
+
+
+@pytest.mark.parametrize("given", ["", "much", "16GB/s", "-1GiB", 0, "0"])
+def test_other_sizes_are_refused_by_value(given):
+    with pytest.raises(ValueError, match="memory is .*: expected a size such as '16GiB'"):
+        parse_bytes(given)
+
+
+def test_sizes_are_shown_in_readable_units():
+    assert [human(x) for x in (12, 2048, 3 * 2 ** 30, 5 * 2 ** 40)] == ["12 bytes", "2 KiB", "3 GiB", "5 TiB"]
+
+
+MEASURE = """
+import json, sys, torch
+from pathlib import Path
+from msif.scale import fitting
+from msif.core.data import Sequence
+from msif.core.models import tiny_gpt_neox, tracked_layers
+from msif.scale.plan import plan_fit
+torch.set_num_threads(1)
+
+def status(key):
+    return next(int(x.split()[1]) * 1024 for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key))
+
+def sequences(n, length):
+    g = torch.Generator().manual_seed(0)
+    rows = torch.randint(256, (n, length), generator=g).tolist()
+    return [Sequence(i, tuple(x), tuple(x)) for i, x in enumerate(rows)]
+small = tiny_gpt_neox(256, width=32, layers=1, context=128)
+fitting.fit(sys.argv[1] + "/warm", small, tracked_layers(small), sequences(4, 16))       # imports, the allocator's first pools
+before = status("VmRSS")
+model = tiny_gpt_neox(256, width=256, layers=8, heads=8, context=128)
+layers, data = tracked_layers(model), sequences(16, 128)
+whole = plan_fit(model, layers, [128] * 16, batch_size=8, draws=1, memory="100GiB")
+budget = int(float(sys.argv[2]) * whole.peak)
+plan = plan_fit(model, layers, [128] * 16, batch_size=8, draws=1, memory=budget)
+fitting.fit(sys.argv[1] + "/f", model, layers, data, labels="sampled", samples=1, batch_size=8, memory=budget)
+print(json.dumps({"budget": budget, "planned": plan.peak, "partitions": len(plan.partitions), "measured": status("VmHWM") - before}))
+"""
+
+
+@pytest.mark.parametrize("share", [1.0, 0.7])
+def test_the_measured_peak_keeps_the_budget(tmp_path, share):
+    """6 M parameters on the CPU: what the process grows by, model included, is at most the budget and a tenth."""
+    done = subprocess.run([sys.executable, "-c", MEASURE, str(tmp_path), str(share)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    print(found)
+    assert found["partitions"] == 1 if share == 1 else found["partitions"] > 1
+    assert found["measured"] <= 1.1 * found["budget"], found

@@ -1,0 +1,270 @@
+"""A streamed corpus is scored as the whole list is, whatever the blocks, the processes, and wherever a run was killed."""
+import errno
+import multiprocessing
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from msif.core import files as checkpoints, influence
+from msif.scale import processes as distributed
+from msif.core.data import Sequence, digest, load_texts, word_tokenizer
+from msif.core.influence import query_gradients
+from msif.core.models import tiny_gpt_neox, tracked_layers
+from msif.scale.streaming import estimate, part_bytes, read_scores, score_corpus, tokenised, top_scores
+from support.tiny import documents, neox
+
+pq = pytest.importorskip("pyarrow.parquet")
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    """A model, 23 documents, 3 query vectors, and the scores of the whole list as the parts hold them."""
+    model = neox()
+    layers, docs = tracked_layers(model), documents(23)
+    w = query_gradients(model, layers, documents(3, seed=9))
+    whole = influence.score(model, layers, docs, w)
+    return SimpleNamespace(run=(model, layers, docs, w), model=model, layers=layers, docs=docs, w=w, whole=whole)
+
+
+def parts(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).glob("part-*")}
+
+
+def all_scores(folder):
+    index, scores = zip(*read_scores(folder))
+    return torch.cat(index), torch.cat([x.values for x in scores], 1), torch.cat([x.norms for x in scores])
+
+
+class Dying:
+    """`influence.score`, until it has been called `lives` times."""
+
+    def __init__(self, lives=float("inf")):
+        self.lives, self.calls = lives, 0
+
+    def __call__(self, *run, **options):
+        self.calls += 1
+        if self.calls > self.lives:
+            raise KeyboardInterrupt
+        return influence.score(*run, **options)
+
+
+@pytest.mark.parametrize("block", [1, 4, 23, 100])
+def test_a_stream_is_scored_as_the_whole_list_for_any_block_size(corpus, tmp_path, block):
+    score_corpus(corpus.model, corpus.layers, iter(corpus.docs), corpus.w, tmp_path, block=block)
+    index, values, norms = all_scores(tmp_path)
+    assert index.tolist() == list(range(23)) and values.dtype == norms.dtype == torch.float32
+    torch.testing.assert_close(values, corpus.whole.values.float(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(norms, corpus.whole.norms.float())
+    (_, one), *_ = read_scores(tmp_path, query=2)
+    assert torch.equal(one.values, values[2, :len(one.values)])
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize("top", [1, 5, 100])
+def test_the_top_is_what_sorting_all_scores_gives(corpus, tmp_path, top, normalised):
+    found = score_corpus(*corpus.run, tmp_path, block=4, top=top, normalised=normalised)
+    index, values, norms = all_scores(tmp_path)
+    values = values / norms if normalised else values
+    for q, row in enumerate(values.tolist()):
+        best = sorted(zip(row, index.tolist()), key=lambda x: (-x[0], x[1]))[:top]
+        worst = sorted(zip(row, index.tolist()))[:top]
+        assert list(zip(found.proponent_values[q].tolist(), found.proponents[q].tolist())) == best
+        assert list(zip(found.opponent_values[q].tolist(), found.opponents[q].tolist())) == worst
+    with pytest.raises(ValueError, match="top is 0"):
+        top_scores(tmp_path, top=0)
+
+
+def test_ties_are_in_the_order_of_the_index(corpus, tmp_path):
+    same = [Sequence(10 + n, (1, 2, 3), (1, 2, 3)) for n in range(9)]
+    found = score_corpus(corpus.model, corpus.layers, same, corpus.w, tmp_path, block=4, top=6)
+    assert found.proponents.tolist() == found.opponents.tolist() == [list(range(10, 16))] * 3
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_share_the_blocks_and_find_the_same(corpus, tmp_path, monkeypatch, size):
+    expected = score_corpus(*corpus.run, tmp_path / "one", block=4)
+    me, meeting = threading.local(), threading.Barrier(size)
+    monkeypatch.setattr(distributed, "rank_and_size", lambda: (getattr(me, "rank", 0), size))
+    monkeypatch.setattr(distributed, "barrier", lambda: meeting.wait(timeout=20))
+    calls = [Dying() for _ in range(size)]
+
+    def process(rank):
+        me.rank = rank
+        return score_corpus(deepcopy(corpus.model), *corpus.run[1:], tmp_path / "many", block=4, score=calls[rank])
+
+    with ThreadPoolExecutor(size) as pool:
+        found = list(pool.map(process, range(size)))
+    assert [x.calls for x in calls] == [len(range(rank, 6, size)) for rank in range(size)]
+    assert torch.equal(all_scores(tmp_path / "many")[1], all_scores(tmp_path / "one")[1])
+    assert all(torch.equal(a, b) for x in found for a, b in zip(vars(x).values(), vars(expected).values()))
+
+
+@pytest.mark.parametrize("lives", range(6))
+def test_a_run_that_dies_after_any_block_goes_on_to_the_same_bytes(corpus, tmp_path, lives):
+    expected = score_corpus(*corpus.run, tmp_path / "whole", block=4, score=Dying())
+    with pytest.raises(KeyboardInterrupt):
+        score_corpus(*corpus.run, tmp_path / "cut", block=4, score=Dying(lives))
+    assert len(parts(tmp_path / "cut")) == lives
+    with pytest.raises(ValueError, match="holds no finished run"):
+        list(read_scores(tmp_path / "cut"))
+    again = Dying()
+    found = score_corpus(*corpus.run, tmp_path / "cut", block=4, score=again)
+    assert again.calls == 6 - lives and parts(tmp_path / "cut") == parts(tmp_path / "whole")
+    assert all(torch.equal(a, b) for a, b in zip(vars(found).values(), vars(expected).values()))
+
+
+def test_kill_9_while_a_part_is_written_loses_that_part_alone(corpus, tmp_path):
+    def known(model, layers, docs, w, **options):                # autograd does not survive a fork
+        at = [x.index for x in docs]
+        return influence.Scores(corpus.whole.values[:, at], corpus.whole.norms[at])
+
+    def child():
+        def write_half(table, path, write=pq.write_table, **options):
+            write(table, path, **options)
+            if "000002" in str(path):
+                os.truncate(path, 500)
+                os.kill(os.getpid(), signal.SIGKILL)
+        pq.write_table = write_half
+        score_corpus(*corpus.run, tmp_path / "cut", block=4, score=known)
+
+    process = multiprocessing.get_context("fork").Process(target=child, daemon=True)
+    process.start()
+    process.join(20)
+    assert process.exitcode == -signal.SIGKILL
+    assert sorted(parts(tmp_path / "cut")) == ["part-000000.parquet", "part-000001.parquet"]
+    assert len(list((tmp_path / "cut").glob(".part*.partial"))) == 1
+    for folder in ("cut", "whole"):
+        score_corpus(*corpus.run, tmp_path / folder, block=4, score=known)
+    assert parts(tmp_path / "cut") == parts(tmp_path / "whole") and not list((tmp_path / "cut").glob(".part*"))
+
+
+def test_the_folder_of_other_work_is_refused(corpus, tmp_path):
+    score_corpus(*corpus.run, tmp_path, block=4)
+    before, (model, layers, docs, w) = parts(tmp_path), corpus.run
+    for run, block, what in [((model, layers, docs, {name: 2 * x for name, x in w.items()}), 4, "w differ"),
+                             ((neox(1), layers, docs, w), 4, "model differ"),
+                             ((model, layers, docs[1:], w), 4, "first sequence differ"),
+                             (corpus.run, 5, "block differ")]:
+        with pytest.raises(ValueError, match=what):
+            score_corpus(*run, tmp_path, block=block)
+    with pytest.raises(ValueError, match="part-000001.parquet holds other documents than block 1 of this stream"):
+        score_corpus(model, layers, docs[:5] + docs[6:], w, tmp_path, block=4)
+    assert parts(tmp_path) == before
+    with pytest.raises(ValueError, match="part-000003.parquet lies beyond the end"):
+        score_corpus(model, layers, docs[:12], w, tmp_path, block=4)
+
+
+def test_two_runs_exclude_each_other(corpus, tmp_path):
+    with checkpoints.exclusive(tmp_path / ".rank-0"), pytest.raises(checkpoints.Busy, match=f"written by process {os.getpid()}"):
+        score_corpus(*corpus.run, tmp_path)
+
+
+def test_a_missing_or_damaged_part_is_named(corpus, tmp_path):
+    score_corpus(*corpus.run, tmp_path, block=4)
+    path = tmp_path / "part-000002.parquet"
+    whole = path.read_bytes()
+    changed = bytearray(whole)
+    changed[whole.index((10).to_bytes(8, "little"))] ^= 1                       # one bit of an index: the pages carry checksums
+    for damaged in (whole[:-40], whole[:200], b"", bytes(changed)):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="part-000002.parquet is damaged"):
+            list(read_scores(tmp_path))
+    path.unlink()
+    with pytest.raises(ValueError, match="part-000002.parquet is missing"):
+        top_scores(tmp_path)
+    score_corpus(*corpus.run, tmp_path, block=4)
+    assert path.read_bytes() == whole
+
+
+def test_what_cannot_be_scored_is_named_before_its_block_is(corpus, tmp_path):
+    model, layers, docs, w = corpus.run
+    with pytest.raises(ValueError, match="sequence 99 has token id 12"):
+        score_corpus(model, layers, [*docs, Sequence(99, (1, 12), (1, 12))], w, tmp_path / "a", block=12)
+    assert sorted(parts(tmp_path / "a")) == ["part-000000.parquet"]
+    with pytest.raises(ValueError, match="sequence 3 comes after sequence 22"):
+        score_corpus(model, layers, [*docs, docs[3]], w, tmp_path / "b")
+    with pytest.raises(ValueError, match="no sequences"):
+        score_corpus(model, layers, [], w, tmp_path / "c")
+    with pytest.raises(ValueError, match="block is 0"):
+        score_corpus(*corpus.run, tmp_path / "d", block=0)
+
+
+def test_what_is_not_finite_is_never_written(corpus, tmp_path):
+    model, layers, docs, w = corpus.run
+    broken = neox()
+    broken.get_submodule(layers[2].name).weight.data[0] = torch.nan
+    with pytest.raises(FloatingPointError, match=f"output of {layers[2].name} is NaN"):
+        score_corpus(broken, layers, docs, w, tmp_path / "a")
+    with pytest.raises(FloatingPointError, match="a score of sequence 0 is NaN or infinite"):
+        score_corpus(model, layers, docs, {name: x * torch.inf for name, x in w.items()}, tmp_path / "b")
+    assert not parts(tmp_path / "a") and not parts(tmp_path / "b")
+
+
+def test_a_full_disk_stops_cleanly(corpus, tmp_path, monkeypatch):
+    def full(table, path, **options):
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="the disk is full while writing .*part-000000.parquet"):
+        patch.setattr(pq, "write_table", full)
+        score_corpus(*corpus.run, tmp_path)
+    assert not list(tmp_path.glob("*part*"))
+    with pytest.raises(OSError, match="needs .* of disk"):
+        score_corpus(corpus.model, corpus.layers, iter(corpus.docs), corpus.w, tmp_path, documents=10**15)
+    score_corpus(*corpus.run, tmp_path)
+
+
+def test_texts_keep_their_number_and_lose_nothing_but_the_short_ones():
+    words = word_tokenizer(["a b c"])
+    found = list(tokenised(iter(["a b c", "a", "", "b c"] * 200), words, 2))
+    assert [x.index for x in found[:3]] == [0, 3, 4] and len(found) == 400
+    assert [words.decode(x.input_ids) for x in found[:2]] == ["a b", "b c"] and all(x.labels == x.input_ids for x in found)
+    endless = tokenised(iter(lambda: "a b", None), words, 2)
+    assert [x.index for x in islice(endless, 1000)] == list(range(1000))
+
+
+def test_a_stream_of_datasets_is_scored(tmp_path, monkeypatch):
+    pa, datasets = pytest.importorskip("pyarrow"), pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    texts = [f"the cat number {n % 3} sat" for n in range(10)] + ["the"]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "corpus.parquet")
+    words = word_tokenizer(texts)
+    model = tiny_gpt_neox(len(words), width=8, layers=1, heads=2, context=8)
+    layers = tracked_layers(model)
+    docs = list(tokenised(texts, words, 8))
+    w = query_gradients(model, layers, docs[:2])
+    stream = tokenised(load_texts(tmp_path / "corpus.parquet", streaming=True), words, 8)
+    score_corpus(model, layers, stream, w, tmp_path / "scores", block=4)
+    index, values, _ = all_scores(tmp_path / "scores")
+    assert index.tolist() == list(range(10))
+    torch.testing.assert_close(values, influence.score(model, layers, docs, w).values)
+
+
+def test_the_plan_and_the_estimate_say_what_it_takes(corpus, tmp_path, capsys):
+    model, layers, docs, w = corpus.run
+    found = estimate(model, layers, docs, w, 10**6, batch_size=8)
+    per_million = part_bytes(10**6, 3)
+    assert found.disk == per_million and found.hours > 0 and found.tokens_per_second > 0
+    assert estimate(model, layers, docs, w, 2 * 10**6, batch_size=8).documents == 2 * 10**6
+    assert "1,000,000 documents, 3 queries: " in (said := capsys.readouterr().out) and "tokens/s" in said
+    score_corpus(*corpus.run, tmp_path, title="corpus", block=4)
+    out, bar = capsys.readouterr()
+    assert "corpus: 23 documents, 3 queries; on disk 0.37 GiB per million documents" in out and "tokens/s" in bar
+
+
+@pytest.mark.parametrize("queries", [1, 40])
+def test_the_disk_that_parts_take_is_as_announced(tmp_path, queries):
+    def constant(model, layers, docs, w, **options):
+        return influence.Scores(torch.rand(queries, len(docs)), torch.ones(len(docs)))
+    model = neox()
+    docs = [Sequence(n, (1, 2), (1, 2)) for n in range(3000)]
+    score_corpus(model, tracked_layers(model), docs, {"any": torch.zeros(queries, 1, 1)}, tmp_path, score=constant)
+    assert sum(map(len, parts(tmp_path).values())) == pytest.approx(part_bytes(3000, queries), rel=.05)
+    assert digest(docs[:1]) in (tmp_path / "work.json").read_text()

@@ -1,0 +1,51 @@
+"""Training does what its arguments say, repeatably."""
+import pytest
+import torch
+
+from msif.core.data import Sequence
+from msif.core.models import tiny_gpt_neox
+from msif.study.beds.training import greedy, train
+
+ROWS = [Sequence(n, ids, ids) for n, ids in enumerate([(1, 2, 3, 4), (2, 3, 4, 5), (5, 4, 3, 2), (7, 7, 8)])]
+
+
+def net():
+    return tiny_gpt_neox(10, width=16, layers=1, heads=2, context=8)
+
+
+def test_same_seed_same_model_other_seed_another():
+    weights = []
+    for seed in (0, 0, 1):
+        model = net()
+        train(model, ROWS, epochs=2, rate=1e-2, batch_size=2, seed=seed)
+        weights.append(torch.cat([p.flatten() for p in model.parameters()]))
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_loss_falls_and_the_sequence_is_learnt():
+    model = net()
+    history = train(model, ROWS[:1], epochs=60, rate=1e-2, warmup=0.1)
+    assert history[-1] < 0.1 * history[0]
+    assert greedy(model, [[1, 2]], 2) == [[3, 4]]
+
+
+def test_a_document_of_weight_zero_leaves_no_trace():
+    """Same batches with another text in its place: the same weights to the last bit."""
+    changed = [*ROWS[:3], Sequence(3, (9, 9, 1), (9, 9, 1))]
+    models = [net(), net()]
+    for model, rows in zip(models, (ROWS, changed)):
+        train(model, rows, epochs=2, rate=1e-2, batch_size=2, weights=torch.tensor([1.0, 1, 1, 0]))
+    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters()))
+
+
+def test_answers_of_prompts_do_not_depend_on_their_company():
+    model = net()
+    prompts = [[1, 2, 3], [4, 5], [6, 7, 8], [2, 2]]
+    assert greedy(model, prompts, 3, batch_size=4) == [greedy(model, [p], 3)[0] for p in prompts]
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_sequences():
+    model = net()
+    model.lm_head.weight.data[0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match=r"sequences \[.*learning rate"):
+        train(model, ROWS, epochs=1, rate=1e-2)

@@ -1,0 +1,72 @@
+"""Reports are read in a browser without network, and equal notebooks give equal pages."""
+import base64
+
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from msif.study.pipeline.report import elsewhere, mathml, report, to_html
+
+PNG = base64.b64encode(b"\x89PNG\r\n").decode()
+MARKDOWN = r"""# Score of $\theta_{ft}$
+
+Inline $s = -g^\top H^{-1} g * a * b_1 * c_2$, not $5 or $6, nor `$x_i$`; but $a < b$.
+
+$$
+\begin{aligned}
+ u &= H^{-1} \nabla f \\
+ s &= -g^\top u
+\end{aligned}
+$$
+"""
+
+
+def page(markdown=MARKDOWN, html="<b>bold</b>"):
+    outputs = [new_output("display_data", data) for data in ({"image/png": PNG}, {"text/html": html})]
+    cells = [new_markdown_cell(markdown, id="a"), new_code_cell("1", id="b", outputs=outputs)]
+    return new_notebook(cells=cells)
+
+
+def test_a_page_loads_nothing_and_runs_nothing():
+    html = to_html(page(), "demo")
+    assert elsewhere(html) == [] and "<script" not in html
+    assert f"data:image/png;base64,{PNG}" in html and "<b>bold</b>" in html and "<title>demo</title>" in html
+
+
+def test_formulas_become_mathml_and_prices_and_code_do_not():
+    html = to_html(page(), "demo")
+    assert html.count('<math display="inline">') == 3 and html.count('<math display="block">') == 1
+    assert "not $5 or $6, nor <code>$x_i$</code>" in html
+    assert "<em>" not in html  # no asterisk or underscore of a formula was taken for emphasis
+    assert r"\theta" not in html and r"\begin" not in html and "<mtable" in html
+
+
+def test_equal_notebooks_give_equal_bytes():
+    assert to_html(page(), "demo") == to_html(page(), "demo")
+
+
+@pytest.mark.parametrize("html", [
+    '<img src="https://x.org/a.png">', "<script src='//x.org/a.js'></script>",
+    "<script>import('https://x.org/a.js')</script>", '<link rel="stylesheet" href="http://x.org/a.css">',
+    '<style>@import "https://x.org/a.css"</style>', "<style>p {background: url(https://x.org/a.png)}</style>",
+])
+def test_an_output_that_needs_the_network_is_refused(html):
+    with pytest.raises(ValueError, match=r"demo: the page would load .*x\.org"):
+        to_html(page(html=html), "demo")
+
+
+def test_a_link_to_follow_is_no_load():
+    assert elsewhere(to_html(page(markdown="[paper](https://x.org)"), "demo")) == []
+
+
+@pytest.mark.parametrize("latex", [r"\nosuchcommand{x}", "{", r"a & b"])
+def test_a_formula_that_cannot_be_drawn_is_named(latex):
+    with pytest.raises(ValueError) as error:
+        mathml(latex)
+    assert repr(latex) in str(error.value)
+
+
+def test_a_report_without_a_run_says_what_to_run(tmp_path, monkeypatch):
+    (tmp_path / "dvc.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="python -m msif.study.pipeline.run 01_demo tiny"):
+        report("01_demo", "tiny")
