@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from msif.scale import fitting, processes as distributed
 from msif.core.data import Sequence
 from msif.core.influence import score
-from msif.core.models import tracked_layers
+from msif.core.layers import tracked_layers
+from msif.scale import fitting, processes
 from msif.scale.plan import human, parse_bytes, plan_fit, plan_score
 
 REPORTS = Path(__file__).parent.parent / "reports" / "benchmarks"
@@ -137,11 +137,11 @@ def main():
         (given.folder / "billions.md").write_text(text + "\n")
         (given.folder / "billions.json").write_text(json.dumps(rows, indent=1) + "\n")
         return
-    model = model.to_empty(device=distributed.device())
+    model = model.to_empty(device=processes.device())
     torch.manual_seed(0)
     with torch.no_grad():
         [p.normal_(std=.02) for p in model.parameters()]
-    model.gpt_neox.rotary_emb = type(model.gpt_neox.rotary_emb)(model.config).to(distributed.device())        # its buffers are no weights
+    model.gpt_neox.rotary_emb = type(model.gpt_neox.rotary_emb)(model.config).to(processes.device())        # its buffers are no weights
     ids = torch.randint(model.config.vocab_size, (given.tokens // given.length, given.length)).tolist()
     found = measured(model, [Sequence(n, tuple(x), tuple(x)) for n, x in enumerate(ids)], given.batch_size, given.queries, given.memory)
     print(json.dumps(found, indent=1))

@@ -12,14 +12,13 @@ import os
 import numpy
 import torch
 import torch.nn.functional as F
-
 from workload import sequences, summed_loss
 
 DAMPING = 0.1
 
 
 def tracked(model):
-    from msif.core.models import tracked_layers
+    from msif.core.layers import tracked_layers
     return tracked_layers(model)
 
 

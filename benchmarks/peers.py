@@ -23,7 +23,6 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 import workload
 from workload import ROOT, Shape, markdown, number, read, spread, write
@@ -230,6 +229,7 @@ def figure(records):
     """peers.png: a panel for each measure, a row of dots for each shape, least to largest as a bar."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import LogLocator
+
     from msif.study.figures import PALETTE
     ordered = sorted(records, key=lambda r: NAMES.index(r["library"]))
     shapes, labels = groups(records), list(dict.fromkeys(map(label, ordered)))

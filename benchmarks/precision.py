@@ -22,6 +22,7 @@ VARIANTS = (REFERENCE, ("float32", "float32"), ("float64", "float64"), ("bfloat1
 def trained():
     """The test-bed of profile `tiny`: two trained models, their documents, fine-tuning rows and queries."""
     import yaml
+
     from msif.study.beds import testbed
     from msif.study.corpora.corpus import generate
     settings = yaml.safe_load((ROOT / "params.yaml").read_text())["tiny"]["testbed"]
@@ -41,7 +42,7 @@ def scores(bed, dtype, eigh, documents, queries):
     """{damping: two-stage scores (queries, documents)}, of documents spread over the corpus; eigh: "float64" or "float32"."""
     from msif.core import ekfac
     from msif.core.influence import Damping, Stage, precondition, query_gradients, score
-    from msif.core.models import tracked_layers
+    from msif.core.layers import tracked_layers
     base, tuned = bed.model("pretrained", dtype), bed.model("finetuned", dtype)
     layers, documents = tracked_layers(base), bed.documents[::len(bed.documents) // documents][:documents]
     with patch.object(ekfac, "_eigh", low_precision_eigh if eigh == "float32" else ekfac._eigh):
@@ -128,6 +129,7 @@ def figure(records):
     """precision.png: relative error of the median and the worst query, and what is missing of a correlation of 1."""
     import matplotlib.pyplot as plt
     import numpy as np
+
     from msif.study.figures import PALETTE
     found = compared(records)
     names, dampings = list(dict.fromkeys(map(name, found))), sorted({r["damping"] for r in found})

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from unittest.mock import patch
 
 import workload
-from workload import Shape, cpu_seconds, markdown, number, read, sequences, spread, write
+from workload import Shape, cpu_seconds, markdown, number, read, spread, write
 
 WIDTHS = (32, 64, 128, 256)
 PARTS = ("passes", "products", "eigendecompositions")
@@ -121,7 +121,7 @@ def predicted(model, layers, shape):
 
 def run(out, widths, repetitions, shape=Shape):
     """Records of all widths to out/size.json; repetitions go round the widths."""
-    from msif.core.models import tracked_layers
+    from msif.core.layers import tracked_layers
     workload.one_thread()
     runs = {width: [] for width in widths}
     for n in range(repetitions):
@@ -175,6 +175,7 @@ def figure(records):
     """size.png: stacked bars of the parts, measured beside predicted; spread of the whole as a bar."""
     import matplotlib.pyplot as plt
     import numpy as np
+
     from msif.study.figures import PALETTE
     drawn, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     at = np.arange(len(records))

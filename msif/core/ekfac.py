@@ -96,7 +96,7 @@ class EKFAC:
 
 
 def fit(model, layers, sequences, *, labels="gaussian", samples=2, seed=0, batch_size=32, partitions=1, title=None):
-    """EK-FAC factors of `layers` (from `models.tracked_layers`) on `sequences`; two passes per partition of the layers.
+    """EK-FAC factors of `layers` (from `layers.tracked_layers`) on `sequences`; two passes per partition of the layers.
 
     labels: "gaussian", "sampled" or "true" (see `objectives.fisher_losses`), `samples` of them per sequence. partitions:
     the layers are fitted in that many groups, one after the other, to bound memory; the result does not change.
@@ -111,7 +111,7 @@ def fit(model, layers, sequences, *, labels="gaussian", samples=2, seed=0, batch
         bases = {name: eigenbases(*found) for name, found in covariances(*run, title).items()}
         factors |= corrected_eigenvalues(*run, bases, title)
     return EKFAC({layer.name: factors[layer.name] for layer in layers},
-                 _header(model, sequences, labels, len(objectives), seed))
+                 header(model, sequences, labels, len(objectives), seed))
 
 
 def covariances(model, layers, sequences, objectives, batch_size, title=None):
@@ -224,7 +224,8 @@ def _all_seen(layers, sums, what):
         raise ValueError(f"no gradient reaches {missing}: the loss does not depend on them; leave them out by a pattern")
 
 
-def _header(model, sequences, labels, samples, seed):
+def header(model, sequences, labels, samples, seed):
+    """Where factors come from: how they were fitted, and digests of the model and the data."""
     tokens = sum(len(x.input_ids) for x in sequences)
     return {"labels": labels, "samples": samples, "seed": seed, "sequences": len(sequences), "tokens": tokens,
             "model": model_digest(model), "data": digest(sequences)}

@@ -4,6 +4,7 @@ Tensors are safetensors and the rest is JSON, so nothing is ever unpickled.
 """
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -61,6 +62,49 @@ def atomic(path, durable=True):
         raise
 
 
+def write_text(path, text):
+    """Write text (UTF-8) to `path`, whole or not at all."""
+    with atomic(path) as partial:
+        partial.write_text(text, "utf-8", newline="\n")
+
+
+def write_json(path, value, **options):
+    """Write a JSON value and a line's end to `path`, whole or not at all. options: of `json.dumps`."""
+    write_text(path, json.dumps(value, **{"indent": 1, **options}) + "\n")
+
+
+def write_json_lines(path, rows):
+    """Write one JSON value a line to `path` (UTF-8, as it is read), whole or not at all."""
+    with atomic(path) as partial, open(partial, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def json_lines(path):
+    """The values of a file of one JSON value a line; ValueError naming file and line for anything else."""
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            yield parsed_line(path, number, line)
+
+
+def parsed_line(path, number, line):
+    """The JSON value of one line of a file; ValueError naming file and line for anything else."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {number} is not JSON ({error.msg}): write or download it anew") from error
+
+
+def sha256_of_file(path):
+    """SHA-256 (hex) of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of(value):
+    """SHA-256 (hex) of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def _full(error):
     """safetensors reports a full disk by message alone."""
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
@@ -86,8 +130,7 @@ def same_work(folder, key):
     path = Path(folder) / "work.json"
     key = json.loads(json.dumps(key))
     if not path.exists():
-        with atomic(path) as partial:
-            partial.write_text(json.dumps(key, indent=1) + "\n")
+        write_json(path, key)
     elif differing := [name for name, value in key.items() if (found := json.loads(path.read_text())).get(name) != value]:
         name = differing[0]
         raise ValueError(f"{folder} holds the work of other inputs or settings: {', '.join(differing)} differ (there "

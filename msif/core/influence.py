@@ -109,7 +109,7 @@ def query_gradients(model, layers, queries, measurement=log_probability, batch_s
 def precondition(query, stages):
     """[w_1, …, w_K], each {layer: (q, o, i)}: s_j(z) = ⟨w_j, ∇ℓ_z(θ_j)⟩ for a document z of stage j."""
     check(stages)
-    _same(query, stages[-1].curvature.layers, "the query gradients and the last stage's curvature")
+    same_layers(query, stages[-1].curvature.layers, "the query gradients and the last stage's curvature")
     solved = []
     for k, stage in reversed(list(enumerate(stages))):
         solved.insert(0, stage.inverse(query))
@@ -117,7 +117,8 @@ def precondition(query, stages):
     return solved
 
 
-def _same(a, b, what):
+def same_layers(a, b, what):
+    """ValueError unless two collections of layer names hold the same ones."""
     if difference := set(a) ^ set(b):
         raise ValueError(f"{what} do not have the same layers; only one of them has {sorted(difference)}")
 
@@ -139,7 +140,7 @@ def score(model, layers, candidates, w, *, batch_size=32, per_layer=False, objec
 
     `model` is the one of the candidates' own stage. Vectors of several methods can be stacked along q: one pass serves all.
     """
-    _same(w, [layer.name for layer in layers], "the query vectors and the tracked layers of the candidates' model")
+    same_layers(w, [layer.name for layer in layers], "the query vectors and the tracked layers of the candidates' model")
     weights = {name: x.mT.flatten(1) for name, x in w.items()}       # no copy of w where `queries.preconditioned` made it
     first = next(iter(weights.values()))
     found = {name: first.new_zeros(len(first), len(candidates)) for name in (weights if per_layer else ["all"])}
@@ -161,7 +162,7 @@ def token_scores(model, layers, candidates, w, *, batch_size=32, objective=loss)
     """s split over positions: (q, n, S), Σ_t g_tᵀ W a_t = s(z); zero where padded.
 
     A token's score belongs to the position whose inputs the weights met; its g_t carries the losses of all later tokens."""
-    _same(w, [layer.name for layer in layers], "the query vectors and the tracked layers of the candidates' model")
+    same_layers(w, [layer.name for layer in layers], "the query vectors and the tracked layers of the candidates' model")
     longest = max(len(x.input_ids) for x in candidates)
     total = []
 

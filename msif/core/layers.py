@@ -1,14 +1,88 @@
-"""Which output rows of an attention projection belong to which head's query, key or value.
+"""The layers of a model that influence is computed over, and which of their output rows belong to which attention head.
 
-Whatever the order of the rows in the weight, the blocks come out in one order: all heads' q, all k, all v. So
-block b of a fused layer with H heads is head b % H of role "qkv"[b // H]. Each head has d of the output rows.
+Whatever the order of the rows in a projection's weight, the blocks of a per-head layer come out in one order: all heads' q, all k,
+all v. So block b of a fused layer with H heads is head b % H of role "qkv"[b // H]. Each head has d of the output rows.
 """
-import torch
+import re
+from collections import defaultdict
+from dataclasses import dataclass
 
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+_UNEMBEDDINGS = ("lm_head", "embed_out", "score", "classifier")
 SUPPORTED = ("query_key_value of GPT-NeoX and BLOOM, c_attn of GPT-2, and separate q_proj, k_proj, v_proj "
              "(Llama, Qwen, Mistral, …) or query, key, value (BERT)")
 _QUERY, _KEY_VALUE = ("q_proj", "query"), ("k_proj", "v_proj", "key", "value")
 _OUTPUT = ("dense", "o_proj", "out_proj", "c_proj")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One tracked layer y = x Wᵀ (+ b): `nn.Linear`, or `Conv1D`, whose weight is stored as Wᵀ (in, out)."""
+    name: str               # as in model.named_modules()
+    rows: Tensor | None     # None: one block with all output rows; else (blocks, r) int64, a partition
+    bias: bool
+    in_features: int        # without the bias
+    out_features: int
+
+
+def tracked_layers(model, pattern=None, per_head=False):
+    """The layers that factors, gradients and scores range over, in module order: list[Layer].
+
+    pattern: a regex searched for in the dotted names of all `nn.Linear` and `Conv1D`. Default: those inside
+    the repeated blocks (attention and MLP), not embeddings, unembedding or classification head.
+    per_head: attention projections in one block per head and per q, k and v (see `head_rows`); other layers
+    stay one block. Raises ValueError if nothing matches, if parameters are shared with another module (tied
+    weights: their gradient does not come from this layer alone), or if per_head meets an unknown attention.
+    """
+    linear = {n: module for n, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
+    chosen = [n for n in linear if (_in_a_block(model, n) if pattern is None else re.search(pattern, n))]
+    if not chosen:
+        there = sorted({re.sub(r"(?<=\.)\d+(?=\.)", "N", name) for name in linear})
+        wanted = "inside numbered blocks" if pattern is None else f"matching the pattern {pattern!r}"
+        raise ValueError(f"no layer to track: expected one {wanted}, among {', '.join(there) or 'none'}")
+    _refuse_shared(model, chosen)
+    return [_layer(model, name, linear[name], per_head) for name in chosen]
+
+
+def _in_a_block(model, name):
+    """Is it part of a numbered module of an nn.ModuleList, as "model.layers.3.mlp.up_proj" is?"""
+    parts = name.split(".")
+    numbered = [i for i, part in enumerate(parts) if part.isdigit()]
+    return parts[-1] not in _UNEMBEDDINGS and any(
+        isinstance(model.get_submodule(".".join(parts[:i])), nn.ModuleList) for i in numbered)
+
+
+def _refuse_shared(model, names):
+    owners = defaultdict(list)          # by memory: a second Parameter over the same numbers is shared too
+    for full, p in model.named_parameters(remove_duplicate=False):
+        owners[p.data_ptr() or id(p)].append(full)      # meta tensors have no memory: address 0
+    for group in owners.values():
+        tracked = [full for full in group if full.rpartition(".")[0] in names]
+        if tracked and len(group) > 1:
+            others = ", ".join(full for full in group if full != tracked[0])
+            raise ValueError(f"{tracked[0]} is one parameter with {others}: shared (tied) weights cannot be "
+                             f"tracked; choose a pattern that leaves this layer out, or untie them")
+
+
+def _layer(model, name, module, per_head):
+    shape = module.weight.shape
+    n_in, n_out = shape if isinstance(module, Conv1D) else reversed(shape)
+    rows = head_rows(name, n_out, model.config) if per_head else None
+    return Layer(name, rows, module.bias is not None, n_in, n_out)
+
+
+def matrix(module, tensor):
+    """A weight of the module, or a gradient like it, as (…, out, in): `Conv1D` keeps it transposed. Its own inverse."""
+    return tensor.mT if isinstance(module, Conv1D) else tensor
+
+
+def weight_matrix(module):
+    """Weight of the module, and bias if it has one, as a layer's gradient is laid out: (o, i), the bias last; no gradient."""
+    weight = matrix(module, module.weight)
+    return (weight if module.bias is None else torch.cat([weight, module.bias[:, None]], 1)).detach()
 
 
 def fused_head_by_head(heads, d):

@@ -1,36 +1,23 @@
-"""Language models, and the layers of theirs that influence is computed over.
+"""Language models: loading, digests and logits.
 
 Any Hugging Face causal language model or sequence classifier, from a hub id or a local folder; and a tiny
 GPT-NeoX to train from scratch. Weights come from safetensors alone; code that comes with a model never runs.
 """
 import hashlib
 import math
-import re
-from collections import defaultdict
-from dataclasses import dataclass
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
-from transformers import (AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer,
-                          GPTNeoXConfig, GPTNeoXForCausalLM)
-from transformers.pytorch_utils import Conv1D
-
-from msif.core.layers import head_rows
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+)
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 _HEADS = {"causal": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification}
-_UNEMBEDDINGS = ("lm_head", "embed_out", "score", "classifier")
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One tracked layer y = x Wᵀ (+ b): `nn.Linear`, or `Conv1D`, whose weight is stored as Wᵀ (in, out)."""
-    name: str               # as in model.named_modules()
-    rows: Tensor | None     # None: one block with all output rows; else (blocks, r) int64, a partition
-    bias: bool
-    in_features: int        # without the bias
-    out_features: int
 
 
 def tiny_gpt_neox(vocab_size, width=64, layers=2, heads=4, context=64, seed=0, intermediate=None):
@@ -84,52 +71,6 @@ def _from_pretrained(auto, source, files, **options):
         raise OSError(f"nothing could be loaded from {str(source)!r} with {auto.__name__}: expected a hub id "
                       f"(already downloaded, if offline), or a local folder with {files}. The cause: {error}"
                       ) from error
-
-
-def tracked_layers(model, pattern=None, per_head=False):
-    """The layers that factors, gradients and scores range over, in module order: list[Layer].
-
-    pattern: a regex searched for in the dotted names of all `nn.Linear` and `Conv1D`. Default: those inside
-    the repeated blocks (attention and MLP), not embeddings, unembedding or classification head.
-    per_head: attention projections in one block per head and per q, k and v (see msif.core.layers); other layers
-    stay one block. Raises ValueError if nothing matches, if parameters are shared with another module (tied
-    weights: their gradient does not come from this layer alone), or if per_head meets an unknown attention.
-    """
-    linear = {n: module for n, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
-    chosen = [n for n in linear if (_in_a_block(model, n) if pattern is None else re.search(pattern, n))]
-    if not chosen:
-        there = sorted({re.sub(r"(?<=\.)\d+(?=\.)", "N", name) for name in linear})
-        wanted = "inside numbered blocks" if pattern is None else f"matching the pattern {pattern!r}"
-        raise ValueError(f"no layer to track: expected one {wanted}, among {', '.join(there) or 'none'}")
-    _refuse_shared(model, chosen)
-    return [_layer(model, name, linear[name], per_head) for name in chosen]
-
-
-def _in_a_block(model, name):
-    """Is it part of a numbered module of an nn.ModuleList, as "model.layers.3.mlp.up_proj" is?"""
-    parts = name.split(".")
-    numbered = [i for i, part in enumerate(parts) if part.isdigit()]
-    return parts[-1] not in _UNEMBEDDINGS and any(
-        isinstance(model.get_submodule(".".join(parts[:i])), nn.ModuleList) for i in numbered)
-
-
-def _refuse_shared(model, names):
-    owners = defaultdict(list)          # by memory: a second Parameter over the same numbers is shared too
-    for full, p in model.named_parameters(remove_duplicate=False):
-        owners[p.data_ptr() or id(p)].append(full)      # meta tensors have no memory: address 0
-    for group in owners.values():
-        tracked = [full for full in group if full.rpartition(".")[0] in names]
-        if tracked and len(group) > 1:
-            others = ", ".join(full for full in group if full != tracked[0])
-            raise ValueError(f"{tracked[0]} is one parameter with {others}: shared (tied) weights cannot be "
-                             f"tracked; choose a pattern that leaves this layer out, or untie them")
-
-
-def _layer(model, name, module, per_head):
-    shape = module.weight.shape
-    n_in, n_out = shape if isinstance(module, Conv1D) else reversed(shape)
-    rows = head_rows(name, n_out, model.config) if per_head else None
-    return Layer(name, rows, module.bias is not None, n_in, n_out)
 
 
 def model_digest(model):

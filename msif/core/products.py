@@ -81,3 +81,14 @@ def add_squares(total, a, g, bias, basis_in, basis_out, rows=None):
 def split(x, rows, dim):
     """Output dimension `dim` into (blocks, r); rows (blocks, r), or None for one block."""
     return x.unsqueeze(dim) if rows is None else x.index_select(dim, rows.flatten().to(x.device)).unflatten(dim, rows.shape)
+
+
+def flatten(v):
+    """{layer: (q, o, i)} as rows (q, P)."""
+    return torch.cat([x.flatten(1) for x in v.values()], 1)
+
+
+def unflatten(x, like):
+    """Rows (q, P) as {layer: (q, o, i)}, the layers as in `like`."""
+    parts = x.split([y[0].numel() for y in like.values()], 1)
+    return {name: part.unflatten(1, y.shape[1:]) for (name, y), part in zip(like.items(), parts)}

@@ -23,10 +23,12 @@ import torch
 from msif.core.capture import gradients
 from msif.core.influence import Stage
 from msif.core.objectives import gaussian_loss
+from msif.core.products import flatten, unflatten
+from msif.curvature.conjugate import block_cg
 
 
 @dataclass(frozen=True)
-class LowRank:
+class Correction:
     """rows: Ũ (n, P). core (n, n), symmetric: (I + ŨᵀŨ)^(−1/2) = I + Ũᵀ core Ũ. share: g, between 0 and 1."""
     rows: torch.Tensor
     core: torch.Tensor
@@ -47,7 +49,7 @@ class Refined(Stage):
     """
     product: object = None
     iterations: int = 0
-    correction: LowRank | None = None
+    correction: Correction | None = None
     solver: object = None
 
     def __post_init__(self):
@@ -91,7 +93,7 @@ class Refined(Stage):
         mean = self._mean(name)
         return self.damping.of(mean) + (0.0 if name in self.new else self.alpha.of(mean))
 
-    def _whitened(self, v, share):
+    def whitened(self, v, share):
         """C v as rows (q, P)."""
         def root(shift):
             return lambda eigenvalues, mean: ((1 - share) * eigenvalues + shift(mean)).rsqrt()
@@ -101,68 +103,28 @@ class Refined(Stage):
     def _back(self, v):
         """Fᵀ v as rows (q, P)."""
         if self.correction is None:
-            return flatten(self._whitened(v, 0.0))
-        return self.correction.root(flatten(self._whitened(v, self.correction.share)))
+            return flatten(self.whitened(v, 0.0))
+        return self.correction.root(flatten(self.whitened(v, self.correction.share)))
 
     def _forth(self, x, like):
         """F x of rows (q, P), as layers."""
         if self.correction is None:
-            return self._whitened(unflatten(x, like), 0.0)
-        return self._whitened(unflatten(self.correction.root(x), like), self.correction.share)
+            return self.whitened(unflatten(x, like), 0.0)
+        return self.whitened(unflatten(self.correction.root(x), like), self.correction.share)
 
 
 def low_rank(stage, u, share=0.9):
-    """The `LowRank` correction of a `Refined` stage's EK-FAC by pseudo-gradients u {layer: (n, o, i)}, E[Σ u uᵀ] = G; n² P once."""
+    """The `Correction` correction of a `Refined` stage's EK-FAC by pseudo-gradients u {layer: (n, o, i)}, E[Σ u uᵀ] = G; n² P once."""
     if not 0 < share < 1:
         raise ValueError(f"share is {share}; expected a number between 0 (EK-FAC alone) and 1 (pseudo-gradients alone)")
-    rows = share ** 0.5 * flatten(stage._whitened(u, share))
+    rows = share ** 0.5 * flatten(stage.whitened(u, share))
     values, vectors = torch.linalg.eigh((rows @ rows.mT).double())
     root = (1 + values.clamp(min=0)).sqrt()
     core = -vectors / (root * (1 + root)) @ vectors.mT                # ((1 + λ)^(−1/2) − 1) / λ without its cancellation
-    return LowRank(rows, core.to(rows.dtype), share)
+    return Correction(rows, core.to(rows.dtype), share)
 
 
 def pseudo_gradients(model, layers, sequences, samples=1, seed=0, batch_size=64):
     """u = D / √(samples·N), {layer: (samples·N, o, i)}: E[Σ u uᵀ] = G. One forward and `samples` backward passes' worth of work."""
     drawn = [gradients(model, layers, sequences, partial(gaussian_loss, seed=seed, draw=i), batch_size) for i in range(samples)]
     return {name: torch.cat([d[name] for d in drawn]) / (samples * len(sequences)) ** 0.5 for name in drawn[0]}
-
-
-def block_cg(product, b):
-    """Iterates of block conjugate gradients on A X = b, b (q, P): after each product (X (q, P), relative residuals (q,)), without end.
-
-    product: rows (q, P) -> A times each; A symmetric and positive definite. By Dubrulle's BCGrQ; residuals are Q·C.
-    """
-    norms = b.norm(dim=1).clamp(min=torch.finfo(b.dtype).tiny)
-    Q, C = torch.linalg.qr(b.mT)
-    X, S = torch.zeros_like(Q), Q
-    while True:
-        AS = product(S.mT).mT
-        step = torch.linalg.pinv(S.mT @ AS, hermitian=True)
-        X = X + S @ (step @ C)
-        Q, zeta = torch.linalg.qr(Q - AS @ step)
-        C, S = zeta @ C, Q + S @ zeta.mT
-        yield X.mT, C.norm(dim=0) / norms
-
-
-def cg(product, b):
-    """Iterates of conjugate gradients, each query by itself: the same signature as `block_cg`."""
-    norms = b.norm(dim=1, keepdim=True).clamp(min=torch.finfo(b.dtype).tiny)
-    x, r, p = torch.zeros_like(b), b, b
-    while True:
-        Ap, square = product(p), r.square().sum(1, keepdim=True)
-        step = square / (p * Ap).sum(1, keepdim=True).clamp(min=torch.finfo(b.dtype).tiny)
-        x, r = x + step * p, r - step * Ap
-        p = r + r.square().sum(1, keepdim=True) / square.clamp(min=torch.finfo(b.dtype).tiny) * p
-        yield x, (r.norm(dim=1, keepdim=True) / norms)[:, 0]
-
-
-def flatten(v):
-    """{layer: (q, o, i)} as rows (q, P)."""
-    return torch.cat([x.flatten(1) for x in v.values()], 1)
-
-
-def unflatten(x, like):
-    """Rows (q, P) as {layer: (q, o, i)}, the layers as in `like`."""
-    parts = x.split([y[0].numel() for y in like.values()], 1)
-    return {name: part.unflatten(1, y.shape[1:]) for (name, y), part in zip(like.items(), parts)}

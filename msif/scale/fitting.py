@@ -12,26 +12,25 @@ and every k-th decomposition, and sums are added over processes.
 import contextlib
 import ctypes
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from msif.core import ekfac, factors as store, files as checkpoints
-from msif.scale import processes as distributed
+from msif.core import ekfac, files, store
 from msif.core.capture import backpropagate, frozen
 from msif.core.data import buckets, check, collate, digest
 from msif.core.models import limits, model_digest
 from msif.core.objectives import fisher_losses
-from msif.scale.plan import parse_bytes, plan_fit
 from msif.core.products import aligned
 from msif.core.resources import require
+from msif.scale import processes
+from msif.scale.plan import parse_bytes, plan_fit
 
 
 def fit(folder, model, layers, sequences, *, labels="gaussian", samples=2, seed=0, batch_size=32, memory=None, keep=0,
         every=60.0, title=None):
-    """Fit the factors of `layers` on `sequences` into `folder`, and return them as `load` does.
+    """Fit the factors of `layers` on `sequences` into `folder`, and return them, each layer read when it is asked for (`store.load`).
 
     labels, samples, seed and batch_size as in `ekfac.fit`. memory: bytes, "16GiB" or None for what is free; it decides how many
     partitions the layers go in. keep: bytes of disk, or "16GiB", for the a and g of the covariance pass, so that the eigenvalue
@@ -39,68 +38,38 @@ def fit(folder, model, layers, sequences, *, labels="gaussian", samples=2, seed=
     (None: silent). A folder that holds these very factors is returned as it is.
 
     Raises, before any pass, ValueError for unreadable sequences or for a folder with other factors or other unfinished work in
-    it, MemoryError or OSError where memory or disk will not do, `checkpoints.Busy` while another run writes there.
+    it, MemoryError or OSError where memory or disk will not do, `files.Busy` while another run writes there.
     """
     folder, objectives = Path(folder), fisher_losses(labels, samples, seed)
     check(sequences, *limits(model))
     key = {"model": model_digest(model), "data": digest(sequences), "layers": [str(x) for x in layers], "labels": labels,
            "samples": len(objectives), "seed": seed, "batch_size": batch_size}
     plan = plan_fit(model, layers, [len(x.input_ids) for x in sequences], batch_size=batch_size, draws=len(objectives), memory=memory)
-    rank, size = distributed.rank_and_size()
+    rank, size = processes.rank_and_size()
     if size > (found := len(buckets(sequences, batch_size))):
         raise ValueError(f"{size} processes for {found} batches: every process needs one; lower batch_size or start fewer")
     if title and rank == 0:
         print(plan, flush=True)
     work = folder.with_name(f".{folder.name}.work")
-    with checkpoints.exclusive(work / f"rank{rank}"):
+    with files.exclusive(work / f"rank{rank}"):
         if not _there(folder, key):
             _begin(work, key, plan, rank)
             for number, partition in enumerate(plan.partitions):
                 _Fit(work, model, partition.layers, sequences, objectives, batch_size, parse_bytes(keep) if keep else 0, every,
                      title and f"{title} {number + 1}/{len(plan.partitions)}").run()
             if rank == 0:
-                header = ekfac._header(model, sequences, labels, len(objectives), seed)
-                store.save(ekfac.EKFAC(LayerFiles({x.name: _file(work, x, "factors") for x in layers}), header), folder)
+                header = ekfac.header(model, sequences, labels, len(objectives), seed)
+                store.save(ekfac.EKFAC(store.LayerFiles({x.name: _file(work, x, "factors") for x in layers}), header), folder)
                 _clear(work)
-        distributed.barrier()
-    return load(folder, model, layers)
-
-
-def load(folder, model=None, layers=None):
-    """`ekfac.EKFAC` of a folder, its layers read when they are asked for and not kept: as much memory as one layer."""
-    header = store._read_header(Path(folder))
-    files = header.pop("layers")
-    if layers is not None:
-        store._check_layers(folder, files, layers)
-    if model is not None and model_digest(model) != header["model"]:
-        raise store.FactorsError(f"{folder}: fitted on another model (digest {header['model'][:12]}…); load that one, or fit again")
-    return ekfac.EKFAC(LayerFiles({name: Path(folder) / x["file"] for name, x in files.items()},
-                                  {name: x["sha256"] for name, x in files.items()}), header)
-
-
-class LayerFiles(Mapping):
-    """{layer name: LayerFactors} read from one file a layer, each time that it is asked for; with its SHA-256, checked."""
-
-    def __init__(self, paths, sha256=None):
-        self.paths, self.sha256 = paths, sha256 or {}
-
-    def __getitem__(self, name):
-        if name in self.sha256:
-            return store._read_layer(self.paths[name], self.sha256[name])
-        return ekfac.LayerFactors(**{"rows": None, **checkpoints.load(self.paths[name])[0]})
-
-    def __iter__(self):
-        return iter(self.paths)
-
-    def __len__(self):
-        return len(self.paths)
+        processes.barrier()
+    return store.load(folder, model, layers, in_memory=False)
 
 
 def _there(folder, key):
     """Are the factors finished? FactorsError if what is there are others."""
     if not (folder / "header.json").exists():
         return False
-    found = store._read_header(folder)
+    found = store.read_header(folder)
     other = [name for name in ("model", "data", "labels", "samples", "seed") if found[name] != key[name]]
     if other:
         raise store.FactorsError(f"{folder} holds factors with another {' and '.join(other)} ({found[other[0]]!r} there, "
@@ -110,10 +79,10 @@ def _there(folder, key):
 
 def _begin(work, key, plan, rank):
     if rank == 0:
-        checkpoints.same_work(work, key)
+        files.same_work(work, key)
         done = sum(x.stat().st_size for x in work.glob("*.safetensors"))
         require(disk=max(0, plan.disk - done), folder=work, what=f"fitting {plan.parameters:,} parameters")
-    distributed.barrier()
+    processes.barrier()
 
 
 def _file(work, layer, kind, suffix=""):
@@ -131,7 +100,7 @@ class _Fit:
 
     def __init__(self, work, model, layers, sequences, objectives, batch_size, keep, every, title):
         self.work, self.model, self.layers, self.sequences, self.objectives = work, model, layers, sequences, objectives
-        self.batches, self.keep = distributed.share(buckets(sequences, batch_size)), keep
+        self.batches, self.keep = processes.share(buckets(sequences, batch_size)), keep
         self.every, self.title = every, title
         self.count = len(sequences) * len(objectives)
 
@@ -140,31 +109,31 @@ class _Fit:
             if not self._all("bases"):
                 self._each(self._decomposed(self._pass("covariances", ekfac.add_covariances)), "bases")
             _return_memory()
-            bases = LayerFiles({x.name: _file(self.work, x, "bases") for x in self.layers})
+            bases = store.LayerFiles({x.name: _file(self.work, x, "bases") for x in self.layers})
             rotations = {x.name: _rotation(bases[x.name].to(_weight(self.model, x).device)) for x in self.layers}
             sums = self._pass("eigenvalues", lambda sums, *found: ekfac.add_eigenvalues(sums, rotations, *found))
             self._each(((x, ekfac.mean_eigenvalues(sums, [x], bases, self.count)[x.name])
-                        for x in distributed.share(self.layers)), "factors")
-        if distributed.rank_and_size()[0] == 0:
+                        for x in processes.share(self.layers)), "factors")
+        if processes.rank_and_size()[0] == 0:
             for path in (*self.work.glob("sums.*"), *self.work.glob("kept.*"), *(_file(self.work, x, "bases") for x in self.layers)):
                 path.unlink(missing_ok=True)
-        distributed.barrier()
+        processes.barrier()
 
     def _all(self, kind):
         """Is this file there for every layer? All processes answer before any of them goes on to write."""
         found = all(_file(self.work, x, kind).exists() for x in self.layers)
-        distributed.barrier()
+        processes.barrier()
         return found
 
     def _each(self, found, kind):
         """Write one file a layer, and wait until every process has."""
         for layer, factors in found:
-            checkpoints.save(_file(self.work, layer, kind), store._tensors(factors))
-        distributed.barrier()
+            files.save(_file(self.work, layer, kind), store.tensors_of(factors))
+        processes.barrier()
 
     def _decomposed(self, sums):
         """(layer, its eigenbases) of this process's layers; each layer's sums are let go of as it is done."""
-        mine = [x for x in distributed.share(self.layers) if not _file(self.work, x, "bases").exists()]
+        mine = [x for x in processes.share(self.layers) if not _file(self.work, x, "bases").exists()]
         for name in set(sums) - {f"{x.name}.{what}" for x in mine for what in ("A", "B", "positions")}:
             del sums[name]
         for layer in tqdm(mine, desc=self.title and f"{self.title}: decompositions", disable=self.title is None):
@@ -174,10 +143,10 @@ class _Fit:
 
     def _pass(self, kind, add):
         """Sums over all batches of all processes: {name: tensor}. Checkpoints on the way, and goes on from one that is there."""
-        rank, size = distributed.rank_and_size()
+        rank, size = processes.rank_and_size()
         path = self.work / f"sums.{self.layers[0].name}.{kind}.{rank}of{size}.safetensors"
         names, last = [x.name for x in self.layers], time.monotonic()
-        sums, state = checkpoints.load(path)
+        sums, state = files.load(path)
         if state.get("layers") != names:                                     # none, or of another partition
             sums, state = {}, {"batches": 0}
         sums, done = {name: x.to(_weight(self.model, name).device) for name, x in sums.items()}, state["batches"]
@@ -187,15 +156,15 @@ class _Fit:
                 self._batch(kind, number, batch, lambda *found: add(sums, *found, batch))
                 progress.update(int(batch.attention_mask.sum()))
                 if number == len(self.batches) or time.monotonic() - last >= self.every:
-                    checkpoints.save(path, sums, batches=number, layers=names)
+                    files.save(path, sums, batches=number, layers=names)
                     last = time.monotonic()
-        distributed.barrier()
-        distributed.add_over_processes(sums)
+        processes.barrier()
+        processes.add_over_processes(sums)
         return sums
 
     def _batch(self, kind, number, batch, consume):
         """One batch through the model, or from what is kept of it."""
-        rank, dtype = distributed.rank_and_size()[0], next(self.model.parameters()).dtype
+        rank, dtype = processes.rank_and_size()[0], next(self.model.parameters()).dtype
         kept = {(x.name, draw): self.work / f"kept.{rank}.{number}.{x.name}.{draw}.safetensors"
                 for x in self.layers for draw in range(len(self.objectives))}
         if kind == "eigenvalues" and all(path.exists() for path in kept.values()):
@@ -205,17 +174,18 @@ class _Fit:
             found = {"g": g.to(dtype)} | ({"a": a.to(dtype)} if draw == 0 else {})
             self.keep -= sum(x.nbytes for x in found.values())
             if self.keep >= 0:
-                checkpoints.save(kept[layer.name, draw], found, durable=False)
+                files.save(kept[layer.name, draw], found, durable=False)
             consume(layer, a, g, draw)
         backpropagate(self.model, self.layers, batch, self.objectives,
                       keeping if kind == "covariances" and self.keep > 0 else consume)
 
     def _read(self, kept, consume):
         for layer in self.layers:
+            a = None                                            # kept once, with the first draw
             for draw in range(len(self.objectives)):
                 found = {name: x.to(_weight(self.model, layer).device, torch.promote_types(x.dtype, torch.float32))
-                         for name, x in checkpoints.load(kept[layer.name, draw])[0].items()}
-                a = found.get("a", a if draw else None)
+                         for name, x in files.load(kept[layer.name, draw])[0].items()}
+                a = found.get("a", a)
                 consume(layer, a, found["g"], draw)
 
     def _progress(self, kind, done):

@@ -14,7 +14,6 @@ measure the `error`, give `typical` queries, and let the index propose candidate
 On disk: blocks of safetensors, written as `msif.scale.blocks` does, and header.json with the SHA-256 of each; K numbers and
 16 bytes a document. Sign and unit as in `msif.core.influence`: positive = proponent.
 """
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +21,13 @@ from pathlib import Path
 import safetensors
 import torch
 
-from msif.core import files as checkpoints, influence
-from msif.scale import processes as distributed
-from msif.scale.blocks import announce, finished, function_name, in_blocks, tensors_digest
+from msif.core import files, influence
 from msif.core.capture import passes
 from msif.core.models import model_digest
 from msif.core.objectives import loss
 from msif.core.products import sequence_gradient, split
+from msif.scale import processes
+from msif.scale.blocks import announce, finished, function_name, in_blocks, tensors_digest
 
 SCHEMA = 1
 BLOCK = "block-{:06d}.safetensors"
@@ -50,13 +49,13 @@ class Coordinates:
 
     def queries(self, w):
         """w̃ √(Λ + d) of query vectors {layer: (q, o, i)}: (q, K)."""
-        influence._same(w, self.factors, "the query vectors and the index")
+        influence.same_layers(w, self.factors, "the query vectors and the index")
         return torch.cat([self.factors[name].to(w[name].device).rotate(w[name]).flatten(1)[:, at.to(w[name].device)]
                           * self.spread[name].to(w[name]) for name, at in self.places.items()], 1)
 
     def documents(self, model, layers, documents, batch_size=32, objective=loss):
         """d̃ / √(Λ + d) of each document, (n, K), and ‖∇ℓ_z‖ over all tracked layers, (n,)."""
-        influence._same([x.name for x in layers], self.factors, "the tracked layers and the factors")
+        influence.same_layers([x.name for x in layers], self.factors, "the tracked layers and the factors")
         dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
         rows, squares = torch.zeros(len(documents), self.size, dtype=dtype), torch.zeros(len(documents), dtype=dtype)
         at, columns = {x.index: n for n, x in enumerate(documents)}, self._columns()
@@ -127,12 +126,21 @@ def _product(query, rows, scale):
 def error(coordinates, model, layers, documents, w, *, dtype="float16", batch_size=32, objective=loss):
     """How far an index is from `influence.score` on held-out documents: ‖ŝ − s‖ / ‖s‖ over all queries and documents, and the
     Spearman correlation over documents, mean over queries. Needs no index, so that K can be chosen before it is built."""
-    from msif.study.metrics import spearman
     run = {"batch_size": batch_size, "objective": objective}
     expected = influence.score(model, layers, documents, w, **run).values
     found = _product(coordinates.queries(w), *_packed(coordinates.documents(model, layers, documents, **run)[0], dtype))
     return {"relative_rms": ((found - expected).norm() / expected.norm()).item(), "documents": len(documents),
-            "queries": len(found), "spearman": float(spearman(found.cpu(), expected.cpu()).mean())}
+            "queries": len(found), "spearman": _rank_correlation(found.cpu(), expected.cpu())}
+
+
+def _rank_correlation(a, b):
+    """Spearman's ρ of each row of a with that of b, (q, n), ties at their mean rank; the mean over rows."""
+    def ranks(x):
+        x = x.contiguous()
+        ordered = x.sort(1).values
+        return (torch.searchsorted(ordered, x) + torch.searchsorted(ordered, x, right=True)).double()
+    pairs = zip(ranks(a), ranks(b))
+    return float(torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in pairs]).mean())
 
 
 def build(model, layers, candidates, factors, damping, folder, *, size, block=1024, batch_size=32, dtype="float16",
@@ -157,12 +165,12 @@ def build(model, layers, candidates, factors, damping, folder, *, size, block=10
         rows, norms = chosen.documents(model, layers, few, **run)
         rows, scale = _packed(rows, dtype)
         index = torch.tensor([x.index for x in few])
-        checkpoints.save(path, {"rows": rows, "scale": scale, "norms": norms.float(), "index": index}, stamp=stamp)
+        files.save(path, {"rows": rows, "scale": scale, "norms": norms.float(), "index": index}, stamp=stamp)
 
     in_blocks(candidates, folder, about, block, BLOCK, write, _stamp, documents, title)
-    if distributed.rank_and_size()[0] == 0:
+    if processes.rank_and_size()[0] == 0:
         _finish(Path(folder), chosen, {"schema": SCHEMA, **about, "error": measured})
-    distributed.barrier()
+    processes.barrier()
     return open(folder, factors)
 
 
@@ -173,11 +181,9 @@ def document_bytes(size, dtype="float16"):
 
 def _finish(folder, chosen, header):
     tensors = {f"{name} {what}": x for what in ("places", "spread") for name, x in getattr(chosen, what).items()}
-    checkpoints.save(folder / "coordinates.safetensors", tensors)
-    files = {path.name: _sha256(path) for path in [folder / "coordinates.safetensors", *finished(folder)]}
-    header |= {"files": files}
-    with checkpoints.atomic(folder / "header.json") as partial:
-        partial.write_text(json.dumps({**header, "sha256": _header_digest(header)}, indent=1) + "\n")
+    files.save(folder / "coordinates.safetensors", tensors)
+    header |= {"files": {path.name: files.sha256_of_file(path) for path in [folder / "coordinates.safetensors", *finished(folder)]}}
+    files.write_json(folder / "header.json", {**header, "sha256": files.sha256_of(header)})
 
 
 @dataclass(frozen=True)
@@ -205,9 +211,9 @@ def open(folder, factors):
     if _digest(factors) != header["factors"]:
         raise ValueError(f"{folder} was built with factors of other eigenbases: load those, or build it again")
     for name, expected in header["files"].items():
-        if not (folder / name).is_file() or _sha256(folder / name) != expected:
+        if not (folder / name).is_file() or files.sha256_of_file(folder / name) != expected:
             raise ValueError(f"{folder / name} is missing, truncated or changed since it was written: remove it and build again")
-    stored, _ = checkpoints.load(folder / "coordinates.safetensors")
+    stored, _ = files.load(folder / "coordinates.safetensors")
     chosen = Coordinates(factors.factors, *({name: stored[f"{name} {what}"] for name in factors.factors}
                                             for what in ("places", "spread")))
     stored = [(x.get_tensor("index"), x.get_tensor("norms")) for x in _blocks(folder, header)]
@@ -219,7 +225,7 @@ def _read_header(path):
         raise ValueError(f"{path.parent} holds no finished index (no header.json): run the same `build` again")
     try:
         header = json.loads(path.read_text())
-        if header.pop("sha256") == _header_digest(header) and header["schema"] == SCHEMA:
+        if header.pop("sha256") == files.sha256_of(header) and header["schema"] == SCHEMA:
             return header
     except (ValueError, KeyError, AttributeError):
         pass
@@ -246,12 +252,3 @@ def _digest(factors):
     """sha256 (hex) of the eigenbases themselves: factors fitted twice on equal data may differ in the signs of their vectors."""
     return tensors_digest({f"{name} {what}": getattr(x, f"basis_{what}") for name, x in factors.factors.items()
                            for what in ("in", "out")})
-
-
-def _header_digest(header):
-    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path):
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

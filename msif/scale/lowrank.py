@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from msif.core.capture import passes
-from msif.core.influence import Scores, _same
+from msif.core.influence import Scores, same_layers
 from msif.core.objectives import loss
 from msif.core.products import transposed_gradient
 
@@ -36,7 +36,7 @@ class LowRank:
 
 
 @dataclass(frozen=True)
-class Dense:
+class Whole:
     """W (q, o, i), where that is cheaper."""
     W: torch.Tensor
 
@@ -46,7 +46,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class Compressed:
-    """{layer: LowRank or Dense} and the expected relative error of each query's scores (q,)."""
+    """{layer: LowRank or Whole} and the expected relative error of each query's scores (q,)."""
     layers: dict
     error: torch.Tensor
 
@@ -62,7 +62,7 @@ def compress(w, factors, error=0.01, positions=128):
     factors: the `ekfac.EKFAC` of the candidates' stage. Raises ValueError unless 0 < error < 1."""
     if not 0 < error < 1:
         raise ValueError(f"error is {error!r}: expected a relative error between 0 and 1, such as 0.01")
-    _same(w, factors.layers, "the query vectors and the factors")
+    same_layers(w, factors.layers, "the query vectors and the factors")
     whitened = {name: _whitened(x, factors.factors[name]) for name, x in w.items()}
     squares = [_squares(M) for M in whitened.values()]
     total = sum(x.sum(1) for x in squares)
@@ -70,14 +70,14 @@ def compress(w, factors, error=0.01, positions=128):
     layers, lost = {}, 0
     for (name, W), M, square, keep in zip(w.items(), whitened.values(), squares, kept):
         cheaper = int(keep.sum()) * sum(W.shape[1:]) < (1 + len(W) / positions) * W[0].numel()
-        layers[name] = _low_rank(M, keep, W.dtype, factors.factors[name]) if cheaper else Dense(W)
+        layers[name] = _low_rank(M, keep, W.dtype, factors.factors[name]) if cheaper else Whole(W)
         lost = lost + (square * ~keep * cheaper).sum(1)
     return Compressed(layers, (lost / total).sqrt())
 
 
 def score(model, layers, candidates, compressed, *, batch_size=32, objective=loss, norms=False, title=None):
     """`influence.score` for compressed queries. norms: also ‖∇ℓ_z‖, from the positions' products in s²(o + i); else None."""
-    _same(compressed.layers, [x.name for x in layers], "the query vectors and the tracked layers of the candidates' model")
+    same_layers(compressed.layers, [x.name for x in layers], "the query vectors and the tracked layers of the candidates' model")
     values, squares = torch.zeros(len(compressed.error), len(candidates)), torch.zeros(len(candidates))
     at = {x.index: n for n, x in enumerate(candidates)}
 

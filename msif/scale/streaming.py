@@ -6,19 +6,18 @@ than one block of scores.
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from time import perf_counter
 
 import torch
 
-from msif.core import files as checkpoints, influence
-from msif.scale import processes as distributed
-from msif.scale.blocks import announce, finished, function_name, in_blocks, tensors_digest
+from msif.core import files, influence
 from msif.core.data import Sequence
 from msif.core.extras import need
 from msif.core.models import model_digest
 from msif.core.objectives import loss
 from msif.core.resources import gib
+from msif.scale import processes
+from msif.scale.blocks import announce, finished, function_name, in_blocks, tensors_digest
 
 PART = "part-{:06d}.parquet"
 FOOTER = 1500                       # bytes of a parquet file besides its numbers
@@ -67,7 +66,7 @@ def score_corpus(model, layers, sequences, w, folder, *, block=1024, batch_size=
     what one began (rounding apart); w must be the same to the bit in all of them.
 
     Raises ValueError for a folder with the work of other inputs, a stream that changed, and a sequence that the model cannot
-    read; FloatingPointError for what is not finite; checkpoints.Busy for a second run; MemoryError; OSError for a full disk."""
+    read; FloatingPointError for what is not finite; files.Busy for a second run; MemoryError; OSError for a full disk."""
     queries, documents = len(next(iter(w.values()))), len(sequences) if hasattr(sequences, "__len__") else documents
     key = {"w": tensors_digest(w), "model": model_digest(model), "layers": [str(x) for x in layers],
            "objective": function_name(objective), "score": function_name(score)}
@@ -103,7 +102,7 @@ def _write(path, sequences, found, queries, stamp):
                pa.FixedSizeListArray.from_arrays(pa.array(values.flatten().numpy()), queries)]
     schema = pa.schema([pa.field("index", pa.int64(), False), pa.field("norm", pa.float32(), False),
                         pa.field("score", pa.list_(pa.field("item", pa.float32(), False), queries), False)], {"stamp": stamp})
-    with checkpoints.atomic(path) as temporary:
+    with files.atomic(path) as temporary:
         pq.write_table(pa.Table.from_arrays(columns, schema=schema), temporary, compression="none",
                        use_dictionary=False, write_page_checksum=True)
 
@@ -158,7 +157,7 @@ def estimate(model, layers, sample, w, documents, batch_size=32, objective=loss)
     start = perf_counter()
     found = influence.score(model, layers, sample, w, **run)
     found.norms.sum().item()                                                         # waits for an accelerator
-    seconds, (rank, size), queries = perf_counter() - start, distributed.rank_and_size(), len(found.values)
+    seconds, (rank, size), queries = perf_counter() - start, processes.rank_and_size(), len(found.values)
     hours = lambda n: n * seconds / len(sample) / size / 3600
     speed = sum(len(x.input_ids) for x in sample) / seconds
     if rank == 0:

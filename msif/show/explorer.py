@@ -12,7 +12,6 @@ import base64
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -22,9 +21,10 @@ from pathlib import Path
 import torch
 
 from msif.core.data import NO_LOSS, Sequence
-from msif.show.parts import Part, answer_log_probabilities, extremes, query_tokens, split
 from msif.core.extras import need
+from msif.core.files import write_text
 from msif.core.influence import Scores, check, precondition, query_gradients
+from msif.show.parts import Part, answer_log_probabilities, extremes, query_tokens, split
 
 TEMPLATE = Path(__file__).with_name("explorer.html")
 WITHHELD = "document {} (text withheld: licence)"
@@ -100,9 +100,7 @@ def write(path, title, documents, queries, methods, about="", withhold_texts=Fal
     path = Path(path)
     html = page(title, documents, queries, methods, about, withhold_texts)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(html, "utf-8", newline="\n")
-    os.replace(temporary, path)
+    write_text(path, html)
     return path
 
 

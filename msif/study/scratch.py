@@ -3,13 +3,15 @@
 A killed run loses the folder it was writing and finds every finished one; a re-executed notebook finds them all.
 """
 import ast
-import hashlib
 import json
 import os
 import shutil
 from importlib.metadata import version
 from pathlib import Path
 
+from safetensors.torch import load_file, save_file
+
+from msif.core import files
 from msif.study import paths
 
 PACKAGE = Path(__file__).parents[1]
@@ -21,12 +23,8 @@ UNCOUNTED = {"msif.study.paths", "msif.study.scratch"}
 def built(kind, key, make):
     """The folder scratch/<kind>-<hash>; `make(folder)` fills it the first time.
 
-    The hash is of `key` (JSON values), of the versions of torch and transformers, and of the code of make's
-    module and of what that imports, so that an edited formula never finds an old result.
-    """
-    versions = [version("torch"), version("transformers")]
-    text = json.dumps([key, versions, code_digest(make.__module__)], sort_keys=True)
-    folder = paths.scratch(f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}")
+    The name says all that the content depends on, see `place`."""
+    folder = place(kind, key, make.__module__)
     if not folder.exists():
         partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -34,6 +32,32 @@ def built(kind, key, make):
         make(partial)
         _move(partial, folder)
     return folder
+
+
+def tensors(kind, key, compute):
+    """compute() -> {name: tensor}, done once, see `built`."""
+    def make(folder):
+        found = {name: x.contiguous().clone() for name, x in compute().items()}
+        save_file(found, folder / "tensors.safetensors")
+    make.__module__ = compute.__module__
+    return load_file(built(kind, key, make) / "tensors.safetensors")
+
+
+def value(kind, key, compute):
+    """compute() -> a JSON value, done once, see `built`."""
+    def make(folder):
+        files.write_json(folder / "value.json", compute())
+    make.__module__ = compute.__module__
+    return json.loads((built(kind, key, make) / "value.json").read_text("utf-8"))
+
+
+def place(kind, key, module):
+    """The path scratch/<kind>-<hash> of what a module's code makes of `key` (JSON values).
+
+    The hash is of the key, of the versions of torch and transformers, and of the code of the module and of all that it imports
+    from msif, so that an edited formula never finds an old result."""
+    versions = [version("torch"), version("transformers")]
+    return paths.scratch(f"{kind}-{files.sha256_of([key, versions, code_digest(module)])[:16]}")
 
 
 def code_digest(module):
@@ -46,7 +70,7 @@ def code_digest(module):
         tree = ast.parse(source_of(name).read_text("utf-8"))
         found[name] = ast.unparse(_without_prose(tree))
         todo |= imported(tree) - found.keys() - UNCOUNTED
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+    return files.sha256_of(found)
 
 
 def imported(tree):

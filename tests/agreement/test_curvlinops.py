@@ -1,16 +1,15 @@
 """The Gauss-Newton product and two baselines agree with an independent implementation, curvlinops 3.0.1, on a small GPT-NeoX."""
 import pytest
 import torch
+from support.tiny import VOCAB, neox, relative
 from torch import nn
 
-from msif.rivals import baselines
 from msif.core.capture import gradients
 from msif.core.data import Sequence
-from msif.curvature.gauss_newton import GaussNewton
-from msif.core.models import tracked_layers
+from msif.core.layers import tracked_layers
 from msif.core.objectives import loss
-from msif.study.scalability.reference import exact_attention
-from support.tiny import VOCAB, neox, relative
+from msif.curvature.gauss_newton import GaussNewton, exact_attention
+from msif.rivals import inverses
 
 pytest.importorskip("curvlinops", reason="installed by .ci/run: pip install --no-deps curvlinops-for-pytorch==3.0.1 and what it imports")
 
@@ -72,12 +71,12 @@ def test_products_agree(both):
 
 def test_conjugate_gradients_agree(both):
     product, v, theirs, x = both
-    ours = baselines.conjugate_gradients(product, dict.fromkeys(v, DAMPING), v, [4])[4]
+    ours = inverses.conjugate_gradients(product, dict.fromkeys(v, DAMPING), v, [4])[4]
     solver = CGInverseLinearOperator(Damped(theirs), max_iter=4, max_tridiag_iter=0, eps=1e-30, tolerance=0.0)
     assert relative(columns(ours), solver @ x) < 1e-10
 
 
 def test_the_neumann_series_agrees(both):
     product, v, theirs, x = both
-    ours = baselines.lissa(product, dict.fromkeys(v, DAMPING), v, [5], .01)[5]
+    ours = inverses.lissa(product, dict.fromkeys(v, DAMPING), v, [5], .01)[5]
     assert relative(columns(ours), NeumannInverseLinearOperator(Damped(theirs), num_terms=5, scale=.01) @ x) < 1e-10

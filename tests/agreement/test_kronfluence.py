@@ -5,13 +5,13 @@ roundoff (measured: below 1e-14).
 """
 import pytest
 import torch
+from support.tiny import documents, neox, relative
 
 from msif.core.data import collate
 from msif.core.ekfac import EKFAC, LayerFactors, covariances, fit
 from msif.core.influence import Damping, Stage, precondition, query_gradients, score
-from msif.core.models import tracked_layers
+from msif.core.layers import tracked_layers
 from msif.core.objectives import fisher_losses
-from support.tiny import documents, neox, relative
 
 pytest.importorskip("kronfluence", reason="installed by .ci/run: pip install --no-deps kronfluence==1.0.1 and what it imports")
 

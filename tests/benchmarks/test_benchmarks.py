@@ -5,10 +5,8 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
 from support import ROOT
 
 REPORTS = ROOT / "reports" / "benchmarks"

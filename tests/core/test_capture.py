@@ -1,12 +1,12 @@
 """Gradients from captured activations equal the weights' own .grad, and capturing leaves no trace on the model."""
 import pytest
 import torch
+from support.tiny import documents, gpt2, llama, neox, plain_loss, relative, weight_gradients
 
 from msif.core.capture import backpropagate, frozen, gradients, passes
 from msif.core.data import Sequence, collate
-from msif.core.models import tracked_layers
+from msif.core.layers import tracked_layers
 from msif.core.objectives import loss
-from support.tiny import documents, gpt2, llama, neox, plain_loss, relative, weight_gradients
 
 MODELS = pytest.mark.parametrize("make", [neox, gpt2, llama], ids=lambda make: make.__name__)
 

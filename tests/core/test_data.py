@@ -7,8 +7,18 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from msif.core.data import (NO_LOSS, Sequence, batches, check, collate, digest, encode_answers, encode_documents,
-                       load_texts, word_tokenizer)
+from msif.core.data import (
+    NO_LOSS,
+    Sequence,
+    batches,
+    check,
+    collate,
+    digest,
+    encode_answers,
+    encode_documents,
+    load_texts,
+    word_tokenizer,
+)
 
 TEXTS = ["the cat sat on the mat .", "a dog barked .", "the bird sang all day long in the old tree ."]
 

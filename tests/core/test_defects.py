@@ -4,16 +4,15 @@ They are stated as what must hold instead. Most are proven at large elsewhere; h
 """
 import pytest
 import torch
+from support.tiny import VOCAB, documents, neox, plain_loss, relative, weight_gradients
 from transformers import BloomConfig
 
 from msif.core.capture import gradients, passes
 from msif.core.data import NO_LOSS, Sequence, collate, encode_answers, word_tokenizer
 from msif.core.ekfac import covariances, fit
-from msif.core.layers import head_rows
 from msif.core.influence import Damping, Stage, precondition, query_gradients, score
-from msif.core.models import tracked_layers
+from msif.core.layers import head_rows, tracked_layers
 from msif.core.objectives import fisher_losses, loss, sampled_loss
-from support.tiny import VOCAB, documents, neox, plain_loss, relative, weight_gradients
 
 
 def two_stages(model, layers):

@@ -4,14 +4,28 @@ Tolerance 1e-8 relative where both sides are float64 sums in another order (roun
 """
 import pytest
 import torch
+from support.tiny import (
+    Regression,
+    damped_inverse,
+    dense_ekfac,
+    documents,
+    gpt2,
+    lively,
+    llama,
+    matrix_function,
+    neox,
+    plain_loss,
+    probe,
+    pseudo,
+    relative,
+    weight_gradients,
+)
 from transformers import BertConfig, BertForSequenceClassification
 
 from msif.core.data import Sequence
 from msif.core.ekfac import covariances, fit
-from msif.core.models import tracked_layers
+from msif.core.layers import tracked_layers
 from msif.core.objectives import fisher_losses
-from support.tiny import (Regression, damped_inverse, dense_ekfac, documents, gpt2, llama, lively, matrix_function, neox, plain_loss, probe, pseudo,
-                          relative, weight_gradients)
 
 DOCUMENTS = documents(7)
 LABELS = pytest.mark.parametrize("labels", ["gaussian", "sampled", "true"])

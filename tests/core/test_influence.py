@@ -6,16 +6,37 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support.tiny import (
+    dense_ekfac,
+    documents,
+    logits_of,
+    matrix_function,
+    neox,
+    plain_loss,
+    pseudo,
+    relative,
+    weight_gradients,
+)
 
 from msif.core.capture import gradients
 from msif.core.data import NO_LOSS, Sequence
-from msif.curvature.dense import Dense
 from msif.core.ekfac import EKFAC, fit
-from msif.core.influence import (NONE, Damping, Scores, Stage, check, precondition, query_gradients, score, self_influence,
-                            token_scores, trajectory)
-from msif.core.models import tracked_layers
+from msif.core.influence import (
+    NONE,
+    Damping,
+    Scores,
+    Stage,
+    check,
+    precondition,
+    query_gradients,
+    score,
+    self_influence,
+    token_scores,
+    trajectory,
+)
+from msif.core.layers import tracked_layers
 from msif.core.objectives import fisher_losses, logit_margin, loss
-from support.tiny import (dense_ekfac, documents, logits_of, matrix_function, neox, plain_loss, pseudo, relative, weight_gradients)
+from msif.curvature.dense import Dense
 
 RELATIVE, ABSOLUTE = (Damping(.1), Damping(.2)), (Damping(.01, relative=False), Damping(.05, relative=False))
 STAGES = 3

@@ -2,15 +2,30 @@
 import pytest
 import torch
 from torch import nn
-from transformers import (BertConfig, BertForSequenceClassification, BloomConfig, BloomForCausalLM,
-                          FalconConfig, FalconForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig,
-                          LlamaForCausalLM, LlamaForSequenceClassification, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM)
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BloomConfig,
+    BloomForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bloom.modeling_bloom import BloomAttention
 from transformers.pytorch_utils import Conv1D
 
 from msif.core import models
-from msif.core.models import load_model, load_tokenizer, model_digest, tiny_gpt_neox, tracked_layers
+from msif.core.layers import tracked_layers
+from msif.core.models import load_model, load_tokenizer, model_digest, tiny_gpt_neox
 
 HEADS, WIDTH, VOCAB = 4, 32, 50
 SIZES = dict(vocab_size=VOCAB, hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=2,

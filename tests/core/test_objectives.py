@@ -1,10 +1,18 @@
 """What each label is scored against; pseudo-gradients that sample the Gauss-Newton matrix; draws that batching cannot change."""
 import pytest
 import torch
+from support.tiny import VOCAB, documents, logits_of, neox, plain_loss
 
 from msif.core.data import NO_LOSS, Batch, Sequence, collate
-from msif.core.objectives import (align, fisher_losses, gaussian_loss, log_probability, logit_margin, loss, sampled_loss)
-from support.tiny import VOCAB, documents, logits_of, neox, plain_loss
+from msif.core.objectives import (
+    align,
+    fisher_losses,
+    gaussian_loss,
+    log_probability,
+    logit_margin,
+    loss,
+    sampled_loss,
+)
 
 BOTH = pytest.mark.parametrize("draw_loss", [sampled_loss, gaussian_loss], ids=lambda f: f.__name__)
 

@@ -1,10 +1,10 @@
 """Each product equals its formula in every order that its shape may choose, in float64: 1e-12 is roundoff."""
 import pytest
 import torch
+from support.tiny import relative
 
 from msif.core import products
 from msif.core.ekfac import LayerFactors
-from support.tiny import relative
 
 ROWS = pytest.mark.parametrize("rows", [None, torch.tensor([[3, 0], [5, 1], [2, 4]])], ids=["layer", "heads"])
 BIAS = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])

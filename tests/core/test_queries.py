@@ -1,16 +1,16 @@
 """Preconditioning layer by layer equals the gradients preconditioned all at once, in either order of rotating: 1e-10 in float64."""
 import pytest
 import torch
+from support.tiny import documents, lively, neox, relative
 from transformers import GPTNeoXConfig, GPTNeoXForSequenceClassification
 
 from msif.core import ekfac
 from msif.core.data import Sequence
-from msif.curvature.dense import Dense
 from msif.core.influence import Damping, Stage, precondition, query_gradients
-from msif.core.models import tracked_layers
+from msif.core.layers import tracked_layers
 from msif.core.objectives import logit_margin, loss
 from msif.core.queries import preconditioned
-from support.tiny import documents, lively, neox, relative
+from msif.curvature.dense import Dense
 
 DATA = documents(12)
 LONG = [Sequence(i, tuple((3 * i + 5 * t) % 12 for t in range(8)), tuple((3 * i + 5 * t) % 12 for t in range(8))) for i in range(3)]

@@ -5,13 +5,13 @@ from collections import namedtuple
 
 import pytest
 import torch
+from support.tiny import documents, neox
 
 from msif.core import resources
 from msif.core.ekfac import fit
-from msif.core.models import tracked_layers
+from msif.core.layers import tracked_layers
 from msif.core.resources import require
-from msif.core.factors import FactorsError, load, save
-from support.tiny import documents, neox
+from msif.core.store import FactorsError, load, save
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,15 @@ from itertools import islice
 
 import pytest
 import torch
+from support.tiny import documents, neox, relative
 
 from msif.core import ekfac
-from msif.curvature.dial import Refined, block_cg, cg, flatten, low_rank, pseudo_gradients, unflatten
-from msif.study.exact.oracle import Network, solve
 from msif.core.influence import Damping, Stage, precondition
-from msif.core.models import tracked_layers
-from support.tiny import documents, neox, relative
+from msif.core.layers import tracked_layers
+from msif.core.products import flatten, unflatten
+from msif.curvature.conjugate import block_cg, cg
+from msif.curvature.dial import Refined, low_rank, pseudo_gradients
+from msif.study.exact.oracle import Network, solve
 
 Q, COUPLED = 4, ("gpt_neox.layers.1.mlp.dense_4h_to_h",)
 

@@ -4,11 +4,11 @@ To 1e-6: the attention that it differentiates twice takes its softmax in float32
 """
 import pytest
 import torch
-
-from msif.study.exact.oracle import Network
-from msif.curvature.gauss_newton import GaussNewton
-from msif.core.models import tracked_layers
 from support.tiny import documents, gpt2, llama, neox, relative
+
+from msif.core.layers import tracked_layers
+from msif.curvature.gauss_newton import GaussNewton
+from msif.study.exact.oracle import Network
 
 PATTERNS = {neox: r"layers\.1\.(attention|mlp.dense_4h)", gpt2: r"h\.1\.(attn|mlp.c_proj)", llama: r"layers\.1\.(self_attn|mlp.up)"}
 

@@ -1,13 +1,12 @@
 """An unrolled stage is gradient descent of a given length on the stage's quadratic."""
 import pytest
 import torch
-
 from support import tiny
-from msif.core import ekfac
+
+from msif.core.influence import Damping, Stage, check, precondition
+from msif.core.layers import tracked_layers
 from msif.curvature import adam
 from msif.curvature.dense import Dense
-from msif.core.influence import Damping, Stage, check, precondition
-from msif.core.models import tracked_layers
 from msif.curvature.unrolling import Unrolled
 
 

@@ -1,10 +1,10 @@
 """Representations against one unpadded sequence at a time."""
 import pytest
 import torch
+from support.tiny import documents, gpt2, llama, neox, relative
 
 from msif.core.data import Sequence, collate
 from msif.rivals.representations import cosine, states
-from support.tiny import documents, gpt2, llama, neox, relative
 
 MODELS = [neox, gpt2, llama]
 SEQUENCES = documents(7)

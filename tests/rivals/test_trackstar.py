@@ -1,10 +1,10 @@
 """TrackStar against its formula with dense gradients, and its projections."""
 import pytest
 import torch
-
-from msif.rivals import trackstar
-from msif.core.models import tracked_layers
 from support.tiny import documents, llama, neox, plain_loss, relative, weight_gradients
+
+from msif.core.layers import tracked_layers
+from msif.rivals import trackstar
 
 MODEL = neox()
 LAYERS = tracked_layers(MODEL, "layers.1.mlp|layers.1.attention.dense")

@@ -2,18 +2,17 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-from msif.core import ekfac
-from msif.scale import fitting, streaming
-from msif.core.influence import Damping, Stage, precondition, query_gradients, score
-from msif.core.models import tracked_layers
-from support.tiny import neox, probe, relative
 from support import ROOT
+from support.tiny import neox, probe, relative
 from support.worker import DATA, QUERIES
+
+from msif.core import ekfac, store
+from msif.core.influence import Damping, Stage, precondition, query_gradients, score
+from msif.core.layers import tracked_layers
+from msif.scale import streaming
 
 WORKER = str(ROOT / "tests" / "support" / "worker.py")
 LAUNCHERS = {"torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
@@ -36,7 +35,7 @@ def test_two_processes_give_the_factors_and_scores_of_one(tmp_path, launcher, di
     model = neox()
     layers = tracked_layers(model)
     alone = ekfac.fit(model, layers, DATA, batch_size=2)
-    together = fitting.load(tmp_path / "factors", model, layers)
+    together = store.load(tmp_path / "factors", model, layers)
     assert relative(probe(ekfac.EKFAC(dict(together.factors), {})), probe(alone)) < 1e-9          # float64, sums in another order
     w, = precondition(query_gradients(model, layers, QUERIES), [Stage(alone, Damping(0.1))])
     values = torch.cat([x.values for _, x in streaming.read_scores(tmp_path / "scores")], 1)

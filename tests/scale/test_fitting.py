@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from msif.core import ekfac, factors as store, files as checkpoints
-from msif.scale import fitting
-from msif.core.data import Sequence
-from msif.core.models import tiny_gpt_neox, tracked_layers
-from msif.scale.plan import plan_fit
 from support import ROOT
 from support.tiny import documents, neox, probe, relative
+
+from msif.core import ekfac, files, store
+from msif.core.data import Sequence
+from msif.core.layers import tracked_layers
+from msif.core.models import tiny_gpt_neox
+from msif.scale import fitting
+from msif.scale.plan import plan_fit
 
 DATA = documents(14)
 KILLED = ROOT / "tests" / "support" / "killed.py"
@@ -117,8 +118,8 @@ def test_a_scoring_killed_at_random_points_ends_in_the_same_bits(tmp_path, kills
 
 def test_a_second_run_on_the_folder_is_refused_while_the_first_one_holds_it(tmp_path):
     model = neox()
-    with checkpoints.exclusive(tmp_path / ".f.work" / "rank0"):
-        with pytest.raises(checkpoints.Busy, match=f"being written by process {os.getpid()}"):
+    with files.exclusive(tmp_path / ".f.work" / "rank0"):
+        with pytest.raises(files.Busy, match=f"being written by process {os.getpid()}"):
             fitting.fit(tmp_path / "f", model, tracked_layers(model), DATA)
 
 
@@ -159,10 +160,10 @@ def test_a_damaged_layer_file_is_named_when_it_is_read(tmp_path):
 
 def test_a_full_disk_says_so_and_keeps_the_checkpoint_that_was_there(tmp_path):
     path = tmp_path / "x.safetensors"
-    checkpoints.save(path, {"x": torch.ones(2)}, batches=1)
+    files.save(path, {"x": torch.ones(2)}, batches=1)
     (tmp_path / f".x.safetensors.{os.getpid()}.partial").symlink_to("/dev/full")
     with pytest.raises(OSError, match="the disk is full while writing .*x.safetensors.*run the same command again"):
-        with checkpoints.atomic(path) as partial:
+        with files.atomic(path) as partial:
             partial.write_text("more")
-    assert checkpoints.load(path)[1] == {"batches": 1}
+    assert files.load(path)[1] == {"batches": 1}
     assert [x.name for x in tmp_path.iterdir()] == ["x.safetensors"]

@@ -6,14 +6,14 @@ from types import SimpleNamespace
 import pytest
 import safetensors.torch
 import torch
+from support.tiny import documents, neox, relative
 
 from msif.core import influence
-from msif.scale import index
 from msif.core.ekfac import fit
 from msif.core.influence import Damping, Stage, precondition, query_gradients
-from msif.core.models import tracked_layers
+from msif.core.layers import tracked_layers
 from msif.core.objectives import log_probability
-from support.tiny import documents, neox, relative
+from msif.scale import index
 
 DAMPING, ALL = Damping(.1), 10**9
 

@@ -1,12 +1,12 @@
 """Low-rank queries: exact where nothing is truncated, and with an error near the stated one where something is."""
 import pytest
-import torch
+from support.tiny import documents, lively, neox, relative
 
 from msif.core import ekfac
-from msif.scale import lowrank
 from msif.core.influence import Damping, Stage, precondition, query_gradients, score
-from msif.core.models import tiny_gpt_neox, tracked_layers
-from support.tiny import documents, lively, neox, relative
+from msif.core.layers import tracked_layers
+from msif.core.models import tiny_gpt_neox
+from msif.scale import lowrank
 
 DATA, QUERIES = documents(40), documents(5, seed=5, first=40)
 

@@ -5,11 +5,12 @@ import sys
 
 import pytest
 import torch
+from support.tiny import gpt2, llama, neox
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from msif.core.models import tiny_gpt_neox, tracked_layers
+from msif.core.layers import tracked_layers
+from msif.core.models import tiny_gpt_neox
 from msif.scale.plan import human, parse_bytes, plan_fit, plan_score
-from support.tiny import documents, llama, gpt2, neox
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,8 @@ import json, sys, torch
 from pathlib import Path
 from msif.scale import fitting
 from msif.core.data import Sequence
-from msif.core.models import tiny_gpt_neox, tracked_layers
+from msif.core.layers import tracked_layers
+from msif.core.models import tiny_gpt_neox
 from msif.scale.plan import plan_fit
 torch.set_num_threads(1)
 

@@ -12,14 +12,22 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support.tiny import documents, neox
 
-from msif.core import files as checkpoints, influence
-from msif.scale import processes as distributed
+from msif.core import files, influence
 from msif.core.data import Sequence, digest, load_texts, word_tokenizer
 from msif.core.influence import query_gradients
-from msif.core.models import tiny_gpt_neox, tracked_layers
-from msif.scale.streaming import estimate, part_bytes, read_scores, score_corpus, tokenised, top_scores
-from support.tiny import documents, neox
+from msif.core.layers import tracked_layers
+from msif.core.models import tiny_gpt_neox
+from msif.scale import processes
+from msif.scale.streaming import (
+    estimate,
+    part_bytes,
+    read_scores,
+    score_corpus,
+    tokenised,
+    top_scores,
+)
 
 pq = pytest.importorskip("pyarrow.parquet")
 
@@ -92,8 +100,8 @@ def test_ties_are_in_the_order_of_the_index(corpus, tmp_path):
 def test_processes_share_the_blocks_and_find_the_same(corpus, tmp_path, monkeypatch, size):
     expected = score_corpus(*corpus.run, tmp_path / "one", block=4)
     me, meeting = threading.local(), threading.Barrier(size)
-    monkeypatch.setattr(distributed, "rank_and_size", lambda: (getattr(me, "rank", 0), size))
-    monkeypatch.setattr(distributed, "barrier", lambda: meeting.wait(timeout=20))
+    monkeypatch.setattr(processes, "rank_and_size", lambda: (getattr(me, "rank", 0), size))
+    monkeypatch.setattr(processes, "barrier", lambda: meeting.wait(timeout=20))
     calls = [Dying() for _ in range(size)]
 
     def process(rank):
@@ -163,7 +171,7 @@ def test_the_folder_of_other_work_is_refused(corpus, tmp_path):
 
 
 def test_two_runs_exclude_each_other(corpus, tmp_path):
-    with checkpoints.exclusive(tmp_path / ".rank-0"), pytest.raises(checkpoints.Busy, match=f"written by process {os.getpid()}"):
+    with files.exclusive(tmp_path / ".rank-0"), pytest.raises(files.Busy, match=f"written by process {os.getpid()}"):
         score_corpus(*corpus.run, tmp_path)
 
 

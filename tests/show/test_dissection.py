@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support.tiny import documents, gpt2, llama, neox, plain_loss, relative
 
 from msif.core.data import NO_LOSS, Sequence
-from msif.show.parts import answer_log_probabilities, dissect, extremes, query_tokens, split
 from msif.core.ekfac import fit
 from msif.core.influence import NONE, Damping, Stage, precondition, query_gradients, score
-from msif.core.models import tracked_layers
-from support.tiny import documents, gpt2, llama, neox, plain_loss, relative
+from msif.core.layers import tracked_layers
+from msif.show.parts import answer_log_probabilities, dissect, extremes, query_tokens, split
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from msif.show import explorer
 from msif.core.data import encode_answers, encode_documents, word_tokenizer
-from msif.show.parts import Part
 from msif.core.ekfac import fit
-from msif.show.explorer import Document, Entry, Query, page, prepared, show, words, write
 from msif.core.influence import Damping, Scores, Stage, precondition, query_gradients, score
-from msif.core.models import load_tokenizer, tiny_gpt_neox, tracked_layers
+from msif.core.layers import tracked_layers
+from msif.core.models import load_tokenizer, tiny_gpt_neox
+from msif.show import explorer
+from msif.show.explorer import Document, Entry, Query, page, prepared, show, words, write
+from msif.show.parts import Part
 from msif.study.pipeline.report import elsewhere
 
 HOSTILE = "</script><script>alert(1)</script><!--<img src=x onerror=alert(2)> & \u2028 {{data}}"

@@ -2,10 +2,10 @@
 from dataclasses import replace
 
 import pytest
-
 from support.explorer_reader import Reader, browser  # noqa: F401  (a fixture)
-from msif.show.parts import Part
+
 from msif.show.explorer import Document, Entry, Query, prepared, show, write
+from msif.show.parts import Part
 
 pytestmark = pytest.mark.slow
 

@@ -40,7 +40,7 @@ def test_work_that_dies_is_not_found(study):
     assert (scratch.built("kind", 1, counted(calls)) / "x").read_text() == "done" and calls
 
 
-@pytest.mark.parametrize("module", ["msif.study.beds.testbed", "msif.core.factors", "msif.study.exact.accuracy"])
+@pytest.mark.parametrize("module", ["msif.study.beds.testbed", "msif.core.store", "msif.study.exact.accuracy"])
 def test_no_module_that_computes_escapes_the_digest(module, monkeypatch):
     """The digest reads every module that an independent tool finds imported, directly or not."""
     read, source_of = [], scratch.source_of

@@ -1,7 +1,9 @@
+from msif.study.figures import tracing
+from msif.study.tracing.case import Case
+
 """What takes minutes: the whole study on another processor, and real weights with real text from end to end."""
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
@@ -27,7 +29,6 @@ def test_real_weights_and_real_text_from_training_to_scores(tmp_path):
     from msif.core import ekfac
     from msif.study import metrics
     from msif.study.beds import testbed
-    from msif.study.tracing import tracing
     from msif.study.corpora.stories import stories_corpus
     params = yaml.safe_load((ROOT / "params.yaml").read_text())["stories"]["testbed"]
     settings = {name: value for name, value in params["corpus"].items() if name != "source"}
@@ -39,7 +40,7 @@ def test_real_weights_and_real_text_from_training_to_scores(tmp_path):
     layers = tracing.tracked_layers(base)
     assert {name.split(".")[-1] for name in (layer.name for layer in layers)} >= {"q_proj", "k_proj", "v_proj", "down_proj"}
     factors = {"pretrained": ekfac.fit(base, layers, bed.documents[:200]), "finetuned": ekfac.fit(tuned, layers, bed.finetuning)}
-    case = tracing.Case(bed, layers, factors, bed.queries)
+    case = Case(bed, layers, factors, bed.queries)
     w = tracing.precondition(tracing.query_gradients(tuned, layers, case.queries), case.chain(1e-3, 0.1))[0]
     scores = tracing.score(base, layers, bed.documents, w)
     chance = metrics.reciprocal_ranks(torch.rand(scores.values.shape), case.proponents).mean()

@@ -3,16 +3,15 @@ import ast
 import re
 import sys
 from functools import cache
-from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
 import yaml
 from IPython.core.inputtransformer2 import TransformerManager
+from support import ROOT
 
 from msif.study.pipeline.report import mathml
-from support import ROOT
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]

@@ -13,10 +13,11 @@ import sys
 import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(__file__)))
+from msif.core.influence import precondition  # noqa: E402,F401
+from msif.core.layers import tracked_layers
+from msif.core.models import tiny_gpt_neox  # noqa: E402
 from msif.scale import fitting, streaming
 from msif.study.beds import testbed  # noqa: E402,F401  (imported before the fork)
-from msif.core.influence import precondition  # noqa: E402,F401
-from msif.core.models import tiny_gpt_neox, tracked_layers  # noqa: E402
 from support.tiny import documents  # noqa: E402
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
-from msif.study.corpora import dolly
 from msif.core.data import encode_documents
 from msif.core.models import load_model
 from msif.study.beds.training import train
+from msif.study.corpora import dolly
 from support import DATA
 
 NEEDED = ("pythia-tokenizer/tokenizer.json", "dolly/dolly-first-6400.jsonl", "wikitext2/wiki.valid.txt", "wikitext2/wiki.test.txt")

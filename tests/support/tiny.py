@@ -7,7 +7,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from transformers.pytorch_utils import Conv1D
 
 from msif.core.data import NO_LOSS, Sequence, collate
-from msif.core.models import Layer, tiny_gpt_neox
+from msif.core.layers import Layer
+from msif.core.models import tiny_gpt_neox
 
 VOCAB = 12
 

@@ -8,9 +8,9 @@ import sys
 import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(__file__)))
-from msif.scale import fitting, processes as distributed, streaming# noqa: E402
 from msif.core.influence import Damping, Stage, precondition, query_gradients  # noqa: E402
-from msif.core.models import tracked_layers  # noqa: E402
+from msif.core.layers import tracked_layers  # noqa: E402
+from msif.scale import fitting, processes, streaming  # noqa: E402
 from support.tiny import documents, neox  # noqa: E402
 
 DATA, QUERIES = documents(14), documents(2, seed=5)
@@ -18,7 +18,7 @@ DATA, QUERIES = documents(14), documents(2, seed=5)
 
 def run(folder, dies=None):
     """Process `dies` is gone after its third batch."""
-    model, rank, batches = neox(), distributed.rank_and_size()[0], []
+    model, rank, batches = neox(), processes.rank_and_size()[0], []
     layers, backpropagate = tracked_layers(model), fitting.backpropagate
 
     def mortal(*arguments):

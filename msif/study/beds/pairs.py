@@ -10,14 +10,15 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from msif.core.data import NO_LOSS, Sequence, check
+from msif.core.files import json_lines, write_json, write_json_lines
+from msif.core.models import limits, load_model, load_tokenizer
 from msif.study import paths, scratch
+from msif.study.beds.testbed import Testbed
 from msif.study.corpora import dolly, neighbours
 from msif.study.corpora.corpus import Corpus
-from msif.core.data import FORMATS, NO_LOSS, Sequence, check
-from msif.core.models import limits, load_model, load_tokenizer
+from msif.study.corpora.pinned import pinned_models, pinned_rows, reservoir
 from msif.study.paths import from_root
-from msif.study.corpora.pinned import _commit, _recorded, enforced, json_lines, pinned_models, pinned_rows
-from msif.study.beds.testbed import Testbed
 
 
 def prepared(seed=0, **settings):
@@ -26,7 +27,7 @@ def prepared(seed=0, **settings):
     settings |= {"folder": str(folder), "models": models, "rows": rows, "device": settings.get("device") or _device()}
     folder.mkdir(parents=True, exist_ok=True)                          # of digests.json
     corpora = [from_root(x, "source") for x in settings["corpora"]]
-    key = {**settings, "seed": seed, "data": [pinned(folder, models), *(pinned_rows(folder, x) for x in (rows, *corpora))]}
+    key = {**settings, "seed": seed, "data": [pinned_models(folder, models), *(pinned_rows(folder, x) for x in (rows, *corpora))]}
     return load(scratch.built("pair", key, lambda target: prepare(target, seed, **settings)))
 
 
@@ -43,7 +44,7 @@ def prepare(target, seed=0, *, folder, models, max_length, rows, corpora, factor
     Raises, before long work: ValueError for an unknown setting, data or models that differ from the first run's, models whose tokenizers differ
     in more than the added keys, and sequences that a model cannot read; OSError for what the hub does not give."""
     _check(corpora, questions, factor_documents, search or {})
-    models = {name: at | {"dtype": dtype, "device": device or _device()} for name, at in pinned(folder, models).items()}
+    models = {name: at | {"dtype": dtype, "device": device or _device()} for name, at in pinned_models(folder, models).items()}
     plain, tokenizer = _tokenizers(models)
     told, finetuning, left_out = dolly.rows(folder, tokenizer, max_length, seed=seed, **rows)
     check(finetuning, *_limits(models["finetuned"]))
@@ -86,26 +87,6 @@ def outlined(config, dtype="bfloat16"):
         return AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype)).eval()
 
 
-def is_hub_id(source):
-    """Is it "owner/name" and no path? A name may hold a dot, as pythia-2.8b does."""
-    path = Path(source)
-    return not (path.exists() or path.is_absolute() or path.suffix in FORMATS) and str(source).count("/") == 1
-
-
-def pinned(folder, models):
-    """`pinned.pinned_models`, with hub ids that hold a dot, which that takes for a path."""
-    found = {}
-    for name, at in models.items():
-        source, revision = at["source"], at.get("revision") or "main"
-        if is_hub_id(source):
-            group = f"{source} at {revision}"
-            at_first = _recorded(folder).get(group) or enforced(folder, group, {"commit": _commit(source, revision, "model")})
-            found[name] = at | {"revision": at_first["commit"]}
-        else:
-            found |= pinned_models(folder, {name: at})
-    return found
-
-
 def _check(corpora, questions, factor_documents, search):
     names = [x["name"] for x in corpora]
     wanted = [(x.get("instruction"), x["corpus"]) for x in questions if x.get("corpus")]
@@ -137,14 +118,10 @@ def _tokenizers(models):
 
 def _factor_chunks(found, tokenizer, max_length, seed, *, corpus, chunks):
     """A random sample of the chunks of one corpus: a reservoir, so that the others' ids are never held together."""
-    rng, kept, n = random.Random(seed), [], 0
-    for row in (x for x in found if x["kind"] == corpus):
-        for ids in neighbours.chunked([row["text"]], tokenizer, max_length)[1]:
-            if (place := n if n < chunks else rng.randrange(n + 1)) < chunks:
-                kept[place:place + 1] = [ids]
-            n += 1
+    texts = (row["text"] for row in found if row["kind"] == corpus)
+    kept = reservoir((ids for text in texts for ids in neighbours.chunked([text], tokenizer, max_length)[1]), chunks, random.Random(seed))
     if not kept:
-        raise ValueError(f"factor_documents: {chunks} chunks of {corpus!r} are none; there are {n}")
+        raise ValueError(f"factor_documents: {chunks} chunks of {corpus!r} are none: ask for at least 1, of a corpus that has text")
     return [Sequence(n, ids, ids) for n, ids in enumerate(kept)]
 
 
@@ -152,7 +129,7 @@ def _answers(at, tokenizer, questions, seed, generation):
     """Rows of `dolly.answers`, generated once and kept in scratch/."""
     def make(target):
         rows = dolly.answers(load_model(**at), tokenizer, questions, seed=seed, **generation)
-        (target / "answers.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+        write_json_lines(target / "answers.jsonl", rows)
     found = scratch.built("answers", {"model": at, "questions": questions, "seed": seed, "generation": generation}, make)
     return list(json_lines(found / "answers.jsonl"))
 
@@ -179,8 +156,8 @@ def _write(target, corpus, tokenizer, models, sample, history):
     corpus.save(target / "corpus")
     tokenizer.save_pretrained(target / "tokenizer")
     for name, value in {"models": models, "history": history}.items():
-        (target / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n")
-    (target / "factor_documents.jsonl").write_text("".join(json.dumps({"ids": x.input_ids}) + "\n" for x in sample))
+        write_json(target / f"{name}.json", value)
+    write_json_lines(target / "factor_documents.jsonl", ({"ids": x.input_ids} for x in sample))
 
 
 def _kept(sequence):

@@ -10,16 +10,15 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 
 import torch
-from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from msif.study import scratch
-from msif.study.beds import testbed
-from msif.study.corpora.corpus import Corpus
 from msif.core.data import batches
 from msif.core.models import logits
 from msif.core.objectives import log_probability, logit_margin
+from msif.study import scratch
+from msif.study.beds import testbed
 from msif.study.beds.training import train
+from msif.study.corpora.corpus import Corpus
 
 MEASUREMENTS = {"log_probability": log_probability, "logit_margin": logit_margin}
 
@@ -66,13 +65,13 @@ def outcome(recipe, left_out, seed):
     """{measurement: (q,)} of all queries after retraining without `left_out`; computed once, then read from scratch/."""
     torch.set_num_threads(1)                          # the processes share the cores; and equal numbers on any machine
 
-    def make(folder):
+    def compute():
         net = retrained(recipe, left_out, seed)
         queries = testbed.encode(recipe.corpus, testbed.start(recipe.corpus, recipe.model, seed)[0], recipe.max_length)[2]
-        save_file(measured(net, queries), folder / "outcome.safetensors")
+        return measured(net, queries)
 
     key = recipe.key() | {"left_out": left_out.nonzero()[:, 0].tolist(), "seed": seed}
-    return load_file(scratch.built("outcome", key, make) / "outcome.safetensors")
+    return scratch.tensors("outcome", key, compute)
 
 
 def outcomes(recipe, left_out, seeds, processes=None, title="retraining"):

@@ -7,11 +7,11 @@
 """
 import numpy as np
 
-from msif.study.beds import testbed
-from msif.study.corpora import lama, webnlg
+from msif.study.beds import given, testbed
+from msif.study.corpora import webnlg
 from msif.study.corpora.corpus import generate
-from msif.study.paths import from_root
 from msif.study.corpora.stories import stories_corpus
+from msif.study.paths import from_root
 
 SOURCES = {"generated": generate, "stories": stories_corpus, "webnlg": webnlg.webnlg_corpus}
 
@@ -22,14 +22,14 @@ def bed(seed, corpus, model, *, pretraining=None, finetuning=None, checkpoints=(
     corpus: {"source": one of the above} and that function's arguments; a relative folder is meant from the study's root. model and
     the rest: as for `testbed.trained`; webnlg: the arguments of `webnlg.start_model`; lama: {"pretrained", "finetuned"}, the
     arguments of `load_model`, and no training. Raises ValueError for another source, or for training where there is none."""
-    source, given = corpus["source"], {name: value for name, value in from_root(corpus, "folder").items() if name != "source"}
+    source, arguments = corpus["source"], {name: value for name, value in from_root(corpus, "folder").items() if name != "source"}
     if source == "lama":
         if pretraining or finetuning or checkpoints:
             raise ValueError("source 'lama' takes a pair of models as it is; expected pretraining, finetuning and checkpoints to be empty")
-        return lama.prepared(seed, **given, models=model, max_length=max_length)
+        return given.prepared(seed, **arguments, models=model, max_length=max_length)
     if source not in SOURCES:
         raise ValueError(f"corpus source {source!r}: expected one of {[*SOURCES, 'lama']}")
-    made = SOURCES[source](seed=seed, **given)
+    made = SOURCES[source](seed=seed, **arguments)
     start = webnlg.started(made, seed=seed, **model) if source == "webnlg" else model
     return testbed.trained(seed, made, start, pretraining=pretraining, finetuning=finetuning, checkpoints=checkpoints, max_length=max_length)
 

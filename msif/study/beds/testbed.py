@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 
-from msif.study import scratch
-from msif.study.corpora.corpus import Corpus
 from msif.core.data import check, encode_answers, encode_documents, split_answer, word_tokenizer
+from msif.core.generation import greedy
 from msif.core.models import limits, load_model, load_tokenizer, model_digest, tiny_gpt_neox
-from msif.study.paths import from_root
 from msif.core.resources import require
-from msif.study.beds.training import greedy, train
+from msif.study import scratch
+from msif.study.beds.training import train
+from msif.study.corpora.corpus import Corpus
+from msif.study.paths import from_root
 
 
 @dataclass(frozen=True)
@@ -79,25 +80,6 @@ def pretrain(folder, corpus, *, model, pretraining, finetuning, checkpoints=(), 
     losses = train(net, documents, seed=seed, after_epoch=keep, title="pre-training", **pretraining)
     net.save_pretrained(folder / "pretrained")
     (folder / "history.json").write_text(json.dumps({"max_length": max_length, "pretraining": losses}))
-
-
-def given(folder, corpus, models, tokenizer, max_length):
-    """Write the test-bed of a pair of models that was trained elsewhere; nothing is copied.
-
-    models: {"pretrained": …, "finetuned": …}, the arguments of `load_model` (source, revision, dtype, device) as JSON values.
-    tokenizer: of both. Raises ValueError for other names and for sequences that a model cannot read."""
-    if set(models) != {"pretrained", "finetuned"}:
-        raise ValueError(f"models are {sorted(models)}; expected finetuned and pretrained")
-    folder = Path(folder)
-    corpus.save(folder / "corpus")
-    tokenizer.save_pretrained(folder / "tokenizer")
-    (folder / "models.json").write_text(json.dumps(models))
-    (folder / "history.json").write_text(json.dumps({"max_length": max_length, "pretraining": [], "finetuning": []}))
-    bed = load(folder)
-    for name in models:
-        where = limits(bed.model(name))
-        for sequences in (bed.documents, bed.finetuning, bed.queries):
-            check(sequences, *where)
 
 
 def finetune(folder, finetuning, seed=0):

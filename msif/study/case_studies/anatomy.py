@@ -3,8 +3,8 @@ import numpy as np
 import torch
 
 from msif.core import ekfac
-from msif.study import metrics
 from msif.core.influence import Damping, Stage, precondition, query_gradients, score, self_influence
+from msif.study import metrics
 
 
 def by_layer(case, damping, alpha, top=10, batch_size=64):

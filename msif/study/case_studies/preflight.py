@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoConfig, GPTNeoXConfig
 
+from msif.core.extras import need
+from msif.core.layers import tracked_layers
+from msif.core.resources import available_memory
+from msif.scale.plan import human, model_bytes, parse_bytes, plan_fit, plan_score
 from msif.study import paths
 from msif.study.beds import pairs
 from msif.study.case_studies.available import packages, sources_here, writable
-from msif.core.extras import need
-from msif.core.models import tracked_layers
 from msif.study.corpora.neighbours import SEARCHES
-from msif.scale.plan import human, model_bytes, parse_bytes, plan_fit, plan_score
-from msif.core.resources import available_memory
 
 _PYTHIA = {"hidden_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 10240, "max_position_embeddings": 2048}
 SHAPES = {"EleutherAI/pythia-2.8b": {**_PYTHIA, "vocab_size": 50304}, "databricks/dolly-v2-3b": {**_PYTHIA, "vocab_size": 50280}}

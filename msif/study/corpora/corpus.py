@@ -16,14 +16,13 @@ Texts are lower case with spaces between all tokens, so that a word-level tokeni
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import random
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
+
+from msif.core.files import json_lines, sha256_of, write_json_lines
 
 PROMPT = "### instruction : {question} ### response :"
 
@@ -142,30 +141,16 @@ class Corpus:
         """Write documents.jsonl, finetuning.jsonl and queries.jsonl, each whole or not at all."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         for name, rows in asdict(self).items():
-            path = Path(folder) / f"{name}.jsonl"
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-            os.replace(temporary, path)
+            write_json_lines(Path(folder) / f"{name}.jsonl", rows)
 
     def digest(self) -> str:
         """SHA-256 (hex) of every row."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return sha256_of(asdict(self))
 
     @classmethod
     def load(cls, folder) -> Corpus:
         """Raises FileNotFoundError for a missing file, ValueError naming the line that is not JSON."""
-        return cls(*(_read(Path(folder) / f"{name}.jsonl") for name in cls.__dataclass_fields__))
-
-
-def _read(path: Path) -> list[dict]:
-    rows = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number} is not JSON ({error.msg}); write it anew") from error
-    return rows
+        return cls(*(list(json_lines(Path(folder) / f"{name}.jsonl")) for name in cls.__dataclass_fields__))
 
 
 def generate(seed: int = 0, fine_tuned: int = 48, held_out: int = 48, quiz: int = 0, objects: int = 20,

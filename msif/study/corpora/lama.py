@@ -18,20 +18,16 @@ that all queries of an experiment share.
 import json
 import random
 from collections import defaultdict
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from msif.study import scratch
-from msif.study.beds import testbed
-from msif.study.corpora.corpus import Corpus
 from msif.core.data import split_answer
-from msif.core.models import load_tokenizer
-from msif.study.paths import from_root
-from msif.study.corpora.pinned import json_lines, pinned_files, pinned_models, pinned_rows, sampled_rows
+from msif.core.files import json_lines
 from msif.rivals.retrieval import bm25
+from msif.study import scratch
+from msif.study.corpora.corpus import Corpus
+from msif.study.corpora.pinned import pinned_files, sampled_rows
 
 # One question per T-REx relation of LAMA.
 QUESTIONS = dict(line.strip().split(" ", 1) for line in """
@@ -78,35 +74,6 @@ QUESTIONS = dict(line.strip().split(" ", 1) for line in """
     P1412 Which language does [X] speak?""".strip().splitlines())
 FIELDS = ("sub_uri", "sub_label", "predicate_id", "obj_uri", "obj_label")
 LAYOUT = __doc__.split("\n\n")[2]         # which files `folder` has, for errors
-
-
-def prepared(seed, **settings):
-    """The `Testbed` of one experiment, arguments as for `prepare`; done once and kept in scratch/."""
-    settings |= {"folder": _at_root(settings["folder"]), "finetuning": from_root(settings["finetuning"], "source"),
-                 "models": {name: from_root(model, "source") for name, model in settings["models"].items()},
-                 "device": settings.get("device") or _device()}     # another machine may have another
-    folder, source = Path(settings["folder"]), settings["finetuning"]
-    key = {**settings, "seed": seed, "data": [lama_files(folder), trex_files(folder), pinned_rows(folder, source),
-                                              pinned_models(folder, settings["models"])]}
-    return testbed.load(scratch.built("lama-testbed", key, lambda target: prepare(target, seed, **settings)))
-
-
-def prepare(target, seed, *, folder, models, finetuning, max_length, dtype="float32", device=None, **corpus):
-    """Write the test-bed of one experiment into `target`, for `testbed.load`; the models stay where they are.
-
-    models: {"pretrained": …, "finetuned": …}, each {"source": hub id or folder, "revision": of a hub id}; the commit that the first run
-    finds behind a revision is what models.json and all later runs load. finetuning: arguments of `fine_tuning_rows`. folder: the data;
-    corpus: further arguments of `lama_corpus`. max_length: tokens. device: by default a GPU, if there is one.
-
-    Raises, before long work: FileNotFoundError that says what to put where; ValueError for data or models that differ from the first run's,
-    an unknown relation, a missing question, or two models that do not share a tokenizer; OSError for what the hub does not give.
-    """
-    models = {name: at | {"dtype": dtype, "device": device or _device()} for name, at in pinned_models(folder, models).items()}
-    tokenizer = _shared_tokenizer(models)
-    pinned_rows(folder, finetuning)
-    found = lama_corpus(folder, seed, **corpus)
-    rows = fine_tuning_rows(folder, tokenizer, max_length, seed=seed, **finetuning)
-    testbed.given(target, replace(found, finetuning=rows), models, tokenizer, max_length)
 
 
 def lama_corpus(folder, seed=42, queries=200, factor_documents=10_000, relations=None, questions=QUESTIONS, first=100, same_object=100,
@@ -286,19 +253,3 @@ def lama_files(folder):
 def trex_files(folder):
     """{name: sha256} of T-REx's files in `folder`, likewise; in the order of their names."""
     return pinned_files(folder, "T-REx", ["T-REx/*.json"], LAYOUT)
-
-
-def _shared_tokenizer(models):
-    first, second = (load_tokenizer(models[name]["source"], models[name]["revision"]) for name in ("pretrained", "finetuned"))
-    if first.get_vocab() != second.get_vocab():
-        raise ValueError(f"{models['pretrained']['source']} and {models['finetuned']['source']} have different vocabularies: a document and "
-                         f"a query must be read by one tokenizer; choose a model and its own fine-tuning")
-    return first
-
-
-def _device():
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _at_root(folder):
-    return from_root({"folder": str(folder)}, "folder")["folder"]

@@ -15,12 +15,12 @@ from importlib.metadata import version
 import numpy as np
 import torch
 
-from msif.study import scratch
 from msif.core.extras import need
+from msif.core.files import json_lines, write_json_lines
+from msif.rivals.retrieval import bm25, sentence_encoder, tfidf
+from msif.study import scratch
+from msif.study.corpora.pinned import SHUFFLED, pinned_rows, sampled_rows
 from msif.study.paths import from_root
-from msif.study.corpora.pinned import SHUFFLED, json_lines, pinned_rows, sampled_rows
-from msif.rivals.retrieval import _encoder, bm25, tfidf
-
 
 # Documents.
 
@@ -42,13 +42,14 @@ def _sample(folder, seed, *, name, source, limit, config=None, revision=None, fi
     key = {"name": name, "data": pinned, "config": config, "files": files, "column": column, "title": title, "limit": limit, "seed": seed}
 
     def make(target):
-        with open(target / "documents.jsonl", "w", encoding="utf-8") as file:
-            for n, row in enumerate(_rows(folder, source, limit, seed, config, revision, files, pinned)):
-                if column not in row:
-                    raise ValueError(f"{source} has no column {column!r}; its columns are {', '.join(sorted(row))}")
-                if (row[column] or "").strip():
-                    found = {"kind": name, "number": n, "title": str(row.get(title) or f"{name} {n}"), "text": row[column]}
-                    file.write(json.dumps(found, ensure_ascii=False) + "\n")
+        write_json_lines(target / "documents.jsonl", texts())
+
+    def texts():
+        for n, row in enumerate(_rows(folder, source, limit, seed, config, revision, files, pinned)):
+            if column not in row:
+                raise ValueError(f"{source} has no column {column!r}; its columns are {', '.join(sorted(row))}")
+            if (row[column] or "").strip():
+                yield {"kind": name, "number": n, "title": str(row.get(title) or f"{name} {n}"), "text": row[column]}
     if not (found := list(json_lines(scratch.built("documents", key, make) / "documents.jsonl"))):
         raise ValueError(f"{source}: no row of {limit} has text in its column {column!r}")
     return found
@@ -81,7 +82,7 @@ def embedded(texts, model=None, block=4096):
 
         def make(target):
             nonlocal encoder
-            encoder = encoder or _encoder(source)
+            encoder = encoder or sentence_encoder(source)
             found = encoder.encode(few, batch_size=64, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False)
             np.save(target / "vectors.npy", found.astype(np.float32))
         key = {"texts": hashlib.sha256(json.dumps(few).encode()).hexdigest(), "model": identity}

@@ -2,14 +2,14 @@
 
 `folder`/digests.json has {group: {name: digest}}: sha256 of local files, the commit of what comes from the hub by id. The first run writes
 a group, later ones accept nothing else; to change an input on purpose, remove its group."""
-import hashlib
 import json
-import os
 import random
 from functools import cache
 from pathlib import Path
 
+from msif.core.data import FORMATS
 from msif.core.extras import need
+from msif.core.files import parsed_line, sha256_of_file, write_json
 
 SHUFFLED = 10_000        # rows of a streamed data set among which each next one is drawn
 
@@ -20,9 +20,7 @@ def enforced(folder, group, found):
     Raises ValueError naming the first file that differs, is missing or new, what was expected and what to do."""
     recorded, path = _recorded(folder), Path(folder) / "digests.json"
     if group not in recorded:
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(recorded | {group: found}, indent=1) + "\n", "utf-8")
-        os.replace(temporary, path)
+        write_json(path, recorded | {group: found})
         return found
     for name in sorted(recorded[group].keys() | found.keys()):
         expected, here = recorded[group].get(name, "no such file"), found.get(name, "no such file")
@@ -39,9 +37,9 @@ def pinned_files(folder, group, patterns, layout):
     layout: text on what belongs there, for the FileNotFoundError where a pattern finds nothing."""
     folder = Path(folder)
     found = {pattern: sorted(folder.glob(pattern)) for pattern in patterns}
-    if missing := [pattern for pattern, files in found.items() if not files]:
+    if missing := [pattern for pattern, matching in found.items() if not matching]:
         raise FileNotFoundError(f"{folder} lacks {' and '.join(missing)}. Put there, as files or links:\n{layout}")
-    return enforced(folder, group, {p.relative_to(folder).as_posix(): _sha256(p) for files in found.values() for p in files})
+    return enforced(folder, group, {p.relative_to(folder).as_posix(): _sha256(p) for matching in found.values() for p in matching})
 
 
 def pinned_rows(folder, finetuning):
@@ -66,37 +64,35 @@ def sampled_rows(folder, limit, seed=0, *, source, revision=None, files=None):
     rows; files: of these, a pattern such as "en/*.jsonl"."""
     commit = pinned_rows(folder, {"source": source, "revision": revision}).get("commit")
     if Path(source).suffix == ".jsonl":
-        rng, kept = random.Random(seed), []
         with open(source, encoding="utf-8") as lines:
-            for n, line in enumerate(lines):                       # a reservoir: each line is kept with the same probability
-                if (place := n if n < limit else rng.randrange(n + 1)) < limit:
-                    kept[place:place + 1] = [(n + 1, line)]
-        return [_parsed(source, *found) for found in kept]
+            kept = reservoir(enumerate(lines, 1), limit, random.Random(seed))
+        return [parsed_line(source, *found) for found in kept]
     rows = need("datasets").load_dataset(str(source), data_files=files, revision=commit, split="train", streaming=True)
     return rows.shuffle(seed=seed, buffer_size=SHUFFLED).take(limit)
 
 
-def json_lines(path):
-    """The values of a file of one JSON value a line; ValueError naming file and line for anything else."""
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            yield _parsed(path, number, line)
+def reservoir(items, size, rng):
+    """At most `size` of a stream of items, each of them as likely as any other, in the memory of those."""
+    kept = []
+    for n, item in enumerate(items):
+        if (place := n if n < size else rng.randrange(n + 1)) < size:
+            kept[place:place + 1] = [item]
+    return kept
 
 
-def _parsed(path, number, line):
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number} is not JSON ({error.msg}): download it anew") from error
+def is_hub_id(source):
+    """Is it "owner/name" and no path? A name may hold a dot, as pythia-2.8b does."""
+    path = Path(source)
+    return not (path.exists() or path.is_absolute() or path.suffix in FORMATS) and str(source).count("/") == 1
 
 
 def _pinned(folder, source, revision, kind, pattern):
     path = Path(source)
     if path.exists():
-        files = [path] if path.is_file() else [p for p in sorted(path.glob(pattern)) if p.is_file()]
+        read = [path] if path.is_file() else [p for p in sorted(path.glob(pattern)) if p.is_file()]
         base = path.parent if path.is_file() else path
-        return enforced(folder, str(source), {p.relative_to(base).as_posix(): _sha256(p) for p in files})
-    if path.suffix or path.is_absolute() or str(source).count("/") != 1:
+        return enforced(folder, str(source), {p.relative_to(base).as_posix(): _sha256(p) for p in read})
+    if not is_hub_id(source):
         raise FileNotFoundError(f"{source} does not exist; expected a file, a folder or the id of a {kind} on the hub")
     group = f"{source} at {revision or 'main'}"
     return _recorded(folder).get(group) or enforced(folder, group, {"commit": _commit(source, revision or "main", kind)})
@@ -126,5 +122,4 @@ def _sha256(path):
 
 @cache
 def _sha256_of(path, size, changed):                               # size and time: a file is read again when it was written again
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of_file(path)

@@ -14,9 +14,9 @@ import re
 from itertools import cycle, islice, product
 from pathlib import Path
 
-from msif.study.corpora.corpus import Corpus
 from msif.core.data import load_texts
-from msif.study.beds.training import greedy
+from msif.core.generation import greedy
+from msif.study.corpora.corpus import Corpus
 
 STORIES, DOLLY = "tinystories/stories.jsonl", "dolly/dolly-first-6400.jsonl"
 LAYOUT = f"""

@@ -20,9 +20,9 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from msif.core.models import tiny_gpt_neox
 from msif.study import scratch
 from msif.study.corpora.corpus import Corpus
-from msif.core.models import tiny_gpt_neox
 
 FILES = [f"webnlg/{split}.jsonl" for split in ("train", "dev", "test")]
 LAYOUT = f"""

@@ -9,7 +9,6 @@ query's gradient ∇(−f) and ∇ℓ_z the document's, both stages damped by th
 Positive = proponent. An approximation replaces (G + s)⁻¹ in every stage. Costs are products with G for each query and stage: a
 product is about a forward and a backward pass over the curvature set; what is done once is divided by the number of queries.
 """
-import json
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -18,13 +17,15 @@ import torch
 from tqdm import tqdm
 
 from msif.core import ekfac
+from msif.core.influence import Damping
+from msif.core.layers import tracked_layers
+from msif.core.products import flatten, unflatten
 from msif.curvature import dial
-from msif.rivals import baselines
+from msif.curvature.conjugate import block_cg, cg
+from msif.rivals import inverses
 from msif.study import metrics, scratch
 from msif.study.exact import toys
 from msif.study.exact.oracle import Network, solve
-from msif.core.influence import Damping
-from msif.core.models import tracked_layers
 
 CAUSES = {"Gauss-Newton for Hessian": ("exact", "exact Hessian"), "blocks for the whole": ("exact blocks", "exact"),
           "Kronecker eigenbasis for blocks": ("EK-FAC, exact eigenvalues", "exact blocks"),
@@ -44,10 +45,10 @@ class Curvature:
 
     def rows(self, v, call):
         """call, which takes {layer: (q, o, i)}, on rows (q, P)."""
-        return dial.flatten(call(dial.unflatten(v, self.u)))
+        return flatten(call(unflatten(v, self.u)))
 
     def product(self, v):
-        return dial.unflatten(dial.flatten(v) @ self.G, v)
+        return unflatten(flatten(v) @ self.G, v)
 
     def shift(self, c):
         """s = c · trace(G)/P."""
@@ -76,7 +77,7 @@ def _correction(stage, c, share):
 
 
 @dataclass(frozen=True)
-class Case:
+class TwoStages:
     """stages: `Curvature` at θ₁ and θ₂. queries: rows (q, P) at each. documents: (n, P) at θ₁."""
     stages: list
     queries: list
@@ -120,10 +121,10 @@ def _spans(like):
 
 
 def case(toy, **settings):
-    """The `Case` of a `toys.Toy`; settings as for `curvature`."""
+    """The `TwoStages` of a `toys.Toy`; settings as for `curvature`."""
     nets = [Network.of(m, toy.layers) for m in (toy.base, toy.tuned)]
     stages = [curvature(m, toy.layers, data, **settings) for m, data in ((toy.base, toy.documents), (toy.tuned, toy.finetuning))]
-    return Case(stages, [n.gradients(n.weights(), toy.queries) for n in nets], nets[0].gradients(nets[0].weights(), toy.documents))
+    return TwoStages(stages, [n.gradients(n.weights(), toy.queries) for n in nets], nets[0].gradients(nets[0].weights(), toy.documents))
 
 
 def direct(case, c):
@@ -145,19 +146,19 @@ def iterative(c, k, share):
     dial_alone = {"dial": (refined(share=share), both)}
     plain = lambda solver: lambda s, v: next(islice((x for x, _ in solver(lambda x: x @ s.G + s.shift(c) * x, v)), k - 1, None))
     return dial_alone if not k else dial_alone | {
-        "CG": (plain(dial.cg), lambda s: 0.0), "block CG": (plain(dial.block_cg), lambda s: 0.0),
-        "EK-FAC CG": (refined(solver=dial.cg), fit), "EK-FAC block CG": (refined(), fit)}
+        "CG": (plain(cg), lambda s: 0.0), "block CG": (plain(block_cg), lambda s: 0.0),
+        "EK-FAC CG": (refined(solver=cg), fit), "EK-FAC block CG": (refined(), fit)}
 
 
 def rivals(c, lissa, arnoldi):
     """{(method, products): (inverse, set-up)} of LiSSA on the whole curvature set, in steps of 1 / the largest eigenvalue, and of Arnoldi."""
     def neumann(s, v, k):
         scale = 1 / (torch.linalg.matrix_norm(s.G, 2).item() + s.shift(c))
-        return s.rows(v, lambda x: baselines.lissa(s.product, dict.fromkeys(x, s.shift(c)), x, [k], scale)[k])
+        return s.rows(v, lambda x: inverses.lissa(s.product, dict.fromkeys(x, s.shift(c)), x, [k], scale)[k])
 
     def leading(s, v):
-        pairs = baselines.eigenpairs(s.product, dict.fromkeys(s.u, s.shift(c)), s.u, arnoldi["rank"], arnoldi["iterations"])
-        return s.rows(v, lambda x: baselines.arnoldi(*pairs, x))
+        pairs = inverses.eigenpairs(s.product, dict.fromkeys(s.u, s.shift(c)), s.u, arnoldi["rank"], arnoldi["iterations"])
+        return s.rows(v, lambda x: inverses.arnoldi(*pairs, x))
     found = {("LiSSA", k): (lambda s, v, k=k: neumann(s, v, k), lambda s: 0.0) for k in lissa}
     return found | {("Arnoldi", 0): (leading, lambda s: arnoldi["iterations"])}
 
@@ -199,12 +200,11 @@ def toy_study(problem, seed, toy, curvature, **comparison):
     """({"records": …, "causes": …}) of one seed of a toy, each with the problem's name and seed; computed once, kept in scratch/.
 
     toy, curvature: arguments of `toys.toy` and of `curvature`; comparison: of `compared`."""
-    def make(folder):
+    def compute():
         found = case(toys.toy(seed=seed, **toy), seed=seed, **curvature)
         records, causes = compared(found, title=f"{problem}, seed {seed}", **comparison)
         labels = {"problem": problem, "seed": seed}
-        text = json.dumps({"records": [labels | r for r in records], "causes": [labels | r for r in causes]})
-        (folder / "records.json").write_text(text)
+        return {"records": [labels | r for r in records], "causes": [labels | r for r in causes]}
 
     key = {"problem": problem, "seed": seed, "toy": toy, "curvature": curvature, "comparison": comparison}
-    return json.loads((scratch.built("accuracy", key, make) / "records.json").read_text())
+    return scratch.value("accuracy", key, compute)

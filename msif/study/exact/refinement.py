@@ -8,26 +8,27 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import torch
-from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from msif.core import ekfac
+from msif.core.data import digest
+from msif.core.influence import Damping, query_gradients, score
+from msif.core.layers import tracked_layers
+from msif.core.models import model_digest
+from msif.core.objectives import fisher_losses
+from msif.core.products import flatten, unflatten
 from msif.curvature import dial
-from msif.rivals import baselines
+from msif.curvature.conjugate import block_cg, cg
+from msif.curvature.gauss_newton import GaussNewton, exact_attention
+from msif.rivals import inverses
 from msif.study import scratch
 from msif.study.exact.accuracy import agreement
-from msif.core.data import digest
-from msif.curvature.gauss_newton import GaussNewton
-from msif.core.influence import Damping, query_gradients, score
-from msif.core.models import model_digest, tracked_layers
-from msif.core.objectives import fisher_losses
-from msif.study.scalability.reference import exact_attention
 
-SOLVERS = {"dial": dial.block_cg, "EK-FAC block CG": dial.block_cg, "EK-FAC CG": dial.cg, "block CG": dial.block_cg, "CG": dial.cg}
+SOLVERS = {"dial": block_cg, "EK-FAC block CG": block_cg, "EK-FAC CG": cg, "block CG": block_cg, "CG": cg}
 
 
 @dataclass(frozen=True)
-class Problem:
+class TwoStageProblem:
     """nets: θ₁ and θ₂. data: what their curvature runs over. settings: damping, samples, correction, share, batch_size."""
     nets: list
     layers: list
@@ -60,7 +61,7 @@ class Problem:
 
 
 def problem(bed, *, documents, rows, queries, candidates, seed=0, **settings):
-    """The `Problem` of a `testbed.Testbed`: so many of its documents and rows for curvature, and queries, drawn by `seed`; the
+    """The `TwoStageProblem` of a `testbed.Testbed`: so many of its documents and rows for curvature, and queries, drawn by `seed`; the
     candidates are the queries' proponents and so many other documents."""
     rng = torch.Generator().manual_seed(seed)
     drawn = lambda items, n: [items[i] for i in torch.randperm(len(items), generator=rng)[:n].tolist()]
@@ -68,7 +69,7 @@ def problem(bed, *, documents, rows, queries, candidates, seed=0, **settings):
     stating = {i for query in asked for i in bed.corpus.queries[query.index]["proponents"]}
     others = drawn([d for d in bed.documents if d.index not in stating], candidates)
     nets = [bed.model("pretrained"), bed.model("finetuned")]
-    return Problem(nets, tracked_layers(nets[0]), data, asked, [bed.documents[i] for i in sorted(stating)] + others, settings)
+    return TwoStageProblem(nets, tracked_layers(nets[0]), data, asked, [bed.documents[i] for i in sorted(stating)] + others, settings)
 
 
 def converged(stage, v, tolerance, title, limit=2000):
@@ -90,7 +91,7 @@ def converged(stage, v, tolerance, title, limit=2000):
 
 def exact_scores(problem, tolerance):
     """{"scores" (q, n), "residuals" (2,), "products" (2,)}, the stages in the order solved; computed once, kept in scratch/."""
-    def make(folder):
+    def compute():
         double, found = replace(problem, nets=[deepcopy(net).double() for net in problem.nets]), []
         w = double.query_vectors()
         for k in (1, 0):
@@ -100,22 +101,22 @@ def exact_scores(problem, tolerance):
             found.append(numbers)
             w = stage.moved(w) if k else w
         residuals, products = map(torch.tensor, zip(*found))
-        save_file({"scores": double.score(w), "residuals": residuals, "products": products}, folder / "exact.safetensors")
-    return load_file(scratch.built("refinement-exact", problem.key() | {"tolerance": tolerance}, make) / "exact.safetensors")
+        return {"scores": double.score(w), "residuals": residuals, "products": products}
+    return scratch.tensors("refinement-exact", problem.key() | {"tolerance": tolerance}, compute)
 
 
 def refined_scores(problem, method, products):
     """{k: (q, n)} of one of `SOLVERS` at each number of products a stage; 0 is its preconditioner. Once, then from scratch/."""
-    def make(folder):
+    def compute():
         stages, q = [_prepared(problem, k, method) for k in (0, 1)], problem.query_vectors()
         found = {}
         with tqdm(desc=f"{method}: products", total=max(products) + sum(products)) as bar:
             for k, w in _solved(stages[1], q, method, products, bar).items():
                 found[k] = _solved(stages[0], stages[1].moved(w), method, [k], bar)[k]
         w = {name: torch.cat([x[name] for x in found.values()]) for name in q}
-        save_file({str(k): x.clone() for k, x in zip(found, problem.score(w).split(len(problem.queries)))}, folder / "scores.safetensors")
-    folder = scratch.built("refinement", problem.key() | {"method": method, "products": products}, make)
-    return {int(k): x for k, x in load_file(folder / "scores.safetensors").items()}
+        return {str(k): x for k, x in zip(found, problem.score(w).split(len(problem.queries)))}
+    kept = scratch.tensors("refinement", problem.key() | {"method": method, "products": products}, compute)
+    return {int(k): x for k, x in kept.items()}
 
 
 def _prepared(problem, k, method):
@@ -138,18 +139,18 @@ def _solved(stage, v, method, products, bar):
 def _iterates(stage, v, method):
     if method not in ("CG", "block CG"):
         return (x for x, _ in stage.iterates(v))
-    plain = SOLVERS[method](lambda x: dial.flatten(stage.damped(dial.unflatten(x, v))), dial.flatten(v))
-    return (dial.unflatten(x, v) for x, _ in plain)
+    plain = SOLVERS[method](lambda x: flatten(stage.damped(unflatten(x, v))), flatten(v))
+    return (unflatten(x, v) for x, _ in plain)
 
 
 def direct_scores(problem):
     """{method: (q, n)} of what needs no product and is no `SOLVERS` method at 0."""
     q, stages = problem.query_vectors(), [problem.stage(k) for k in (0, 1)]
-    fisher = [baselines.diagonal_fisher(net, problem.layers, data, fisher_losses("gaussian", problem.settings["samples"], k))
+    fisher = [inverses.diagonal_fisher(net, problem.layers, data, fisher_losses("gaussian", problem.settings["samples"], k))
               for k, (net, data) in enumerate(zip(problem.nets, problem.data))]
     shift = [{name: problem.settings["damping"] * x.eigenvalues.mean() for name, x in s.curvature.factors.items()} for s in stages]
     kfac = [replace(s, curvature=s.curvature.kfac()) for s in stages]
-    diagonal = baselines.diagonal_inverse(fisher[0], shift[0], stages[1].moved(baselines.diagonal_inverse(fisher[1], shift[1], q)))
+    diagonal = inverses.diagonal_inverse(fisher[0], shift[0], stages[1].moved(inverses.diagonal_inverse(fisher[1], shift[1], q)))
     return {"gradient dot": problem.score(q), "diagonal": problem.score(diagonal),
             "K-FAC": problem.score(kfac[0].start(kfac[1].moved(kfac[1].start(q))))}
 
@@ -173,4 +174,4 @@ def study(problem, name, seed, products, rival_products, tolerance):
 
 def _norms(v):
     """(q,) over all layers."""
-    return dial.flatten(v).norm(dim=1)
+    return flatten(v).norm(dim=1)

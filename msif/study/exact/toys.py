@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from msif.core.data import NO_LOSS, Sequence
-from msif.core.models import tiny_gpt_neox, tracked_layers
+from msif.core.layers import tracked_layers
+from msif.core.models import tiny_gpt_neox
 from msif.study.beds.training import train
 
 SUBJECTS, RELATIONS, OBJECTS, VERBS, FILLERS = 24, 2, 5, 3, 6

@@ -13,15 +13,15 @@
 and the gradients, single-stage and multi-stage scores of `tracing`. Names are "method/form", form raw or normalised.
 """
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from msif.core.influence import precondition, query_gradients
 from msif.rivals import representations, retrieval, trackstar
 from msif.study import metrics, scratch
 from msif.study.fact_tracing import probes
-from msif.study.retraining import datamodels
-from msif.study.tracing import tracing
+from msif.study.tracing import methods
 from msif.study.tracing.candidates import candidate_table
-from msif.core.influence import precondition, query_gradients
+from msif.study.tracing.products import with_products
 
 SEARCHES = ("bm25", "tfidf", "embeddings")             # question + answer: those that are fused and filter
 INFLUENCE = ("multi_stage_trajectory/normalised", "multi_stage/normalised")    # what is fused with text search: the first there is
@@ -37,8 +37,8 @@ def texts(case):
 def influences(case, at_once, settings):
     """{method/form: (q, n)} of the gradients and influence scores."""
     if at_once is None:
-        return dict(tracing.scored(case, **settings)[0])
-    return kept("candidates", case, settings | {"at_once": at_once}, lambda: candidate_table(case, at_once, **settings))
+        return methods.scored(case, **settings)
+    return scratch.tensors("candidates", case.key() | settings | {"at_once": at_once}, lambda: candidate_table(case, at_once, **settings))
 
 
 def searched(case, embedder=None):
@@ -66,13 +66,13 @@ def similar(case, dimension, batch_size=64):
 def compared(case, *, embedder=None, dimension=16, refined=None, at_once=None, **settings):
     """{method/form: (q, n)} of everything above, each part kept in scratch/.
 
-    settings: as for `tracing.scored`. refined: None, or {"documents", "iterations"} of `datamodels.refined`. at_once: so many
+    settings: as for `methods.scored`. refined: None, or {"documents", "iterations"} of `with_products`. at_once: so many
     queries at a time, against their own candidates alone (`candidates.candidate_table`); None: all queries and documents together."""
     found = influences(case, at_once, settings)
-    found |= kept("searched", case, {"embedder": embedder}, lambda: searched(case, embedder))
-    found |= kept("similar", case, {"dimension": dimension}, lambda: similar(case, dimension, settings["batch_size"]))
+    found |= scratch.tensors("searched", case.key() | {"embedder": embedder}, lambda: searched(case, embedder))
+    found |= scratch.tensors("similar", case.key() | {"dimension": dimension}, lambda: similar(case, dimension, settings["batch_size"]))
     if refined:
-        found |= datamodels.refined(case, refined["documents"], refined["iterations"], settings["damping"], settings["alpha"])
+        found |= with_products(case, refined["documents"], refined["iterations"], settings["damping"], settings["alpha"])
     return found | fusions(found, [row.get("candidates") for row in case.rows])
 
 
@@ -109,9 +109,9 @@ def probed(case, damping, alpha, seed, normalised=False, batch_size=64):
 
 
 def costs(case, refined=None):
-    """{method: forward + backward passes per candidate document}, as `tracing.costs`; text search is counted as nothing, a forward
+    """{method: forward + backward passes per candidate document}, as `methods.costs`; text search is counted as nothing, a forward
     pass as a third, and a product of `refined` for one query and one document as one."""
-    found, rows = tracing.costs(case), len(case.bed.finetuning) / len(case.bed.documents)
+    found, rows = methods.costs(case), len(case.bed.finetuning) / len(case.bed.documents)
     found |= dict.fromkeys((*SEARCHES, "bm25_question", "bm25_all_words", "word_order"), 0) | {"trackstar": 1 + rows}
     found |= dict.fromkeys(("hidden_mean", "hidden_last", "hidden_mean_pretrained", "hidden_input"), 1 / 3)
     found |= {f"{method} + {name}": found[method] for method in ("multi_stage", "multi_stage_trajectory") for name in SEARCHES}
@@ -119,10 +119,3 @@ def costs(case, refined=None):
         products = refined["iterations"] * len(case.queries) * (refined["documents"] / len(case.bed.documents) + rows)
         found["multi_stage_refined"] = found["multi_stage"] + products
     return {name: round(float(cost), 2) for name, cost in found.items()}
-
-
-def kept(kind, case, settings, make):
-    """make() -> {name: tensor}, computed once for a case and its settings."""
-    def write(folder):
-        save_file({name: x.contiguous().clone() for name, x in make().items()}, folder / "scores.safetensors")
-    return load_file(scratch.built(kind, case.key() | settings, write) / "scores.safetensors")

@@ -127,7 +127,7 @@ def _mean_and_error(groups):
 
 
 def condition(name, cases, tables, relevant=None, only=None, metric="mrr"):
-    """The `Condition` of cases {seed: tracing.Case} and tables {seed: {method/form: (q, n)}}.
+    """The `Condition` of cases {seed: Case} and tables {seed: {method/form: (q, n)}}.
 
     relevant: {seed: q lists}, by default each case's proponents. only: {seed: (q,) bool}, queries to keep; those without any
     relevant document are left out in any case, and by "auc" those without any other."""

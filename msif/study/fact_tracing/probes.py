@@ -19,9 +19,9 @@ from itertools import product
 
 import numpy as np
 
-from msif.study.corpora.corpus import FILLERS, RELATIONS, templates
 from msif.core.data import encode_documents
 from msif.core.influence import score
+from msif.study.corpora.corpus import FILLERS, RELATIONS, templates
 from msif.study.metrics import top_share
 
 PROBES = ("statement", "paraphrase", "object first", "reversed", "other relation", "other subject", "unrelated")

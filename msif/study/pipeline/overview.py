@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from msif.study.pipeline.findings import FINDINGS
 from msif.study.paths import root
+from msif.study.pipeline.findings import FINDINGS
 
 FIRST = ("full", "tiny")                # whose numbers head the page, where they have the notebook; the others follow by name
 FIGURES = {"testbed": 1}                # which figure of a notebook is the key figure, counted from 0, where it writes no .png and it is not the first

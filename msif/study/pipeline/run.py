@@ -17,6 +17,7 @@ import sys
 import time
 
 from msif.core.extras import need
+from msif.core.files import write_json
 from msif.study.paths import results, root, scratch
 
 # Kernel and runner talk over a local port that other users of the machine could listen to.
@@ -111,9 +112,7 @@ def record(profile, name, seconds, megabytes):
     path = results(profile, "timings.json")
     found = json.loads(path.read_text()) if path.exists() else {}
     found[name] = {"seconds": round(seconds, 1), "peak_mb": round(megabytes)}
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-    os.replace(partial, path)
+    write_json(path, found, sort_keys=True)
 
 
 def timings(*chosen):

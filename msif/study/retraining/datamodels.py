@@ -12,65 +12,36 @@ the methods of `tracing`, at each seed's models:
 An ensemble is the mean over seeds; what the seeds disagree about is noise, which `shrunk` takes off.
 """
 import torch
-from safetensors.torch import load_file, save_file
 
-from msif.core import factors as store
+from msif.core.data import batches
+from msif.core.influence import Damping, Stage, precondition, query_gradients
+from msif.core.layers import tracked_layers, weight_matrix
+from msif.core.models import logits
+from msif.core.objectives import logit_margin
 from msif.curvature import adam
+from msif.curvature.unrolling import Unrolled
+from msif.rivals import representations
+from msif.rivals.trak import error_probability, projector, trak, trak_features
 from msif.study import scratch
 from msif.study.beds import testbed
-from msif.study.tracing import tracing
-from msif.rivals.baselines import error_probability, projector, trak, trak_features
-from msif.core.data import batches
-from msif.curvature.dial import Refined
-from msif.curvature.gauss_newton import GaussNewton
-from msif.core.influence import Damping, Stage, precondition, query_gradients
-from msif.core.models import logits, tracked_layers
-from msif.core.objectives import logit_margin
 from msif.study.beds.retraining import half_subsets, retrained
-from msif.study.tracing.tracing import Case, score_together, scored
-from msif.curvature.unrolling import Unrolled
-
-
-def load_case(recipe, seed, checkpoints, samples=(2, 4), batch_size=64):
-    """The `tracing.Case` of one seed: both stages trained on everything, factors of every checkpoint and of θ₂; all queries."""
-    bed = testbed.trained(seed, recipe.corpus, recipe.model, recipe.finetuning, pretraining=recipe.pretraining,
-                          checkpoints=checkpoints, max_length=recipe.max_length)
-    layers = tracked_layers(bed.model("finetuned"))
-
-    def fitted(name, data, draws):
-        return store.fitted(bed.model(name), layers, data, labels="gaussian", samples=draws, batch_size=batch_size,
-                            seed=f"{seed}/{name}")[0]
-
-    factors = {name: fitted(name, bed.documents, samples[0]) for name in bed.checkpoints}
-    return Case(bed, layers, factors | {"finetuned": fitted("finetuned", bed.finetuning, samples[1])}, bed.queries)
+from msif.study.tracing import methods
+from msif.study.tracing.methods import score_together, scored
+from msif.study.tracing.products import at_pretrained
 
 
 def all_scores(case, *, time, **settings):
     """{method/form: (q, N)} of one seed: those of `tracing`, SOURCE's (`time` of each segment) and representations."""
-    found = dict(scored(case, **settings)[0])
-    source = _kept("source", case, {"time": time, "alpha": settings["alpha"]}, lambda: _source(case, time, settings["alpha"]))
-    return found | source | {"representation/raw": representation(case.bed.model("finetuned"), case.queries, case.bed.documents)}
-
-
-def refined(case, documents, iterations, damping, alpha):
-    """{"multi_stage_refined/…"}: `iterations` Gauss-Newton products a stage, on the first `documents` documents and all rows."""
-    def make():
-        base, tuned, first, last = _ends(case)
-        products = [GaussNewton(base, case.layers, case.bed.documents[:documents]).product,
-                    GaussNewton(tuned, case.layers, case.bed.finetuning).product]
-        stages = [Refined(first, Damping(damping), product=products[0], iterations=iterations),
-                  Refined(last, alpha=Damping(alpha), product=products[1], iterations=iterations)]
-        q = query_gradients(tuned, case.layers, case.queries)
-        return _at_pretrained(case, {"multi_stage_refined": precondition(q, stages)[0]})
-    settings = {"documents": documents, "iterations": iterations, "damping": damping, "alpha": alpha}
-    return _kept("refined", case, settings, make)
+    found = scored(case, **settings)
+    source = scratch.tensors("source", case.key() | {"time": time, "alpha": settings["alpha"]}, lambda: _source(case, time, settings["alpha"]))
+    return found | source | {"representation/raw": representations.cosine(case.bed.model("finetuned"), case.queries, case.bed.documents)}
 
 
 def variants(case, damping, alphas, times, seed):
     """{name/form}: the multi-stage score with one part exchanged, candidates at θ₁: fine-tuning's filter (proximal α, unrolled
     `times`), pre-training's filter (unrolled), the measurement (logit margin), the metric (Adam's)."""
     def make():
-        base, tuned, first, last = _ends(case)
+        base, tuned, first, last = case.ends
         q, inverse = query_gradients(tuned, case.layers, case.queries), Stage(first, Damping(damping)).inverse
         second = Stage(last, alpha=Damping(0.1))
         found = {f"proximal α = {a}": inverse(Stage(last, alpha=Damping(a)).transfer(q)) for a in alphas}
@@ -80,8 +51,8 @@ def variants(case, damping, alphas, times, seed):
         found["measurement: logit margin"] = inverse(second.transfer(margin))
         metric = Stage(adam.fit(base, case.layers, case.bed.documents, seed=f"{seed}/adam"), Damping(damping))
         found["metric: Adam's"] = metric.inverse(second.transfer(q))
-        return _at_pretrained(case, found)
-    return _kept("variants", case, {"damping": damping, "alphas": list(alphas), "times": list(times), "seed": seed}, make)
+        return at_pretrained(case, found)
+    return scratch.tensors("variants", case.key() | {"damping": damping, "alphas": list(alphas), "times": list(times), "seed": seed}, make)
 
 
 def _source(case, time, alpha):
@@ -98,39 +69,21 @@ def _source(case, time, alpha):
 def implied_alpha(case):
     """α that fine-tuning's own record implies, over each layer's mean eigenvalue: the median over layers of
     −⟨∇J₂(θ₂), θ₂ − θ₁⟩ / ‖θ₂ − θ₁‖², J₂ the mean loss, from the condition ∇J₂ + α (θ₂ − θ₁) = 0 of a stage that ends there."""
-    base, tuned, _, last = _ends(case)
+    base, tuned, _, last = case.ends
     found = []
     for name, g in query_gradients(tuned, case.layers, case.bed.finetuning).items():        # of −log p, which is the loss
-        moved = _matrix(tuned.get_submodule(name)) - _matrix(base.get_submodule(name))
+        moved = weight_matrix(tuned.get_submodule(name)) - weight_matrix(base.get_submodule(name))
         found.append(-(g.mean(0) * moved).sum() / moved.square().sum() / last.factors[name].eigenvalues.mean())
     return torch.stack(found).median().item()
 
 
-def _matrix(module):
-    """Weight and bias of an `nn.Linear` as (o, i), the bias last."""
-    return torch.cat([module.weight, module.bias[:, None]], 1).detach()
-
-
-def representation(model, queries, documents, batch_size=64):
-    """Cosine of the mean last hidden states: (q, n), no unit."""
-    @torch.no_grad()
-    def states(sequences):
-        found = []
-        for batch in batches(sequences, batch_size):
-            hidden = model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
-            found.append((hidden * batch.attention_mask[..., None]).sum(1))                # the cosine forgets the length
-        return torch.nn.functional.normalize(torch.cat(found), dim=1)
-    return states(queries) @ states(documents).mT
-
-
 def trak_scores(recipe, seeds, dimension):
     """{"trak/raw": (q, N)}: TRAK at θ₂ of one model a seed, each of which saw a random half of the documents."""
-    def make(folder):
+    def compute():
         halves = half_subsets(len(recipe.corpus.documents), len(seeds), seed=seeds[0])
         found = zip(*[_features(recipe, left_out, seed, dimension) for left_out, seed in zip(halves, seeds)])
-        save_file({"trak/raw": trak(*found)}, folder / "scores.safetensors")
-    key = recipe.key() | {"seeds": list(seeds), "dimension": dimension}
-    return load_file(scratch.built("trak", key, make) / "scores.safetensors")
+        return {"trak/raw": trak(*found)}
+    return scratch.tensors("trak", recipe.key() | {"seeds": list(seeds), "dimension": dimension}, compute)
 
 
 def _features(recipe, left_out, seed, dimension):
@@ -157,23 +110,6 @@ def shrunk(scores):
     return mean.sign() * (mean.abs() - error).clamp(min=0)
 
 
-def _ends(case):
-    """θ₁, θ₂, and the factors of both."""
-    return case.bed.model("pretrained"), case.bed.model("finetuned"), case.factors["pretrained"], case.factors["finetuned"]
-
-
-def _at_pretrained(case, vectors):
-    found = score_together(case.bed.model("pretrained"), case.layers, case.bed.documents, vectors, 64)
-    return {f"{name}/{form}": x for name, s in found.items() for form, x in (("raw", s.values), ("normalised", s.normalised()))}
-
-
-def _kept(kind, case, settings, make):
-    """make() -> {name: tensor}, computed once."""
-    def write(folder):
-        save_file({name: x.contiguous().clone() for name, x in make().items()}, folder / "scores.safetensors")
-    return load_file(scratch.built(kind, case.key() | settings, write) / "scores.safetensors")
-
-
 def predicted(table, left_out):
     """{name: (q, subsets)}: −(1/N) Σ of the scores (q, N) of the documents left out, (subsets, N) bool."""
     return {name: -(x @ left_out.to(x.dtype).mT / x.shape[1]).numpy() for name, x in table.items()}
@@ -195,8 +131,8 @@ def union_of_top(scores, queries, count):
 
 
 def costs(case, epochs):
-    """{method: forward + backward passes per candidate document and model}, as `tracing.costs`. epochs: of pre-training, which
+    """{method: forward + backward passes per candidate document and model}, as `methods.costs`. epochs: of pre-training, which
     TRAK pays for on half of the documents."""
-    found = tracing.costs(case)
+    found = methods.costs(case)
     return found | {"multi_stage_source": found["multi_stage_trajectory"], "trak": round(epochs / 2 + 1, 2),
                     "representation": round(1 / 3, 2), "statements": 0}

@@ -24,19 +24,21 @@ from dataclasses import dataclass
 from inspect import signature
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import one_hot
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 from tqdm import tqdm
 
-from msif.study import scratch
-from msif.study.beds import testbed
 from msif.core.data import NO_LOSS, collate
 from msif.core.models import logits
 from msif.core.objectives import align, log_probability, loss
 from msif.core.resources import require
+from msif.study import scratch
+from msif.study.beds import testbed
 from msif.study.beds.training import train
 
 
@@ -71,15 +73,15 @@ def scores(recipe, seed, queries, curvature="hessian", epochs=None, at_once=8):
 
 
 def _kept(recipe, seed, queries, curvature, epochs):
-    def make(folder):
+    def compute():
         tokenizer, net = testbed.start(recipe.corpus, recipe.model, seed)
         documents, rows, asked = testbed.encode(recipe.corpus, tokenizer, recipe.max_length)
         stages = [(documents, recipe.pretraining), (rows, recipe.finetuning)]
         found = differentiated(net, stages, [asked[i] for i in queries], seed, curvature, epochs, "back through training")
-        save_file({"scores": found[0]}, folder / "scores.safetensors")
+        return {"scores": found[0]}
 
     key = recipe.key() | {"seed": seed, "queries": queries, "curvature": curvature, "epochs": epochs}
-    return load_file(scratch.built("unrolled", key, make) / "scores.safetensors")["scores"]
+    return scratch.tensors("unrolled", key, compute)["scores"]
 
 
 def differentiated(model, stages, queries, seed=0, curvature="hessian", epochs=None, title=None):

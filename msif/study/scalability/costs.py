@@ -11,17 +11,17 @@ from torch import ops
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from msif.curvature import dial
-from msif.rivals import baselines
 from msif.core.capture import gradients
 from msif.core.data import batches
 from msif.core.ekfac import fit
-from msif.curvature.gauss_newton import GaussNewton
 from msif.core.influence import Damping, query_gradients, score
-from msif.core.models import logits, tiny_gpt_neox, tracked_layers
+from msif.core.layers import tracked_layers
+from msif.core.models import logits, tiny_gpt_neox
 from msif.core.objectives import fisher_losses, loss
+from msif.curvature import dial
+from msif.curvature.gauss_newton import GaussNewton
+from msif.rivals import inverses, similarities, trak
 from msif.study.scalability.scalability import corrected
-
 
 # What the counter leaves out: decompositions, products added in place; and fused attention on CPUs, which runs as plain products.
 UNCOUNTED = {ops.aten._linalg_eigh: lambda shape, *rest, **options: 9 * shape[-1] ** 3 * _count(shape[:-2]),
@@ -55,19 +55,19 @@ def parts(problem, damping, settings):
     one, mlp = {name: x[:1] for name, x in q.items()}, [layer for layer in p.layers if ".mlp." in layer.name]
     stage = dial.Refined(p.factors, damping, product=GaussNewton(*run, p.curvature, 16).product)
     full, few = corrected(stage, p.model, p, settings["correction"]), p.candidates[:32]
-    project = baselines.projector(p.layers, settings["trak"]["features"], 0)
-    sample = baselines.sampled_product(*run, p.curvature, settings["lissa"]["batch"])
+    project = trak.projector(p.layers, settings["trak"]["features"], 0)
+    sample = inverses.sampled_product(*run, p.curvature, settings["lissa"]["batch"])
     calls = {
         "queries": lambda: query_gradients(*run, p.queries), "scoring": lambda: score(*run, p.candidates, q),
         "scoring, MLP": lambda: score(p.model, mlp, p.candidates, {layer.name: q[layer.name] for layer in mlp}),
-        "diagonal": lambda: baselines.diagonal_fisher(*run, p.curvature, fisher_losses("gaussian", settings["samples"], 0)),
+        "diagonal": lambda: inverses.diagonal_fisher(*run, p.curvature, fisher_losses("gaussian", settings["samples"], 0)),
         "fit": lambda: fit(*run, p.curvature, samples=settings["samples"]),
         "fit, MLP": lambda: fit(p.model, mlp, p.curvature, samples=settings["samples"]),
         "EK-FAC": lambda: stage.start(q), "correction": lambda: corrected(stage, p.model, p, settings["correction"]),
         "dial": lambda: full.start(q), "product": lambda: stage.product(q), "single product": lambda: stage.product(one),
-        "sampled product": lambda: sample(q), "features": lambda: baselines.trak_features(*run, p.queries + p.candidates, project)}
+        "sampled product": lambda: sample(q), "features": lambda: trak.trak_features(*run, p.queries + p.candidates, project)}
     found = {name: counted(call) / unit for name, call in calls.items()}
-    found["CKA"] = counted(lambda: baselines.cka(q, gradients(*run, few, loss))) / unit * len(p.candidates) / len(few)
+    found["CKA"] = counted(lambda: similarities.cka(q, gradients(*run, few, loss))) / unit * len(p.candidates) / len(few)
     return found | {"half training": p.training["epochs"] * len(p.documents) / 2}
 
 

@@ -9,24 +9,23 @@ gradients for all queries together until ‖(G + d) w − q‖ ≤ tolerance ‖
 EK-FAC, where G + d is better conditioned; the solution does not depend on them. Source of the recurrence: Dubrulle 2001 (BCGrQ).
 """
 import copy
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from safetensors.torch import load_file, save_file
 from tqdm import tqdm
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from msif.core import factors as store
-from msif.study import scratch
-from msif.study.beds import testbed
-from msif.study.corpora.corpus import generate
 from msif.core.data import digest
 from msif.core.ekfac import EKFAC, LayerFactors
-from msif.curvature.gauss_newton import GaussNewton
 from msif.core.influence import query_gradients, score
-from msif.core.models import load_model, model_digest, tracked_layers
+from msif.core.layers import tracked_layers
+from msif.core.models import load_model, model_digest
+from msif.curvature.conjugate import blocks
+from msif.curvature.gauss_newton import GaussNewton, exact_attention
+from msif.study import scratch
+from msif.study.beds import testbed
+from msif.study.beds.fitted import fitted
 from msif.study.beds.training import train
+from msif.study.corpora.corpus import generate
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,11 @@ def problem(seed, corpus, model, training, queries, candidates, curvature, sampl
     documents, asked = documents[:-queries], documents[-queries:]
     if len(documents) < candidates + curvature:
         raise ValueError(f"{candidates} candidates and {curvature} curvature documents of {len(documents)}: ask for fewer, or more people")
-    fitted = trained(net, documents, training, seed)
+    after = trained(net, documents, training, seed)
     chosen = documents[candidates:candidates + curvature]
-    layers = tracked_layers(fitted)
-    factors, _ = store.fitted(fitted, layers, chosen, labels="gaussian", samples=samples, batch_size=32, seed=seed)
-    return Problem(fitted, net, layers, factors, documents, asked, documents[:candidates], chosen, training, seed)
+    layers = tracked_layers(after)
+    factors, _ = fitted(after, layers, chosen, labels="gaussian", samples=samples, batch_size=32, seed=seed)
+    return Problem(after, net, layers, factors, documents, asked, documents[:candidates], chosen, training, seed)
 
 
 def trained(net, documents, training, seed, left_out=None, title="training"):
@@ -82,34 +81,15 @@ def trained(net, documents, training, seed, left_out=None, title="training"):
 
 def reference(problem, damping, tolerance=1e-6):
     """{"scores" (q, n), "residual" (q,), "products" ()}, float64, computed once and kept in scratch/. damping: `influence.Damping`."""
-    def make(folder):
+    def compute():
         net, layers = copy.deepcopy(problem.model).double(), problem.layers
         product, q = GaussNewton(net, layers, problem.curvature, 16).product, query_gradients(net, layers, problem.queries)
         with exact_attention():
             w, residual, products = solve(product, doubled(problem.factors), damping, q, tolerance)
-        found = {"scores": score(net, layers, problem.candidates, w).values, "residual": residual, "products": torch.tensor(products)}
-        save_file(found, folder / "reference.safetensors")
+        return {"scores": score(net, layers, problem.candidates, w).values, "residual": residual, "products": torch.tensor(products)}
 
     key = problem.key() | {"damping": vars(damping), "tolerance": tolerance}
-    return load_file(scratch.built("reference", key, make) / "reference.safetensors")
-
-
-@contextmanager
-def exact_attention():
-    """Eager attention in the model's own precision inside: transformers' own takes its softmax in float32, so that a product with G
-    in float64 would be symmetric to seven digits alone."""
-    ALL_ATTENTION_FUNCTIONS["eager"] = _attention
-    try:
-        yield
-    finally:
-        del ALL_ATTENTION_FUNCTIONS["eager"]
-
-
-def _attention(module, query, key, value, mask, scaling, dropout=0.0, **unused):
-    """softmax(Q Kᵀ · scaling + mask) V, heads after positions; and the weights."""
-    weights = query @ key.mT * scaling
-    weights = (weights if mask is None else weights + mask).softmax(-1)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
+    return scratch.tensors("reference", key, compute)
 
 
 def dampings(factors, damping):
@@ -141,26 +121,13 @@ def solve(product, factors, damping, q, tolerance=1e-6, limit=4000):
         return {name: x + d[name] * v[name] for name, x in product(v).items()}
 
     norms, goal = rotate(q).norm(dim=1), tolerance
-    steps = _block_cg(lambda y: rotate(damped(back(y / scale))) / scale, rotate(q) / scale)
+    steps = blocks(lambda y: rotate(damped(back(y / scale))) / scale, rotate(q) / scale)
     for products, (y, Q, C) in enumerate(tqdm(steps, desc="reference: products", total=limit), 1):
         if ((C.mT @ Q.mT * scale).norm(dim=1) / norms).max() <= goal:
-            w = back(y() / scale)
+            w = back(y / scale)
             residual = rotate({name: x - q[name] for name, x in damped(w).items()}).norm(dim=1) / norms
             if residual.max() <= tolerance:
                 return w, residual, products
             goal /= 3                                             # the recurrence drifts from the true residual
         if products == limit:
             raise RuntimeError(f"the residual is above {tolerance} after {limit} products: raise the damping, which is {vars(damping)}")
-
-
-def _block_cg(product, b):
-    """After each product: (how to get the solution (q, P), Q (P, q), C (q, q)); the residual is (Q C)ᵀ."""
-    Q, C = torch.linalg.qr(b.mT)
-    X, S = torch.zeros_like(Q), Q
-    while True:
-        AS = product(S.mT).mT
-        step = torch.linalg.pinv(S.mT @ AS, hermitian=True)
-        X = X + S @ (step @ C)
-        Q, zeta = torch.linalg.qr(Q - AS @ step)
-        C, S = zeta @ C, Q + S @ zeta.mT
-        yield lambda X=X: X.mT, Q, C

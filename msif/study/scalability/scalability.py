@@ -6,20 +6,21 @@ Every method scores the candidates of a `reference.Problem` in float32, positive
 from dataclasses import replace
 
 import torch
-from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from msif.curvature import dial
-from msif.rivals import baselines
-from msif.study import metrics, scratch
 from msif.core.capture import gradients
 from msif.core.data import batches
-from msif.curvature.gauss_newton import GaussNewton
 from msif.core.influence import query_gradients, score
 from msif.core.models import logits
 from msif.core.objectives import fisher_losses, loss
-from msif.study.scalability.reference import dampings, trained
+from msif.core.products import flatten, unflatten
+from msif.curvature import dial
+from msif.curvature.conjugate import block_cg
+from msif.curvature.gauss_newton import GaussNewton
+from msif.rivals import inverses, similarities, trak
+from msif.study import metrics, scratch
 from msif.study.beds.retraining import half_subsets
+from msif.study.scalability.reference import dampings, trained
 
 # Bao et al. 2025 (arXiv 2505.05017), table of the toy experiment: absolute correlations, and seconds for 10 x 500 pairs.
 PUBLISHED = [
@@ -40,11 +41,11 @@ def corrected(stage, model, problem, samples):
 
 def scores(problem, damping, settings):
     """{"method/products/variant": (q, n)} of every method, computed once and kept in scratch/. settings: see `methods`."""
-    def make(folder):
+    def compute():
         named = (entry for method in METHODS for entry in method(problem, damping, settings))
-        save_file({name: x.contiguous().float() for name, x in tqdm(named, desc="scores")}, folder / "scores.safetensors")
+        return {name: x.float() for name, x in tqdm(named, desc="scores")}
     key = problem.key() | {"damping": vars(damping), "settings": settings, "training": problem.training}
-    return load_file(scratch.built("methods", key, make) / "scores.safetensors")
+    return scratch.tensors("methods", key, compute)
 
 
 def _scored(problem, w):
@@ -59,20 +60,20 @@ def _product(problem):
     return GaussNewton(problem.model, problem.layers, problem.curvature, 16).product
 
 
-def similarities(problem, damping, settings):
+def by_similarity(problem, damping, settings):
     """Gradient dot, cosine, CKA of gradients."""
     q = _q(problem)
     found = score(problem.model, problem.layers, problem.candidates, q)
     yield "gradient dot/0/", found.values
     yield "gradient cosine/0/", found.normalised()
     parts = [problem.candidates[i:i + 32] for i in range(0, len(problem.candidates), 32)]
-    yield "CKA of gradients/0/", torch.cat([baselines.cka(q, gradients(problem.model, problem.layers, part, loss)) for part in parts], 1)
+    yield "CKA of gradients/0/", torch.cat([similarities.cka(q, gradients(problem.model, problem.layers, part, loss)) for part in parts], 1)
 
 
 def diagonal(problem, damping, settings):
     """Diagonal Fisher."""
-    fisher = baselines.diagonal_fisher(problem.model, problem.layers, problem.curvature, fisher_losses("gaussian", settings["samples"], 0))
-    yield "diagonal Fisher/0/", _scored(problem, baselines.diagonal_inverse(fisher, dampings(problem.factors, damping), _q(problem)))
+    fisher = inverses.diagonal_fisher(problem.model, problem.layers, problem.curvature, fisher_losses("gaussian", settings["samples"], 0))
+    yield "diagonal Fisher/0/", _scored(problem, inverses.diagonal_inverse(fisher, dampings(problem.factors, damping), _q(problem)))
 
 
 def ekfac(problem, damping, settings):
@@ -85,8 +86,8 @@ def ekfac(problem, damping, settings):
 def turned(problem, damping, settings):
     """The dial, at each number of products; with and without its correction, and without any preconditioner."""
     stage, q = dial.Refined(problem.factors, damping, product=_product(problem)), _q(problem)
-    plain = dial.block_cg(lambda x: dial.flatten(stage.damped(dial.unflatten(x, q))), dial.flatten(q))
-    yield from ((f"the dial, block alone/{k}/", _scored(problem, dial.unflatten(x, q)))
+    plain = block_cg(lambda x: flatten(stage.damped(unflatten(x, q))), flatten(q))
+    yield from ((f"the dial, block alone/{k}/", _scored(problem, unflatten(x, q)))
                 for k, (x, _) in zip(range(1, max(settings["dial"]) + 1), plain) if k in settings["dial"])
     full = corrected(stage, problem.model, problem, settings["correction"])
     for name, stage in (("the dial", full), ("the dial, EK-FAC alone", stage)):
@@ -97,18 +98,18 @@ def turned(problem, damping, settings):
 
 
 def conjugate_gradients(problem, damping, settings):
-    found = baselines.conjugate_gradients(_product(problem), dampings(problem.factors, damping), _q(problem), settings["cg"])
+    found = inverses.conjugate_gradients(_product(problem), dampings(problem.factors, damping), _q(problem), settings["cg"])
     yield from ((f"conjugate gradients/{k}/", _scored(problem, w)) for k, w in found.items())
 
 
 def lissa(problem, damping, settings):
     """LiSSA with each step size, in units of 1 / the largest eigenvalue; one that diverges is left out."""
     d, q = dampings(problem.factors, damping), _q(problem)
-    largest, _ = baselines.eigenpairs(_product(problem), d, {name: x[:1] for name, x in q.items()}, 1, 10)
+    largest, _ = inverses.eigenpairs(_product(problem), d, {name: x[:1] for name, x in q.items()}, 1, 10)
     for step in settings["lissa"]["steps"]:
-        sampled = baselines.sampled_product(problem.model, problem.layers, problem.curvature, settings["lissa"]["batch"], problem.seed)
+        sampled = inverses.sampled_product(problem.model, problem.layers, problem.curvature, settings["lissa"]["batch"], problem.seed)
         try:
-            found = baselines.lissa(sampled, d, q, settings["lissa"]["iterations"], step / float(largest[0]))
+            found = inverses.lissa(sampled, d, q, settings["lissa"]["iterations"], step / float(largest[0]))
         except ValueError:
             continue
         yield from ((f"LiSSA/{k}/{step}", _scored(problem, w)) for k, w in found.items())
@@ -117,32 +118,32 @@ def lissa(problem, damping, settings):
 def arnoldi(problem, damping, settings):
     q = _q(problem)
     for k in settings["arnoldi"]["iterations"]:
-        pairs = baselines.eigenpairs(_product(problem), dampings(problem.factors, damping), q, settings["arnoldi"]["rank"], k, problem.seed)
-        yield f"Arnoldi/{k}/", _scored(problem, baselines.arnoldi(*pairs, q))
+        pairs = inverses.eigenpairs(_product(problem), dampings(problem.factors, damping), q, settings["arnoldi"]["rank"], k, problem.seed)
+        yield f"Arnoldi/{k}/", _scored(problem, inverses.arnoldi(*pairs, q))
 
 
-def trak(problem, damping, settings):
+def by_trak(problem, damping, settings):
     """TRAK with features at models trained on random halves of the documents, and at the model itself."""
-    project = baselines.projector(problem.layers, settings["trak"]["features"], problem.seed)
+    project = trak.projector(problem.layers, settings["trak"]["features"], problem.seed)
     halves = half_subsets(len(problem.documents), max(settings["trak"]["models"]), problem.seed)
     halves = [trained(problem.start, problem.documents, problem.training, problem.seed, row, f"half {i}") for i, row in enumerate(halves)]
     found = [_trak_parts(problem, net, project) for net in [problem.model, *halves]]
-    yield "TRAK at the model/0/", baselines.trak(*zip(found[0]))
-    yield from ((f"TRAK/{k}/", baselines.trak(*zip(*found[1:k + 1]))) for k in settings["trak"]["models"])
+    yield "TRAK at the model/0/", trak.trak(*zip(found[0]))
+    yield from ((f"TRAK/{k}/", trak.trak(*zip(*found[1:k + 1]))) for k in settings["trak"]["models"])
 
 
 @torch.no_grad()
 def _errors(net, sequences):
-    return torch.cat([baselines.error_probability(logits(net, batch), batch) for batch in batches(sequences, 64)])
+    return torch.cat([trak.error_probability(logits(net, batch), batch) for batch in batches(sequences, 64)])
 
 
 def _trak_parts(problem, net, project):
     """(φ of the queries, φ of the candidates, 1 − p of the candidates) at one model."""
-    features = [baselines.trak_features(net, problem.layers, x, project) for x in (problem.queries, problem.candidates)]
+    features = [trak.trak_features(net, problem.layers, x, project) for x in (problem.queries, problem.candidates)]
     return *features, _errors(net, problem.candidates)
 
 
-METHODS = (similarities, diagonal, ekfac, turned, conjugate_gradients, lissa, arnoldi, trak)
+METHODS = (by_similarity, diagonal, ekfac, turned, conjugate_gradients, lissa, arnoldi, by_trak)
 
 
 def records(found, exact, costs, **labels):

@@ -13,12 +13,12 @@ from functools import partial
 
 import torch
 
-from msif.study.tracing import tracing
 from msif.study.beds.testbed import Testbed
+from msif.study.tracing import methods
 
 
 def candidate_table(case, at_once=4, **settings):
-    """{"method/form": (q, n) float32 on the CPU} of all methods of `tracing.all_methods` and both `tracing.FORMS` by `candidate_scores`.
+    """{"method/form": (q, n) float32 on the CPU} of all methods of `methods.all_methods` and both `tracing.FORMS` by `candidate_scores`.
 
     settings: of `all_methods` (damping, alpha, single_stage_damping, batch_size, title). Positive = proponent, in nats per unit of
     document weight (raw) and divided by the candidate's gradient norm (normalised); −inf outside a query's candidates. With a
@@ -26,17 +26,17 @@ def candidate_table(case, at_once=4, **settings):
     by its standard deviation over one group's queries and documents, so that these methods, alone, depend on `at_once`.
     Raises as `candidate_scores` does.
     """
-    found = candidate_scores(case, partial(tracing.all_methods, **settings), at_once)
+    found = candidate_scores(case, partial(methods.all_methods, **settings), at_once)
     path = len(case.bed.checkpoints) > 1
     return {f"{method}/{form}": values for method, pair in found.items() if path or not method.endswith("_trajectory")
-            for form, values in zip(tracing.FORMS, pair)}
+            for form, values in zip(methods.FORMS, pair)}
 
 
 def candidate_scores(case, methods, at_once=4):
     """{method: (raw, normalised)}, each (q, n) float32 on the CPU and −inf outside a query's own candidates: what `methods` gives for all
     queries and documents, at the cost of candidates alone and in the memory of a few queries.
 
-    case: a `tracing.Case`; methods: a function of a case, such as `tracing.all_methods` with its settings, that scores each pair of
+    case: a `Case`; methods: a function of a case, such as `methods.all_methods` with its settings, that scores each pair of
     query and document by itself. at_once: queries that share a pass over the union of their candidates.
     Raises ValueError, before long work, for at_once < 1 and for a query without candidates.
     """

@@ -4,13 +4,13 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers.pytorch_utils import Conv1D
 
-from msif.study.beds import testbed
 from msif.core.capture import gradients
 from msif.core.data import collate
+from msif.core.layers import matrix
 from msif.core.models import logits
 from msif.core.objectives import log_probability, loss
+from msif.study.beds import testbed
 
 
 def pair(folder, corpus, *, questions, seed=0, **settings):
@@ -75,8 +75,7 @@ def _parameters(model, layer):
 def _add(model, layer, step):
     """step (o, i), the last column the bias's."""
     weight, *bias = _parameters(model, layer)
-    matrix = step[:, :layer.in_features].to(weight)
-    weight.add_(matrix.T if isinstance(model.get_submodule(layer.name), Conv1D) else matrix)      # Conv1D keeps Wᵀ
+    weight.add_(matrix(model.get_submodule(layer.name), step[:, :layer.in_features].to(weight)))
     for b in bias:
         b.add_(step[:, -1].to(b))
 

@@ -9,19 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from support import ROOT
+from support.lama_miniature import miniature, tokenizer
 from transformers import BloomConfig, BloomForCausalLM
 
-from msif.core import factors as store
+from msif.core import store
+from msif.core.data import NO_LOSS
+from msif.core.layers import tracked_layers
+from msif.rivals.retrieval import bm25
 from msif.study import metrics
-from msif.study.beds import testbed
+from msif.study.beds import given, testbed
+from msif.study.beds.fitted import fitted
+from msif.study.beds.training import train
 from msif.study.corpora import lama, pinned
 from msif.study.pipeline import run
-from msif.study.tracing import candidates, tracing
-from msif.core.data import NO_LOSS
-from msif.core.models import tracked_layers
-from msif.study.beds.training import train
-from support.lama_miniature import miniature, tokenizer
-from support import ROOT
+from msif.study.tracing import candidates, methods
+from msif.study.tracing.case import load_case
 
 pytestmark = pytest.mark.slow
 COMMITS = {"tiny/bloom": "a" * 40, "tiny/bloomz": "b" * 40}
@@ -67,17 +70,17 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def case(study, tmp_path_factory):
-    bed, factors = lama.prepared(42, **study[1]), tmp_path_factory.mktemp("factors")
+    bed, folder = given.prepared(42, **study[1]), tmp_path_factory.mktemp("factors")
     layers = {"pattern": None, "per_head": True}
     for name, data in (("pretrained", bed.documents[:SETTINGS["factor_documents"]]), ("finetuned", bed.finetuning)):
-        fitted, at = store.fitted(bed.model(name), tracked_layers(bed.model(name), **layers), data, samples=2, seed=f"42/{name}")
-        store.save(fitted, factors / name)
-    return tracing.load_case(bed.folder, factors, layers, only_correct=False)
+        found, at = fitted(bed.model(name), tracked_layers(bed.model(name), **layers), data, samples=2, seed=f"42/{name}")
+        store.save(found, folder / name)
+    return load_case(bed.folder, folder, layers, only_correct=False)
 
 
 @pytest.fixture(scope="module")
 def scores(case):
-    return candidates.candidate_scores(case, partial(tracing.all_methods, **SCORING), at_once=6)
+    return candidates.candidate_scores(case, partial(methods.all_methods, **SCORING), at_once=6)
 
 
 def test_the_tracked_layers_are_the_papers(case):
@@ -97,7 +100,7 @@ def test_the_answers_object_alone_is_measured_and_all_of_a_document(case):
 
 def test_scores_of_few_queries_and_their_candidates_are_those_of_all(case, scores):
     """The memory of six queries, the passes of candidates alone, and the numbers of the plain way."""
-    whole = tracing.all_methods(case, **SCORING)
+    whole = methods.all_methods(case, **SCORING)
     for method in METHODS:
         for some, every in zip(scores[method], whole[method]):
             for row, (mine, all_) in zip(case.rows, zip(some, every)):
@@ -154,7 +157,7 @@ def test_metrics_over_candidates(case, scores):
     found = {m: [metrics.reciprocal_ranks(x.numpy(), case.proponents).mean() for x in scores[m]] for m in METHODS}
     assert all(0 < value <= 1 for pair in found.values() for value in pair)
     assert max(found["multi_stage"]) > 2 * chance
-    search = tracing.bm25([d["text"] for d in case.bed.corpus.documents], [f"{r['prompt']} {r['answer']}" for r in case.rows])
+    search = bm25([d["text"] for d in case.bed.corpus.documents], [f"{r['prompt']} {r['answer']}" for r in case.rows])
     within = metrics.within(search, [row["candidates"] for row in case.rows])
     assert metrics.recalls(within, case.proponents).mean() > 0.9 and metrics.reciprocal_ranks(within, case.proponents).mean() > 0.9
 
@@ -174,8 +177,8 @@ def test_the_first_run_records_the_commits_and_later_runs_load_them(study, case)
 
 
 def test_a_prepared_experiment_is_found_again_and_another_seed_is_another(study, case):
-    assert lama.prepared(42, **study[1]).folder == case.bed.folder
-    other = lama.prepared(43, **study[1])
+    assert given.prepared(42, **study[1]).folder == case.bed.folder
+    other = given.prepared(43, **study[1])
     assert other.corpus.queries != case.bed.corpus.queries and other.folder != case.bed.folder
 
 
@@ -187,12 +190,12 @@ def test_models_in_folders_are_checked_by_their_files(study, tmp_path):
         BloomForCausalLM(BloomConfig(vocab_size=len(reader), hidden_size=8, n_layer=1, n_head=2)).save_pretrained(tmp_path / name)
         reader.save_pretrained(tmp_path / name)
     local = settings | {"models": {stage: {"source": str(tmp_path / name)} for stage, name in (("pretrained", "one"), ("finetuned", "two"))}}
-    lama.prepare(tmp_path / "bed", 42, **local)
+    given.prepare(tmp_path / "bed", 42, **local)
     assert testbed.load(tmp_path / "bed").model("finetuned").config.hidden_size == 8
     config = tmp_path / "two" / "config.json"
     config.write_text(config.read_text() + " ")
     with pytest.raises(ValueError, match="two: config.json has changed"):
-        lama.prepare(tmp_path / "bed", 42, **local)
+        given.prepare(tmp_path / "bed", 42, **local)
 
 
 def test_models_that_do_not_share_a_tokenizer_are_refused(study, tmp_path):
@@ -203,9 +206,9 @@ def test_models_that_do_not_share_a_tokenizer_are_refused(study, tmp_path):
     net.save_pretrained(tmp_path / "other"), reader.save_pretrained(tmp_path / "other")
     wrong = settings | {"models": settings["models"] | {"finetuned": {"source": str(tmp_path / "other")}}}
     with pytest.raises(ValueError, match="different vocabularies"):
-        lama.prepare(tmp_path / "bed", 42, **wrong)
+        given.prepare(tmp_path / "bed", 42, **wrong)
     with pytest.raises(OSError, match="which commit of the model tiny/none revision main"):
-        lama.prepare(tmp_path / "bed", 42, **settings | {"models": dict.fromkeys(settings["models"], {"source": "tiny/none"})})
+        given.prepare(tmp_path / "bed", 42, **settings | {"models": dict.fromkeys(settings["models"], {"source": "tiny/none"})})
     assert not (tmp_path / "bed").exists()
 
 
@@ -229,6 +232,6 @@ def test_the_notebooks_of_the_profile_run_from_files_to_records(study, monkeypat
     methods = {r["method"] for r in records}
     assert {*METHODS, "bm25", "tfidf", "embeddings", "trackstar", "hidden_mean", "multi_stage + bm25"} <= methods
     assert all(0 < r["mrr"] <= 1 and 0 <= r["recall_at_10"] <= 1 for r in records)
-    texts = {row["text"] for row in lama.prepared(42, **study[1]).corpus.documents}
+    texts = {row["text"] for row in given.prepared(42, **study[1]).corpus.documents}
     report = (root / "results" / "bloom" / "03_fact_tracing.ipynb").read_text()
     assert not any(text in report for text in texts)                   # third-party texts stay out of what is committed

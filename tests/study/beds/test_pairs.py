@@ -4,18 +4,17 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-
 from support import ROOT
+from support.small_pair import build, inside, needs_data
+
+from msif.core.data import NO_LOSS, check, digest
+from msif.core.files import json_lines
+from msif.core.models import limits, load_tokenizer
 from msif.study.beds import pairs
 from msif.study.corpora import dolly, neighbours
-from msif.core.data import NO_LOSS, check, digest
-from msif.core.models import limits, load_tokenizer
-from msif.study.corpora.pinned import json_lines
-from support.small_pair import build, inside, needs_data
 
 pytestmark = needs_data
 
@@ -98,7 +97,7 @@ def test_a_pair_that_does_not_fit_together_is_refused(made):
     with pytest.raises(ValueError, match="may add tokens but not change any"):
         pairs.prepared(0, **settings | {"models": settings["models"] | {"finetuned": {"source": "other"}}})
     for changes, message in [({"factor_documents": {"corpus": "books", "chunks": 2}}, "'factor_documents' names the corpus 'books'; the corpora are"),
-                             ({"factor_documents": {"corpus": "pile", "chunks": 0}}, "0 chunks of 'pile' are none; there are"),
+                             ({"factor_documents": {"corpus": "pile", "chunks": 0}}, "0 chunks of 'pile' are none: ask for"),
                              ({"questions": [{"instruction": "Who?", "corpus": "papers"}]}, "'Who.' names the corpus 'papers'"),
                              ({"search": {"methods": ["knn"]}}, "'knn' unknown; there are embeddings, bm25, tfidf")]:
         with pytest.raises(ValueError, match=message):

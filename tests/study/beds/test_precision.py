@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 
 from msif.core import ekfac
+from msif.core.influence import Damping, Stage, precondition, query_gradients, score
+from msif.core.layers import tracked_layers
 from msif.study.beds import testbed
 from msif.study.corpora.corpus import generate
-from msif.core.influence import Damping, Stage, precondition, query_gradients, score
-from msif.core.models import tracked_layers
 
 SETTINGS = {"model": {"width": 32, "layers": 2, "heads": 2}, "pretraining": {"epochs": 6, "rate": 3e-3},
             "finetuning": {"epochs": 3, "rate": 1e-3}, "checkpoints": [3], "max_length": 32}

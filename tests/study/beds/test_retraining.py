@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from msif.study.beds import retraining, testbed
-from msif.study.corpora.corpus import generate
 from msif.study.beds.retraining import Recipe, half_subsets, outcome, outcomes, retrained
+from msif.study.corpora.corpus import generate
 
 CORPUS = generate(0, fine_tuned=1, held_out=1, objects=2, near=0, fillers=5)
 RECIPE = Recipe(CORPUS, dict(width=8, layers=1, heads=2), dict(epochs=2, rate=1e-2, batch_size=16), dict(epochs=1, rate=1e-2), 32)
@@ -79,7 +79,7 @@ def test_a_killed_run_goes_on_where_it_stopped(study, monkeypatch):
     monkeypatch.setattr(retraining, "train", dies_in_the_third)
     with pytest.raises(KeyboardInterrupt):
         [outcome(RECIPE, without(z), 0) for z in range(3)]
-    assert not [p for p in study.glob("scratch/outcome-*") if not (p / "outcome.safetensors").exists()]
+    assert not [p for p in study.glob("scratch/outcome-*") if not (p / "tensors.safetensors").exists()]
     [outcome(RECIPE, without(z), 0) for z in range(2)]                            # found, or `train` would die
     monkeypatch.setattr(retraining, "train", train)
     outcome(RECIPE, without(2), 0)

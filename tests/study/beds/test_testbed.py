@@ -2,14 +2,17 @@
 import numpy as np
 import pytest
 import torch
-
-from msif.core import ekfac, factors as store
-from msif.study.beds import testbed
-from msif.study.tracing import tracing
-from msif.study.corpora.corpus import generate
-from msif.core.influence import score
-from msif.core.models import tiny_gpt_neox
 from support.tiny import relative
+
+from msif.core import ekfac, store
+from msif.core.influence import query_gradients, score
+from msif.core.layers import tracked_layers
+from msif.core.models import tiny_gpt_neox
+from msif.study import metrics
+from msif.study.beds import given, testbed
+from msif.study.corpora.corpus import generate
+from msif.study.tracing import methods
+from msif.study.tracing.case import load_case
 
 SETTINGS = {"model": {"width": 16, "layers": 1, "heads": 2}, "pretraining": {"epochs": 2, "rate": 3e-3},
             "finetuning": {"epochs": 1, "rate": 1e-3}, "checkpoints": [1], "max_length": 32}
@@ -24,13 +27,13 @@ def case(tmp_path_factory):
     for name in [*bed.checkpoints, "finetuned"]:
         net = bed.model(name)
         data = bed.finetuning if name == "finetuned" else bed.documents
-        store.save(ekfac.fit(net, tracing.tracked_layers(net), data, samples=1), folder / "factors" / name)
-    return tracing.load_case(folder / "bed", folder / "factors", {}, only_correct=False, limit=4)
+        store.save(ekfac.fit(net, tracked_layers(net), data, samples=1), folder / "factors" / name)
+    return load_case(folder / "bed", folder / "factors", {}, only_correct=False, limit=4)
 
 
 @pytest.fixture(scope="module")
-def methods(case):
-    return tracing.all_methods(case, damping=1e-3, alpha=0.1, single_stage_damping=0.1)
+def scores(case):
+    return methods.all_methods(case, damping=1e-3, alpha=0.1, single_stage_damping=0.1)
 
 
 def test_a_loaded_test_bed_is_the_one_that_was_built(case):
@@ -45,53 +48,53 @@ def test_fine_tuning_starts_where_pre_training_ended(case):
     assert 0 < moved < 0.1
 
 
-def test_methods_scored_together_equal_each_scored_alone(case, methods):
+def test_methods_scored_together_equal_each_scored_alone(case, scores):
     tuned, net = case.bed.model("finetuned"), case.bed.model("pretrained")
-    q = tracing.query_gradients(tuned, case.layers, case.queries)
-    for name, w in tracing.query_vectors(q, case.factors["pretrained"], case.factors["finetuned"], 1e-3, 0.1).items():
+    q = query_gradients(tuned, case.layers, case.queries)
+    for name, w in methods.query_vectors(q, case.factors["pretrained"], case.factors["finetuned"], 1e-3, 0.1).items():
         alone = score(net, case.layers, case.bed.documents, w, batch_size=7)
-        for together, single in zip(methods[name], (alone.values, alone.normalised())):
+        for together, single in zip(scores[name], (alone.values, alone.normalised())):
             assert torch.allclose(together, single, rtol=1e-3, atol=1e-4 * single.abs().max())  # float32 sums, other batches
 
 
-def test_ablations_are_the_score_with_one_part_replaced_by_the_identity(case, methods):
+def test_ablations_are_the_score_with_one_part_replaced_by_the_identity(case, scores):
     """α → ∞ makes T₂ = I, and d → ∞ makes (H₁ + d)⁻¹ a multiple of the identity within each layer."""
-    infinite = tracing.all_methods(case, damping=1e-3, alpha=1e9, single_stage_damping=1)["multi_stage"][0]
-    assert relative(infinite, methods["pretraining_only"][0]) < 1e-5                                     # float32
+    infinite = methods.all_methods(case, damping=1e-3, alpha=1e9, single_stage_damping=1)["multi_stage"][0]
+    assert relative(infinite, scores["pretraining_only"][0]) < 1e-5                                     # float32
 
 
-def test_trajectory_has_no_unit_and_one_term_a_checkpoint(methods):
-    raw = methods["multi_stage_trajectory"][0]
-    last = methods["multi_stage"][0]
+def test_trajectory_has_no_unit_and_one_term_a_checkpoint(scores):
+    raw = scores["multi_stage_trajectory"][0]
+    last = scores["multi_stage"][0]
     assert raw.shape == last.shape
     assert torch.corrcoef(torch.stack([raw.flatten(), last.flatten()]))[0, 1] > 0.5
 
 
-def test_top_documents_are_the_highest_and_their_tokens_sum_to_the_score(case, methods):
-    values = methods["multi_stage"][0][0]
-    top = tracing.top_documents(case, case.queries[0], values, 1e-3, 0.1, count=3)
+def test_top_documents_are_the_highest_and_their_tokens_sum_to_the_score(case, scores):
+    values = scores["multi_stage"][0][0]
+    top = methods.top_documents(case, case.queries[0], values, 1e-3, 0.1, count=3)
     assert [row["score"] for row in top] == values.sort(descending=True).values[:3].tolist()
     for row in top:
         assert sum(row["scores"]) == pytest.approx(row["score"], rel=1e-3)
         assert row["words"] == case.bed.corpus.documents[row["document"]]["text"].split()
 
 
-def test_grid_has_the_value_of_each_setting_at_its_place(case, methods):
-    table = tracing.grid(case, [1.0, 1e-3], [0.1])
-    expected = tracing.metrics.reciprocal_ranks(methods["multi_stage"][0].numpy(), case.proponents).mean()
+def test_grid_has_the_value_of_each_setting_at_its_place(case, scores):
+    table = methods.grid(case, [1.0, 1e-3], [0.1])
+    expected = metrics.reciprocal_ranks(scores["multi_stage"][0].numpy(), case.proponents).mean()
     assert np.shape(table["raw"]) == (2, 1) and table["raw"][1][0] == pytest.approx(expected, rel=1e-2)
 
 
 def test_costs_count_every_fit_and_pass(case):
     """One sample a fit: two passes of one forward and one backward each are two passes; two checkpoints, one fine-tuning."""
-    cost, share = tracing.costs(case), len(case.bed.finetuning) / len(case.bed.documents)
+    cost, share = methods.costs(case), len(case.bed.finetuning) / len(case.bed.documents)
     assert cost["gradient_dot"] == 1 and cost["pretraining_only"] == 3
     assert cost["multi_stage_trajectory"] == pytest.approx(2 + 2 * 2 + 2 * share, abs=0.01)
 
 
 def test_no_correct_answer_is_an_error_that_says_what_to_do(case, tmp_path):
     with pytest.raises(ValueError, match="train longer, or set only_correct"):
-        tracing.load_case(case.bed.folder, case.bed.folder.parent / "factors", {}, limit=0)
+        load_case(case.bed.folder, case.bed.folder.parent / "factors", {}, limit=0)
 
 
 @pytest.mark.parametrize("wrong, says", [({"finetuning": {"epoch": 1}}, "epoch"), ({"checkpoints": [3]}, "1 to 2")])
@@ -105,15 +108,15 @@ def test_a_wrong_setting_of_either_stage_is_refused_before_training(wrong, says,
 def test_a_pair_that_was_trained_elsewhere_stays_there(case, tmp_path):
     bed = case.bed
     models = {name: {"source": str(bed.folder / name)} for name in ("pretrained", "finetuned")}
-    testbed.given(tmp_path, bed.corpus, models, bed.tokenizer, SETTINGS["max_length"])
-    given = testbed.load(tmp_path)
-    assert given.documents == bed.documents and given.queries == bed.queries and given.checkpoints == ["pretrained"]
+    given.given(tmp_path, bed.corpus, models, bed.tokenizer, SETTINGS["max_length"])
+    elsewhere = testbed.load(tmp_path)
+    assert elsewhere.documents == bed.documents and elsewhere.queries == bed.queries and elsewhere.checkpoints == ["pretrained"]
     assert not list(tmp_path.rglob("*.safetensors"))
     for name in models:
         same = zip(given.model(name).parameters(), bed.model(name).parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in same)
     with pytest.raises(ValueError, match="base.*expected finetuned and pretrained"):
-        testbed.given(tmp_path, bed.corpus, {"base": {}}, bed.tokenizer, 32)
+        given.given(tmp_path, bed.corpus, {"base": {}}, bed.tokenizer, 32)
     tiny_gpt_neox(len(bed.tokenizer), width=8, layers=1, heads=2, context=4).save_pretrained(tmp_path / "short")
     with pytest.raises(ValueError, match="context"):
-        testbed.given(tmp_path / "bed", bed.corpus, dict.fromkeys(models, {"source": str(tmp_path / "short")}), bed.tokenizer, 32)
+        given.given(tmp_path / "bed", bed.corpus, dict.fromkeys(models, {"source": str(tmp_path / "short")}), bed.tokenizer, 32)

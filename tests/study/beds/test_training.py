@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from msif.core.data import Sequence
+from msif.core.generation import greedy
 from msif.core.models import tiny_gpt_neox
-from msif.study.beds.training import greedy, train
+from msif.study.beds.training import train
 
 ROWS = [Sequence(n, ids, ids) for n, ids in enumerate([(1, 2, 3, 4), (2, 3, 4, 5), (5, 4, 3, 2), (7, 7, 8)])]
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from msif.study import metrics
-from msif.study.beds import testbed
-from msif.study.case_studies import anatomy, cases, pages as case_pages
-from msif.study.pipeline import report
 from msif.core.data import NO_LOSS
+from msif.core.generation import greedy
 from msif.core.influence import Damping, Stage, precondition, query_gradients, score
+from msif.study import metrics
+from msif.study.case_studies import anatomy, cases, pages
+from msif.study.pipeline import report
 
 PAIR = dict(corpus=dict(source="planted", fine_tuned=3, held_out=2, taught=4, planted=3, decoys=2, objects=3, fillers=5), model=dict(width=16, layers=2, heads=2),
             pretraining=dict(epochs=2, rate=3e-3, batch_size=32), finetuning=dict(epochs=1, rate=1e-3), checkpoints=[1])
@@ -29,7 +29,7 @@ def test_queries_are_what_the_model_says_itself(study):
     for row, query in zip(case.rows, case.queries):
         prompt = [t for t, y in zip(query.input_ids, query.labels) if y == NO_LOSS]
         answer = [t for t, y in zip(query.input_ids, query.labels) if y != NO_LOSS]
-        assert testbed.greedy(case.bed.model("finetuned"), [prompt], len(answer))[0] == answer
+        assert greedy(case.bed.model("finetuned"), [prompt], len(answer))[0] == answer
         assert row["right"] == (row["answer"] == row["truth"]) or row["kind"] == "own"
     assert {row["kind"] for row in case.rows} == {"query", "planted", "biography", "own"}
 
@@ -127,8 +127,8 @@ def page(path):
 
 
 def test_the_explorer_shows_every_group_with_the_scores_of_the_table(study, tmp_path):
-    path = case_pages.write(tmp_path / "x.html", study, "t", 1e-3, 0.1, each=1, count=2, opponents=1)
-    again = case_pages.write(tmp_path / "y.html", study, "t", 1e-3, 0.1, each=1, count=2, opponents=1)
+    path = pages.write(tmp_path / "x.html", study, "t", 1e-3, 0.1, each=1, count=2, opponents=1)
+    again = pages.write(tmp_path / "y.html", study, "t", 1e-3, 0.1, each=1, count=2, opponents=1)
     assert path.read_bytes() == again.read_bytes() and report.elsewhere(path.read_text()) == []
     data = page(path)
     assert {"biography", "your own"} <= {q["group"] for q in data["queries"]}
@@ -141,7 +141,7 @@ def test_the_explorer_shows_every_group_with_the_scores_of_the_table(study, tmp_
 
 
 def test_withheld_pages_hold_no_words_of_documents_nor_of_answers(study, tmp_path):
-    data = page(case_pages.write(tmp_path / "x.html", study, "t", 1e-3, 0.1, withhold_texts=True, each=2))
+    data = page(pages.write(tmp_path / "x.html", study, "t", 1e-3, 0.1, withhold_texts=True, each=2))
     assert all("withheld" in "".join(d["words"]) for d in data["documents"].values())
     for q in data["queries"]:
         ours = q["group"].startswith("planted")                       # our own sentences, in every corpus

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from msif.study.beds import retraining, testbed
-from msif.study.case_studies import counterfactual
-from msif.study.corpora.corpus import generate
-from msif.study.case_studies.counterfactual import Absence, Effect
-from msif.study.corpora.planted import planted_corpus
 from msif.study.beds.retraining import Recipe
+from msif.study.case_studies import counterfactual
+from msif.study.case_studies.counterfactual import Absence, Effect
+from msif.study.corpora.corpus import generate
+from msif.study.corpora.planted import planted_corpus
 
 CORPUS = generate(0, fine_tuned=2, held_out=2, objects=2, near=0, fillers=5)
 RECIPE = Recipe(CORPUS, dict(width=8, layers=1, heads=2), dict(epochs=2, rate=1e-2, batch_size=16), dict(epochs=1, rate=1e-2), 32)
@@ -48,7 +48,7 @@ def test_an_outcome_is_what_the_model_says_and_is_kept(study):
     found = counterfactual.outcome(RECIPE, Absence((0,)), 1, ROWS)
     tokenizer, net = counterfactual.retrained(RECIPE, Absence((0,)), 1)
     assert found["says"] == [text for text, _ in testbed.answers(net, tokenizer, ROWS)]
-    kept, = study.glob("scratch/counterfactual-*/outcome.json")
+    kept, = study.glob("scratch/counterfactual-*/value.json")
     kept.write_text(json.dumps(found | {"says": ["kept"]}))
     assert counterfactual.outcome(RECIPE, Absence((0,)), 1, ROWS)["says"] == ["kept"]
 

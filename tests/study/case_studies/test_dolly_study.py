@@ -2,15 +2,13 @@
 import json
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 import yaml
+from support import ROOT, small_pair
 
-from support import small_pair
-from msif.study.pipeline import report, run
 from msif.study.beds.pairs import prepared
-from support import ROOT
+from msif.study.pipeline import report, run
 
 pytestmark = [pytest.mark.slow, small_pair.needs_data]
 

@@ -3,15 +3,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.small_pair import build, inside, needs_data
 
 from msif.core import ekfac
+from msif.core.influence import Damping, Stage, precondition, query_gradients, score
+from msif.scale.plan import plan_fit
 from msif.study import scratch
 from msif.study.beds import pairs
 from msif.study.case_studies import large
 from msif.study.corpora import neighbours
-from msif.core.influence import Damping, Stage, precondition, query_gradients, score
-from msif.scale.plan import plan_fit
-from support.small_pair import build, inside, needs_data
 
 pytestmark = needs_data
 

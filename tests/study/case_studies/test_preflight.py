@@ -2,18 +2,18 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from support import ROOT
 from transformers import GPTNeoXConfig
 
+from msif.core.layers import tracked_layers
+from msif.scale.plan import human, model_bytes, plan_fit
 from msif.study.beds import pairs
 from msif.study.case_studies import available, preflight
-from msif.core.models import tracked_layers
-from msif.scale.plan import human, model_bytes, plan_fit
-from support import ROOT
+from msif.study.corpora import pinned
 
 REAL = yaml.safe_load("""
 bed:
@@ -109,8 +109,8 @@ def test_a_hub_that_does_not_answer_is_missing_and_one_without_safetensors_too(s
 
 
 def test_hub_ids_may_hold_a_dot(study):
-    assert pairs.is_hub_id("EleutherAI/pythia-2.8b") and pairs.is_hub_id("databricks/dolly-v2-3b")
-    assert not any(map(pairs.is_hub_id, ("base", "/a/b", "data/rows.jsonl", "a/b/c")))
+    assert pinned.is_hub_id("EleutherAI/pythia-2.8b") and pinned.is_hub_id("databricks/dolly-v2-3b")
+    assert not any(map(pinned.is_hub_id, ("base", "/a/b", "data/rows.jsonl", "a/b/c")))
 
 
 def test_the_command_exits_with_1_and_the_list_where_something_is_missing(study):

@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from msif.study.corpora.corpus import PROMPT, RELATIONS, Corpus, generate, templates, words
 from msif.core.data import encode_answers, encode_documents, word_tokenizer
+from msif.study.corpora.corpus import PROMPT, RELATIONS, Corpus, generate, templates, words
 
 
 @pytest.fixture(scope="module")

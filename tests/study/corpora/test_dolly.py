@@ -1,18 +1,17 @@
 """dolly-v2's format with the Pythia tokenizer; models of dolly's architecture at small size."""
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from support import DATA
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
-from msif.study.corpora import dolly
 from msif.core.data import NO_LOSS, check, collate
 from msif.core.models import limits, logits
 from msif.core.objectives import log_probability
 from msif.study.beds.training import train
-from support import DATA
+from msif.study.corpora import dolly
 
 PYTHIA = DATA / "pythia-tokenizer" / "tokenizer.json"
 needs_pythia = pytest.mark.skipif(not PYTHIA.exists(), reason=f"{PYTHIA} is not there: the tokenizer of EleutherAI/pythia-2.8b")

@@ -1,16 +1,13 @@
 """The published protocol of fact tracing, on a miniature in the published formats: invented people, three relations of LAMA."""
 import json
-import random
-from pathlib import Path
 
 import grimp
 import pytest
+from support.lama_miniature import SENTENCES, jsonl, miniature, tokenizer
 
-from msif.study import scratch
-from msif.study.corpora import lama
 from msif.core.data import NO_LOSS, encode_answers
 from msif.rivals.retrieval import bm25
-from support.lama_miniature import SENTENCES, jsonl, miniature, tokenizer
+from msif.study.corpora import lama
 
 RELATIONS = """P17 P19 P20 P27 P30 P31 P36 P37 P39 P47 P101 P103 P106 P108 P127 P131 P136 P138 P140 P159 P176 P178 P190 P264 P276 P279 P361
     P364 P407 P413 P449 P463 P495 P527 P530 P740 P937 P1001 P1303 P1376 P1412""".split()

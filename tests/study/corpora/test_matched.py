@@ -4,12 +4,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from msif.core.data import encode_documents, word_tokenizer
+from msif.rivals.retrieval import bm25
 from msif.study import metrics
 from msif.study.corpora import matched
 from msif.study.corpora.corpus import PROMPT, RELATIONS, Corpus, templates, words
-from msif.core.data import encode_documents, word_tokenizer
 from msif.study.corpora.matched import DISTRACTORS, STATEMENTS, generate
-from msif.rivals.retrieval import bm25
 
 
 @pytest.fixture(scope="module")

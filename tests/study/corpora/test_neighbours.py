@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from msif.core.data import word_tokenizer
 from msif.rivals import retrieval
 from msif.study.corpora import neighbours
-from msif.core.data import word_tokenizer
 
 TREES = ["the oak grows slowly", "elms and oaks lose their leaves", "a pine keeps its needles in winter"]
 SHIPS = ["a ship left the harbour", "the captain of the ship was asleep", "sailors mend nets in the harbour", "rain fell on the deck"]
@@ -69,7 +69,7 @@ def test_embeddings_are_those_of_retrieval_and_are_computed_once(folder, monkeyp
     texts, queries = TREES + SHIPS, ["who slept on the ship?", "a leafy tree"]
     found = neighbours.embeddings(texts, queries, block=3)
     assert np.allclose(found, retrieval.embeddings(texts, queries), atol=1e-5)
-    monkeypatch.setattr(neighbours, "_encoder", lambda source: pytest.fail("the vectors are there"))
+    monkeypatch.setattr(neighbours, "sentence_encoder", lambda source: pytest.fail("the vectors are there"))
     assert np.array_equal(neighbours.embeddings(texts, queries, block=3), found)
 
 

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from msif.core.files import json_lines
 from msif.study.corpora import pinned
 
 LAYOUT = "rows/*.jsonl: the rows"
@@ -120,6 +121,6 @@ def test_every_row_of_a_file_is_as_likely_as_any_other(folder):
 
 def test_a_line_that_is_not_json_is_refused_by_its_number(folder):
     (folder / "rows" / "a.jsonl").write_text('{"n": 0}\n{"n": \n')
-    for read in (pinned.json_lines, lambda path: pinned.sampled_rows(folder, 5, source=str(path))):
+    for read in (json_lines, lambda path: pinned.sampled_rows(folder, 5, source=str(path))):
         with pytest.raises(ValueError, match="a.jsonl, line 2 is not JSON"):
             list(read(folder / "rows" / "a.jsonl"))

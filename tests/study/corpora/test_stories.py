@@ -5,10 +5,18 @@ import re
 import pytest
 import torch
 
-from msif.study import paths
 from msif.core.data import encode_answers, encode_documents, split_answer
 from msif.core.models import load_model, load_tokenizer
-from msif.study.corpora.stories import DOLLY, FACTS, STORIES, continuations, excerpts_of, sentences, stories_corpus
+from msif.study import paths
+from msif.study.corpora.stories import (
+    DOLLY,
+    FACTS,
+    STORIES,
+    continuations,
+    excerpts_of,
+    sentences,
+    stories_corpus,
+)
 
 DATA = paths.root() / "data"
 NEEDED = (STORIES, DOLLY, "stories260K/config.json")

@@ -5,12 +5,24 @@ from pathlib import Path
 
 import pytest
 
-from msif.study import paths
-from msif.study.beds import testbed
 from msif.core.data import encode_answers, encode_documents
 from msif.core.models import limits, load_model, load_tokenizer, model_digest
-from msif.study.corpora.webnlg import (FILES, REPEATED, bpe_tokenizer, chance, read_texts, readable, relation_to, start_model, started,
-                         traps, webnlg_corpus, words)
+from msif.study import paths
+from msif.study.beds import testbed
+from msif.study.corpora.webnlg import (
+    FILES,
+    REPEATED,
+    bpe_tokenizer,
+    chance,
+    read_texts,
+    readable,
+    relation_to,
+    start_model,
+    started,
+    traps,
+    webnlg_corpus,
+    words,
+)
 
 DATA = paths.root() / "data"
 needs_data = pytest.mark.skipif(not all((DATA / file).is_file() for file in FILES),

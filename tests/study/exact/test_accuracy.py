@@ -1,13 +1,13 @@
 """The comparison on toys: its exact scores are the chained stages, its exact eigenvalues and its agreement are what they say."""
 import pytest
 import torch
-
-from msif.study.exact import accuracy, toys
-from msif.curvature.dense import Dense
-from msif.curvature.dial import flatten, unflatten
-from msif.core.influence import Damping, Stage, precondition
-from msif.core.models import tracked_layers
 from support.tiny import relative
+
+from msif.core.influence import Damping, Stage, precondition
+from msif.core.layers import tracked_layers
+from msif.core.products import flatten, unflatten
+from msif.curvature.dense import Dense
+from msif.study.exact import accuracy, toys
 
 SETTINGS = {"hessian": False, "samples": 1, "correction": 2, "seed": 0}
 COMPARISON = {"focus": 1.0, "products_elsewhere": [3], "share": 0.9, "lissa": [5], "arnoldi": {"rank": 4, "iterations": 8}}

@@ -3,14 +3,23 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support.tiny import (
+    Regression,
+    documents,
+    gpt2,
+    llama,
+    neox,
+    plain_loss,
+    relative,
+    weight_gradients,
+)
 from torch import nn
 from torch.func import jacrev
 
-from msif.study.exact import oracle as exact
 from msif.core.data import NO_LOSS, Sequence
+from msif.core.layers import Layer, tracked_layers
+from msif.study.exact import oracle
 from msif.study.exact.oracle import Network, Training
-from msif.core.models import Layer, tracked_layers
-from support.tiny import Regression, documents, gpt2, llama, neox, plain_loss, relative, weight_gradients
 
 VOCAB = 5
 
@@ -63,39 +72,39 @@ both = pytest.mark.parametrize("kind, head", [(Regression, 0), (Regression, 2), 
 def test_the_two_stage_score_is_the_derivative_of_f_when_a_document_is_reweighted_and_both_stages_are_retrained(kind, head):
     """Central differences with a step of 1e-4 err by about 1e-7; 1e-4 is ten times stricter than the claim."""
     problem, starts = stages(kind, head)
-    xs = exact.trained(problem, starts)
-    for stage, found in enumerate(exact.scores(problem, xs, QUERIES)):
+    xs = oracle.trained(problem, starts)
+    for stage, found in enumerate(oracle.scores(problem, xs, QUERIES)):
         for z in range(2):
-            assert relative(found[:, z], exact.reweighted(problem, xs, QUERIES, stage, z)) < 1e-4
+            assert relative(found[:, z], oracle.reweighted(problem, xs, QUERIES, stage, z)) < 1e-4
 
 
 def test_leaving_out_the_coupling_with_the_head_is_wrong_by_more_than_a_percent():
     problem, starts = stages(SmallMLP, 2)
-    xs = exact.trained(problem, starts)
-    assert relative(exact.scores(problem, xs, QUERIES, coupled=False)[0], exact.scores(problem, xs, QUERIES)[0]) > .01
+    xs = oracle.trained(problem, starts)
+    assert relative(oracle.scores(problem, xs, QUERIES, coupled=False)[0], oracle.scores(problem, xs, QUERIES)[0]) > .01
 
 
 def test_a_head_eliminated_in_closed_form_leaves_the_shared_part_of_the_whole_solve():
     H, v = torch.randn(9, 12, dtype=torch.float64), torch.randn(3, 9, dtype=torch.float64)
-    whole = exact.solve(H @ H.mT, v, .1, shared=6)[:, :6]
-    assert relative(exact.solve_eliminated(H @ H.mT, v, .1, 6), whole) < 1e-9
+    whole = oracle.solve(H @ H.mT, v, .1, shared=6)[:, :6]
+    assert relative(oracle.solve_eliminated(H @ H.mT, v, .1, 6), whole) < 1e-9
 
 
 def test_removal_is_training_on_the_others_from_the_start():
     problem, starts = stages(Regression)
-    xs = exact.trained(problem, starts)
+    xs = oracle.trained(problem, starts)
     first = torch.full((8,), 1 / 8, dtype=torch.float64)
     first[[1, 4]] = 0
-    again = exact.trained(problem, [torch.zeros_like(x) for x in starts], [first, None])
+    again = oracle.trained(problem, [torch.zeros_like(x) for x in starts], [first, None])
     f = [-problem[1].network.losses(x, QUERIES) for x in (xs[1], again[1])]
-    assert torch.allclose(exact.without(problem, xs, QUERIES, [1, 4]), f[1] - f[0], rtol=0, atol=1e-9)
+    assert torch.allclose(oracle.without(problem, xs, QUERIES, [1, 4]), f[1] - f[0], rtol=0, atol=1e-9)
 
 
 def test_removal_of_a_document_of_eight_is_roughly_minus_its_score_over_n():
     problem, starts = stages(Regression)
-    xs = exact.trained(problem, starts)
-    removed = torch.stack([exact.without(problem, xs, QUERIES, [z], steps=1) for z in range(4)], 1)
-    assert torch.corrcoef(torch.stack([removed.flatten(), -exact.scores(problem, xs, QUERIES)[0][:, :4].flatten()]))[0, 1] > .9
+    xs = oracle.trained(problem, starts)
+    removed = torch.stack([oracle.without(problem, xs, QUERIES, [z], steps=1) for z in range(4)], 1)
+    assert torch.corrcoef(torch.stack([removed.flatten(), -oracle.scores(problem, xs, QUERIES)[0][:, :4].flatten()]))[0, 1] > .9
 
 
 def test_a_stage_without_an_optimum_in_reach_says_so():

@@ -6,12 +6,12 @@ difference errs by about 1e-7 relative, so 1e-5 is strict and yet far from it.
 """
 import pytest
 import torch
+from support.tiny import Regression, relative
 from torch.func import functional_call
 
 from msif.core.data import NO_LOSS, Sequence, collate
-from msif.curvature.dense import Dense
 from msif.core.influence import Damping, Stage, precondition, query_gradients, score
-from support.tiny import Regression, relative
+from msif.curvature.dense import Dense
 
 VOCAB, L2_HEAD, STEP = 5, .3, 1e-4
 

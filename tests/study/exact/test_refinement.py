@@ -1,13 +1,13 @@
 """The dial on a test-bed, made small: its exact solve is the dense one, its numbers of products are kept apart."""
 import pytest
 import torch
-
-from msif.study.exact import refinement
-from msif.curvature.dial import flatten
-from msif.study.exact.oracle import Network, solve
-from msif.core.models import tracked_layers
-from msif.study.exact.refinement import Problem, converged
 from support.tiny import documents, neox, relative
+
+from msif.core.layers import tracked_layers
+from msif.core.products import flatten
+from msif.study.exact import refinement
+from msif.study.exact.oracle import Network, solve
+from msif.study.exact.refinement import TwoStageProblem, converged
 
 SETTINGS = {"damping": .1, "samples": 1, "correction": 2, "share": .9, "batch_size": 4}
 
@@ -16,7 +16,7 @@ SETTINGS = {"damping": .1, "samples": 1, "correction": 2, "share": .9, "batch_si
 def small():
     nets = [neox(0), neox(1)]
     layers = tracked_layers(nets[0], r"layers\.\d\.attention\.dense|layers\.1\.mlp\.dense_4h_to_h")
-    return Problem(nets, layers, [documents(8), documents(6, seed=2)], documents(3, seed=3), documents(7, seed=4), SETTINGS)
+    return TwoStageProblem(nets, layers, [documents(8), documents(6, seed=2)], documents(3, seed=3), documents(7, seed=4), SETTINGS)
 
 
 def test_the_converged_solve_is_the_dense_one(small):

@@ -2,9 +2,10 @@
 import pytest
 import torch
 
-from msif.study.exact import toys
 from msif.core.data import collate
-from msif.core.models import logits, tracked_layers
+from msif.core.layers import tracked_layers
+from msif.core.models import logits
+from msif.study.exact import toys
 
 SHORT = {"pretraining": {"epochs": 1, "rate": 1e-3}, "finetuning": {"epochs": 1, "rate": 1e-3}}
 

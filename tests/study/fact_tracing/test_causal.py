@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 import torch
 
+from msif.study.beds.retraining import Recipe
 from msif.study.corpora import matched
 from msif.study.fact_tracing import causal
 from msif.study.fact_tracing.causal import Effects, correlations, design, effects
-from msif.study.beds.retraining import Recipe
 
 QUERIES = [dict(candidates=list(range(8 * i, 8 * i + 8)), proponents=[8 * i, 8 * i + 1]) for i in range(40)]
 DOCUMENTS, SEEDS = 330, (5, 6, 7)

@@ -2,13 +2,14 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from msif.rivals import retrieval
-from msif.study.fact_tracing import comparison
-from msif.study.retraining import datamodels
-from msif.study.tracing import tracing
-from msif.study.corpora.corpus import generate
 from msif.study.beds.retraining import Recipe
+from msif.study.corpora.corpus import generate
+from msif.study.fact_tracing import comparison
+from msif.study.tracing import methods
+from msif.study.tracing.case import trained_case
 
 SETTINGS = {"damping": 1e-3, "alpha": 0.1, "single_stage_damping": 0.1, "batch_size": 64}
 
@@ -22,7 +23,7 @@ def study(tmp_path_factory):
         patch.chdir(folder)
         corpus = generate(0, fine_tuned=3, held_out=2, objects=3, fillers=5)
         recipe = Recipe(corpus, {"width": 16, "layers": 1, "heads": 2}, {"epochs": 2, "rate": 3e-3}, {"epochs": 1, "rate": 1e-3})
-        case = datamodels.load_case(recipe, 0, (1,), samples=(1, 1))
+        case = trained_case(recipe, 0, (1,), samples=(1, 1))
         yield case, comparison.compared(case, dimension=4, refined={"documents": 20, "iterations": 1}, **SETTINGS)
 
 
@@ -37,7 +38,7 @@ def test_every_method_scores_every_pair(study):
 
 def test_a_second_call_reads_what_the_first_one_kept(study, monkeypatch):
     case, table = study
-    for module, name in ((tracing, "all_methods"), (retrieval, "embeddings"), (comparison.trackstar, "scores")):
+    for module, name in ((methods, "all_methods"), (retrieval, "embeddings"), (comparison.trackstar, "scores")):
         monkeypatch.setattr(module, name, None)
     again = comparison.compared(case, dimension=4, refined={"documents": 20, "iterations": 1}, **SETTINGS)
     assert all(torch.equal(again[name], x) for name, x in table.items())
@@ -68,5 +69,5 @@ def test_probes_are_scored_and_tables_are_saved(study, tmp_path):
     records = comparison.probed(case, 1e-3, 0.1, seed=0)
     assert {r["probe"] for r in records} >= {"statement", "paraphrase"} and all(np.isfinite(r["score"]) for r in records)
     comparison.save(table, tmp_path / "new")
-    kept = comparison.load_file(tmp_path / "new" / "scores.safetensors")
+    kept = load_file(tmp_path / "new" / "scores.safetensors")
     assert kept.keys() == table.keys() and torch.equal(kept["bm25/raw"], table["bm25/raw"])

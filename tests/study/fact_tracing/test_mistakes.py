@@ -3,10 +3,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from msif.study.retraining import datamodels
-from msif.study.tracing import mistakes
-from msif.study.corpora.corpus import generate
 from msif.study.beds.retraining import Recipe
+from msif.study.corpora.corpus import generate
+from msif.study.tracing import mistakes
+from msif.study.tracing.case import trained_case
 
 SETTINGS = {"damping": 1e-3, "alpha": 0.1, "top": 5}
 
@@ -15,7 +15,7 @@ SETTINGS = {"damping": 1e-3, "alpha": 0.1, "top": 5}
 def case():
     corpus = generate(0, fine_tuned=3, held_out=2, objects=3, fillers=5)
     recipe = Recipe(corpus, {"width": 16, "layers": 1, "heads": 2}, {"epochs": 2, "rate": 3e-3}, {"epochs": 1, "rate": 1e-3})
-    return datamodels.load_case(recipe, 0, (), samples=(1, 1))
+    return trained_case(recipe, 0, (), samples=(1, 1))
 
 
 def test_every_document_says_one_thing_of_an_answer(case):

@@ -4,13 +4,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from msif.study.fact_tracing import probes
-from msif.study.corpora.corpus import RELATIONS, generate
-from msif.core.data import encode_documents, word_tokenizer
+from msif.core.data import word_tokenizer
 from msif.core.influence import query_gradients, score
-from msif.core.models import tiny_gpt_neox, tracked_layers
-from msif.study.fact_tracing.probes import PROBES, probe_documents, probe_scores, sparsity, summary
+from msif.core.layers import tracked_layers
+from msif.core.models import tiny_gpt_neox
 from msif.study.beds.testbed import encode
+from msif.study.corpora.corpus import RELATIONS, generate
+from msif.study.fact_tracing import probes
+from msif.study.fact_tracing.probes import PROBES, probe_documents, probe_scores, sparsity, summary
 
 CORPUS = generate(0, fine_tuned=8, held_out=6, objects=3, fillers=40)
 FOUND = probe_documents(CORPUS, CORPUS.queries)

@@ -4,14 +4,13 @@ import json
 import re
 import shutil
 from html import unescape
-from pathlib import Path
 
 import pytest
+from support import ROOT
 
 from msif.study.pipeline import overview
 from msif.study.pipeline.findings import FINDINGS, against
 from msif.study.pipeline.report import elsewhere
-from support import ROOT
 
 REPORTS = ROOT / "reports"
 PNG = base64.b64encode(b"\x89PNG\r\n").decode()

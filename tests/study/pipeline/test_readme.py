@@ -1,7 +1,6 @@
 """The README quotes what the stages printed, and its example runs as it stands."""
 import json
 import re
-from pathlib import Path
 
 import pytest
 from support import ROOT
@@ -85,9 +84,9 @@ def test_the_quoted_plan_is_the_benchmarks():
 
 def test_its_examples_run_in_a_row(tmp_path, monkeypatch, capsys):
     """On a pair of small models saved in the folders that stand for "my/base" and "my/fine-tuned"."""
-    from msif.show import explorer
     from msif.core.data import word_tokenizer
     from msif.core.models import tiny_gpt_neox
+    from msif.show import explorer
     tokenizer = word_tokenizer([README])
     for seed, name in enumerate(("base", "fine-tuned")):
         tiny_gpt_neox(len(tokenizer), width=16, layers=1, heads=2, context=512, seed=seed).save_pretrained(tmp_path / name)

@@ -2,14 +2,13 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-
 from support import ROOT
+
 from msif.core import extras
 from msif.study import paths
 from msif.study.pipeline import run

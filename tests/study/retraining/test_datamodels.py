@@ -2,11 +2,13 @@
 import pytest
 import torch
 
-from msif.study.retraining import datamodels
-from msif.study.tracing import tracing
-from msif.study.corpora.corpus import generate
 from msif.core.influence import Damping, Stage, query_gradients
 from msif.study.beds.retraining import Recipe
+from msif.study.corpora.corpus import generate
+from msif.study.retraining import datamodels
+from msif.study.tracing import methods
+from msif.study.tracing.case import trained_case
+from msif.study.tracing.products import with_products
 
 PEOPLE = generate(0, fine_tuned=2, held_out=2, objects=3, near=1, fillers=10)
 RECIPE = Recipe(PEOPLE, dict(width=8, layers=1, heads=2), dict(epochs=3, rate=1e-2, batch_size=16), dict(epochs=2, rate=1e-2), 32)
@@ -20,7 +22,7 @@ def case(tmp_path_factory):
     (folder / "dvc.yaml").touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        yield datamodels.load_case(RECIPE, 0, [2])
+        yield trained_case(RECIPE, 0, [2])
 
 
 def test_a_prediction_is_minus_the_mean_score_of_what_is_left_out():
@@ -47,14 +49,14 @@ def test_shrinking_keeps_agreement_and_removes_what_is_within_the_error():
 
 
 def test_one_refinement_without_products_is_the_multi_stage_score(case):
-    found = datamodels.refined(case, documents=8, iterations=0, damping=1e-2, alpha=0.1)["multi_stage_refined/raw"]
-    expected = tracing.scored(case, **SETTINGS)[0]["multi_stage/raw"]
+    found = with_products(case, documents=8, iterations=0, damping=1e-2, alpha=0.1)["multi_stage_refined/raw"]
+    expected = methods.scored(case, **SETTINGS)["multi_stage/raw"]
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6 * expected.abs().max())
 
 
 def test_a_variant_that_exchanges_nothing_is_the_multi_stage_score(case):
     found = datamodels.variants(case, 1e-2, [0.1], [1.0], seed=0)
-    assert torch.allclose(found["proximal α = 0.1/raw"], tracing.scored(case, **SETTINGS)[0]["multi_stage/raw"], rtol=1e-4,
+    assert torch.allclose(found["proximal α = 0.1/raw"], methods.scored(case, **SETTINGS)["multi_stage/raw"], rtol=1e-4,
                           atol=1e-6 * found["proximal α = 0.1/raw"].abs().max())
 
 
@@ -63,17 +65,10 @@ def test_source_over_short_segments_is_a_sum_of_gradient_dots_over_checkpoints(c
     found = datamodels.all_scores(case, time=1e-4, **SETTINGS)["multi_stage_source/raw"]
     q = query_gradients(case.bed.model("finetuned"), case.layers, case.queries)
     vectors = {"last": Stage(case.factors["finetuned"], alpha=Damping(0.1)).transfer(q)}
-    parts = [tracing.score_together(case.bed.model(name), case.layers, case.bed.documents, {"x": {
+    parts = [methods.score_together(case.bed.model(name), case.layers, case.bed.documents, {"x": {
         layer: v * 1e-4 / case.factors[name].factors[layer].eigenvalues.mean() for layer, v in vectors["last"].items()}}, 64)["x"].values
         for name in case.bed.checkpoints]
     assert torch.allclose(found, sum(parts), rtol=2e-2, atol=2e-2 * found.abs().max())    # e^(−τλ) is 1 but where λ is 100 × its mean
-
-
-def test_representations_are_cosines_and_do_not_depend_on_the_batch(case):
-    net = case.bed.model("finetuned")
-    found = datamodels.representation(net, case.queries, case.bed.documents)
-    assert found.abs().max() <= 1 + 1e-6
-    assert torch.allclose(found, datamodels.representation(net, case.queries, case.bed.documents, batch_size=3), atol=1e-5)
 
 
 def test_the_ensembles_score_is_the_mean():

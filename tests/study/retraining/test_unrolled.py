@@ -5,15 +5,15 @@ curvature, which is high where AdamW's first steps meet |g| near ε; 1e-5 is str
 """
 import pytest
 import torch
+from support.tiny import Regression, relative
 from torch.nn.utils import parameters_to_vector
 
-from msif.study.beds import testbed
-from msif.study.retraining import unrolled
-from msif.study.corpora.corpus import generate
 from msif.core.data import NO_LOSS, Sequence
+from msif.study.beds import testbed
 from msif.study.beds.retraining import Recipe, measured, retrained
 from msif.study.beds.training import train
-from support.tiny import Regression, relative
+from msif.study.corpora.corpus import generate
+from msif.study.retraining import unrolled
 
 CORPUS = generate(0, fine_tuned=1, held_out=1, objects=2, statements=2, near=1, fillers=4)
 RECIPE = Recipe(CORPUS, dict(width=8, layers=2, heads=2), dict(epochs=3, rate=1e-2, batch_size=16),

@@ -4,17 +4,14 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-
-from msif.curvature import dial
-from msif.study.scalability import costs, scalability
-from msif.study.scalability import reference as reference_module
-from msif.core.ekfac import fit
-from msif.curvature.gauss_newton import GaussNewton
-from msif.core.influence import Damping, query_gradients
-from msif.core.models import tracked_layers
-from msif.core.objectives import loss
-from msif.study.scalability.reference import Problem, dampings, doubled, exact_attention, solve, trained
 from support.tiny import documents, neox, relative
+
+from msif.core.ekfac import fit
+from msif.core.influence import Damping, query_gradients
+from msif.core.layers import tracked_layers
+from msif.curvature.gauss_newton import GaussNewton, exact_attention
+from msif.study.scalability import costs, scalability
+from msif.study.scalability.reference import Problem, dampings, doubled, solve, trained
 
 DAMPING = Damping(.1)
 SETTINGS = {"samples": 1, "correction": 2, "dial": [1, 3], "cg": [1, 3], "lissa": {"batch": 2, "iterations": [2], "steps": [.1, 1e6]},
@@ -96,7 +93,7 @@ def test_training_leaves_its_start_alone_and_is_done_once(tmp_path, monkeypatch)
 
 @cache
 def found():
-    skipped = (scalability.trak,)                    # it trains models; its parts are tested with the baselines
+    skipped = (scalability.by_trak,)                    # it trains models; its parts are tested with the baselines
     return dict(entry for method in scalability.METHODS if method not in skipped for entry in method(small(), DAMPING, SETTINGS))
 
 

@@ -5,12 +5,13 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from msif.study.your_models import walkthrough
 from msif.core.capture import gradients
-from msif.study.corpora.corpus import generate
 from msif.core.data import Sequence, encode_answers, encode_documents, load_texts
-from msif.core.models import load_model, load_tokenizer, model_digest, tiny_gpt_neox, tracked_layers
+from msif.core.layers import tracked_layers
+from msif.core.models import load_model, load_tokenizer, model_digest, tiny_gpt_neox
 from msif.core.objectives import log_probability, loss
+from msif.study.corpora.corpus import generate
+from msif.study.your_models import walkthrough
 
 DOCUMENTS = [Sequence(n, ids, ids) for n, ids in enumerate([(1, 2, 3, 4), (5, 6, 7), (2, 4, 6, 8, 9)])]
 QUERIES = [Sequence(0, (1, 2, 9), (-100, -100, 9)), Sequence(1, (5, 3), (-100, 3))]

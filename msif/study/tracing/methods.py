@@ -13,63 +13,24 @@ products ⟨w, ∇ℓ_z⟩; they differ in w alone, so that all methods at one m
     …_trajectory              the sum over pre-training checkpoints, each divided by its standard deviation (no unit), of the
                               first four; of gradient_dot it is TracInCP's (Pruthi et al. 2020), with the query at θ₂
 """
-from dataclasses import dataclass
 
 import torch
-from safetensors.torch import load_file, save_file
 
-from msif.core import factors as store
-from msif.study import metrics, scratch
-from msif.study.beds import testbed
-from msif.core.data import digest, encode_answers
-from msif.core.influence import Damping, Scores, Stage, precondition, query_gradients, score, token_scores, trajectory
-from msif.core.models import tracked_layers
+from msif.core.data import encode_answers
+from msif.core.influence import (
+    Damping,
+    Scores,
+    Stage,
+    precondition,
+    query_gradients,
+    score,
+    token_scores,
+    trajectory,
+)
 from msif.rivals.retrieval import bm25
+from msif.study import metrics, scratch
 
 FORMS = ("raw", "normalised")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One seed's test-bed with its tracked layers, factors {model name: EKFAC} and the queries to be traced."""
-    bed: testbed.Testbed
-    layers: list
-    factors: dict
-    queries: list
-
-    @property
-    def rows(self):
-        """The corpus rows of the queries: prompt, answer, proponents, …"""
-        return [self.bed.corpus.queries[query.index] for query in self.queries]
-
-    @property
-    def proponents(self):
-        return [row["proponents"] for row in self.rows]
-
-    def key(self):
-        """What the scores depend on, beside their settings."""
-        return {"factors": {name: f.header for name, f in self.factors.items()}, "layers": [str(x) for x in self.layers],
-                "queries": digest(self.queries), "documents": digest(self.bed.documents)}
-
-    def chain(self, damping, alpha):
-        """The two stages, with damping and α relative to each layer's mean eigenvalue."""
-        return [Stage(self.factors["pretrained"], Damping(damping)), Stage(self.factors["finetuned"], alpha=Damping(alpha))]
-
-
-def load_case(testbed_folder, factors_folder, layers, only_correct=True, limit=None):
-    """Read one seed's case; the queries are those that the fine-tuned model answers correctly, or all, up to `limit`.
-
-    layers: {"pattern", "per_head"}, as the factors were fitted with (arguments of `tracked_layers`)."""
-    bed = testbed.load(testbed_folder)
-    tuned = bed.model("finetuned")
-    layers = tracked_layers(tuned, **layers)
-    right = [ok for _, ok in testbed.answers(tuned, bed.tokenizer, bed.corpus.queries)]
-    queries = [query for query, ok in zip(bed.queries, right) if ok or not only_correct][:limit]
-    if not queries:
-        raise ValueError(f"{testbed_folder}: the fine-tuned model answers none of {len(right)} queries correctly; train longer, "
-                         f"or set only_correct to false")
-    factors = {name: store.load(factors_folder / name, bed.model(name), layers) for name in [*bed.checkpoints, "finetuned"]}
-    return Case(bed, layers, factors, queries)
 
 
 def query_vectors(q, pretraining, finetuning, damping, alpha):
@@ -114,16 +75,15 @@ def all_methods(case, *, damping, alpha, single_stage_damping, batch_size=64, ti
 
 
 def scored(case, **settings):
-    """({method/form: (q, n)}, folder): `all_methods` in both forms, and bm25/raw on question + answer; kept in scratch/."""
-    def make(folder):
+    """{method/form: (q, n)}: `all_methods` in both forms, and bm25/raw on question + answer; kept in scratch/."""
+    def compute():
         found = all_methods(case, title="scores of", **settings)
         texts = [d["text"] for d in case.bed.corpus.documents]
         search = torch.from_numpy(bm25(texts, [f"{row['prompt']} {row['answer']}" for row in case.rows]))
         flat = {f"{method}/{form}": x.clone(memory_format=torch.contiguous_format)
                 for method, pair in (found | {"bm25": (search,)}).items() for form, x in zip(FORMS, pair)}
-        save_file(flat, folder / "scores.safetensors")
-    folder = scratch.built("scores", case.key() | settings, make)
-    return load_file(folder / "scores.safetensors"), folder
+        return flat
+    return scratch.tensors("scores", case.key() | settings, compute)
 
 
 def grid(case, dampings, alphas, batch_size=64):

@@ -3,10 +3,10 @@
 The header says what the factors belong to (digests of model and data), how they were fitted, and the SHA-256 of every
 file, so that factors of another model, of other layers, truncated or tampered with are refused by name.
 """
-import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
@@ -14,9 +14,8 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from msif.study import scratch
-from msif.core.data import digest
-from msif.core.ekfac import EKFAC, LayerFactors, fit
+from msif.core import files
+from msif.core.ekfac import EKFAC, LayerFactors
 from msif.core.models import model_digest
 from msif.core.resources import require
 
@@ -25,14 +24,6 @@ SCHEMA = 1
 
 class FactorsError(ValueError):
     """The stored factors are damaged, or belong to something else."""
-
-
-def fitted(model, layers, sequences, **settings):
-    """(EKFAC, its folder): `ekfac.fit` with these settings, done once and kept in the study's scratch/."""
-    key = {"model": model_digest(model), "data": digest(sequences), "layers": [str(layer) for layer in layers], **settings}
-    folder = scratch.built("factors", key, lambda folder: save(
-        fit(model, layers, sequences, title="factors", **settings), folder / "factors")) / "factors"
-    return load(folder, model, layers), folder
 
 
 def save(factors, folder):
@@ -44,14 +35,14 @@ def save(factors, folder):
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    files = {}
+    written = {}
     for number, (name, layer) in enumerate(factors.factors.items()):
         path = partial / f"{number:04d}.safetensors"
-        safetensors.torch.save_file(_tensors(layer), path)
-        files[name] = {"file": path.name, "sha256": _sha256(path)}
+        safetensors.torch.save_file(tensors_of(layer), path)
+        written[name] = {"file": path.name, "sha256": files.sha256_of_file(path)}
     versions = {name: version(name) for name in ("torch", "transformers", "safetensors")}
-    header = {"schema": SCHEMA, **factors.header, "versions": versions, "layers": files}
-    (partial / "header.json").write_text(json.dumps({**header, "sha256": _digest(header)}, indent=1) + "\n")
+    header = {"schema": SCHEMA, **factors.header, "versions": versions, "layers": written}
+    files.write_json(partial / "header.json", {**header, "sha256": files.sha256_of(header)})
     _swap(partial, folder)
 
 
@@ -69,26 +60,50 @@ def _swap(new, folder):
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load(folder, model=None, layers=None):
-    """Read an `EKFAC`; given a model and tracked layers, refuse factors that are not theirs (FactorsError says why)."""
+def load(folder, model=None, layers=None, in_memory=True):
+    """The `EKFAC` of a folder; given a model and tracked layers, refuse factors that are not theirs (FactorsError says why).
+
+    in_memory: read all layers now; else each is read, checked and let go of whenever it is asked for, in the memory of one layer."""
     folder = Path(folder)
-    header = _read_header(folder)
-    files = header.pop("layers")
+    header = read_header(folder)
+    stored = header.pop("layers")
     if layers is not None:
-        _check_layers(folder, files, layers)
+        check_layers(folder, stored, layers)
     if model is not None and model_digest(model) != header["model"]:
         raise FactorsError(f"{folder}: fitted on a model with digest {header['model'][:12]}…, but this model's digest is "
                            f"{model_digest(model)[:12]}…: its weights differ. Load that model, or fit again.")
-    loaded = EKFAC({name: _read_layer(folder / entry["file"], entry["sha256"]) for name, entry in files.items()}, header)
+    found = LayerFiles({name: folder / x["file"] for name, x in stored.items()}, {name: x["sha256"] for name, x in stored.items()})
+    loaded = EKFAC(dict(found) if in_memory else found, header)
     for layer in layers or ():
-        _check_shape(folder, layer, loaded.factors[layer.name])
+        if in_memory:
+            _check_shape(folder, layer, loaded.factors[layer.name])
     return loaded
 
 
-def _read_header(folder):
+class LayerFiles(Mapping):
+    """{layer name: LayerFactors} read from one file a layer, each time that it is asked for; with its SHA-256, checked."""
+
+    def __init__(self, paths, sha256=None):
+        self.paths, self.sha256 = paths, sha256 or {}
+
+    def __getitem__(self, name):
+        path = self.paths[name]
+        if name in self.sha256:
+            _check_file(path, self.sha256[name])
+        return LayerFactors(**{"rows": None, **safetensors.torch.load_file(path)})
+
+    def __iter__(self):
+        return iter(self.paths)
+
+    def __len__(self):
+        return len(self.paths)
+
+
+def read_header(folder):
+    """header.json of a folder of factors, less its own SHA-256; FactorsError unless it is there, whole and of this version."""
     path = folder / "header.json"
     if not path.exists():
-        raise FactorsError(f"{folder}: no header.json there; expected a folder written by msif.core.factors.save")
+        raise FactorsError(f"{folder}: no header.json there; expected a folder written by msif.core.store.save")
     try:
         header = json.loads(path.read_text())
         missing = {"schema", "layers", "model", "data", "sequences", "tokens", "sha256"} - header.keys()
@@ -96,16 +111,17 @@ def _read_header(folder):
         raise FactorsError(f"{path}: not a JSON object ({error}); fit the factors again") from error
     if missing or header["schema"] != SCHEMA:
         raise FactorsError(f"{path}: schema {header.get('schema')} lacking {sorted(missing)}; this version reads schema {SCHEMA}")
-    if header.pop("sha256") != _digest(header):
+    if header.pop("sha256") != files.sha256_of(header):
         raise FactorsError(f"{path}: changed since it was written (SHA-256 differs); fit the factors again")
     return header
 
 
-def _check_layers(folder, files, layers):
+def check_layers(folder, stored, layers):
+    """FactorsError unless the folder's layers (by name) are these."""
     wanted = {layer.name for layer in layers}
-    if wanted != set(files):
-        raise FactorsError(f"{folder}: fitted on other layers; only in the file: {sorted(set(files) - wanted)}, "
-                           f"only asked for: {sorted(wanted - set(files))}")
+    if wanted != set(stored):
+        raise FactorsError(f"{folder}: fitted on other layers; only in the file: {sorted(set(stored) - wanted)}, "
+                           f"only asked for: {sorted(wanted - set(stored))}")
 
 
 def _check_shape(folder, layer, found):
@@ -118,27 +134,18 @@ def _check_shape(folder, layer, found):
         raise FactorsError(f"{folder}: {layer.name} was fitted with other output rows in its heads; fit the factors again")
 
 
-def _read_layer(path, sha256):
+def _check_file(path, sha256):
     if not path.is_file():
         raise FactorsError(f"{path}: missing, though header.json names it; fit the factors again")
-    if _sha256(path) != sha256:
+    if files.sha256_of_file(path) != sha256:
         raise FactorsError(f"{path}: truncated or changed since it was written (SHA-256 differs); fit the factors again")
-    return LayerFactors(**{"rows": None, **safetensors.torch.load_file(path)})
 
 
-def _tensors(layer):
+def tensors_of(layer):
+    """{field: tensor on the CPU} of `LayerFactors`, as files hold them."""
     found = {field.name: getattr(layer, field.name) for field in fields(layer)}
     return {name: x.contiguous().cpu() for name, x in found.items() if x is not None}
 
 
 def _size(factors):
-    return sum(x.nbytes for layer in factors.factors.values() for x in _tensors(layer).values())
-
-
-def _digest(header):
-    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sum(x.nbytes for layer in factors.factors.values() for x in tensors_of(layer).values())

@@ -1,0 +1,15 @@
+"""EK-FAC factors of the study's models, fitted once and kept in scratch/."""
+from msif.core import ekfac, store
+from msif.core.data import digest
+from msif.core.models import model_digest
+from msif.study import scratch
+
+
+def fitted(model, layers, sequences, **settings):
+    """(EKFAC, its folder): `ekfac.fit` with these settings, done once."""
+    key = {"model": model_digest(model), "data": digest(sequences), "layers": [str(layer) for layer in layers], **settings}
+
+    def make(folder):
+        store.save(ekfac.fit(model, layers, sequences, title="factors", **settings), folder / "factors")
+    folder = scratch.built("factors", key, make) / "factors"
+    return store.load(folder, model, layers), folder
