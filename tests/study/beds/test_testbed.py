@@ -113,7 +113,7 @@ def test_a_pair_that_was_trained_elsewhere_stays_there(case, tmp_path):
     assert elsewhere.documents == bed.documents and elsewhere.queries == bed.queries and elsewhere.checkpoints == ["pretrained"]
     assert not list(tmp_path.rglob("*.safetensors"))
     for name in models:
-        same = zip(given.model(name).parameters(), bed.model(name).parameters(), strict=True)
+        same = zip(elsewhere.model(name).parameters(), bed.model(name).parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in same)
     with pytest.raises(ValueError, match="base.*expected finetuned and pretrained"):
         given.given(tmp_path, bed.corpus, {"base": {}}, bed.tokenizer, 32)
