@@ -19,7 +19,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from msif.core.data import Sequence
 from msif.core.influence import score
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.scale import fitting, processes
 from msif.scale.plan import human, parse_bytes, plan_fit, plan_score
 
@@ -55,8 +55,8 @@ def plans(model, tokens, length, documents, queries):
     """One row a GPU: of a fit on `tokens` in sequences of `length`, and of scoring `documents` of that length."""
     layers = tracked_layers(model)
     for gpu in GPUS:
-        fit = plan_fit(model, layers, [length] * (tokens // length), batch_size=gpu.batch_size, memory=gpu.memory)
-        scoring = plan_score(model, layers, [length] * documents, queries, batch_size=gpu.batch_size)
+        fit = plan_fit(Tracked(model, layers), [length] * (tokens // length), batch_size=gpu.batch_size, memory=gpu.memory)
+        scoring = plan_score(Tracked(model, layers), [length] * documents, queries, batch_size=gpu.batch_size)
         yield {"gpu": gpu.name, "parameters": fit.parameters, "partitions": len(fit.partitions), "passes over the data": 2 * len(fit.partitions),
                "factors": human(fit.factors), "disk while fitting": human(fit.disk), "peak memory, fit": human(fit.peak),
                "fit, forward + backward passes": round(fit.passes, 2), "fit, hours": fit.seconds(gpu.model_rate, gpu.product_rate, gpu.eigh_rate) / 3600,
@@ -78,19 +78,19 @@ def table(rows):
 def measured(model, sequences, batch_size, queries, memory):
     """Fit the first partition and score one batch; what was measured beside what was planned."""
     layers, device = tracked_layers(model), next(model.parameters()).device
-    plan = plan_fit(model, layers, [len(x.input_ids) for x in sequences], batch_size=batch_size, memory=memory)
+    plan = plan_fit(Tracked(model, layers), [len(x.input_ids) for x in sequences], batch_size=batch_size, memory=memory)
     part, before = list(plan.partitions[0].layers), _peak(device, reset=True)
-    alone = plan_fit(model, part, [len(x.input_ids) for x in sequences], batch_size=batch_size, memory=memory)
+    alone = plan_fit(Tracked(model, part), [len(x.input_ids) for x in sequences], batch_size=batch_size, memory=memory)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        fitting.fit(Path(folder) / "factors", model, part, sequences, labels="sampled", samples=1, batch_size=batch_size, memory=memory,
+        fitting.fit(Path(folder) / "factors", Tracked(model, part), sequences, labels="sampled", samples=1, batch_size=batch_size, memory=memory,
                     every=1e9, title="fit")
         _finish(device)
         seconds, peak = time.perf_counter() - start, _peak(device)
     tokens = sum(len(x.input_ids) for x in sequences)
     w = {x.name: torch.randn(queries, x.out_features, x.in_features + x.bias, device=device) for x in part}
     start = time.perf_counter()
-    score(model, part, sequences[:batch_size], w, batch_size=batch_size)
+    score(Tracked(model, part), sequences[:batch_size], w, batch_size=batch_size)
     _finish(device)
     return {"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu", "parameters": plan.parameters, "tokens": tokens,
             "layers": len(part), "tokens per second, fit": tokens / seconds, "seconds, fit": seconds,

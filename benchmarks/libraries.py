@@ -1,3 +1,4 @@
+from msif.core.layers import Tracked
 """One class for each library: set up outside the measurement, then fit() and score(mode) as a user of that library would.
 
     __init__(model, data, shape, folder, labels)   labels: "sampled", one per position; "true", the data's own
@@ -33,20 +34,20 @@ class Msif:
         from msif.core import influence, queries
         from msif.scale import fitting, lowrank
         self.fitting, self.influence, self.lowrank, self.queries = fitting, influence, lowrank, queries
-        self.model, self.shape, self.labels, self.folder = model, shape, labels, folder
-        self.data, self.layers = {name: sequences(ids) for name, ids in data.items()}, tracked(model)
+        self.tracked, self.shape, self.labels, self.folder = Tracked(model, tracked(model)), shape, labels, folder
+        self.data = {name: sequences(ids) for name, ids in data.items()}
 
     def fit(self):
-        self.factors = self.fitting.fit(os.path.join(self.folder, "factors"), self.model, self.layers, self.data["train"],
+        self.factors = self.fitting.fit(os.path.join(self.folder, "factors"), self.tracked, self.data["train"],
                                         labels=self.labels, samples=1, batch_size=self.shape.batch, keep=self.keep)
 
     def score(self, mode):
-        run, stages = (self.model, self.layers), [self.influence.Stage(self.factors, self.influence.Damping(DAMPING))]
-        w = self.queries.preconditioned(*run, self.data["query"], stages, batch_size=8)
+        stages = [self.influence.Stage(self.factors, self.influence.Damping(DAMPING))]
+        w = self.queries.preconditioned(self.tracked, self.data["query"], stages, batch_size=8)
         if mode == "exact":
-            return self.influence.score(*run, self.data["candidates"], w, batch_size=self.shape.batch).values
+            return self.influence.score(self.tracked, self.data["candidates"], w, batch_size=self.shape.batch).values
         compressed = self.lowrank.compress(w, self.factors, error=0.01, positions=self.shape.length)
-        return self.lowrank.score(*run, self.data["candidates"], compressed, batch_size=self.shape.batch).values
+        return self.lowrank.score(self.tracked, self.data["candidates"], compressed, batch_size=self.shape.batch).values
 
 
 class MsifInMemory(Msif):
@@ -55,13 +56,13 @@ class MsifInMemory(Msif):
 
     def fit(self):
         from msif.core import ekfac
-        self.factors = ekfac.fit(self.model, self.layers, self.data["train"], labels=self.labels, samples=1, batch_size=self.shape.batch)
+        self.factors = ekfac.fit(self.tracked, self.data["train"], labels=self.labels, samples=1, batch_size=self.shape.batch)
 
     def score(self, mode):
-        i, run = self.influence, (self.model, self.layers)
-        q = i.query_gradients(*run, self.data["query"], batch_size=self.shape.queries)
+        i = self.influence
+        q = i.query_gradients(self.tracked, self.data["query"], batch_size=self.shape.queries)
         w, = i.precondition(q, [i.Stage(self.factors, i.Damping(DAMPING))])
-        return i.score(*run, self.data["candidates"], w, batch_size=self.shape.batch).values
+        return i.score(self.tracked, self.data["candidates"], w, batch_size=self.shape.batch).values
 
 
 class Kronfluence:

@@ -1,3 +1,5 @@
+from msif.core.layers import Tracked
+
 """What the precision of the model, and of the eigendecompositions, does to two-stage scores of a trained model.
 
     .venv/bin/python benchmarks/precision.py
@@ -46,12 +48,12 @@ def scores(bed, dtype, eigh, documents, queries):
     base, tuned = bed.model("pretrained", dtype), bed.model("finetuned", dtype)
     layers, documents = tracked_layers(base), bed.documents[::len(bed.documents) // documents][:documents]
     with patch.object(ekfac, "_eigh", low_precision_eigh if eigh == "float32" else ekfac._eigh):
-        first = ekfac.fit(base, layers, documents, samples=2, batch_size=64)
-        second = ekfac.fit(tuned, layers, bed.finetuning, samples=4, batch_size=64)
-    q, found = query_gradients(tuned, layers, bed.queries[:queries], batch_size=64), {}
+        first = ekfac.fit(Tracked(base, layers), documents, samples=2, batch_size=64)
+        second = ekfac.fit(Tracked(tuned, layers), bed.finetuning, samples=4, batch_size=64)
+    q, found = query_gradients(Tracked(tuned, layers), bed.queries[:queries], batch_size=64), {}
     for damping in DAMPINGS:
         stages = [Stage(first, Damping(damping)), Stage(second, Damping(damping), Damping(ALPHA))]
-        found[damping] = score(base, layers, documents, precondition(q, stages)[0], batch_size=64).values.double()
+        found[damping] = score(Tracked(base, layers), documents, precondition(q, stages)[0], batch_size=64).values.double()
     return found
 
 

@@ -1,3 +1,4 @@
+
 """Cost of msif against the width of the model: where the time goes, beside the multiplications that a formula predicts.
 
     .venv/bin/python benchmarks/size.py
@@ -38,8 +39,8 @@ def parts(call):
         return run
 
     def watched(passes):
-        return lambda model, layers, data, objectives, size, consume, *rest: passes(
-            model, layers, data, objectives, size, timed("products", consume), *rest)
+        return lambda tracked, data, objectives, size, consume, *rest: passes(
+            tracked, data, objectives, size, timed("products", consume), *rest)
 
     with ExitStack() as stack:
         for module in (capture, ekfac, influence):

@@ -49,7 +49,7 @@ def _finite(value, what, batch):
             f"its precision (float16 overflows; try bfloat16 or float32) and these sequences")
 
 
-def backpropagate(model, layers, batch, objectives, consume):
+def backpropagate(tracked, batch, objectives, consume):
     """Run one batch forward once, and backward once per objective.
 
     objectives: functions of (logits, batch) giving (n,). consume(layer, a, g, draw) is called for each tracked layer as
@@ -57,7 +57,7 @@ def backpropagate(model, layers, batch, objectives, consume):
     `frozen`. Raises FloatingPointError naming what is not finite, ValueError for a layer that runs twice,
     or on anything but sequences or their positions.
     """
-    modules, batch, draw, handles, seen = dict(model.named_modules()), batch.to(next(model.parameters()).device), 0, [], set()
+    modules, batch, draw, handles, seen = dict(tracked.model.named_modules()), batch.to(next(tracked.model.parameters()).device), 0, [], set()
 
     def watch(layer):
         def hook(module, args, output):
@@ -79,9 +79,9 @@ def backpropagate(model, layers, batch, objectives, consume):
         return modules[layer.name].register_forward_hook(hook)
 
     try:
-        handles = [watch(layer) for layer in layers]
+        handles = [watch(layer) for layer in tracked.layers]
         with torch.enable_grad():
-            predicted = logits(model, batch)
+            predicted = logits(tracked.model, batch)
             for draw, objective in enumerate(objectives):
                 scalar = objective(predicted, batch).sum()
                 _finite(scalar, "the loss", batch)
@@ -91,22 +91,22 @@ def backpropagate(model, layers, batch, objectives, consume):
             handle.remove()
 
 
-def passes(model, layers, sequences, objectives, batch_size, consume, title=None):
+def passes(tracked, sequences, objectives, batch_size, consume, title=None):
     """`backpropagate` over all sequences: consume(layer, a, g, draw, batch). title: of the progress bar (None: silent).
 
     Batches hold sequences of similar length, the longest first (`data.buckets`), so that little is padded and a batch that
     is too large for the memory is the first. Raises ValueError, before anything runs, for a sequence that the model cannot
     read (`data.check`)."""
-    check(sequences, *limits(model))
-    with frozen(model):
+    check(sequences, *limits(tracked.model))
+    with frozen(tracked.model):
         for group in tqdm(buckets(sequences, batch_size), desc=title, disable=title is None):
             batch = collate([sequences[n] for n in group])
-            backpropagate(model, layers, batch, objectives, lambda *found: consume(*found, batch))
+            backpropagate(tracked, batch, objectives, lambda *found: consume(*found, batch))
 
 
-def gradients(model, layers, sequences, objective, batch_size=32):
+def gradients(tracked, sequences, objective, batch_size=32):
     """{layer: (n, o, i)}: the gradient of each sequence's own scalar, in the order given."""
-    found, places = {}, {layer.name: iter(buckets(sequences, batch_size)) for layer in layers}
+    found, places = {}, {layer.name: iter(buckets(sequences, batch_size)) for layer in tracked.layers}
 
     def consume(layer, a, g, draw, batch):
         D = sequence_gradient(a, g, layer.bias)
@@ -114,5 +114,5 @@ def gradients(model, layers, sequences, objective, batch_size=32):
             found[layer.name] = D.new_empty(len(sequences), *D.shape[1:])
         found[layer.name][next(places[layer.name])] = D
 
-    passes(model, layers, sequences, [objective], batch_size, consume)
-    return {layer.name: found[layer.name] for layer in layers}
+    passes(tracked, sequences, [objective], batch_size, consume)
+    return {layer.name: found[layer.name] for layer in tracked.layers}

@@ -95,8 +95,8 @@ class EKFAC:
             name: replace(x, eigenvalues=torch.ones_like(x.eigenvalues)) for name, x in self.factors.items()})
 
 
-def fit(model, layers, sequences, *, labels="gaussian", samples=2, seed=0, batch_size=32, partitions=1, title=None):
-    """EK-FAC factors of `layers` (from `layers.tracked_layers`) on `sequences`; two passes per partition of the layers.
+def fit(tracked, sequences, *, labels="gaussian", samples=2, seed=0, batch_size=32, partitions=1, title=None):
+    """EK-FAC factors of the tracked layers (`layers.Tracked`) on `sequences`; two passes per partition of the layers.
 
     labels: "gaussian", "sampled" or "true" (see `objectives.fisher_losses`), `samples` of them per sequence. partitions:
     the layers are fitted in that many groups, one after the other, to bound memory; the result does not change.
@@ -104,22 +104,22 @@ def fit(model, layers, sequences, *, labels="gaussian", samples=2, seed=0, batch
     """
     if partitions < 1:
         raise ValueError(f"partitions is {partitions}; expected at least 1")
-    require(memory=sum(map(factor_bytes, layers)) // partitions * 2, what=f"EK-FAC factors of {len(layers)} layers")
-    objectives, factors, size = fisher_losses(labels, samples, seed), {}, -(-len(layers) // partitions)
-    for first in range(0, len(layers), size):
-        run = (model, layers[first:first + size], sequences, objectives, batch_size)
+    require(memory=sum(map(factor_bytes, tracked.layers)) // partitions * 2, what=f"EK-FAC factors of {len(tracked.layers)} layers")
+    objectives, factors, size = fisher_losses(labels, samples, seed), {}, -(-len(tracked.layers) // partitions)
+    for first in range(0, len(tracked.layers), size):
+        run = (tracked.only(tracked.layers[first:first + size]), sequences, objectives, batch_size)
         bases = {name: eigenbases(*found) for name, found in covariances(*run, title).items()}
         factors |= corrected_eigenvalues(*run, bases, title)
-    return EKFAC({layer.name: factors[layer.name] for layer in layers},
-                 header(model, sequences, labels, len(objectives), seed))
+    return EKFAC({layer.name: factors[layer.name] for layer in tracked.layers},
+                 header(tracked.model, sequences, labels, len(objectives), seed))
 
 
-def covariances(model, layers, sequences, objectives, batch_size, title=None):
+def covariances(tracked, sequences, objectives, batch_size, title=None):
     """First pass: {layer: (rows, A (i, i), B (blocks, r, r), positions)}, means over unmasked positions (and draws)."""
     sums = {}
-    passes(model, layers, sequences, objectives, batch_size, lambda *found: add_covariances(sums, *found),
+    passes(tracked, sequences, objectives, batch_size, lambda *found: add_covariances(sums, *found),
            title and f"{title}: covariances")
-    return mean_covariances(sums, layers, len(sequences), len(objectives))
+    return mean_covariances(sums, tracked.layers, len(sequences), len(objectives))
 
 
 def add_covariances(sums, layer, a, g, draw, batch):
@@ -143,12 +143,12 @@ def mean_covariances(sums, layers, sequences, draws):
     return {x.name: (x.rows, mean(x, "A", 1), mean(x, "B", draws), sums[f"{x.name}.positions"].item() / sequences) for x in layers}
 
 
-def corrected_eigenvalues(model, layers, sequences, objectives, batch_size, bases, title=None):
+def corrected_eigenvalues(tracked, sequences, objectives, batch_size, bases, title=None):
     """Second pass: Λ = E_seq[(Q_Bᵀ D Q_A)²], mean over sequences and draws, put into each layer's factors."""
     sums, rotations = {}, {name: (aligned(x.basis_in), x.basis_out) for name, x in bases.items()}
-    passes(model, layers, sequences, objectives, batch_size, lambda *found: add_eigenvalues(sums, rotations, *found),
+    passes(tracked, sequences, objectives, batch_size, lambda *found: add_eigenvalues(sums, rotations, *found),
            title and f"{title}: eigenvalues")
-    return mean_eigenvalues(sums, layers, bases, len(sequences) * len(objectives))
+    return mean_eigenvalues(sums, tracked.layers, bases, len(sequences) * len(objectives))
 
 
 def add_eigenvalues(sums, rotations, layer, a, g, draw, batch):
@@ -166,11 +166,11 @@ def mean_eigenvalues(sums, layers, bases, count):
     return {x.name: replace(bases[x.name], eigenvalues=mean(x)) for x in layers}
 
 
-def errors(model, layers, sequences, labels, reference, batch_size=32):
+def errors(tracked, sequences, labels, reference, batch_size=32):
     """{"A", "B", "Λ": [relative error in the Frobenius norm for each layer]} of factors estimated on `sequences` with one draw.
 
     reference: {layer name: LayerFactors}; Λ is compared in its eigenbases."""
-    run = (model, layers, sequences, fisher_losses(labels, 1, seed="errors"), batch_size)
+    run = (tracked, sequences, fisher_losses(labels, 1, seed="errors"), batch_size)
     again, squares = covariances(*run), corrected_eigenvalues(*run, reference)
     relative = lambda x, y: ((x - y).norm() / y.norm()).item()
     found = {"A": [], "B": [], "Λ": []}

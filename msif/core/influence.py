@@ -99,11 +99,11 @@ def check(stages):
         raise ValueError(f"stage 1 has new layers {stages[0].new}: there is no earlier stage that could lack them")
 
 
-def query_gradients(model, layers, queries, measurement=log_probability, batch_size=32):
+def query_gradients(tracked, queries, measurement=log_probability, batch_size=32):
     """∇(−f) of each query at the last stage's model: {layer: (q, o, i)}. measurement: (logits, batch) -> (n,)."""
-    size = 2 * 4 * len(queries) * sum(x.out_features * (x.in_features + x.bias) for x in layers)      # one copy to precondition
-    require(memory=size, what=f"gradients of {len(queries)} queries over {len(layers)} layers")
-    return gradients(model, layers, queries, lambda logits, batch: -measurement(logits, batch), batch_size)
+    size = 2 * 4 * len(queries) * sum(x.out_features * (x.in_features + x.bias) for x in tracked.layers)      # one copy to precondition
+    require(memory=size, what=f"gradients of {len(queries)} queries over {len(tracked.layers)} layers")
+    return gradients(tracked, queries, lambda logits, batch: -measurement(logits, batch), batch_size)
 
 
 def precondition(query, stages):
@@ -135,12 +135,12 @@ class Scores:
         return self.values / self.norms.clamp(min=torch.finfo(self.norms.dtype).tiny)
 
 
-def score(model, layers, candidates, w, *, batch_size=32, per_layer=False, objective=loss, title=None):
+def score(tracked, candidates, w, *, batch_size=32, per_layer=False, objective=loss, title=None):
     """Scores of every candidate (n sequences) for every query vector of w ({layer: (q, o, i)}): one forward and backward each.
 
     `model` is the one of the candidates' own stage. Vectors of several methods can be stacked along q: one pass serves all.
     """
-    same_layers(w, [layer.name for layer in layers], "the query vectors and the tracked layers of the candidates' model")
+    same_layers(w, [layer.name for layer in tracked.layers], "the query vectors and the tracked layers of the candidates' model")
     weights = {name: x.mT.flatten(1) for name, x in w.items()}       # no copy of w where `queries.preconditioned` made it
     first = next(iter(weights.values()))
     found = {name: first.new_zeros(len(first), len(candidates)) for name in (weights if per_layer else ["all"])}
@@ -154,15 +154,15 @@ def score(model, layers, candidates, w, *, batch_size=32, per_layer=False, objec
         found[layer.name if per_layer else "all"][:, here] += (weights[layer.name].to(D.device) @ D.mT).to(first.device)
         squares[here] += torch.linalg.vector_norm(D, dim=1).square().to(first.device)
 
-    passes(model, layers, candidates, [objective], batch_size, consume, title)
+    passes(tracked, candidates, [objective], batch_size, consume, title)
     return Scores(sum(found.values()), squares.sqrt(), found if per_layer else {})
 
 
-def token_scores(model, layers, candidates, w, *, batch_size=32, objective=loss):
+def token_scores(tracked, candidates, w, *, batch_size=32, objective=loss):
     """s split over positions: (q, n, S), Σ_t g_tᵀ W a_t = s(z); zero where padded.
 
     A token's score belongs to the position whose inputs the weights met; its g_t carries the losses of all later tokens."""
-    same_layers(w, [layer.name for layer in layers], "the query vectors and the tracked layers of the candidates' model")
+    same_layers(w, [layer.name for layer in tracked.layers], "the query vectors and the tracked layers of the candidates' model")
     longest = max(len(x.input_ids) for x in candidates)
     total = []
 
@@ -174,15 +174,15 @@ def token_scores(model, layers, candidates, w, *, batch_size=32, objective=loss)
         if layer.bias:
             total[-1][1][:, :, :a.shape[1]] += torch.einsum("nso,qo->qns", g, W[..., -1])
 
-    passes(model, layers, candidates, [objective], batch_size, consume)
+    passes(tracked, candidates, [objective], batch_size, consume)
     order = torch.tensor([n for group in buckets(candidates, batch_size) for n in group])
     return torch.cat([x for _, x in total], 1)[:, order.argsort()]
 
 
-def self_influence(model, layers, documents, stage, batch_size=32):
+def self_influence(tracked, documents, stage, batch_size=32):
     """s(z, z) = ∇ℓ_zᵀ (H + α + d)⁻¹ ∇ℓ_z ≥ 0 of each document of a stage on its own log-probability: (n,)."""
     def values(few):
-        g = gradients(model, layers, few, loss, batch_size)
+        g = gradients(tracked, few, loss, batch_size)
         w = stage.inverse(g)
         return sum((w[name] * x).sum((1, 2)) for name, x in g.items())
     return torch.cat([values(documents[i:i + batch_size]) for i in range(0, len(documents), batch_size)])

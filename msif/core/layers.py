@@ -28,6 +28,32 @@ class Layer:
     out_features: int
 
 
+@dataclass(frozen=True, eq=False)
+class Tracked:
+    """A model with those of its layers that factors, gradients and scores range over, in the order of the model."""
+    model: nn.Module
+    layers: list[Layer]
+
+    @property
+    def names(self):
+        """The layers' names."""
+        return [layer.name for layer in self.layers]
+
+    @property
+    def weights(self):
+        """How many tracked numbers there are, biases included."""
+        return sum(x.out_features * (x.in_features + x.bias) for x in self.layers)
+
+    def only(self, layers):
+        """The same model with some of the layers."""
+        return Tracked(self.model, list(layers))
+
+
+def tracked(model, pattern=None, per_head=False):
+    """The model with its layers as `tracked_layers` finds them."""
+    return Tracked(model, tracked_layers(model, pattern, per_head))
+
+
 def tracked_layers(model, pattern=None, per_head=False):
     """The layers that factors, gradients and scores range over, in module order: list[Layer].
 

@@ -11,7 +11,7 @@ from msif.core.objectives import log_probability
 from msif.core.products import sequence_gradient, split
 
 
-def preconditioned(model, layers, queries, stages, *, stage=0, measurement=log_probability, batch_size=32, title=None):
+def preconditioned(tracked, queries, stages, *, stage=0, measurement=log_probability, batch_size=32, title=None):
     """w of `influence.score` for documents of stages[stage]: {layer: (q, o, i)}, equal to
 
         precondition(query_gradients(model, layers, queries, measurement), stages)[stage]
@@ -23,7 +23,7 @@ def preconditioned(model, layers, queries, stages, *, stage=0, measurement=log_p
         if type(x) is not Stage or not isinstance(x.curvature, EKFAC):
             raise TypeError(f"{type(x).__name__} with {type(x.curvature).__name__}: expected influence.Stage with ekfac.EKFAC; "
                             f"others go through influence.query_gradients and precondition")
-    found, places = {}, {x.name: iter(buckets(queries, batch_size)) for x in layers}
+    found, places = {}, {x.name: iter(buckets(queries, batch_size)) for x in tracked.layers}
 
     def consume(layer, a, g, draw, batch):
         w = _solve(layer, a, g, stages, stage)
@@ -32,8 +32,8 @@ def preconditioned(model, layers, queries, stages, *, stage=0, measurement=log_p
                 found[layer.name] = w.new_empty(len(queries), *w.mT.shape[1:]).mT        # laid out as `influence.score` reads it
             found[layer.name][next(places[layer.name])] = w
 
-    passes(model, layers, queries, [lambda logits, batch: -measurement(logits, batch)], batch_size, consume, title)
-    return {x.name: found[x.name] for x in layers if x.name in found}
+    passes(tracked, queries, [lambda logits, batch: -measurement(logits, batch)], batch_size, consume, title)
+    return {x.name: found[x.name] for x in tracked.layers if x.name in found}
 
 
 def _solve(layer, a, g, stages, stage):

@@ -60,23 +60,22 @@ def _swap(new, folder):
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load(folder, model=None, layers=None, in_memory=True):
-    """The `EKFAC` of a folder; given a model and tracked layers, refuse factors that are not theirs (FactorsError says why).
+def load(folder, tracked=None, in_memory=True):
+    """The `EKFAC` of a folder; given a tracked model, refuse factors that are not theirs (FactorsError says why).
 
     in_memory: read all layers now; else each is read, checked and let go of whenever it is asked for, in the memory of one layer."""
     folder = Path(folder)
     header = read_header(folder)
     stored = header.pop("layers")
-    if layers is not None:
-        check_layers(folder, stored, layers)
-    if model is not None and model_digest(model) != header["model"]:
+    if tracked is not None:
+        check_layers(folder, stored, tracked.layers)
+    if tracked is not None and model_digest(tracked.model) != header["model"]:
         raise FactorsError(f"{folder}: fitted on a model with digest {header['model'][:12]}…, but this model's digest is "
-                           f"{model_digest(model)[:12]}…: its weights differ. Load that model, or fit again.")
+                           f"{model_digest(tracked.model)[:12]}…: its weights differ. Load that model, or fit again.")
     found = LayerFiles({name: folder / x["file"] for name, x in stored.items()}, {name: x["sha256"] for name, x in stored.items()})
     loaded = EKFAC(dict(found) if in_memory else found, header)
-    for layer in layers or ():
-        if in_memory:
-            _check_shape(folder, layer, loaded.factors[layer.name])
+    for layer in tracked.layers if tracked is not None and in_memory else ():
+        _check_shape(folder, layer, loaded.factors[layer.name])
     return loaded
 
 

@@ -13,24 +13,24 @@ from msif.core.objectives import fisher_losses, loss
 from msif.core.products import sequence_gradient
 
 
-def fit(model, layers, sequences, *, labels="gaussian", samples=2, seed=0, batch_size=64):
+def fit(tracked, sequences, *, labels="gaussian", samples=2, seed=0, batch_size=64):
     """As `ekfac.fit`. batch_size is also that of the training steps which v is about. Raises ValueError for per-head blocks."""
-    if blocks := [layer.name for layer in layers if layer.rows is not None]:
+    if blocks := [layer.name for layer in tracked.layers if layer.rows is not None]:
         raise ValueError(f"{blocks[0]} is split into heads; Adam's metric scales whole layers: take per_head=False")
-    scales = {name: _scales(v) for name, v in second_moments(model, layers, sequences, batch_size).items()}
-    run = (model, layers, sequences, fisher_losses(labels, samples, seed), batch_size)
+    scales = {name: _scales(v) for name, v in second_moments(tracked, sequences, batch_size).items()}
+    run = (tracked, sequences, fisher_losses(labels, samples, seed), batch_size)
     bases = {name: _scaled(*scales[name], *found) for name, found in covariances(*run).items()}
     return EKFAC(corrected_eigenvalues(*run, bases), {"metric": "adam", "labels": labels, "samples": samples, "seed": seed})
 
 
-def second_moments(model, layers, sequences, batch_size):
+def second_moments(tracked, sequences, batch_size):
     """v: the mean over batches of the squared gradient of the batch's mean loss, {layer: (o, i)}."""
-    total, count = {layer.name: 0.0 for layer in layers}, -(-len(sequences) // batch_size)
+    total, count = {layer.name: 0.0 for layer in tracked.layers}, -(-len(sequences) // batch_size)
 
     def consume(layer, a, g, draw, batch):
         total[layer.name] = total[layer.name] + (sequence_gradient(a, g, layer.bias).sum(0) / len(a)).square() / count
 
-    passes(model, layers, sequences, [loss], batch_size, consume)
+    passes(tracked, sequences, [loss], batch_size, consume)
     return total
 
 

@@ -124,7 +124,7 @@ def low_rank(stage, u, share=0.9):
     return Correction(rows, core.to(rows.dtype), share)
 
 
-def pseudo_gradients(model, layers, sequences, samples=1, seed=0, batch_size=64):
+def pseudo_gradients(tracked, sequences, samples=1, seed=0, batch_size=64):
     """u = D / √(samples·N), {layer: (samples·N, o, i)}: E[Σ u uᵀ] = G. One forward and `samples` backward passes' worth of work."""
-    drawn = [gradients(model, layers, sequences, partial(gaussian_loss, seed=seed, draw=i), batch_size) for i in range(samples)]
+    drawn = [gradients(tracked, sequences, partial(gaussian_loss, seed=seed, draw=i), batch_size) for i in range(samples)]
     return {name: torch.cat([d[name] for d in drawn]) / (samples * len(sequences)) ** 0.5 for name in drawn[0]}

@@ -13,31 +13,30 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from msif.core.data import NO_LOSS, batches, check
-from msif.core.layers import matrix
+from msif.core.layers import Tracked, matrix
 from msif.core.models import limits, logits
 from msif.core.objectives import align
 
 
 @dataclass(frozen=True)
 class GaussNewton:
-    """model, layers (`layers.tracked_layers`), sequences: what the mean E_z runs over, each counting 1/N."""
-    model: object
-    layers: list
+    """sequences: what the mean E_z runs over, each counting 1/N."""
+    tracked: Tracked
     sequences: list
     batch_size: int = 64
 
     def __post_init__(self):
-        check(self.sequences, *limits(self.model))
+        check(self.sequences, *limits(self.tracked.model))
 
     def product(self, v):
         """G v of {layer: (q, o, i)}, for all q vectors in one pass over the sequences; a bias is the last input."""
         found = {name: torch.zeros_like(x) for name, x in v.items()}
-        with _differentiable(self.model, self.layers) as parameters:
-            vectors = [part for layer in self.layers for part in _parts(self.model, layer, v[layer.name])]
+        with _differentiable(self.tracked) as parameters:
+            vectors = [part for layer in self.tracked.layers for part in _parts(self.tracked.model, layer, v[layer.name])]
             for batch in batches(self.sequences, self.batch_size):
-                products = iter(_product(self.model, parameters, batch.to(self.model.device), vectors))
-                for layer in self.layers:
-                    found[layer.name] += _joined(self.model, layer, products)
+                products = iter(_product(self.tracked.model, parameters, batch.to(self.tracked.model.device), vectors))
+                for layer in self.tracked.layers:
+                    found[layer.name] += _joined(self.tracked.model, layer, products)
         return {name: x / len(self.sequences) for name, x in found.items()}
 
 
@@ -53,18 +52,18 @@ def _product(model, parameters, batch, vectors):
 
 
 @contextmanager
-def _differentiable(model, layers):
+def _differentiable(tracked):
     """The parameters of the tracked layers, which alone ask for gradients inside; attention that can be differentiated twice."""
-    wanted, training, kind = [p for p in model.parameters() if p.requires_grad], model.training, _attention(model)
-    modules = [model.get_submodule(layer.name) for layer in layers]
-    model.requires_grad_(False).eval()
-    _set_attention(model, "eager")
+    wanted, training, kind = [p for p in tracked.model.parameters() if p.requires_grad], tracked.model.training, _attention(tracked.model)
+    modules = [tracked.model.get_submodule(layer.name) for layer in tracked.layers]
+    tracked.model.requires_grad_(False).eval()
+    _set_attention(tracked.model, "eager")
     try:
         with torch.enable_grad():
             yield [p.requires_grad_() for m in modules for p in ([m.weight] if m.bias is None else [m.weight, m.bias])]
     finally:
-        _set_attention(model, kind)
-        model.requires_grad_(False).train(training)
+        _set_attention(tracked.model, kind)
+        tracked.model.requires_grad_(False).train(training)
         for p in wanted:
             p.requires_grad_(True)
 

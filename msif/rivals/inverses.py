@@ -62,13 +62,13 @@ def lissa(product, damping, v, iterations, scale):
     return found
 
 
-def sampled_product(model, layers, sequences, size, seed=0):
+def sampled_product(tracked, sequences, size, seed=0):
     """A product with G_m on `size` sequences, drawn anew at every call: an unbiased estimate of the product with G."""
     rng = torch.Generator().manual_seed(seed)
 
     def product(v):
         chosen = torch.randperm(len(sequences), generator=rng)[:size].tolist()
-        return GaussNewton(model, layers, [sequences[i] for i in chosen], size).product(v)
+        return GaussNewton(tracked, [sequences[i] for i in chosen], size).product(v)
     return product
 
 
@@ -90,15 +90,15 @@ def arnoldi(values, vectors, v):
     return unflatten(flatten(v) @ U.mT / values.to(U) @ U, v)
 
 
-def diagonal_fisher(model, layers, sequences, objectives, batch_size=32):
+def diagonal_fisher(tracked, sequences, objectives, batch_size=32):
     """{layer: (o, i)}: E_z[D²], mean over sequences and pseudo-losses (`objectives.fisher_losses`)."""
     found = {}
 
     def consume(layer, a, g, draw, batch):
         found[layer.name] = found.get(layer.name, 0) + sequence_gradient(a, g, layer.bias).square().sum(0)
 
-    passes(model, layers, sequences, objectives, batch_size, consume)
-    return {layer.name: found[layer.name] / (len(sequences) * len(objectives)) for layer in layers}
+    passes(tracked, sequences, objectives, batch_size, consume)
+    return {layer.name: found[layer.name] / (len(sequences) * len(objectives)) for layer in tracked.layers}
 
 
 def diagonal_inverse(diagonal, damping, v):

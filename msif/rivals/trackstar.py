@@ -25,7 +25,7 @@ from msif.core.products import sequence_gradient
 PLACE = 1000 / 65536        # of the source: its first 1,000 of 65,536 components are the task's
 
 
-def scores(model, layers, queries, documents, rows, dimension=32, mix=None, damping=1e-3, moments=None, seed=0, batch_size=64):
+def scores(tracked, queries, documents, rows, dimension=32, mix=None, damping=1e-3, moments=None, seed=0, batch_size=64):
     """TrackStar's score of every document for every query, at `model`: (q, n) float32 (float64 for such a model).
 
     queries, documents, rows: `data.Sequence`. dimension: P_out and P_in have so many columns, a side that is no longer than
@@ -35,8 +35,8 @@ def scores(model, layers, queries, documents, rows, dimension=32, mix=None, damp
     """
     if dimension < 1 or not (mix is None or 0 <= mix <= 1) or not damping >= 0:
         raise ValueError(f"dimension {dimension}, mix {mix}, damping {damping}: expected at least 1, None or 0 to 1, at least 0")
-    sides = projections(layers, dimension, seed, next(model.parameters()), moments)
-    asked, found, task = (features(model, layers, x, sides, batch_size) for x in (queries, documents, rows))
+    sides = projections(tracked.layers, dimension, seed, next(tracked.model.parameters()), moments)
+    asked, found, task = (features(tracked, x, sides, batch_size) for x in (queries, documents, rows))
     white = whitening(task, found, mix, damping)
     asked, found = (F.normalize(torch.cat([x[name] @ white[name] for name in x], 1), dim=1) for x in (asked, found))
     return asked @ found.mT
@@ -62,7 +62,7 @@ def _side(size, dimension, seed, key):
     return torch.randn(size, dimension, generator=generator(seed, key, 0), dtype=torch.float64) / dimension ** .5
 
 
-def second_moments(model, layers, sequences, batch_size=64):
+def second_moments(tracked, sequences, batch_size=64):
     """V of each layer as Adafactor keeps it: {layer: (r (o,), c (i,))}, V = r cᵀ, from the mean over sequences of D².
 
     r: the means of its rows; c: those of its columns, divided by the mean of all."""
@@ -72,14 +72,14 @@ def second_moments(model, layers, sequences, batch_size=64):
         D = sequence_gradient(a, g, layer.bias).square()
         totals[layer.name] = totals.get(layer.name, 0) + D.sum(0)
 
-    passes(model, layers, sequences, [loss], batch_size, consume)
+    passes(tracked, sequences, [loss], batch_size, consume)
     means = {name: x / len(sequences) for name, x in totals.items()}
     return {name: (x.mean(1), x.mean(0) / x.mean().clamp(min=1e-30)) for name, x in means.items()}
 
 
-def features(model, layers, sequences, sides, batch_size=64):
+def features(tracked, sequences, sides, batch_size=64):
     """φ of each sequence's own loss: {layer: (n, columns of P_out · columns of P_in)}, on the model's device."""
-    found, places = {}, {x.name: iter(buckets(sequences, batch_size)) for x in layers}
+    found, places = {}, {x.name: iter(buckets(sequences, batch_size)) for x in tracked.layers}
 
     def consume(layer, a, g, draw, batch):
         P_out, P_in = (P.to(g) for P in sides[layer.name])
@@ -89,8 +89,8 @@ def features(model, layers, sequences, sides, batch_size=64):
             found[layer.name] = rows.new_empty(len(sequences), rows.shape[1])
         found[layer.name][next(places[layer.name])] = rows
 
-    passes(model, layers, sequences, [loss], batch_size, consume)
-    return {x.name: found[x.name] for x in layers}
+    passes(tracked, sequences, [loss], batch_size, consume)
+    return {x.name: found[x.name] for x in tracked.layers}
 
 
 def whitening(rows, documents, mix=None, damping=1e-3):

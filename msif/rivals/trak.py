@@ -35,9 +35,9 @@ def projector(layers, dimension, seed, dtype=torch.float32):
     return lambda rows: found.project(rows, model_id=0)
 
 
-def trak_features(model, layers, sequences, project, batch_size=64):
+def trak_features(tracked, sequences, project, batch_size=64):
     """φ = Pᵀ∇m of each sequence: (n, dimension); `project` maps rows (n, P), in the order of `layers`."""
-    return torch.cat([project(flatten(gradients(model, layers, sequences[i:i + batch_size], margin, batch_size)))
+    return torch.cat([project(flatten(gradients(tracked, sequences[i:i + batch_size], margin, batch_size)))
                       for i in range(0, len(sequences), batch_size)])
 
 

@@ -28,7 +28,7 @@ from msif.scale import processes
 from msif.scale.plan import parse_bytes, plan_fit
 
 
-def fit(folder, model, layers, sequences, *, labels="gaussian", samples=2, seed=0, batch_size=32, memory=None, keep=0,
+def fit(folder, tracked, sequences, *, labels="gaussian", samples=2, seed=0, batch_size=32, memory=None, keep=0,
         every=60.0, title=None):
     """Fit the factors of `layers` on `sequences` into `folder`, and return them, each layer read when it is asked for (`store.load`).
 
@@ -41,10 +41,10 @@ def fit(folder, model, layers, sequences, *, labels="gaussian", samples=2, seed=
     it, MemoryError or OSError where memory or disk will not do, `files.Busy` while another run writes there.
     """
     folder, objectives = Path(folder), fisher_losses(labels, samples, seed)
-    check(sequences, *limits(model))
-    key = {"model": model_digest(model), "data": digest(sequences), "layers": [str(x) for x in layers], "labels": labels,
+    check(sequences, *limits(tracked.model))
+    key = {"model": model_digest(tracked.model), "data": digest(sequences), "layers": [str(x) for x in tracked.layers], "labels": labels,
            "samples": len(objectives), "seed": seed, "batch_size": batch_size}
-    plan = plan_fit(model, layers, [len(x.input_ids) for x in sequences], batch_size=batch_size, draws=len(objectives), memory=memory)
+    plan = plan_fit(tracked, [len(x.input_ids) for x in sequences], batch_size=batch_size, draws=len(objectives), memory=memory)
     rank, size = processes.rank_and_size()
     if size > (found := len(buckets(sequences, batch_size))):
         raise ValueError(f"{size} processes for {found} batches: every process needs one; lower batch_size or start fewer")
@@ -55,14 +55,14 @@ def fit(folder, model, layers, sequences, *, labels="gaussian", samples=2, seed=
         if not _there(folder, key):
             _begin(work, key, plan, rank)
             for number, partition in enumerate(plan.partitions):
-                _Fit(work, model, partition.layers, sequences, objectives, batch_size, parse_bytes(keep) if keep else 0, every,
+                _Fit(work, tracked.only(partition.layers), sequences, objectives, batch_size, parse_bytes(keep) if keep else 0, every,
                      title and f"{title} {number + 1}/{len(plan.partitions)}").run()
             if rank == 0:
-                header = ekfac.header(model, sequences, labels, len(objectives), seed)
-                store.save(ekfac.EKFAC(store.LayerFiles({x.name: _file(work, x, "factors") for x in layers}), header), folder)
+                header = ekfac.header(tracked.model, sequences, labels, len(objectives), seed)
+                store.save(ekfac.EKFAC(store.LayerFiles({x.name: _file(work, x, "factors") for x in tracked.layers}), header), folder)
                 _clear(work)
         processes.barrier()
-    return store.load(folder, model, layers, in_memory=False)
+    return store.load(folder, tracked, in_memory=False)
 
 
 def _there(folder, key):
@@ -98,8 +98,8 @@ def _clear(work):
 class _Fit:
     """One partition: its two passes and what lies between and after them."""
 
-    def __init__(self, work, model, layers, sequences, objectives, batch_size, keep, every, title):
-        self.work, self.model, self.layers, self.sequences, self.objectives = work, model, layers, sequences, objectives
+    def __init__(self, work, tracked, sequences, objectives, batch_size, keep, every, title):
+        self.work, self.tracked, self.sequences, self.objectives = work, tracked, sequences, objectives
         self.batches, self.keep = processes.share(buckets(sequences, batch_size)), keep
         self.every, self.title = every, title
         self.count = len(sequences) * len(objectives)
@@ -109,19 +109,19 @@ class _Fit:
             if not self._all("bases"):
                 self._each(self._decomposed(self._pass("covariances", ekfac.add_covariances)), "bases")
             _return_memory()
-            bases = store.LayerFiles({x.name: _file(self.work, x, "bases") for x in self.layers})
-            rotations = {x.name: _rotation(bases[x.name].to(_weight(self.model, x).device)) for x in self.layers}
+            bases = store.LayerFiles({x.name: _file(self.work, x, "bases") for x in self.tracked.layers})
+            rotations = {x.name: _rotation(bases[x.name].to(_weight(self.tracked.model, x).device)) for x in self.tracked.layers}
             sums = self._pass("eigenvalues", lambda sums, *found: ekfac.add_eigenvalues(sums, rotations, *found))
             self._each(((x, ekfac.mean_eigenvalues(sums, [x], bases, self.count)[x.name])
-                        for x in processes.share(self.layers)), "factors")
+                        for x in processes.share(self.tracked.layers)), "factors")
         if processes.rank_and_size()[0] == 0:
-            for path in (*self.work.glob("sums.*"), *self.work.glob("kept.*"), *(_file(self.work, x, "bases") for x in self.layers)):
+            for path in (*self.work.glob("sums.*"), *self.work.glob("kept.*"), *(_file(self.work, x, "bases") for x in self.tracked.layers)):
                 path.unlink(missing_ok=True)
         processes.barrier()
 
     def _all(self, kind):
         """Is this file there for every layer? All processes answer before any of them goes on to write."""
-        found = all(_file(self.work, x, kind).exists() for x in self.layers)
+        found = all(_file(self.work, x, kind).exists() for x in self.tracked.layers)
         processes.barrier()
         return found
 
@@ -133,7 +133,7 @@ class _Fit:
 
     def _decomposed(self, sums):
         """(layer, its eigenbases) of this process's layers; each layer's sums are let go of as it is done."""
-        mine = [x for x in processes.share(self.layers) if not _file(self.work, x, "bases").exists()]
+        mine = [x for x in processes.share(self.tracked.layers) if not _file(self.work, x, "bases").exists()]
         for name in set(sums) - {f"{x.name}.{what}" for x in mine for what in ("A", "B", "positions")}:
             del sums[name]
         for layer in tqdm(mine, desc=self.title and f"{self.title}: decompositions", disable=self.title is None):
@@ -144,13 +144,13 @@ class _Fit:
     def _pass(self, kind, add):
         """Sums over all batches of all processes: {name: tensor}. Checkpoints on the way, and goes on from one that is there."""
         rank, size = processes.rank_and_size()
-        path = self.work / f"sums.{self.layers[0].name}.{kind}.{rank}of{size}.safetensors"
-        names, last = [x.name for x in self.layers], time.monotonic()
+        path = self.work / f"sums.{self.tracked.layers[0].name}.{kind}.{rank}of{size}.safetensors"
+        names, last = [x.name for x in self.tracked.layers], time.monotonic()
         sums, state = files.load(path)
         if state.get("layers") != names:                                     # none, or of another partition
             sums, state = {}, {"batches": 0}
-        sums, done = {name: x.to(_weight(self.model, name).device) for name, x in sums.items()}, state["batches"]
-        with frozen(self.model), self._progress(kind, done) as progress:
+        sums, done = {name: x.to(_weight(self.tracked.model, name).device) for name, x in sums.items()}, state["batches"]
+        with frozen(self.tracked.model), self._progress(kind, done) as progress:
             for number, group in enumerate(self.batches[done:], done + 1):
                 batch = collate([self.sequences[n] for n in group])
                 self._batch(kind, number, batch, lambda *found: add(sums, *found, batch))
@@ -164,9 +164,9 @@ class _Fit:
 
     def _batch(self, kind, number, batch, consume):
         """One batch through the model, or from what is kept of it."""
-        rank, dtype = processes.rank_and_size()[0], next(self.model.parameters()).dtype
+        rank, dtype = processes.rank_and_size()[0], next(self.tracked.model.parameters()).dtype
         kept = {(x.name, draw): self.work / f"kept.{rank}.{number}.{x.name}.{draw}.safetensors"
-                for x in self.layers for draw in range(len(self.objectives))}
+                for x in self.tracked.layers for draw in range(len(self.objectives))}
         if kind == "eigenvalues" and all(path.exists() for path in kept.values()):
             return self._read(kept, consume)
 
@@ -176,14 +176,14 @@ class _Fit:
             if self.keep >= 0:
                 files.save(kept[layer.name, draw], found, durable=False)
             consume(layer, a, g, draw)
-        backpropagate(self.model, self.layers, batch, self.objectives,
+        backpropagate(self.tracked, batch, self.objectives,
                       keeping if kind == "covariances" and self.keep > 0 else consume)
 
     def _read(self, kept, consume):
-        for layer in self.layers:
+        for layer in self.tracked.layers:
             a = None                                            # kept once, with the first draw
             for draw in range(len(self.objectives)):
-                found = {name: x.to(_weight(self.model, layer).device, torch.promote_types(x.dtype, torch.float32))
+                found = {name: x.to(_weight(self.tracked.model, layer).device, torch.promote_types(x.dtype, torch.float32))
                          for name, x in files.load(kept[layer.name, draw])[0].items()}
                 a = found.get("a", a)
                 consume(layer, a, found["g"], draw)

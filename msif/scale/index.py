@@ -53,10 +53,10 @@ class Coordinates:
         return torch.cat([self.factors[name].to(w[name].device).rotate(w[name]).flatten(1)[:, at.to(w[name].device)]
                           * self.spread[name].to(w[name]) for name, at in self.places.items()], 1)
 
-    def documents(self, model, layers, documents, batch_size=32, objective=loss):
+    def documents(self, tracked, documents, batch_size=32, objective=loss):
         """d̃ / √(Λ + d) of each document, (n, K), and ‖∇ℓ_z‖ over all tracked layers, (n,)."""
-        influence.same_layers([x.name for x in layers], self.factors, "the tracked layers and the factors")
-        dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
+        influence.same_layers([x.name for x in tracked.layers], self.factors, "the tracked layers and the factors")
+        dtype = torch.promote_types(next(tracked.model.parameters()).dtype, torch.float32)
         rows, squares = torch.zeros(len(documents), self.size, dtype=dtype), torch.zeros(len(documents), dtype=dtype)
         at, columns = {x.index: n for n, x in enumerate(documents)}, self._columns()
 
@@ -67,7 +67,7 @@ class Coordinates:
             kept = D[:, self.places[layer.name].to(D.device)] / self.spread[layer.name].to(D)
             rows[here, columns[layer.name]] = kept.to(rows.device)
 
-        passes(model, layers, documents, [objective], batch_size, consume)
+        passes(tracked, documents, [objective], batch_size, consume)
         return rows, squares.sqrt()
 
     def _columns(self):
@@ -123,12 +123,12 @@ def _product(query, rows, scale):
     return query @ rows.to(query).mT * scale.to(query)
 
 
-def error(coordinates, model, layers, documents, w, *, dtype="float16", batch_size=32, objective=loss):
+def error(coordinates, tracked, documents, w, *, dtype="float16", batch_size=32, objective=loss):
     """How far an index is from `influence.score` on held-out documents: ‖ŝ − s‖ / ‖s‖ over all queries and documents, and the
     Spearman correlation over documents, mean over queries. Needs no index, so that K can be chosen before it is built."""
     run = {"batch_size": batch_size, "objective": objective}
-    expected = influence.score(model, layers, documents, w, **run).values
-    found = _product(coordinates.queries(w), *_packed(coordinates.documents(model, layers, documents, **run)[0], dtype))
+    expected = influence.score(tracked, documents, w, **run).values
+    found = _product(coordinates.queries(w), *_packed(coordinates.documents(tracked, documents, **run)[0], dtype))
     return {"relative_rms": ((found - expected).norm() / expected.norm()).item(), "documents": len(documents),
             "queries": len(found), "spearman": _rank_correlation(found.cpu(), expected.cpu())}
 
@@ -143,7 +143,7 @@ def _rank_correlation(a, b):
     return float(torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in pairs]).mean())
 
 
-def build(model, layers, candidates, factors, damping, folder, *, size, block=1024, batch_size=32, dtype="float16",
+def build(tracked, candidates, factors, damping, folder, *, size, block=1024, batch_size=32, dtype="float16",
           typical=None, held_out=None, documents=None, objective=loss, title=None):
     """Index a stream of candidates (`data.Sequence`, indices rising) at `size` coordinates into `folder`: the `Index`.
 
@@ -153,16 +153,16 @@ def build(model, layers, candidates, factors, damping, folder, *, size, block=10
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     chosen, run = choose(factors, damping, size, typical), {"batch_size": batch_size, "objective": objective}
-    about = {"model": model_digest(model), "factors": _digest(factors), "damping": str(damping), "dtype": dtype,
-             "layers": [str(x) for x in layers], "size": chosen.size, "coordinates": tensors_digest(chosen.places),
+    about = {"model": model_digest(tracked.model), "factors": _digest(factors), "damping": str(damping), "dtype": dtype,
+             "layers": [str(x) for x in tracked.layers], "size": chosen.size, "coordinates": tensors_digest(chosen.places),
              "objective": function_name(objective), "bytes_per_document": document_bytes(chosen.size, dtype)}
     documents = len(candidates) if hasattr(candidates, "__len__") else documents
     announce(folder, BLOCK, block, documents, lambda n: n * about["bytes_per_document"], 12 * block * chosen.size, title,
          f"{chosen.size:,} coordinates")
-    measured = error(chosen, model, layers, *held_out, dtype=dtype, **run) if held_out else None
+    measured = error(chosen, tracked, *held_out, dtype=dtype, **run) if held_out else None
 
     def write(path, few, stamp):
-        rows, norms = chosen.documents(model, layers, few, **run)
+        rows, norms = chosen.documents(tracked, few, **run)
         rows, scale = _packed(rows, dtype)
         index = torch.tensor([x.index for x in few])
         files.save(path, {"rows": rows, "scale": scale, "norms": norms.float(), "index": index}, stamp=stamp)

@@ -75,9 +75,9 @@ def compress(w, factors, error=0.01, positions=128):
     return Compressed(layers, (lost / total).sqrt())
 
 
-def score(model, layers, candidates, compressed, *, batch_size=32, objective=loss, norms=False, title=None):
+def score(tracked, candidates, compressed, *, batch_size=32, objective=loss, norms=False, title=None):
     """`influence.score` for compressed queries. norms: also ‖∇ℓ_z‖, from the positions' products in s²(o + i); else None."""
-    same_layers(compressed.layers, [x.name for x in layers], "the query vectors and the tracked layers of the candidates' model")
+    same_layers(compressed.layers, [x.name for x in tracked.layers], "the query vectors and the tracked layers of the candidates' model")
     values, squares = torch.zeros(len(compressed.error), len(candidates)), torch.zeros(len(candidates))
     at = {x.index: n for n, x in enumerate(candidates)}
 
@@ -87,7 +87,7 @@ def score(model, layers, candidates, compressed, *, batch_size=32, objective=los
         if norms:
             squares[here] += ((g @ g.mT) * (a @ a.mT + layer.bias)).sum((1, 2)).to(squares)
 
-    passes(model, layers, candidates, [objective], batch_size, consume, title)
+    passes(tracked, candidates, [objective], batch_size, consume, title)
     return Scores(values, squares.sqrt() if norms else None)
 
 

@@ -100,21 +100,21 @@ class FitPlan:
             f"  arithmetic {self.passes:.2f} forward + backward passes, and {self.eigh_flops / 1e9:,.0f} GFLOP of float64 decompositions"])
 
 
-def plan_fit(model, layers, lengths, *, batch_size=32, draws=1, memory=None):
+def plan_fit(tracked, lengths, *, batch_size=32, draws=1, memory=None):
     """The `FitPlan` of fitting `layers` on sequences of these lengths (tokens) within `memory` (bytes, "16GiB", or what is free).
 
     The layers go, in the model's order, into as few partitions as the memory allows. Raises MemoryError, naming the layer and
     both sizes, if even one layer alone is too much."""
     budget = available_memory() if memory is None else parse_bytes(memory)
     lengths = sorted(lengths, reverse=True)
-    n, s, held = min(batch_size, len(lengths)), lengths[0], model_bytes(model)
-    kept, logits, flops = _meta_pass(model, layers, n, s)
+    n, s, held = min(batch_size, len(lengths)), lengths[0], model_bytes(tracked.model)
+    kept, logits, flops = _meta_pass(tracked, n, s)
 
     def partition(chosen):
-        return Partition(tuple(chosen), int(SLACK * (kept[chosen[0].name] + logits + _inputs(model, chosen, n * s))),
+        return Partition(tuple(chosen), int(SLACK * (kept[chosen[0].name] + logits + _inputs(tracked.only(chosen), n * s))),
                          *_sums(chosen, n, s))
     parts, tokens = [], sum(lengths)
-    for layer in layers:
+    for layer in tracked.layers:
         grown = partition([*parts[-1].layers, layer]) if parts else None
         if grown and (budget is None or held + grown.bytes <= budget):
             parts[-1] = grown
@@ -125,9 +125,9 @@ def plan_fit(model, layers, lengths, *, batch_size=32, draws=1, memory=None):
                                   f"{human(parts[-1].activations)} for activations of {n} × {s} tokens), the budget is {human(budget)}: "
                                   f"give more memory, a smaller batch_size, shorter sequences or a model in bfloat16")
     forward = flops * tokens / (n * s)
-    return FitPlan(sum(p.numel() for p in model.parameters()), held, tuple(parts), sum(map(factor_bytes, layers)), tokens, draws,
-                   forward, sum(2 * forward * (1 + draws * _above(layers, p)) for p in parts),
-                   sum(_products(x, lengths, draws) for x in layers), sum(_eigh(x) for x in layers))
+    return FitPlan(sum(p.numel() for p in tracked.model.parameters()), held, tuple(parts), sum(map(factor_bytes, tracked.layers)), tokens, draws,
+                   forward, sum(2 * forward * (1 + draws * _above(tracked.layers, p)) for p in parts),
+                   sum(_products(x, lengths, draws) for x in tracked.layers), sum(_eigh(x) for x in tracked.layers))
 
 
 @dataclass(frozen=True)
@@ -154,15 +154,15 @@ class ScorePlan:
                 f"for the queries' vectors; disk {human(self.disk)}\n  arithmetic {self.passes:.2f} forward + backward passes")
 
 
-def plan_score(model, layers, lengths, queries, *, batch_size=32):
+def plan_score(tracked, lengths, queries, *, batch_size=32):
     """The `ScorePlan` of `influence.score` on documents of these lengths (tokens) for that many queries, in float32."""
     n, s, tokens = min(batch_size, len(lengths)), max(lengths), sum(lengths)
-    kept, logits, flops = _meta_pass(model, layers, n, s)
-    weights = [(x.in_features + x.bias) * x.out_features for x in layers]
-    D = max(4 * n * (w + s * (x.in_features + x.out_features)) for w, x in zip(weights, layers))
+    kept, logits, flops = _meta_pass(tracked, n, s)
+    weights = [(x.in_features + x.bias) * x.out_features for x in tracked.layers]
+    D = max(4 * n * (w + s * (x.in_features + x.out_features)) for w, x in zip(weights, tracked.layers))
     vectors, forward = 4 * queries * sum(weights), flops * tokens / (n * s)
-    held = kept[layers[0].name] + logits + _inputs(model, layers, n * s) + D
-    return ScorePlan(len(lengths), queries, model_bytes(model) + int(SLACK * held) + vectors, vectors, len(lengths) * (4 * queries + 12), forward, 2 * forward, 2.0 * sum(weights) * (tokens + len(lengths) * queries))
+    held = kept[tracked.layers[0].name] + logits + _inputs(tracked, n * s) + D
+    return ScorePlan(len(lengths), queries, model_bytes(tracked.model) + int(SLACK * held) + vectors, vectors, len(lengths) * (4 * queries + 12), forward, 2 * forward, 2.0 * sum(weights) * (tokens + len(lengths) * queries))
 
 
 def model_bytes(model):
@@ -180,9 +180,9 @@ def on_meta(model):
     return copied
 
 
-def _meta_pass(model, layers, n, s):
+def _meta_pass(tracked, n, s):
     """({layer: bytes that autograd keeps from its output on}, bytes of the logits and what the loss holds, FLOP of one forward)."""
-    model, kept, at = on_meta(model), _Kept(), {}
+    model, kept, at = on_meta(tracked.model), _Kept(), {}
     modules = dict(model.named_modules())
 
     def start(name):
@@ -190,7 +190,7 @@ def _meta_pass(model, layers, n, s):
             at[name] = kept.bytes
             return output if output.requires_grad else output.requires_grad_()
         return hook
-    handles = [modules[x.name].register_forward_hook(start(x.name)) for x in layers]
+    handles = [modules[x.name].register_forward_hook(start(x.name)) for x in tracked.layers]
     try:
         with kept.watching(model), FlopCounterMode(display=False) as flops, torch.enable_grad():
             logits = model(input_ids=torch.zeros(n, s, dtype=torch.long, device="meta")).logits
@@ -220,9 +220,9 @@ class _Kept:
         return x
 
 
-def _inputs(model, layers, tokens):
+def _inputs(tracked, tokens):
     """a of every layer of a partition waits, in the model's dtype, for its gradient."""
-    return sum(x.in_features for x in layers) * tokens * next(model.parameters()).element_size()
+    return sum(x.in_features for x in tracked.layers) * tokens * next(tracked.model.parameters()).element_size()
 
 
 def _sums(layers, n, s):

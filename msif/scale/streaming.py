@@ -55,7 +55,7 @@ def tokenised(texts, tokenizer, max_length):
             number += 1
 
 
-def score_corpus(model, layers, sequences, w, folder, *, block=1024, batch_size=32, top=100, normalised=False, documents=None,
+def score_corpus(tracked, sequences, w, folder, *, block=1024, batch_size=32, top=100, normalised=False, documents=None,
                  objective=loss, title=None, score=influence.score):
     """Score a stream of `data.Sequence` (indices rising) for the query vectors w ({layer: (q, o, i)}) into `folder`: `TopScores`.
 
@@ -68,13 +68,13 @@ def score_corpus(model, layers, sequences, w, folder, *, block=1024, batch_size=
     Raises ValueError for a folder with the work of other inputs, a stream that changed, and a sequence that the model cannot
     read; FloatingPointError for what is not finite; files.Busy for a second run; MemoryError; OSError for a full disk."""
     queries, documents = len(next(iter(w.values()))), len(sequences) if hasattr(sequences, "__len__") else documents
-    key = {"w": tensors_digest(w), "model": model_digest(model), "layers": [str(x) for x in layers],
+    key = {"w": tensors_digest(w), "model": model_digest(tracked.model), "layers": [str(x) for x in tracked.layers],
            "objective": function_name(objective), "score": function_name(score)}
     announce(folder, PART, block, documents, partial(part_bytes, queries=queries, block=block),
-         _memory(layers, w, block, batch_size), title, f"{queries} queries")
+         _memory(tracked.layers, w, block, batch_size), title, f"{queries} queries")
 
     def write(path, few, stamp):
-        _write(path, few, score(model, layers, few, w, batch_size=batch_size, objective=objective), queries, stamp)
+        _write(path, few, score(tracked, few, w, batch_size=batch_size, objective=objective), queries, stamp)
 
     in_blocks(sequences, folder, key, block, PART, write, _stamp, documents, title)
     return top_scores(folder, top, normalised)
@@ -150,12 +150,12 @@ def _merged(kept, index, values, top, highest):
     return index.gather(1, order[:, :top]), values[:, :top]
 
 
-def estimate(model, layers, sample, w, documents, batch_size=32, objective=loss):
+def estimate(tracked, sample, w, documents, batch_size=32, objective=loss):
     """Time a sample (a list of sequences, as long as the corpus's) and print what `documents` of them will take: `Estimate`."""
     run = {"batch_size": batch_size, "objective": objective}
-    influence.score(model, layers, sample[:batch_size], w, **run)                    # the first batch allocates
+    influence.score(tracked, sample[:batch_size], w, **run)                    # the first batch allocates
     start = perf_counter()
-    found = influence.score(model, layers, sample, w, **run)
+    found = influence.score(tracked, sample, w, **run)
     found.norms.sum().item()                                                         # waits for an accelerator
     seconds, (rank, size), queries = perf_counter() - start, processes.rank_and_size(), len(found.values)
     hours = lambda n: n * seconds / len(sample) / size / 3600

@@ -2,7 +2,7 @@
 
     from msif.show import explorer
     explorer.show(scores, zip(prompts, answers), texts)                                     # one's own scores, of any kind
-    explorer.show(scores, queries, documents, tokenizer=tokenizer, model=base, layers=layers, w=w)   # each token shaded, too
+    explorer.show(scores, queries, documents, tokenizer=tokenizer, model=base, w=w)   # each token shaded, too
     explorer.write("mine.html", "My models", **explorer.prepared(scores, zip(prompts, answers), texts))
 
 The page is one file that loads nothing: style, script and data are inside, and its Content-Security-Policy forbids the rest. Texts are
@@ -113,7 +113,7 @@ def show(scores, queries, documents, *, title="Influence explorer", height=760, 
     return need("IPython.display").HTML(f'<div><iframe {look} sandbox="allow-scripts" srcdoc="{escape(html)}"></iframe></div>')
 
 
-def prepared(scores, queries, documents, *, tokenizer=None, model=None, layers=None, w=None, tuned=None, stages=None, sources=None, titles=None,
+def prepared(scores, queries, documents, *, tokenizer=None, model=None, w=None, tuned=None, stages=None, sources=None, titles=None,
              groups=None, notes=None, labels=None, methods=None, count=10, opponents=5, about="", batch_size=8):
     """The arguments of `page` and `write` but the title, {"documents", "queries", "methods", "about"}, from scores (q, n), positive = proponent.
 
@@ -121,10 +121,10 @@ def prepared(scores, queries, documents, *, tokenizer=None, model=None, layers=N
     queries: q pairs (prompt, answer), or `data.Sequence`s. documents: n texts, or `data.Sequence`s. Sequences need the `tokenizer`.
 
     What else is given, is shown:
-    model, layers, w      documents' tokens and layers. model: of the documents' stage; w: the preconditioned queries, as `influence.score` has
-                          them; both of queries and documents must be Sequences. The parts are of this score, whatever the method.
-    model, layers, tuned, stages   these and the share of each of the query's own tokens; w is computed where it is not given
-    tuned                 the log-probability of each answer token, at the fine-tuned model
+    model, w              documents' tokens and layers. model: `layers.Tracked`, of the documents' stage; w: the preconditioned queries, as
+                          `influence.score` has them; both of queries and documents must be Sequences. The parts are of this score, whatever the method.
+    model, tuned, stages  these and the share of each of the query's own tokens; w is computed where it is not given
+    tuned                 the log-probability of each answer token, at the fine-tuned model (`layers.Tracked`)
     sources, titles       one string a document
     groups, notes         one string a query
     labels                one {document number: label} a query
@@ -133,7 +133,7 @@ def prepared(scores, queries, documents, *, tokenizer=None, model=None, layers=N
     tables, documents, queries = _tables(scores), list(documents), list(queries)
     _check_sizes(tables, (queries, documents), {"sources": (sources, documents), "titles": (titles, documents), "groups": (groups, queries),
                                                 "notes": (notes, queries), "labels": (labels, queries)})
-    highlights = _highlights(queries, documents, model, layers, w, tuned, stages)
+    highlights = _highlights(queries, documents, model, w, tuned, stages)
     both = [_both_words(query, tokenizer) for query in queries]
     lowest = {name: opponents if (values < 0).any() else 0 for name, values in tables.items()}
     tops = [{name: extremes(values[k], count, lowest[name]) for name, values in tables.items()} for k in range(len(queries))]
@@ -141,10 +141,10 @@ def prepared(scores, queries, documents, *, tokenizer=None, model=None, layers=N
     texts = {n: Document(sources[n] if sources else "", _words(documents[n], tokenizer), titles[n] if titles else None)
              for n in sorted({n for ranked in shown for n, _ in ranked})}
     if highlights and w is None:
-        w = precondition(query_gradients(tuned, layers, queries), stages)[0]
+        w = precondition(query_gradients(tuned, queries), stages)[0]
     found = []
     for k, query in enumerate(queries):
-        parts = _parts(model, tuned, layers, w, query, k, stages, documents, shown[k], batch_size) if highlights else _layered(scores, k, shown[k])
+        parts = _parts(model, tuned, w, query, k, stages, documents, shown[k], batch_size) if highlights else _layered(scores, k, shown[k])
         rankings = {name: [Entry(n, rank, float(tables[name][k, n]), parts.get(n)) for n, rank in ranked] for name, ranked in tops[k].items()}
         given = {name: column[k] for name, column in (("group", groups), ("note", notes), ("labels", labels)) if column is not None}
         found.append(Query(str(k + 1), *both[k], rankings, _log_probabilities(tuned, query, both[k][1]), **given))
@@ -161,11 +161,11 @@ def _check_sizes(tables, rows, columns):
             raise ValueError(f"{name} has {len(column)} entries; expected {len(of)}")
 
 
-def _parts(model, tuned, layers, w, query, k, stages, documents, ranked, batch_size):
+def _parts(model, tuned, w, query, k, stages, documents, ranked, batch_size):
     """{document: Part} of query k, the k-th of w; with stages, over its own tokens too."""
-    found = split(model, layers, {name: v[k:k + 1] for name, v in w.items()}, documents, ranked, batch_size=batch_size)
+    found = split(model, {name: v[k:k + 1] for name, v in w.items()}, documents, ranked, batch_size=batch_size)
     if stages is not None:
-        rows = query_tokens(model, tuned, layers, query, stages, [documents[n] for n, _ in ranked], batch_size=batch_size)
+        rows = query_tokens(model, tuned, query, stages, [documents[n] for n, _ in ranked], batch_size=batch_size)
         found = [replace(part, query_tokens=row) for part, row in zip(found, rows)]
     return {part.document: part for part in found}
 
@@ -189,18 +189,18 @@ def _layered(scores, k, ranked):
 
 def _log_probabilities(tuned, query, answer):
     """Of each answer word, where there is a model and each of them has one."""
-    found = answer_log_probabilities(tuned, [query])[0] if tuned is not None and isinstance(query, Sequence) else []
+    found = answer_log_probabilities(tuned.model, [query])[0] if tuned is not None and isinstance(query, Sequence) else []
     return found if len(found) == len(answer) else None
 
 
-def _highlights(queries, documents, model, layers, w, tuned, stages):
+def _highlights(queries, documents, model, w, tuned, stages):
     """Are documents to be taken apart? ValueError where half of what that needs is given."""
     if model is None:
         if w is not None or stages is not None:
-            raise ValueError("w or stages without model: give model (of the documents' stage) and layers too, or none of them")
+            raise ValueError("w or stages without model: give model (of the documents' stage) too, or none of them")
         return False
-    if layers is None or (w is None and stages is None):
-        raise ValueError("model without layers and w (or tuned and stages): give them too, to have tokens shaded, or leave model out")
+    if w is None and stages is None:
+        raise ValueError("model without w (or tuned and stages): give them too, to have tokens shaded, or leave model out")
     if stages is not None:
         check(stages)
         if tuned is None:

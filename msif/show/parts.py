@@ -52,7 +52,7 @@ def extremes(values, count, opponents=0):
     return [(n, rank) for rank, n in enumerate(highest, 1)] + [(n, -rank) for rank, n in enumerate(lowest, 1)]
 
 
-def split(base, layers, w, documents, ranked, *, batch_size=8):
+def split(base, w, documents, ranked, *, batch_size=8):
     """[Part] of one query over the document's tokens and the layers; `query_tokens` is None.
 
     base: the model of the documents' own stage. w: the preconditioned query, {layer: (1, o, i)}. documents: all
@@ -63,40 +63,40 @@ def split(base, layers, w, documents, ranked, *, batch_size=8):
     chosen = _chosen(documents, ranked)
     if not chosen:
         return []
-    found = score(base, layers, chosen, w, batch_size=batch_size, per_layer=True)
-    tokens = token_scores(base, layers, chosen, w, batch_size=batch_size)[0]
+    found = score(base, chosen, w, batch_size=batch_size, per_layer=True)
+    tokens = token_scores(base, chosen, w, batch_size=batch_size)[0]
     return [Part(n, rank, found.values[0, k].item(), tokens[k, :len(x.input_ids)].tolist(),
                  {name: values[0, k].item() for name, values in found.layers.items()})
             for k, ((n, rank), x) in enumerate(zip(ranked, chosen))]
 
 
-def query_tokens(base, tuned, layers, query, stages, documents, *, batch_size=8):
+def query_tokens(base, tuned, query, stages, documents, *, batch_size=8):
     """The scores of `documents` for one query, split over the query's positions: one list per document, each sums to its score.
 
-    base, tuned: the models of the first and the last stage. f is the answer's log-probability. In memory at a time:
+    base, tuned: the models of the first and the last stage, `layers.Tracked`. f is the answer's log-probability. In memory at a time:
     three gradients of `batch_size` documents over all layers. Raises ValueError for stages with layers that the first one lacks: through
     those, nothing of a document passes that these filters know of."""
     check(stages)
     if new := [name for stage in stages for name in stage.new]:
         raise ValueError(f"the stages add the layers {new}: a score over query positions is defined for equal layers alone")
-    each, found = sum(x.out_features * (x.in_features + x.bias) for x in layers), []
+    each, found = tuned.weights, []
     require(memory=3 * 4 * each * min(batch_size, len(documents)), what=f"gradients of {min(batch_size, len(documents))} documents")
     for i in range(0, len(documents), batch_size):
-        u = stages[0].inverse(gradients(base, layers, documents[i:i + batch_size], loss, batch_size))
+        u = stages[0].inverse(gradients(base, documents[i:i + batch_size], loss, batch_size))
         for stage in stages[1:]:
             u = stage.transfer(u)
-        found += token_scores(tuned, layers, [query], u, objective=loss)[:, 0].tolist()        # ∇(−f) = ∇ℓ of the answer
+        found += token_scores(tuned, [query], u, objective=loss)[:, 0].tolist()        # ∇(−f) = ∇ℓ of the answer
     return found
 
 
-def dissect(base, tuned, layers, query, stages, documents, ranked, *, batch_size=8):
+def dissect(base, tuned, query, stages, documents, ranked, *, batch_size=8):
     """[Part], complete, of one query (`data.Sequence`, f = its answer's log-probability) and the `ranked` documents.
 
     base, tuned: models of the first and the last stage. documents: all `data.Sequence`s of the first stage; ranked:
     [(document number, rank)], as `extremes` gives them."""
-    w = precondition(query_gradients(tuned, layers, [query]), stages)[0]
-    parts = split(base, layers, w, documents, ranked, batch_size=batch_size)
-    back = query_tokens(base, tuned, layers, query, stages, _chosen(documents, ranked), batch_size=batch_size)
+    w = precondition(query_gradients(tuned, [query]), stages)[0]
+    parts = split(base, w, documents, ranked, batch_size=batch_size)
+    back = query_tokens(base, tuned, query, stages, _chosen(documents, ranked), batch_size=batch_size)
     return [replace(part, query_tokens=row) for part, row in zip(parts, back)]
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from msif.core.capture import gradients
 from msif.core.data import Sequence
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.core.objectives import loss
 from msif.curvature.gauss_newton import GaussNewton, exact_attention
 from msif.rivals import inverses
@@ -50,13 +50,13 @@ def both():
     ids = torch.randint(VOCAB, (COUNT, 5), generator=g)
     layers = tracked_layers(net, "layers.1.mlp")
     sequences = [Sequence(i, tuple(row), tuple(row)) for i, row in enumerate(ids.tolist())]
-    v = gradients(net, layers, sequences[:2], loss)
+    v = gradients(Tracked(net, layers), sequences[:2], loss)
     net.set_attn_implementation("eager")
     parameters = [p for layer in layers for p in (net.get_submodule(layer.name).weight, net.get_submodule(layer.name).bias)]
     with exact_attention():
         theirs = GGNLinearOperator(Logits(net), nn.CrossEntropyLoss(reduction="sum"), parameters, [(ids, ids[:, 1:].flatten())])
         theirs = theirs * (1 / COUNT)
-        yield GaussNewton(net, layers, sequences).product, v, theirs, columns(v)
+        yield GaussNewton(Tracked(net, layers), sequences).product, v, theirs, columns(v)
 
 
 def columns(v):

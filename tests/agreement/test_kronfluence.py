@@ -10,7 +10,7 @@ from support.tiny import documents, neox, relative
 from msif.core.data import collate
 from msif.core.ekfac import EKFAC, LayerFactors, covariances, fit
 from msif.core.influence import Damping, Stage, precondition, query_gradients, score
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.core.objectives import fisher_losses
 
 pytest.importorskip("kronfluence", reason="installed by .ci/run: pip install --no-deps kronfluence==1.0.1 and what it imports")
@@ -71,13 +71,13 @@ def both(tmp_path_factory):
                                     bases["activation_eigenvalues"][x], bases["gradient_eigenvalues"][x][None], torch.tensor(0.0))
                     for x in task.names}, {})
     return dict(model=model, layers=layers, data=data, queries=queries, theirs=theirs, mean=mean,
-                ours=fit(model, layers, data, labels="true"), scores=analyzer.load_pairwise_scores("s")["all_modules"])
+                ours=fit(Tracked(model, layers), data, labels="true"), scores=analyzer.load_pairwise_scores("s")["all_modules"])
 
 
 def scores(both, factors):
     model, layers = both["model"], both["layers"]
-    w = precondition(query_gradients(model, layers, both["queries"]), [Stage(factors, Damping(DAMPING, relative=False))])[0]
-    return score(model, layers, both["data"], w).values
+    w = precondition(query_gradients(Tracked(model, layers), both["queries"]), [Stage(factors, Damping(DAMPING, relative=False))])[0]
+    return score(Tracked(model, layers), both["data"], w).values
 
 
 def test_covariances_agree(both):

@@ -1,3 +1,4 @@
+
 """The benchmarks run, count what they say, and their committed tables are made from their committed numbers."""
 import json
 import math
@@ -100,7 +101,7 @@ def test_predicted_multiplications_are_those_that_run(shape):
     model, data = workload.build_model(shape), workload.build_data(shape)
     run = MsifInMemory(model, data, shape, None, "sampled")
     plain = counted(lambda: workload.plain(model, data["train"], shape.batch))
-    predicted = size.predicted(model, run.layers, shape)
+    predicted = size.predicted(model, run.tracked.layers, shape)
     assert counted(run.fit) / plain == pytest.approx(sum(predicted["fit"].values()), rel=1e-9)
     assert counted(lambda: run.score("exact")) / plain == pytest.approx(sum(predicted["score"].values()), rel=1e-9)
 

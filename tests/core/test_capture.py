@@ -5,7 +5,7 @@ from support.tiny import documents, gpt2, llama, neox, plain_loss, relative, wei
 
 from msif.core.capture import backpropagate, frozen, gradients, passes
 from msif.core.data import Sequence, collate
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.core.objectives import loss
 
 MODELS = pytest.mark.parametrize("make", [neox, gpt2, llama], ids=lambda make: make.__name__)
@@ -17,7 +17,7 @@ def test_gradients_equal_the_grad_of_weight_and_bias_of_each_sequence_alone(make
     """Batch sizes above 1 pad the shorter sequences; the reference runs each one unpadded."""
     model = make()
     layers = tracked_layers(model)
-    found = gradients(model, layers, documents(7), loss, batch_size)
+    found = gradients(Tracked(model, layers), documents(7), loss, batch_size)
     expected = weight_gradients(model, layers, documents(7), plain_loss)
     assert list(found) == [x.name for x in layers]
     for x in layers:
@@ -36,7 +36,7 @@ def test_padded_positions_have_neither_inputs_nor_gradients(make):
         assert padded.any() and (a[padded] == 0).all() and (g[padded] == 0).all()
         assert a.shape[2] == layer.in_features
     with frozen(model):
-        backpropagate(model, layers, batch, [loss], consume)
+        backpropagate(Tracked(model, layers), batch, [loss], consume)
     assert sorted(seen) == sorted(x.name for x in layers)
 
 
@@ -46,7 +46,7 @@ def test_each_objective_has_a_backward_pass_of_its_own():
 
     def consume(layer, a, g, draw, batch):
         found[draw, layer.name] = g
-    passes(model, layers, documents(3), [loss, first, loss], 3, consume)
+    passes(Tracked(model, layers), documents(3), [loss, first, loss], 3, consume)
     for x in layers:
         assert torch.allclose(found[1, x.name], 2 * found[0, x.name]) and torch.equal(found[0, x.name], found[2, x.name])
 
@@ -58,7 +58,7 @@ def test_no_weight_gradient_is_formed_and_nothing_stays_on_the_model():
 
     def consume(layer, a, g, draw, batch):
         assert not any(p.requires_grad for p in model.parameters())
-    passes(model, tracked_layers(model), documents(3), [loss], 2, consume)
+    passes(Tracked(model, tracked_layers(model)), documents(3), [loss], 2, consume)
     assert all(p.grad is None for p in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["gpt_neox.embed_in.weight"]
@@ -71,22 +71,22 @@ def test_gradient_flags_and_hooks_are_restored_after_an_exception():
     def consume(*found):
         raise RuntimeError("stop")
     with pytest.raises(RuntimeError, match="stop"):
-        passes(model, tracked_layers(model), documents(3), [loss], 2, consume)
+        passes(Tracked(model, tracked_layers(model)), documents(3), [loss], 2, consume)
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_gradients_are_the_same_inside_no_grad():
     model = neox()
-    expected = gradients(model, tracked_layers(model), documents(2), loss)
+    expected = gradients(Tracked(model, tracked_layers(model)), documents(2), loss)
     with torch.no_grad():
-        found = gradients(model, tracked_layers(model), documents(2), loss)
+        found = gradients(Tracked(model, tracked_layers(model)), documents(2), loss)
     assert all(torch.equal(found[name], x) for name, x in expected.items())
 
 
 def test_low_precision_activations_give_float32_gradients():
     model = neox().bfloat16()
-    assert {x.dtype for x in gradients(model, tracked_layers(model), documents(2), loss).values()} == {torch.float32}
+    assert {x.dtype for x in gradients(Tracked(model, tracked_layers(model)), documents(2), loss).values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -94,26 +94,26 @@ def test_a_weight_that_is_not_finite_is_named_with_its_layer_and_the_sequences(v
     model = neox()
     model.gpt_neox.layers[1].mlp.dense_4h_to_h.weight.data[0, 0] = value
     with pytest.raises(FloatingPointError, match=r"layers.1.mlp.dense_4h_to_h is NaN or infinite .*sequences \[0, 1, 2\]"):
-        gradients(model, tracked_layers(model), documents(3), loss)
+        gradients(Tracked(model, tracked_layers(model)), documents(3), loss)
 
 
 def test_a_gradient_that_is_not_finite_is_named_with_its_layer():
     model = neox()
     with pytest.raises(FloatingPointError, match="the gradient at gpt_neox.layers.1.* is NaN"):
-        gradients(model, tracked_layers(model), documents(2), lambda logits, batch: (0 * loss(logits, batch)).sqrt())
+        gradients(Tracked(model, tracked_layers(model)), documents(2), lambda logits, batch: (0 * loss(logits, batch)).sqrt())
 
 
 def test_a_loss_that_is_not_finite_is_said_to_be():
     model = neox()
     with pytest.raises(FloatingPointError, match="the loss is NaN or infinite"):
-        gradients(model, tracked_layers(model), documents(2), lambda logits, batch: loss(logits, batch) / 0)
+        gradients(Tracked(model, tracked_layers(model)), documents(2), lambda logits, batch: loss(logits, batch) / 0)
 
 
 def test_a_layer_that_gets_all_positions_in_one_row_as_in_opt_has_the_same_gradients():
     model, flat = neox(), neox()
     mlp = flat.gpt_neox.layers[1].mlp
     mlp.forward = lambda x, original=mlp.forward: original(x.flatten(0, 1)).view_as(x)
-    expected, found = (gradients(m, tracked_layers(m), documents(5), loss, 3) for m in (model, flat))
+    expected, found = (gradients(Tracked(m, tracked_layers(m)), documents(5), loss, 3) for m in (model, flat))
     assert all(relative(found[name], x) < 1e-10 for name, x in expected.items())
 
 
@@ -123,7 +123,7 @@ def test_a_layer_that_runs_on_some_of_the_positions_is_refused_by_name():
     mlp = model.gpt_neox.layers[1].mlp
     mlp.forward = lambda x, original=mlp.forward: x + original(x.flatten(0, 1)[:7]).sum()
     with pytest.raises(ValueError, match=r"layers.1.mlp.dense_h_to_4h gives an output of shape \(7, 12\).*batch of \(3, 5\)"):
-        gradients(model, tracked_layers(model), documents(3), loss)
+        gradients(Tracked(model, tracked_layers(model)), documents(3), loss)
 
 
 def test_a_layer_that_runs_twice_is_refused_by_name():
@@ -131,10 +131,10 @@ def test_a_layer_that_runs_twice_is_refused_by_name():
     model.gpt_neox.layers[1].mlp = model.gpt_neox.layers[0].mlp
     twice = [x for x in tracked_layers(neox()) if "0.mlp" in x.name]
     with pytest.raises(ValueError, match="layers.0.mlp.* runs more than once"):
-        gradients(model, twice, documents(2), loss)
+        gradients(Tracked(model, twice), documents(2), loss)
 
 
 def test_token_ids_beyond_the_vocabulary_are_refused_before_anything_runs():
     model = neox()
     with pytest.raises(ValueError, match=r"sequence 3 has token id 99.*vocabulary has 12"):
-        gradients(model, tracked_layers(model), [*documents(2), Sequence(3, (1, 99, 2), (1, 99, 2))], loss)
+        gradients(Tracked(model, tracked_layers(model)), [*documents(2), Sequence(3, (1, 99, 2), (1, 99, 2))], loss)

@@ -11,12 +11,12 @@ from msif.core.capture import gradients, passes
 from msif.core.data import NO_LOSS, Sequence, collate, encode_answers, word_tokenizer
 from msif.core.ekfac import covariances, fit
 from msif.core.influence import Damping, Stage, precondition, query_gradients, score
-from msif.core.layers import head_rows, tracked_layers
+from msif.core.layers import Tracked, head_rows, tracked_layers
 from msif.core.objectives import fisher_losses, loss, sampled_loss
 
 
 def two_stages(model, layers):
-    first, second = (fit(model, layers, documents(5, seed=k)) for k in (1, 2))
+    first, second = (fit(Tracked(model, layers), documents(5, seed=k)) for k in (1, 2))
     return [Stage(first, Damping(.01)), Stage(second, alpha=Damping(.1))]
 
 
@@ -24,7 +24,7 @@ def test_1_the_pretraining_inverse_is_in_the_score():
     model = neox()
     layers = tracked_layers(model)
     first, second = two_stages(model, layers)
-    query = query_gradients(model, layers, documents(2, seed=3))
+    query = query_gradients(Tracked(model, layers), documents(2, seed=3))
     w, without = (precondition(query, [stage, second])[0] for stage in (first, Stage(first.curvature.identity())))
     for name, x in first.inverse(second.transfer(query)).items():
         assert torch.equal(w[name], x)
@@ -36,7 +36,7 @@ def test_2_damping_does_not_grow_from_query_to_query():
     layers = tracked_layers(model)
     stages, queries = two_stages(model, layers), documents(3, seed=3)
     def scores(some):
-        return score(model, layers, documents(4), precondition(query_gradients(model, layers, some), stages)[0]).values
+        return score(Tracked(model, layers), documents(4), precondition(query_gradients(Tracked(model, layers), some), stages)[0]).values
     first = scores(queries)
     assert torch.equal(scores(queries), first)
     assert relative(scores(queries[::-1]).flip(0), first) < 1e-10
@@ -46,7 +46,7 @@ def test_2_damping_does_not_grow_from_query_to_query():
 def test_3_factors_can_be_fitted_on_documents_and_on_answers(answers_only):
     data = [Sequence(s.index, s.input_ids, (NO_LOSS,) * 2 + s.input_ids[2:] if answers_only else s.input_ids)
             for s in documents(5)]
-    factors = fit(neox(), tracked_layers(neox()), data)
+    factors = fit(Tracked(neox(), tracked_layers(neox())), data)
     assert all((x.eigenvalues >= 0).all() and x.eigenvalues.max() > 0 for x in factors.factors.values())
 
 
@@ -67,7 +67,7 @@ def test_5_eigenvalues_are_squares_of_each_sequence_not_of_their_sum():
     model = neox()
     layers, data = tracked_layers(model), documents(8)
     D = weight_gradients(model, layers, data, plain_loss)
-    for name, x in fit(model, layers, data, labels="true", batch_size=8).factors.items():
+    for name, x in fit(Tracked(model, layers), data, labels="true", batch_size=8).factors.items():
         rotated = x.basis_out[0].mT @ D[name] @ x.basis_in
         assert relative(x.eigenvalues[0], rotated.square().mean(0)) < 1e-9
         assert relative(x.eigenvalues[0], rotated.sum(0).square() / 8) > .1
@@ -105,17 +105,17 @@ def test_9_a_solve_has_the_sign_of_the_inverse_and_scores_keep_theirs():
     model, data = neox(), documents(4)
     layers = tracked_layers(model)
     stage = two_stages(model, layers)[0]
-    query = query_gradients(model, layers, data)
+    query = query_gradients(Tracked(model, layers), data)
     solved = stage.inverse(query)
     assert all(((solved[name] * query[name]).sum((1, 2)) > 0).all() for name in query)     # gᵀ(H + d)⁻¹g > 0
-    values = score(model, layers, data, solved).values
+    values = score(Tracked(model, layers), data, solved).values
     assert (values.diagonal() > 0).all() and (values < 0).any()
 
 
 def test_10_padding_is_in_neither_activations_nor_gradients():
     model, (short, *_, long) = neox(), documents(4)
     layers = tracked_layers(model)
-    together, alone = (covariances(model, layers, data, fisher_losses("true", 1, 0), size)
+    together, alone = (covariances(Tracked(model, layers), data, fisher_losses("true", 1, 0), size)
                        for data, size in (([short, long], 2), ([short, long], 1)))
     for name in together:
         assert relative(together[name][1], alone[name][1]) < 1e-10 and relative(together[name][2], alone[name][2]) < 1e-10
@@ -123,7 +123,7 @@ def test_10_padding_is_in_neither_activations_nor_gradients():
     passes(model, layers[:1], [short, long], [loss], 2,
            lambda layer, a, g, draw, batch: sizes.append((a != 0).any(2).sum(1).tolist()))
     assert sizes == [[len(long.input_ids), len(short.input_ids)]]
-    positions = covariances(model, layers, [short, long], fisher_losses("true", 1, 0), 2)[layers[0].name][1][-1, -1]
+    positions = covariances(Tracked(model, layers), [short, long], fisher_losses("true", 1, 0), 2)[layers[0].name][1][-1, -1]
     assert positions == 1                                                    # the bias's 1 is there at every token, and only there
 
 
@@ -132,12 +132,12 @@ def test_11_covariances_are_means_over_tokens_and_eigenvalues_over_sequences():
     model, data = neox(), documents(4)
     layers = tracked_layers(model)
     twice = [*data, *(Sequence(s.index + 4, s.input_ids, s.labels) for s in data)]
-    once, again = (covariances(model, layers, x, fisher_losses("true", 1, 0), 3) for x in (data, twice))
+    once, again = (covariances(Tracked(model, layers), x, fisher_losses("true", 1, 0), 3) for x in (data, twice))
     for name in once:
         assert relative(again[name][1], once[name][1]) < 1e-10 and relative(again[name][2], once[name][2]) < 1e-10
-    once, again = (fit(model, layers, x, labels="true") for x in (data, twice))
+    once, again = (fit(Tracked(model, layers), x, labels="true") for x in (data, twice))
     tokens = sum(len(s.input_ids) for s in data)
-    D = gradients(model, layers, data, loss)
+    D = gradients(Tracked(model, layers), data, loss)
     for name, x in once.factors.items():
         assert relative(again.factors[name].eigenvalues.sort(-1).values, x.eigenvalues.sort(-1).values) < 1e-6
         assert relative(x.eigenvalues.sum(), D[name].square().sum() / 4) < 1e-10           # the mean squared norm

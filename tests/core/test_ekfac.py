@@ -24,7 +24,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from msif.core.data import Sequence
 from msif.core.ekfac import covariances, fit
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.core.objectives import fisher_losses
 
 DOCUMENTS = documents(7)
@@ -37,7 +37,7 @@ LABELS = pytest.mark.parametrize("labels", ["gaussian", "sampled", "true"])
 def test_factors_and_apply_equal_the_dense_formula(make, labels, per_head):
     model = make()
     layers = tracked_layers(model, per_head=per_head)
-    factors = fit(model, layers, DOCUMENTS, labels=labels, samples=2, batch_size=3)
+    factors = fit(Tracked(model, layers), DOCUMENTS, labels=labels, samples=2, batch_size=3)
     scalars = [plain_loss] if labels == "true" else [pseudo(x) for x in fisher_losses(labels, 2, 0)]
     dense, covariance = dense_ekfac(model, layers, DOCUMENTS, scalars)
     for x in layers:
@@ -56,7 +56,7 @@ def test_factors_and_apply_equal_the_dense_formula(make, labels, per_head):
 def test_eigenvalues_are_means_of_squares_of_each_sequence_in_the_factors_own_basis(labels):
     model = neox()
     layers = tracked_layers(model)
-    factors = fit(model, layers, DOCUMENTS, labels=labels, samples=2, seed=5)
+    factors = fit(Tracked(model, layers), DOCUMENTS, labels=labels, samples=2, seed=5)
     scalars = [plain_loss] if labels == "true" else [pseudo(x) for x in fisher_losses(labels, 2, 5)]
     gradients = [weight_gradients(model, layers, DOCUMENTS, scalar) for scalar in scalars]
     for name, x in factors.factors.items():
@@ -70,20 +70,20 @@ def test_eigenvalues_are_means_of_squares_of_each_sequence_in_the_factors_own_ba
 def test_factors_do_not_depend_on_batch_size_padding_or_partitions(labels, change):
     model = neox()
     layers = tracked_layers(model, per_head=True)
-    once = fit(model, layers, DOCUMENTS, labels=labels, batch_size=7)      # all in one batch, short ones padded
-    assert relative(probe(fit(model, layers, DOCUMENTS, labels=labels, **change)), probe(once)) < 1e-9
+    once = fit(Tracked(model, layers), DOCUMENTS, labels=labels, batch_size=7)      # all in one batch, short ones padded
+    assert relative(probe(fit(Tracked(model, layers), DOCUMENTS, labels=labels, **change)), probe(once)) < 1e-9
 
 
 @LABELS
 def test_factors_do_not_depend_on_the_order_of_the_sequences(labels):
     model, layers = neox(), tracked_layers(neox())
-    orders = [fit(model, layers, x, labels=labels, batch_size=3) for x in (DOCUMENTS, DOCUMENTS[::-1])]
+    orders = [fit(Tracked(model, layers), x, labels=labels, batch_size=3) for x in (DOCUMENTS, DOCUMENTS[::-1])]
     assert relative(*map(probe, orders)) < 1e-9
 
 
 def test_sampled_factors_follow_their_seed():
     model, layers = neox(), tracked_layers(neox())
-    a, b, c = (probe(fit(model, layers, DOCUMENTS, seed=seed)) for seed in (0, 0, 1))
+    a, b, c = (probe(fit(Tracked(model, layers), DOCUMENTS, seed=seed)) for seed in (0, 0, 1))
     assert torch.equal(a, b) and relative(a, c) > .01
 
 
@@ -92,7 +92,7 @@ def test_eigenvalues_converge_to_the_exact_gauss_newton_diagonal(labels):
     """300 draws × 8 sequences: a mean of squares of near-normal numbers errs by √(2/2400) = 3 %; three times that passes."""
     model = Regression()
     sequences = [Sequence(x.index, tuple(i % 5 for i in x.input_ids), tuple(i % 5 for i in x.input_ids)) for x in documents(8)]
-    found = fit(model, model.layers(), sequences, labels=labels, samples=300).factors["linear"]
+    found = fit(Tracked(model, model.layers()), sequences, labels=labels, samples=300).factors["linear"]
     Q = torch.kron(found.basis_out[0], found.basis_in)
     exact = torch.zeros(20, 20, dtype=torch.float64)
     for s in sequences:
@@ -105,7 +105,7 @@ def test_eigenvalues_converge_to_the_exact_gauss_newton_diagonal(labels):
 
 def test_kfac_keeps_the_bases_and_multiplies_the_eigenvalues_of_the_covariances():
     model = neox()
-    factors = fit(model, tracked_layers(model, per_head=True), DOCUMENTS)
+    factors = fit(Tracked(model, tracked_layers(model, per_head=True)), DOCUMENTS)
     length = sum(len(s.input_ids) for s in DOCUMENTS) / len(DOCUMENTS)
     for name, x in factors.kfac().factors.items():
         expected = torch.stack([length * torch.outer(b, x.in_values) for b in x.out_values])
@@ -117,7 +117,7 @@ def test_identity_turns_the_solve_into_doing_nothing():
     model = neox()
     layers = tracked_layers(model, per_head=True)
     v = {x.name: torch.randn(2, x.out_features, x.in_features + 1, dtype=torch.float64) for x in layers}
-    found = fit(model, layers, DOCUMENTS).identity().apply(lambda values, mean: 1 / values, v)
+    found = fit(Tracked(model, layers), DOCUMENTS).identity().apply(lambda values, mean: 1 / values, v)
     assert all(torch.allclose(found[name], v[name], atol=1e-12) for name in v)
 
 
@@ -129,7 +129,7 @@ def test_factors_of_a_classifier_with_pooled_layers_equal_the_formula():
     rows = [Sequence(x.index, x.input_ids, x.index % 3) for x in documents(6)]
     def plain(model, s):
         return -model(torch.tensor([s.input_ids])).logits[0].log_softmax(0)[s.labels]
-    factors = fit(model, layers, rows, labels="true", batch_size=4)
+    factors = fit(Tracked(model, layers), rows, labels="true", batch_size=4)
     D = weight_gradients(model, layers, rows, plain)
     for name, x in factors.factors.items():
         assert relative(x.eigenvalues[0], (x.basis_out[0].mT @ D[name] @ x.basis_in).square().mean(0)) < 1e-9
@@ -143,12 +143,12 @@ def test_a_factor_that_overflows_is_named_before_its_decomposition():
     model = neox().float()
     model.lm_head.weight.data *= 1e24                           # gradients are finite, their squares are not
     with pytest.raises(FloatingPointError, match="a factor of gpt_neox.layers.*overflow"):
-        fit(model, tracked_layers(model), DOCUMENTS, labels="true")
+        fit(Tracked(model, tracked_layers(model)), DOCUMENTS, labels="true")
 
 
 def test_unknown_labels_are_refused_by_value():
     with pytest.raises(ValueError, match="'sample'.*'gaussian', 'sampled' or 'true'"):
-        fit(neox(), tracked_layers(neox()), DOCUMENTS, labels="sample")
+        fit(Tracked(neox(), tracked_layers(neox())), DOCUMENTS, labels="sample")
 
 
 def test_a_layer_that_the_loss_does_not_depend_on_is_named():
@@ -156,4 +156,4 @@ def test_a_layer_that_the_loss_does_not_depend_on_is_named():
     layers = tracked_layers(model)
     model.gpt_neox.layers[1].mlp.forward = lambda x: x        # its Linears never run
     with pytest.raises(ValueError, match="no gradient reaches.*layers.1.mlp.dense_h_to_4h"):
-        covariances(model, layers, DOCUMENTS, fisher_losses("true", 1, 0), 4)
+        covariances(Tracked(model, layers), DOCUMENTS, fisher_losses("true", 1, 0), 4)

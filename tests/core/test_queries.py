@@ -7,7 +7,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForSequenceClassification
 from msif.core import ekfac
 from msif.core.data import Sequence
 from msif.core.influence import Damping, Stage, precondition, query_gradients
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.core.objectives import logit_margin, loss
 from msif.core.queries import preconditioned
 from msif.curvature.dense import Dense
@@ -21,10 +21,10 @@ LONG = [Sequence(i, tuple((3 * i + 5 * t) % 12 for t in range(8)), tuple((3 * i 
 def test_it_equals_the_gradients_preconditioned_all_at_once(count, stage, per_head):
     models = [neox(seed) for seed in range(count)]
     layers = tracked_layers(models[0], per_head=per_head)
-    stages = [Stage(ekfac.fit(m, layers, DATA), Damping(.01 * (k + 1)), Damping(.1 * k)) for k, m in enumerate(models)]
+    stages = [Stage(ekfac.fit(Tracked(m, layers), DATA), Damping(.01 * (k + 1)), Damping(.1 * k)) for k, m in enumerate(models)]
     for queries, measurement in ((documents(5, seed=7), logit_margin), (LONG, lambda *z: -loss(*z))):   # 2 to 8 positions
-        expected = precondition(query_gradients(models[-1], layers, queries, measurement), stages)[stage]
-        found = preconditioned(models[-1], layers, queries, stages, stage=stage, measurement=measurement, batch_size=2)
+        expected = precondition(query_gradients(Tracked(models[-1], layers), queries, measurement), stages)[stage]
+        found = preconditioned(Tracked(models[-1], layers), queries, stages, stage=stage, measurement=measurement, batch_size=2)
         assert list(found) == list(expected)
         assert all(relative(found[name], x) < 1e-10 for name, x in expected.items())
 
@@ -38,11 +38,11 @@ def test_a_new_head_is_solved_in_its_own_stage_and_left_out_of_earlier_ones(stag
     rows = [Sequence(x.index, (x.index % 12, 1, 2), x.index % 3) for x in DATA]
     both = tracked_layers(classifier, "dense|query_key_value|score")
     shared = [x for x in both if x.name != "score"]
-    stages = [Stage(ekfac.fit(model, shared, DATA), Damping(.1)),
-              Stage(ekfac.fit(classifier, both, rows, batch_size=1), Damping(.1), Damping(.1), new=("score",))]
-    gradients = query_gradients(classifier, both, rows[:3], batch_size=1)
+    stages = [Stage(ekfac.fit(Tracked(model, shared), DATA), Damping(.1)),
+              Stage(ekfac.fit(Tracked(classifier, both), rows, batch_size=1), Damping(.1), Damping(.1), new=("score",))]
+    gradients = query_gradients(Tracked(classifier, both), rows[:3], batch_size=1)
     expected = precondition(gradients, stages)[stage]
-    found = preconditioned(classifier, both, rows[:3], stages, stage=stage, batch_size=1)
+    found = preconditioned(Tracked(classifier, both), rows[:3], stages, stage=stage, batch_size=1)
     assert list(found) == list(expected) and all(relative(found[name], x) < 1e-10 for name, x in expected.items())
 
 
@@ -52,4 +52,4 @@ def test_other_curvature_is_refused():
     dense = Dense(torch.eye(sum(x.out_features * (x.in_features + 1) for x in layers)),
                   {x.name: (x.out_features, x.in_features + 1) for x in layers})
     with pytest.raises(TypeError, match="Stage with Dense: expected influence.Stage with ekfac.EKFAC"):
-        preconditioned(model, layers, DATA, [Stage(dense, Damping(1))])
+        preconditioned(Tracked(model, layers), DATA, [Stage(dense, Damping(1))])

@@ -9,7 +9,7 @@ from support.tiny import documents, neox
 
 from msif.core import resources
 from msif.core.ekfac import fit
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.core.resources import require
 from msif.core.store import FactorsError, load, save
 
@@ -18,7 +18,7 @@ from msif.core.store import FactorsError, load, save
 def fitted():
     model = neox()
     layers = tracked_layers(model, per_head=True)
-    return model, layers, fit(model, layers, documents(4))
+    return model, layers, fit(Tracked(model, layers), documents(4))
 
 
 @pytest.fixture
@@ -36,36 +36,36 @@ def same(a, b):
 
 def test_factors_come_back_exactly_with_where_they_come_from(fitted, folder):
     model, layers, factors = fitted
-    found = load(folder, model, layers)
+    found = load(folder, Tracked(model, layers))
     assert same(found, factors) and found.factors.keys() == factors.factors.keys()
     assert factors.header.items() <= found.header.items()
     assert {"torch", "transformers", "safetensors"} <= set(found.header["versions"])
     assert same(load(folder), factors)
     save(found, folder)
-    assert same(load(folder, model, layers), factors)
+    assert same(load(folder, Tracked(model, layers)), factors)
     assert os.listdir(folder.parent) == ["factors"]
 
 
 def test_another_model_is_refused_by_its_digest(fitted, folder):
     with pytest.raises(FactorsError, match=f"fitted on a model with digest {fitted[2].header['model'][:12]}"):
-        load(folder, neox(seed=1), fitted[1])
+        load(folder, Tracked(neox(seed=1), fitted[1]))
 
 
 def test_other_layers_are_refused_by_name(fitted, folder):
     model, layers, _ = fitted
     with pytest.raises(FactorsError, match=rf"only in the file: \['{layers[0].name}'\], only asked for: \[\]"):
-        load(folder, model, layers[1:])
+        load(folder, Tracked(model, layers[1:]))
     with pytest.raises(FactorsError, match=r"only in the file: \[\], only asked for: \['embed_out'\]|\['lm_head'\]"):
-        load(folder, model, tracked_layers(model, "attention|mlp|^embed_out|^lm_head", per_head=True))
+        load(folder, Tracked(model, tracked_layers(model, "attention|mlp|^embed_out|^lm_head", per_head=True)))
 
 
 def test_another_head_setting_is_refused_by_layer(fitted, folder):
     model, layers, _ = fitted
     with pytest.raises(FactorsError, match=f"{layers[0].name} has eigenvalues of shape .*per-head setting"):
-        load(folder, model, tracked_layers(model))
+        load(folder, Tracked(model, tracked_layers(model)))
     shuffled = [x if x.rows is None else type(x)(x.name, x.rows.flip(0), x.bias, x.in_features, x.out_features) for x in layers]
     with pytest.raises(FactorsError, match=f"{layers[0].name} was fitted with other output rows"):
-        load(folder, model, shuffled)
+        load(folder, Tracked(model, shuffled))
 
 
 def damage(folder, file, change):
@@ -146,7 +146,7 @@ def test_too_little_disk_or_memory_is_said_before_the_work_starts(fitted, tmp_pa
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(resources, "available_memory", lambda: 1000)
     with pytest.raises(MemoryError, match="EK-FAC factors of 8 layers: needs .* of memory, .* is free. Use more partitions"):
-        fit(model, layers, documents(4))
+        fit(Tracked(model, layers), documents(4))
 
 
 def test_resources_are_measured_and_unknown_memory_is_no_obstacle(monkeypatch, tmp_path):

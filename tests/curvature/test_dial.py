@@ -11,7 +11,7 @@ from support.tiny import documents, neox, relative
 
 from msif.core import ekfac
 from msif.core.influence import Damping, Stage, precondition
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.core.products import flatten, unflatten
 from msif.curvature.conjugate import block_cg, cg
 from msif.curvature.dial import Refined, low_rank, pseudo_gradients
@@ -28,7 +28,7 @@ def case():
     layers = tracked_layers(net, r"layers\.\d\.attention\.dense|layers\.1\.mlp\.dense_4h_to_h")
     oracle = Network.of(net, layers)
     G = oracle.gauss_newton(oracle.weights(), data)
-    stage = Refined(ekfac.fit(net, layers, data), Damping(.02), Damping(.1), product=lambda v: unflatten(flatten(v) @ G, v))
+    stage = Refined(ekfac.fit(Tracked(net, layers), data), Damping(.02), Damping(.1), product=lambda v: unflatten(flatten(v) @ G, v))
     v = {x.name: torch.randn(Q, x.out_features, x.in_features + x.bias, dtype=torch.float64) for x in layers}
     return stage, G, net, layers, data, v
 
@@ -66,7 +66,7 @@ def test_transfer_is_alpha_times_the_inverse_and_forgets_new_layers(case):
 
 def test_the_correction_is_the_inverse_of_ekfac_shrunk_with_the_sampled_gradients(case):
     stage, _, net, layers, data, v = case
-    u = pseudo_gradients(net, layers, data, samples=2)
+    u = pseudo_gradients(Tracked(net, layers), data, samples=2)
     eye = unflatten(torch.eye(flatten(v).shape[1], dtype=torch.float64), v)
     K = flatten(stage.curvature.apply(lambda eigenvalues, mean: eigenvalues, eye))
     M = .3 * K + .7 * flatten(u).mT @ flatten(u) + torch.diag(shifts(stage, v))
@@ -77,7 +77,7 @@ def test_the_correction_is_the_inverse_of_ekfac_shrunk_with_the_sampled_gradient
 def test_pseudo_gradients_have_the_gauss_newton_matrix_for_second_moment(case):
     """600 rank-one terms in 248 dimensions: the error of a Wishart matrix, in the Frobenius norm, is about √(tr²/n)."""
     _, G, net, layers, data, _ = case
-    u = flatten(pseudo_gradients(net, layers, data, samples=50))
+    u = flatten(pseudo_gradients(Tracked(net, layers), data, samples=50))
     assert relative(u.mT @ u, G) < 2 * (G.trace() / G.norm() / len(u) ** .5).item()
 
 
@@ -128,4 +128,4 @@ def test_bad_settings_are_refused(case):
     with pytest.raises(ValueError, match="iterations is -1"):
         replace(stage, iterations=-1)
     with pytest.raises(ValueError, match="share is 1"):
-        low_rank(stage, pseudo_gradients(net, layers, data), share=1)
+        low_rank(stage, pseudo_gradients(Tracked(net, layers), data), share=1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.tiny import documents, gpt2, llama, neox, relative
 
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.curvature.gauss_newton import GaussNewton
 from msif.study.exact.oracle import Network
 
@@ -27,13 +27,13 @@ def test_the_product_equals_the_explicit_matrix_times_the_vectors(model):
     layers = tracked_layers(net, PATTERNS[model])
     v, oracle = vectors(layers), Network.of(net, layers)
     G = oracle.gauss_newton(oracle.weights(), data)
-    assert relative(flat(GaussNewton(net, layers, data, 2).product(v)), flat(v) @ G) < 1e-6
+    assert relative(flat(GaussNewton(Tracked(net, layers), data, 2).product(v)), flat(v) @ G) < 1e-6
 
 
 def test_the_product_is_symmetric_positive_semidefinite_and_linear():
     net = neox()
     layers = tracked_layers(net)
-    product, v = GaussNewton(net, layers, documents(4)).product, vectors(layers)
+    product, v = GaussNewton(Tracked(net, layers), documents(4)).product, vectors(layers)
     Gv = flat(product(v))
     gram = Gv @ flat(v).mT
     assert relative(gram, gram.mT) < 1e-6 and torch.linalg.eigvalsh(gram).min() > 0
@@ -45,11 +45,11 @@ def test_the_product_leaves_the_model_as_it_was():
     net = neox().train()
     before = [p.requires_grad for p in net.parameters()], net.training, net.config._attn_implementation
     layers = tracked_layers(net)
-    GaussNewton(net, layers, documents(2)).product(vectors(layers, 1))
+    GaussNewton(Tracked(net, layers), documents(2)).product(vectors(layers, 1))
     assert ([p.requires_grad for p in net.parameters()], net.training, net.config._attn_implementation) == before
 
 
 def test_sequences_that_the_model_cannot_read_are_refused_before_any_pass():
     net = neox()
     with pytest.raises(ValueError, match="no sequences"):
-        GaussNewton(net, tracked_layers(net), [])
+        GaussNewton(Tracked(net, tracked_layers(net)), [])

@@ -4,7 +4,7 @@ import torch
 from support import tiny
 
 from msif.core.influence import Damping, Stage, check, precondition
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.curvature import adam
 from msif.curvature.dense import Dense
 from msif.curvature.unrolling import Unrolled
@@ -80,7 +80,7 @@ def test_adams_metric_inverts_the_curvature_plus_the_damped_metric():
     """apply(1/(Λ + d)) = (H + d P⁻¹)⁻¹, H being what the scaled bases and Λ say it is."""
     model, sequences = tiny.neox(), tiny.documents(4)
     layers = tracked_layers(model)
-    factors = adam.fit(model, layers, sequences, batch_size=2)
+    factors = adam.fit(Tracked(model, layers), sequences, batch_size=2)
     for name, x in factors.factors.items():
         Q = torch.kron(x.basis_out[0].contiguous(), x.basis_in.contiguous())                  # columns: P^(1/2) × eigenvectors
         P = Q @ Q.mT                                                                          # diag(s²) by orthonormality
@@ -95,7 +95,7 @@ def test_adams_metric_inverts_the_curvature_plus_the_damped_metric():
 def test_adams_second_moment_is_that_of_the_steps_gradients():
     model, sequences = tiny.neox(), tiny.documents(4)
     layers = tracked_layers(model)
-    found = adam.second_moments(model, layers, sequences, batch_size=len(sequences))
+    found = adam.second_moments(Tracked(model, layers), sequences, batch_size=len(sequences))
     expected = tiny.weight_gradients(model, layers, sequences, tiny.pseudo(adam.loss))
     for layer in layers:
         assert torch.allclose(found[layer.name], expected[layer.name].mean(0).square())

@@ -8,7 +8,7 @@ from support.tiny import documents, logits_of, neox, plain_loss, pseudo, relativ
 
 from msif.core.capture import gradients
 from msif.core.data import NO_LOSS, Sequence
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.core.objectives import fisher_losses, loss
 from msif.curvature.gauss_newton import GaussNewton
 from msif.rivals import inverses, similarities, trak
@@ -16,13 +16,13 @@ from msif.rivals import inverses, similarities, trak
 MODEL = neox()
 LAYERS = tracked_layers(MODEL, "layers.1.mlp")
 SEQUENCES, QUERIES = documents(6), documents(3, seed=2)
-PRODUCT = GaussNewton(MODEL, LAYERS, SEQUENCES).product
+PRODUCT = GaussNewton(Tracked(MODEL, LAYERS), SEQUENCES).product
 DAMPING = {layer.name: .1 * (1 + i) for i, layer in enumerate(LAYERS)}
 
 
 @cache
 def vectors():
-    return gradients(MODEL, LAYERS, QUERIES, loss)
+    return gradients(Tracked(MODEL, LAYERS), QUERIES, loss)
 
 
 def flat(v):
@@ -69,14 +69,14 @@ def test_lissa_with_a_step_too_large_says_what_to_lower():
 
 def test_a_sampled_product_averages_to_the_whole_product():
     """Over disjoint batches exactly; here each sequence alone, over draws that cover them all."""
-    single = [GaussNewton(MODEL, LAYERS, [s]).product(vectors()) for s in SEQUENCES]
+    single = [GaussNewton(Tracked(MODEL, LAYERS), [s]).product(vectors()) for s in SEQUENCES]
     assert relative(sum(map(flat, single)) / len(single), flat(PRODUCT(vectors()))) < 1e-12
-    drawn = flat(inverses.sampled_product(MODEL, LAYERS, SEQUENCES, 1)(vectors()))
+    drawn = flat(inverses.sampled_product(Tracked(MODEL, LAYERS), SEQUENCES, 1)(vectors()))
     assert min(relative(drawn, flat(x)) for x in single) < 1e-12
 
 
 def test_sampled_products_draw_anew_and_repeat_with_their_seed():
-    one, same, other = (inverses.sampled_product(MODEL, LAYERS, SEQUENCES, 2, seed) for seed in (0, 0, 1))
+    one, same, other = (inverses.sampled_product(Tracked(MODEL, LAYERS), SEQUENCES, 2, seed) for seed in (0, 0, 1))
     first, again = flat(one(vectors())), flat(one(vectors()))
     assert torch.equal(first, flat(same(vectors()))) and not torch.equal(first, again)
     assert not torch.equal(first, flat(other(vectors())))
@@ -102,7 +102,7 @@ def test_the_rank_of_arnoldi_is_less_than_its_iterations():
 
 def test_diagonal_fisher_is_the_mean_square_of_whole_weight_gradients():
     objectives = fisher_losses("gaussian", 2, 0)
-    found = inverses.diagonal_fisher(MODEL, LAYERS, SEQUENCES, objectives, batch_size=4)
+    found = inverses.diagonal_fisher(Tracked(MODEL, LAYERS), SEQUENCES, objectives, batch_size=4)
     each = [weight_gradients(MODEL, LAYERS, SEQUENCES, pseudo(objective)) for objective in objectives]
     for name, x in found.items():
         expected = torch.cat([e[name] for e in each]).square().mean(0)
@@ -112,14 +112,14 @@ def test_diagonal_fisher_is_the_mean_square_of_whole_weight_gradients():
 
 
 def test_dot_and_cosine_range_over_all_layers():
-    g = gradients(MODEL, LAYERS, SEQUENCES, loss)
+    g = gradients(Tracked(MODEL, LAYERS), SEQUENCES, loss)
     assert relative(similarities.dot(vectors(), g), flat(vectors()) @ flat(g).mT) < 1e-12
     expected = torch.nn.functional.cosine_similarity(flat(vectors())[:, None], flat(g)[None], dim=2)
     assert relative(similarities.cosine(vectors(), g), expected) < 1e-12
 
 
 def test_cka_is_the_normalised_cross_covariance_of_two_gradients():
-    g = gradients(MODEL, LAYERS, SEQUENCES, loss)
+    g = gradients(Tracked(MODEL, LAYERS), SEQUENCES, loss)
     found, total = similarities.cka(vectors(), g), 0
     for layer in LAYERS:
         X, Y = (v[layer.name][1] - v[layer.name][1].mean(0) for v in (vectors(), g))
@@ -139,7 +139,7 @@ def test_the_margin_is_the_log_odds_of_the_label():
 def test_trak_without_projection_is_its_formula():
     """One model, features kept whole: φ(q)ᵀ (ΦᵀΦ)⁻¹ φ(z) (1 − p_z)."""
     keep = lambda rows: rows[:, ::40]
-    phi, query = (trak.trak_features(MODEL, LAYERS, s, keep, batch_size=4) for s in (documents(30), QUERIES))
+    phi, query = (trak.trak_features(Tracked(MODEL, LAYERS), s, keep, batch_size=4) for s in (documents(30), QUERIES))
     weights = torch.linspace(.1, 1, 30, dtype=torch.float64)
     expected = query @ (phi.mT @ phi).inverse() @ phi.mT * weights
     assert relative(trak.trak([query], [phi], [weights]), expected) < 1e-8

@@ -3,7 +3,7 @@ import pytest
 import torch
 from support.tiny import documents, llama, neox, plain_loss, relative, weight_gradients
 
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.rivals import trackstar
 
 MODEL = neox()
@@ -36,14 +36,14 @@ def formula(asked, found, rows, mix, damping):
 
 def test_without_projection_it_is_the_formula_on_dense_gradients():
     expected = formula(dense(QUERIES), dense(DOCUMENTS), dense(ROWS), .7, 1e-2)
-    found = trackstar.scores(MODEL, LAYERS, QUERIES, DOCUMENTS, ROWS, dimension=WIDE, mix=.7, damping=1e-2, batch_size=4)
+    found = trackstar.scores(Tracked(MODEL, LAYERS), QUERIES, DOCUMENTS, ROWS, dimension=WIDE, mix=.7, damping=1e-2, batch_size=4)
     assert found.shape == (3, 9) and relative(found, expected) < 1e-8
 
 
 def test_much_damping_is_the_cosine_of_gradients():
     """R + d → a multiple of the identity in every block, so of equal blocks where there is one layer."""
     one = LAYERS[:1]
-    found = trackstar.scores(MODEL, one, QUERIES, DOCUMENTS, ROWS, dimension=WIDE, mix=.5, damping=1e9)
+    found = trackstar.scores(Tracked(MODEL, one), QUERIES, DOCUMENTS, ROWS, dimension=WIDE, mix=.5, damping=1e9)
     a, b = (dense(x)[one[0].name] for x in (QUERIES, DOCUMENTS))
     assert relative(found, torch.nn.functional.cosine_similarity(a[:, None], b[None], dim=2)) < 1e-6          # 1 / damping
 
@@ -54,7 +54,7 @@ def test_features_are_the_two_sided_projection_of_dense_gradients(make):
     model = make()
     layers = tracked_layers(model, "layers.0.mlp")
     sides = trackstar.projections(layers, 3, 0, next(model.parameters()))
-    found, D = trackstar.features(model, layers, DOCUMENTS, sides, 4), weight_gradients(model, layers, DOCUMENTS, plain_loss)
+    found, D = trackstar.features(Tracked(model, layers), DOCUMENTS, sides, 4), weight_gradients(model, layers, DOCUMENTS, plain_loss)
     for name, (P_out, P_in) in sides.items():
         assert found[name].shape == (9, 9) and relative(found[name], (P_out.mT @ D[name] @ P_in).flatten(1)) < 1e-10
 
@@ -81,27 +81,27 @@ def test_projections_depend_on_seed_and_layer_alone():
 
 
 def test_scores_do_not_depend_on_batches():
-    whole, single = (trackstar.scores(MODEL, LAYERS, QUERIES, DOCUMENTS, ROWS, dimension=3, batch_size=n) for n in (64, 1))
+    whole, single = (trackstar.scores(Tracked(MODEL, LAYERS), QUERIES, DOCUMENTS, ROWS, dimension=3, batch_size=n) for n in (64, 1))
     assert relative(single, whole) < 1e-8
 
 
 def test_the_score_of_a_document_with_itself_is_one():
-    found = trackstar.scores(MODEL, LAYERS, DOCUMENTS[:2], DOCUMENTS, ROWS, dimension=4)
+    found = trackstar.scores(Tracked(MODEL, LAYERS), DOCUMENTS[:2], DOCUMENTS, ROWS, dimension=4)
     assert torch.allclose(found[range(2), range(2)], torch.ones(2, dtype=torch.float64)) and found.abs().max() <= 1 + 1e-12
 
 
 def test_moments_divide_gradients_by_the_root_of_their_factored_mean_square():
-    moments = trackstar.second_moments(MODEL, LAYERS, DOCUMENTS, batch_size=4)
+    moments = trackstar.second_moments(Tracked(MODEL, LAYERS), DOCUMENTS, batch_size=4)
     expected = []
     for x in (QUERIES, DOCUMENTS, ROWS):
         D = weight_gradients(MODEL, LAYERS, x, plain_loss)
         expected.append({name: (d / torch.outer(*moments[name]).sqrt()).flatten(1) for name, d in D.items()})
-    found = trackstar.scores(MODEL, LAYERS, QUERIES, DOCUMENTS, ROWS, dimension=WIDE, mix=.7, damping=1e-2, moments=moments)
+    found = trackstar.scores(Tracked(MODEL, LAYERS), QUERIES, DOCUMENTS, ROWS, dimension=WIDE, mix=.7, damping=1e-2, moments=moments)
     assert relative(found, formula(*expected, .7, 1e-2)) < 1e-8
 
 
 def test_factored_moments_have_the_row_and_column_means_of_the_mean_square():
-    for name, (r, c) in trackstar.second_moments(MODEL, LAYERS, DOCUMENTS).items():
+    for name, (r, c) in trackstar.second_moments(Tracked(MODEL, LAYERS), DOCUMENTS).items():
         V = dense(DOCUMENTS)[name].square().mean(0).view(len(r), len(c))
         assert relative(torch.outer(r, c).mean(1), V.mean(1)) < 1e-10 and relative(torch.outer(r, c).mean(0), V.mean(0)) < 1e-10
 
@@ -118,13 +118,13 @@ def test_the_mix_makes_both_spectra_meet_at_its_place():
 
 def test_the_mix_is_chosen_when_none_is_given():
     sides = trackstar.projections(LAYERS, 4, 0, next(MODEL.parameters()))
-    features = [trackstar.features(MODEL, LAYERS, x, sides) for x in (ROWS, DOCUMENTS)]
+    features = [trackstar.features(Tracked(MODEL, LAYERS), x, sides) for x in (ROWS, DOCUMENTS)]
     mix = trackstar.mixing(*({name: x.mT @ x / len(x) for name, x in f.items()} for f in features))
-    given, chosen = (trackstar.scores(MODEL, LAYERS, QUERIES, DOCUMENTS, ROWS, dimension=4, mix=m) for m in (mix, None))
+    given, chosen = (trackstar.scores(Tracked(MODEL, LAYERS), QUERIES, DOCUMENTS, ROWS, dimension=4, mix=m) for m in (mix, None))
     assert relative(chosen, given) < 1e-10 and 0 < mix < 1
 
 
 @pytest.mark.parametrize("wrong", [{"dimension": 0}, {"mix": 1.5}, {"damping": -1.0}, {"damping": float("nan")}])
 def test_wrong_settings_are_refused_before_any_pass(wrong):
     with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
-        trackstar.scores(None, LAYERS, QUERIES, DOCUMENTS, ROWS, **wrong)
+        trackstar.scores(Tracked(None, LAYERS), QUERIES, DOCUMENTS, ROWS, **wrong)

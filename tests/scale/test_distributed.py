@@ -11,7 +11,7 @@ from support.worker import DATA, QUERIES
 
 from msif.core import ekfac, store
 from msif.core.influence import Damping, Stage, precondition, query_gradients, score
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.scale import streaming
 
 WORKER = str(ROOT / "tests" / "support" / "worker.py")
@@ -34,9 +34,9 @@ def test_two_processes_give_the_factors_and_scores_of_one(tmp_path, launcher, di
     assert done.returncode == 0, done.stderr[-3000:]
     model = neox()
     layers = tracked_layers(model)
-    alone = ekfac.fit(model, layers, DATA, batch_size=2)
-    together = store.load(tmp_path / "factors", model, layers)
+    alone = ekfac.fit(Tracked(model, layers), DATA, batch_size=2)
+    together = store.load(tmp_path / "factors", Tracked(model, layers))
     assert relative(probe(ekfac.EKFAC(dict(together.factors), {})), probe(alone)) < 1e-9          # float64, sums in another order
-    w, = precondition(query_gradients(model, layers, QUERIES), [Stage(alone, Damping(0.1))])
+    w, = precondition(query_gradients(Tracked(model, layers), QUERIES), [Stage(alone, Damping(0.1))])
     values = torch.cat([x.values for _, x in streaming.read_scores(tmp_path / "scores")], 1)
-    assert relative(values.double(), score(model, layers, DATA, w).values) < 1e-6                 # stored in float32
+    assert relative(values.double(), score(Tracked(model, layers), DATA, w).values) < 1e-6                 # stored in float32

@@ -11,7 +11,7 @@ from support.tiny import documents, neox, relative
 from msif.core import influence
 from msif.core.ekfac import fit
 from msif.core.influence import Damping, Stage, precondition, query_gradients
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.core.objectives import log_probability
 from msif.scale import index
 
@@ -23,15 +23,15 @@ def study(request):
     """Factors fitted on other documents than the 21 candidates, and query vectors of both signs."""
     model = neox()
     layers = tracked_layers(model, per_head=request.param)
-    factors = fit(model, layers, documents(20, seed=5))
-    w = precondition(query_gradients(model, layers, documents(4, seed=9)), [Stage(factors, damping=DAMPING)])[0]
+    factors = fit(Tracked(model, layers), documents(20, seed=5))
+    w = precondition(query_gradients(Tracked(model, layers), documents(4, seed=9)), [Stage(factors, damping=DAMPING)])[0]
     candidates = documents(21, first=100)
-    whole = influence.score(model, layers, candidates, w)
+    whole = influence.score(Tracked(model, layers), candidates, w)
     return SimpleNamespace(model=model, layers=layers, factors=factors, w=w, candidates=candidates, whole=whole)
 
 
 def build(study, folder, size=ALL, **options):
-    return index.build(study.model, study.layers, study.candidates, study.factors, DAMPING, folder, size=size,
+    return index.build(study, study.candidates, study.factors, DAMPING, folder, size=size,
                        **{"block": 8, **options})
 
 
@@ -64,7 +64,7 @@ def test_more_coordinates_less_error(study):
     def error(size):
         chosen = index.choose(study.factors, DAMPING, size)
         assert chosen.size == size
-        return index.error(chosen, study.model, study.layers, study.candidates, study.w, dtype="float32")
+        return index.error(chosen, study, study.candidates, study.w, dtype="float32")
     total = index.choose(study.factors, DAMPING, ALL).size
     found = [error(total // part) for part in (64, 8, 2, 1)]
     rms = [x["relative_rms"] for x in found]
@@ -80,7 +80,7 @@ def test_typical_queries_choose_better_than_the_spectrum_alone(study):
               for name, x in study.factors.factors.items()}
     kept = torch.cat([shares[name][at] for name, at in chosen[1].places.items()])
     torch.testing.assert_close(kept.sort().values, torch.cat(list(shares.values())).topk(60).values.sort().values)
-    plain, better = [index.error(x, study.model, study.layers, study.candidates, few)["relative_rms"] for x in chosen]
+    plain, better = [index.error(x, study, study.candidates, few)["relative_rms"] for x in chosen]
     assert better < plain
 
 
@@ -146,7 +146,7 @@ def test_the_folder_of_another_index_is_refused(study, tmp_path):
     with pytest.raises(ValueError, match="dtype is 'int8'"):
         build(study, tmp_path, dtype="int8")
     with pytest.raises(ValueError, match="other eigenbases"):
-        index.open(tmp_path, fit(study.model, study.layers, documents(20, seed=6)))
+        index.open(tmp_path, fit(Tracked(study.model, study.layers), documents(20, seed=6)))
     with pytest.raises(ValueError, match="do not have the same layers"):
         index.open(tmp_path, study.factors).score({})
 
@@ -176,5 +176,5 @@ def test_the_plan_is_printed_and_a_small_disk_refused(study, tmp_path, capsys):
     assert "index: 21 documents, 64 coordinates; on disk " in capsys.readouterr().out
     assert json.loads((tmp_path / "header.json").read_text())["files"] == header["files"]
     with pytest.raises(OSError, match="needs .* of disk"):
-        index.build(study.model, study.layers, iter(study.candidates), study.factors, DAMPING, tmp_path, size=64,
+        index.build(study, iter(study.candidates), study.factors, DAMPING, tmp_path, size=64,
                     documents=10**12)

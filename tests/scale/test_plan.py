@@ -8,7 +8,7 @@ import torch
 from support.tiny import gpt2, llama, neox
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.core.models import tiny_gpt_neox
 from msif.scale.plan import human, parse_bytes, plan_fit, plan_score
 
@@ -23,7 +23,7 @@ def large():
 
 def test_the_plan_of_2_8_billion_parameters_has_the_sizes_of_its_shapes(large):
     layers = tracked_layers(large)
-    plan = plan_fit(large, layers, [512] * 100, batch_size=4, memory="140GiB")
+    plan = plan_fit(Tracked(large, layers), [512] * 100, batch_size=4, memory="140GiB")
     one = (2561 ** 2 + 7680 ** 2 + 2561 ** 2 + 2560 ** 2 + 2561 ** 2 + 10240 ** 2 + 10241 ** 2 + 2560 ** 2
            + 7680 * 2561 + 2560 * 2561 + 10240 * 2561 + 2560 * 10241)
     assert plan.parameters == 2_775_086_080 and plan.factors == 32 * 4 * one and len(plan.partitions) == 1
@@ -35,10 +35,10 @@ def test_the_plan_of_2_8_billion_parameters_has_the_sizes_of_its_shapes(large):
 @pytest.mark.parametrize("memory", ["24GiB", "40GiB", "80GiB"])
 def test_partitions_keep_the_order_and_the_budget_and_a_smaller_one_takes_more(large, memory):
     layers = tracked_layers(large)
-    plan = plan_fit(large, layers, [512] * 4, batch_size=2, memory=memory)
+    plan = plan_fit(Tracked(large, layers), [512] * 4, batch_size=2, memory=memory)
     assert [x.name for p in plan.partitions for x in p.layers] == [x.name for x in layers]
     assert plan.peak <= parse_bytes(memory)
-    assert len(plan.partitions) >= len(plan_fit(large, layers, [512] * 4, batch_size=2, memory="139GiB").partitions)
+    assert len(plan.partitions) >= len(plan_fit(Tracked(large, layers), [512] * 4, batch_size=2, memory="139GiB").partitions)
     assert "partitions" in str(plan) and "disk" in str(plan)
 
 
@@ -48,7 +48,7 @@ def test_any_supported_model_can_be_planned_and_is_left_as_it_was(make, use_cach
     model = make()
     model.config.use_cache = use_cache
     before = {name: x.clone() for name, x in model.state_dict().items()}
-    plan = plan_fit(model, tracked_layers(model), [5, 6, 8], batch_size=2)
+    plan = plan_fit(Tracked(model, tracked_layers(model)), [5, 6, 8], batch_size=2)
     assert plan.tokens == 19 and plan.peak > plan.model > 0 and model.config.use_cache is use_cache
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
 
@@ -57,7 +57,7 @@ def test_scoring_holds_the_queries_vectors_and_costs_two_forward_passes_and_the_
     model = tiny_gpt_neox(50, width=64)
     layers = tracked_layers(model)
     weights = sum(x.out_features * (x.in_features + 1) for x in layers)
-    plan = plan_score(model, layers, [32] * 10, 7, batch_size=4)
+    plan = plan_score(Tracked(model, layers), [32] * 10, 7, batch_size=4)
     assert plan.vectors == 4 * 7 * weights and plan.model_flops == 2 * plan.forward
     assert plan.product_flops == 2 * weights * (320 + 70) and plan.disk == 10 * (4 * 7 + 12)
 
@@ -82,7 +82,7 @@ import json, sys, torch
 from pathlib import Path
 from msif.scale import fitting
 from msif.core.data import Sequence
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.core.models import tiny_gpt_neox
 from msif.scale.plan import plan_fit
 torch.set_num_threads(1)
@@ -95,14 +95,14 @@ def sequences(n, length):
     rows = torch.randint(256, (n, length), generator=g).tolist()
     return [Sequence(i, tuple(x), tuple(x)) for i, x in enumerate(rows)]
 small = tiny_gpt_neox(256, width=32, layers=1, context=128)
-fitting.fit(sys.argv[1] + "/warm", small, tracked_layers(small), sequences(4, 16))       # imports, the allocator's first pools
+fitting.fit(sys.argv[1] + "/warm", Tracked(small, tracked_layers(small)), sequences(4, 16))       # imports, the allocator's first pools
 before = status("VmRSS")
 model = tiny_gpt_neox(256, width=256, layers=8, heads=8, context=128)
 layers, data = tracked_layers(model), sequences(16, 128)
-whole = plan_fit(model, layers, [128] * 16, batch_size=8, draws=1, memory="100GiB")
+whole = plan_fit(Tracked(model, layers), [128] * 16, batch_size=8, draws=1, memory="100GiB")
 budget = int(float(sys.argv[2]) * whole.peak)
-plan = plan_fit(model, layers, [128] * 16, batch_size=8, draws=1, memory=budget)
-fitting.fit(sys.argv[1] + "/f", model, layers, data, labels="sampled", samples=1, batch_size=8, memory=budget)
+plan = plan_fit(Tracked(model, layers), [128] * 16, batch_size=8, draws=1, memory=budget)
+fitting.fit(sys.argv[1] + "/f", Tracked(model, layers), data, labels="sampled", samples=1, batch_size=8, memory=budget)
 print(json.dumps({"budget": budget, "planned": plan.peak, "partitions": len(plan.partitions), "measured": status("VmHWM") - before}))
 """
 

@@ -17,7 +17,7 @@ from support.tiny import documents, neox
 from msif.core import files, influence
 from msif.core.data import Sequence, digest, load_texts, word_tokenizer
 from msif.core.influence import query_gradients
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.core.models import tiny_gpt_neox
 from msif.scale import processes
 from msif.scale.streaming import (
@@ -37,9 +37,9 @@ def corpus():
     """A model, 23 documents, 3 query vectors, and the scores of the whole list as the parts hold them."""
     model = neox()
     layers, docs = tracked_layers(model), documents(23)
-    w = query_gradients(model, layers, documents(3, seed=9))
-    whole = influence.score(model, layers, docs, w)
-    return SimpleNamespace(run=(model, layers, docs, w), model=model, layers=layers, docs=docs, w=w, whole=whole)
+    w = query_gradients(Tracked(model, layers), documents(3, seed=9))
+    whole = influence.score(Tracked(model, layers), docs, w)
+    return SimpleNamespace(run=(Tracked(model, layers), docs, w), model=model, layers=layers, docs=docs, w=w, whole=whole)
 
 
 def parts(folder):
@@ -66,7 +66,7 @@ class Dying:
 
 @pytest.mark.parametrize("block", [1, 4, 23, 100])
 def test_a_stream_is_scored_as_the_whole_list_for_any_block_size(corpus, tmp_path, block):
-    score_corpus(corpus.model, corpus.layers, iter(corpus.docs), corpus.w, tmp_path, block=block)
+    score_corpus(corpus, iter(corpus.docs), corpus.w, tmp_path, block=block)
     index, values, norms = all_scores(tmp_path)
     assert index.tolist() == list(range(23)) and values.dtype == norms.dtype == torch.float32
     torch.testing.assert_close(values, corpus.whole.values.float(), rtol=1e-6, atol=1e-6)
@@ -92,7 +92,7 @@ def test_the_top_is_what_sorting_all_scores_gives(corpus, tmp_path, top, normali
 
 def test_ties_are_in_the_order_of_the_index(corpus, tmp_path):
     same = [Sequence(10 + n, (1, 2, 3), (1, 2, 3)) for n in range(9)]
-    found = score_corpus(corpus.model, corpus.layers, same, corpus.w, tmp_path, block=4, top=6)
+    found = score_corpus(corpus, same, corpus.w, tmp_path, block=4, top=6)
     assert found.proponents.tolist() == found.opponents.tolist() == [list(range(10, 16))] * 3
 
 
@@ -106,7 +106,7 @@ def test_processes_share_the_blocks_and_find_the_same(corpus, tmp_path, monkeypa
 
     def process(rank):
         me.rank = rank
-        return score_corpus(deepcopy(corpus.model), *corpus.run[1:], tmp_path / "many", block=4, score=calls[rank])
+        return score_corpus(Tracked(deepcopy(corpus.model), corpus.layers), *corpus.run[1:], tmp_path / "many", block=4, score=calls[rank])
 
     with ThreadPoolExecutor(size) as pool:
         found = list(pool.map(process, range(size)))
@@ -130,7 +130,7 @@ def test_a_run_that_dies_after_any_block_goes_on_to_the_same_bytes(corpus, tmp_p
 
 
 def test_kill_9_while_a_part_is_written_loses_that_part_alone(corpus, tmp_path):
-    def known(model, layers, docs, w, **options):                # autograd does not survive a fork
+    def known(tracked, docs, w, **options):                # autograd does not survive a fork
         at = [x.index for x in docs]
         return influence.Scores(corpus.whole.values[:, at], corpus.whole.norms[at])
 
@@ -156,18 +156,19 @@ def test_kill_9_while_a_part_is_written_loses_that_part_alone(corpus, tmp_path):
 
 def test_the_folder_of_other_work_is_refused(corpus, tmp_path):
     score_corpus(*corpus.run, tmp_path, block=4)
-    before, (model, layers, docs, w) = parts(tmp_path), corpus.run
-    for run, block, what in [((model, layers, docs, {name: 2 * x for name, x in w.items()}), 4, "w differ"),
-                             ((neox(1), layers, docs, w), 4, "model differ"),
-                             ((model, layers, docs[1:], w), 4, "first sequence differ"),
+    before, (tracked, docs, w) = parts(tmp_path), corpus.run
+    layers = tracked.layers
+    for run, block, what in [((tracked, docs, {name: 2 * x for name, x in w.items()}), 4, "w differ"),
+                             ((Tracked(neox(1), layers), docs, w), 4, "model differ"),
+                             ((tracked, docs[1:], w), 4, "first sequence differ"),
                              (corpus.run, 5, "block differ")]:
         with pytest.raises(ValueError, match=what):
             score_corpus(*run, tmp_path, block=block)
     with pytest.raises(ValueError, match="part-000001.parquet holds other documents than block 1 of this stream"):
-        score_corpus(model, layers, docs[:5] + docs[6:], w, tmp_path, block=4)
+        score_corpus(tracked, docs[:5] + docs[6:], w, tmp_path, block=4)
     assert parts(tmp_path) == before
     with pytest.raises(ValueError, match="part-000003.parquet lies beyond the end"):
-        score_corpus(model, layers, docs[:12], w, tmp_path, block=4)
+        score_corpus(tracked, docs[:12], w, tmp_path, block=4)
 
 
 def test_two_runs_exclude_each_other(corpus, tmp_path):
@@ -193,26 +194,26 @@ def test_a_missing_or_damaged_part_is_named(corpus, tmp_path):
 
 
 def test_what_cannot_be_scored_is_named_before_its_block_is(corpus, tmp_path):
-    model, layers, docs, w = corpus.run
+    model, layers, docs, w = corpus.model, corpus.layers, corpus.docs, corpus.w
     with pytest.raises(ValueError, match="sequence 99 has token id 12"):
-        score_corpus(model, layers, [*docs, Sequence(99, (1, 12), (1, 12))], w, tmp_path / "a", block=12)
+        score_corpus(Tracked(model, layers), [*docs, Sequence(99, (1, 12), (1, 12))], w, tmp_path / "a", block=12)
     assert sorted(parts(tmp_path / "a")) == ["part-000000.parquet"]
     with pytest.raises(ValueError, match="sequence 3 comes after sequence 22"):
-        score_corpus(model, layers, [*docs, docs[3]], w, tmp_path / "b")
+        score_corpus(Tracked(model, layers), [*docs, docs[3]], w, tmp_path / "b")
     with pytest.raises(ValueError, match="no sequences"):
-        score_corpus(model, layers, [], w, tmp_path / "c")
+        score_corpus(Tracked(model, layers), [], w, tmp_path / "c")
     with pytest.raises(ValueError, match="block is 0"):
         score_corpus(*corpus.run, tmp_path / "d", block=0)
 
 
 def test_what_is_not_finite_is_never_written(corpus, tmp_path):
-    model, layers, docs, w = corpus.run
+    model, layers, docs, w = corpus.model, corpus.layers, corpus.docs, corpus.w
     broken = neox()
     broken.get_submodule(layers[2].name).weight.data[0] = torch.nan
     with pytest.raises(FloatingPointError, match=f"output of {layers[2].name} is NaN"):
-        score_corpus(broken, layers, docs, w, tmp_path / "a")
+        score_corpus(Tracked(broken, layers), docs, w, tmp_path / "a")
     with pytest.raises(FloatingPointError, match="a score of sequence 0 is NaN or infinite"):
-        score_corpus(model, layers, docs, {name: x * torch.inf for name, x in w.items()}, tmp_path / "b")
+        score_corpus(Tracked(model, layers), docs, {name: x * torch.inf for name, x in w.items()}, tmp_path / "b")
     assert not parts(tmp_path / "a") and not parts(tmp_path / "b")
 
 
@@ -225,7 +226,7 @@ def test_a_full_disk_stops_cleanly(corpus, tmp_path, monkeypatch):
         score_corpus(*corpus.run, tmp_path)
     assert not list(tmp_path.glob("*part*"))
     with pytest.raises(OSError, match="needs .* of disk"):
-        score_corpus(corpus.model, corpus.layers, iter(corpus.docs), corpus.w, tmp_path, documents=10**15)
+        score_corpus(corpus, iter(corpus.docs), corpus.w, tmp_path, documents=10**15)
     score_corpus(*corpus.run, tmp_path)
 
 
@@ -247,20 +248,20 @@ def test_a_stream_of_datasets_is_scored(tmp_path, monkeypatch):
     model = tiny_gpt_neox(len(words), width=8, layers=1, heads=2, context=8)
     layers = tracked_layers(model)
     docs = list(tokenised(texts, words, 8))
-    w = query_gradients(model, layers, docs[:2])
+    w = query_gradients(Tracked(model, layers), docs[:2])
     stream = tokenised(load_texts(tmp_path / "corpus.parquet", streaming=True), words, 8)
-    score_corpus(model, layers, stream, w, tmp_path / "scores", block=4)
+    score_corpus(Tracked(model, layers), stream, w, tmp_path / "scores", block=4)
     index, values, _ = all_scores(tmp_path / "scores")
     assert index.tolist() == list(range(10))
-    torch.testing.assert_close(values, influence.score(model, layers, docs, w).values)
+    torch.testing.assert_close(values, influence.score(Tracked(model, layers), docs, w).values)
 
 
 def test_the_plan_and_the_estimate_say_what_it_takes(corpus, tmp_path, capsys):
-    model, layers, docs, w = corpus.run
-    found = estimate(model, layers, docs, w, 10**6, batch_size=8)
+    model, layers, docs, w = corpus.model, corpus.layers, corpus.docs, corpus.w
+    found = estimate(Tracked(model, layers), docs, w, 10**6, batch_size=8)
     per_million = part_bytes(10**6, 3)
     assert found.disk == per_million and found.hours > 0 and found.tokens_per_second > 0
-    assert estimate(model, layers, docs, w, 2 * 10**6, batch_size=8).documents == 2 * 10**6
+    assert estimate(Tracked(model, layers), docs, w, 2 * 10**6, batch_size=8).documents == 2 * 10**6
     assert "1,000,000 documents, 3 queries: " in (said := capsys.readouterr().out) and "tokens/s" in said
     score_corpus(*corpus.run, tmp_path, title="corpus", block=4)
     out, bar = capsys.readouterr()
@@ -269,10 +270,10 @@ def test_the_plan_and_the_estimate_say_what_it_takes(corpus, tmp_path, capsys):
 
 @pytest.mark.parametrize("queries", [1, 40])
 def test_the_disk_that_parts_take_is_as_announced(tmp_path, queries):
-    def constant(model, layers, docs, w, **options):
+    def constant(tracked, docs, w, **options):
         return influence.Scores(torch.rand(queries, len(docs)), torch.ones(len(docs)))
     model = neox()
     docs = [Sequence(n, (1, 2), (1, 2)) for n in range(3000)]
-    score_corpus(model, tracked_layers(model), docs, {"any": torch.zeros(queries, 1, 1)}, tmp_path, score=constant)
+    score_corpus(Tracked(model, tracked_layers(model)), docs, {"any": torch.zeros(queries, 1, 1)}, tmp_path, score=constant)
     assert sum(map(len, parts(tmp_path).values())) == pytest.approx(part_bytes(3000, queries), rel=.05)
     assert digest(docs[:1]) in (tmp_path / "work.json").read_text()

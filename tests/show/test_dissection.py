@@ -9,7 +9,7 @@ from support.tiny import documents, gpt2, llama, neox, plain_loss, relative
 from msif.core.data import NO_LOSS, Sequence
 from msif.core.ekfac import fit
 from msif.core.influence import NONE, Damping, Stage, precondition, query_gradients, score
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.show.parts import answer_log_probabilities, dissect, extremes, query_tokens, split
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -18,18 +18,18 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 def pair(build=neox, stages=2, dtype=torch.float64):
     models, data = [build(k).to(dtype) for k in range(stages)], [documents(6, seed=10 + k) for k in range(stages)]
     layers = tracked_layers(models[0], per_head=build is not gpt2)
-    chain = [Stage(fit(m, layers, d, samples=1), Damping(.1), Damping(.2) if k else NONE) for k, (m, d) in enumerate(zip(models, data))]
+    chain = [Stage(fit(Tracked(m, layers), d, samples=1), Damping(.1), Damping(.2) if k else NONE) for k, (m, d) in enumerate(zip(models, data))]
     query = Sequence(0, (3, 1, 4, 1, 5, 9), (*[NO_LOSS] * 4, 5, 9))
     return SimpleNamespace(base=models[0], tuned=models[-1], layers=layers, stages=chain, documents=data[0], query=query)
 
 
 def scores_of(case):
-    w = precondition(query_gradients(case.tuned, case.layers, [case.query]), case.stages)[0]
-    return score(case.base, case.layers, case.documents, w).values[0], w
+    w = precondition(query_gradients(Tracked(case.tuned, case.layers), [case.query]), case.stages)[0]
+    return score(Tracked(case.base, case.layers), case.documents, w).values[0], w
 
 
 def dissected(case, ranked, **options):
-    return dissect(case.base, case.tuned, case.layers, case.query, case.stages, case.documents, ranked, **options)
+    return dissect(Tracked(case.base, case.layers), Tracked(case.tuned, case.layers), case.query, case.stages, case.documents, ranked, **options)
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
@@ -88,14 +88,14 @@ def test_bad_score_vectors_are_refused(values, options):
 
 def test_bad_requests_are_refused_with_what_is_wrong():
     case = pair()
-    two = precondition(query_gradients(case.tuned, case.layers, documents(2, seed=9)), case.stages)[0]
+    two = precondition(query_gradients(Tracked(case.tuned, case.layers), documents(2, seed=9)), case.stages)[0]
     with pytest.raises(ValueError, match=r"w holds \[2\] queries"):
-        split(case.base, case.layers, two, case.documents, [(0, 1)])
+        split(Tracked(case.base, case.layers), two, case.documents, [(0, 1)])
     with pytest.raises(ValueError, match="document 6 is ranked; there are 6"):
         dissected(case, [(6, 1)])
     stages = [case.stages[0], replace(case.stages[1], new=("head",))]
     with pytest.raises(ValueError, match="head"):
-        query_tokens(case.base, case.tuned, case.layers, case.query, stages, case.documents)
+        query_tokens(Tracked(case.base, case.layers), Tracked(case.tuned, case.layers), case.query, stages, case.documents)
     assert dissected(case, []) == []
 
 

@@ -11,7 +11,7 @@ import torch
 from msif.core.data import encode_answers, encode_documents, word_tokenizer
 from msif.core.ekfac import fit
 from msif.core.influence import Damping, Scores, Stage, precondition, query_gradients, score
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.core.models import load_tokenizer, tiny_gpt_neox
 from msif.show import explorer
 from msif.show.explorer import Document, Entry, Query, page, prepared, show, words, write
@@ -188,14 +188,14 @@ def pair():
     base, tuned = (tiny_gpt_neox(len(tokenizer), width=8, layers=2, heads=2, context=16, seed=k) for k in (0, 1))
     documents, queries = encode_documents(TEXTS, tokenizer, 16), encode_answers(*zip(*PAIRS), tokenizer, 16)
     layers = tracked_layers(base)
-    stages = [Stage(fit(base, layers, documents), Damping(.1)), Stage(fit(tuned, layers, queries), alpha=Damping(.1))]
-    w = precondition(query_gradients(tuned, layers, queries), stages)[0]
-    return dict(tokenizer=tokenizer, model=base, layers=layers, w=w), dict(tuned=tuned, stages=stages), documents, queries
+    stages = [Stage(fit(Tracked(base, layers), documents), Damping(.1)), Stage(fit(Tracked(tuned, layers), queries), alpha=Damping(.1))]
+    w = precondition(query_gradients(Tracked(tuned, layers), queries), stages)[0]
+    return dict(tokenizer=tokenizer, model=Tracked(base, layers), w=w), dict(tuned=Tracked(tuned, layers), stages=stages), documents, queries
 
 
 def test_with_models_the_parts_of_every_shown_document_sum_to_its_score(pair):
     given, more, documents, queries = pair
-    scores = score(given["model"], given["layers"], documents, given["w"], per_layer=True)
+    scores = score(given["model"], documents, given["w"], per_layer=True)
     for options, has_query in ((given, False), (given | more, True), ({k: v for k, v in given.items() if k != "w"} | more, True)):
         found = prepared({"ours": scores, "reversed": -scores.values}, queries, documents, count=2, opponents=1, **options)
         for k, q in enumerate(found["queries"]):
@@ -211,7 +211,7 @@ def test_with_models_the_parts_of_every_shown_document_sum_to_its_score(pair):
 
 def test_scores_with_layers_show_them_without_any_model(pair):
     given, _, documents, _ = pair
-    scores = score(given["model"], given["layers"], documents, given["w"], per_layer=True)
+    scores = score(given["model"], documents, given["w"], per_layer=True)
     part = prepared(scores, PAIRS, TEXTS)["queries"][1].rankings["influence"][0].part
     assert part.tokens is None and sum(part.layers.values()) == pytest.approx(part.score, rel=1e-4)
 
@@ -220,7 +220,7 @@ def test_scores_with_layers_show_them_without_any_model(pair):
     (dict(scores=torch.zeros(2, 4)), r"shape \(2, 4\); expected \(2, 3\)"), (dict(scores={}), "there are no scores"),
     (dict(sources=["a"]), "sources has 1 entries; expected 3"), (dict(queries=["text", "text"]), "expected a pair"),
     (dict(documents=[1, 2, 3]), "type int"), (dict(w={}), "w or stages without model"),
-    (dict(model=object()), "without layers"), (dict(model=object(), layers=[], w={}), "queries are not all data.Sequence"),
+    (dict(model=object()), "model without w"), (dict(model=object(), w={}), "queries are not all data.Sequence"),
 ])
 def test_bad_scores_and_texts_are_refused_with_what_was_expected(change, message):
     with pytest.raises(ValueError, match=message):

@@ -1,3 +1,4 @@
+from msif.core.layers import Tracked
 from msif.study.figures import tracing
 from msif.study.tracing.case import Case
 
@@ -39,9 +40,9 @@ def test_real_weights_and_real_text_from_training_to_scores(tmp_path):
     base, tuned = bed.model("pretrained"), bed.model("finetuned")
     layers = tracing.tracked_layers(base)
     assert {name.split(".")[-1] for name in (layer.name for layer in layers)} >= {"q_proj", "k_proj", "v_proj", "down_proj"}
-    factors = {"pretrained": ekfac.fit(base, layers, bed.documents[:200]), "finetuned": ekfac.fit(tuned, layers, bed.finetuning)}
+    factors = {"pretrained": ekfac.fit(Tracked(base, layers), bed.documents[:200]), "finetuned": ekfac.fit(Tracked(tuned, layers), bed.finetuning)}
     case = Case(bed, layers, factors, bed.queries)
-    w = tracing.precondition(tracing.query_gradients(tuned, layers, case.queries), case.chain(1e-3, 0.1))[0]
-    scores = tracing.score(base, layers, bed.documents, w)
+    w = tracing.precondition(tracing.query_gradients(Tracked(tuned, layers), case.queries), case.chain(1e-3, 0.1))[0]
+    scores = tracing.score(Tracked(base, layers), bed.documents, w)
     chance = metrics.reciprocal_ranks(torch.rand(scores.values.shape), case.proponents).mean()
     assert metrics.reciprocal_ranks(scores.values, case.proponents).mean() > 3 * chance

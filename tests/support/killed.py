@@ -14,7 +14,7 @@ import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(__file__)))
 from msif.core.influence import precondition  # noqa: E402,F401
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.core.models import tiny_gpt_neox  # noqa: E402
 from msif.scale import fitting, streaming
 from msif.study.beds import testbed  # noqa: E402,F401  (imported before the fork)
@@ -25,11 +25,11 @@ def work(kind, folder):
     model = tiny_gpt_neox(12, width=32, layers=2, heads=2, context=8)
     layers = tracked_layers(model)
     if kind == "fit":
-        fitting.fit(folder, model, layers, documents(120), batch_size=4, every=0.0, memory=os.environ.get("BUDGET"))
+        fitting.fit(folder, Tracked(model, layers), documents(120), batch_size=4, every=0.0, memory=os.environ.get("BUDGET"))
     else:
         g = torch.Generator().manual_seed(0)
         w = {x.name: torch.randn(3, x.out_features, x.in_features + x.bias, generator=g) for x in layers}
-        streaming.score_corpus(model, layers, documents(240), w, folder, block=8, batch_size=4)
+        streaming.score_corpus(Tracked(model, layers), documents(240), w, folder, block=8, batch_size=4)
 
 
 def processor_time(kind, folder):

@@ -9,7 +9,10 @@ import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(__file__)))
 from msif.core.influence import Damping, Stage, precondition, query_gradients  # noqa: E402
-from msif.core.layers import tracked_layers  # noqa: E402
+from msif.core.layers import (
+    Tracked,
+    tracked_layers,  # noqa: E402
+)
 from msif.scale import fitting, processes, streaming  # noqa: E402
 from support.tiny import documents, neox  # noqa: E402
 
@@ -27,9 +30,9 @@ def run(folder, dies=None):
             os._exit(9)
         backpropagate(*arguments)
     fitting.backpropagate = mortal
-    factors = fitting.fit(f"{folder}/factors", model, layers, DATA, batch_size=2, every=0.0)
-    w, = precondition(query_gradients(model, layers, QUERIES), [Stage(factors, Damping(0.1))])
-    streaming.score_corpus(model, layers, DATA, w, f"{folder}/scores", block=4, batch_size=2, top=5)
+    factors = fitting.fit(f"{folder}/factors", Tracked(model, layers), DATA, batch_size=2, every=0.0)
+    w, = precondition(query_gradients(Tracked(model, layers), QUERIES), [Stage(factors, Damping(0.1))])
+    streaming.score_corpus(Tracked(model, layers), DATA, w, f"{folder}/scores", block=4, batch_size=2, top=5)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@ from msif.core.models import model_digest
 from msif.study import scratch
 
 
-def fitted(model, layers, sequences, **settings):
+def fitted(tracked, sequences, **settings):
     """(EKFAC, its folder): `ekfac.fit` with these settings, done once."""
-    key = {"model": model_digest(model), "data": digest(sequences), "layers": [str(layer) for layer in layers], **settings}
+    key = {"model": model_digest(tracked.model), "data": digest(sequences), "layers": [str(layer) for layer in tracked.layers], **settings}
 
     def make(folder):
-        store.save(ekfac.fit(model, layers, sequences, title="factors", **settings), folder / "factors")
+        store.save(ekfac.fit(tracked, sequences, title="factors", **settings), folder / "factors")
     folder = scratch.built("factors", key, make) / "factors"
-    return store.load(folder, model, layers), folder
+    return store.load(folder, tracked), folder

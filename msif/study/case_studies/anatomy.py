@@ -4,6 +4,7 @@ import torch
 
 from msif.core import ekfac
 from msif.core.influence import Damping, Stage, precondition, query_gradients, score, self_influence
+from msif.core.layers import Tracked
 from msif.study import metrics
 
 
@@ -11,10 +12,10 @@ def by_layer(case, damping, alpha, top=10, batch_size=64):
     """{"pre-training documents" and "fine-tuning rows": {layer: (q,) share}}: of the summed score of a query's `top` documents (rows of
     fine-tuning) of the stage, the part that passes through each layer's weights. A query's shares sum to 1; one may be negative."""
     tuned, base, chain = case.bed.model("finetuned"), case.bed.model("pretrained"), case.chain(damping, alpha)
-    w = precondition(query_gradients(tuned, case.layers, case.queries), chain)
+    w = precondition(query_gradients(Tracked(tuned, case.layers), case.queries), chain)
     found = {}
     for stage, net, data, vectors in (("pre-training documents", base, case.bed.documents, w[0]), ("fine-tuning rows", tuned, case.bed.finetuning, w[1])):
-        scores = score(net, case.layers, data, vectors, batch_size=batch_size, per_layer=True)
+        scores = score(Tracked(net, case.layers), data, vectors, batch_size=batch_size, per_layer=True)
         best = scores.values.topk(min(top, len(data)), dim=1).indices
         total = scores.values.gather(1, best).sum(1)
         found[stage] = {name: (x.gather(1, best).sum(1) / total).cpu().numpy() for name, x in scores.layers.items()}
@@ -23,7 +24,7 @@ def by_layer(case, damping, alpha, top=10, batch_size=64):
 
 def passed_on(case, alpha):
     """{layer: (q,)}: ‖T₂q‖ / ‖q‖, what fine-tuning's filter leaves of each query's gradient: 1 is all, 0 nothing."""
-    q = query_gradients(case.bed.model("finetuned"), case.layers, case.queries)
+    q = query_gradients(Tracked(case.bed.model("finetuned"), case.layers), case.queries)
     kept = Stage(case.factors["finetuned"], alpha=Damping(alpha)).transfer(q)
     return {name: (kept[name].flatten(1).norm(dim=1) / q[name].flatten(1).norm(dim=1)).cpu().numpy() for name in q}
 
@@ -53,8 +54,8 @@ def changed(case, chain, reference, batch_size=64):
 
 def _normalised(case, chain, batch_size):
     """Normalised multi-stage scores (q, n) on the CPU. One chain at a time: a vector of a large model is as large as the model."""
-    w = precondition(query_gradients(case.bed.model("finetuned"), case.layers, case.queries), chain)[0]
-    return score(case.bed.model("pretrained"), case.layers, case.bed.documents, w, batch_size=batch_size).normalised().cpu()
+    w = precondition(query_gradients(Tracked(case.bed.model("finetuned"), case.layers), case.queries), chain)[0]
+    return score(Tracked(case.bed.model("pretrained"), case.layers), case.bed.documents, w, batch_size=batch_size).normalised().cpu()
 
 
 def refitted(case, seed, damping, alpha, share=0.5, batch_size=64):
@@ -62,8 +63,8 @@ def refitted(case, seed, damping, alpha, share=0.5, batch_size=64):
     pre-training a random `share` of the documents."""
     base, tuned = case.bed.model("pretrained"), case.bed.model("finetuned")
     order = torch.randperm(len(case.bed.documents), generator=torch.Generator().manual_seed(seed))[:round(share * len(case.bed.documents))]
-    first = ekfac.fit(base, case.layers, [case.bed.documents[n] for n in order], samples=2, batch_size=batch_size, seed=f"again {seed}")
-    last = ekfac.fit(tuned, case.layers, case.bed.finetuning, samples=4, batch_size=batch_size, seed=f"again {seed}")
+    first = ekfac.fit(Tracked(base, case.layers), [case.bed.documents[n] for n in order], samples=2, batch_size=batch_size, seed=f"again {seed}")
+    last = ekfac.fit(Tracked(tuned, case.layers), case.bed.finetuning, samples=4, batch_size=batch_size, seed=f"again {seed}")
     return changed(case, [Stage(first, Damping(damping)), Stage(last, alpha=Damping(alpha))], case.chain(damping, alpha), batch_size)
 
 
@@ -90,7 +91,7 @@ def _precision(row, own, top):
 def own_influence(case, damping, batch_size=32):
     """s(z, z) of every pre-training document at θ₁, (n,) array: how much its own weight matters to how well it is predicted, in nats."""
     stage = Stage(case.factors["pretrained"], Damping(damping))
-    return self_influence(case.bed.model("pretrained"), case.layers, case.bed.documents, stage, batch_size).cpu().numpy()
+    return self_influence(Tracked(case.bed.model("pretrained"), case.layers), case.bed.documents, stage, batch_size).cpu().numpy()
 
 
 def kinds(documents, scores, names, top=10):

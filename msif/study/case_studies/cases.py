@@ -13,6 +13,7 @@ import torch
 from msif.core import influence
 from msif.core.data import NO_LOSS, encode_answers, split_answer
 from msif.core.generation import greedy
+from msif.core.layers import Tracked
 from msif.rivals import retrieval
 from msif.study.beds import pairs, testbed
 from msif.study.beds.retraining import Recipe
@@ -193,8 +194,8 @@ def by_fact(case, numbers, damping, alpha, batch_size=64):
     for relation, template in BIOGRAPHY.items():
         told = [(n, word) for n in numbers if (word := _word_of(case, n, template)) is not None]
         if told:
-            w = influence.precondition(influence.query_gradients(tuned, case.layers, [query for _, query in told]), case.chain(damping, alpha))[0]
-            scores = influence.score(base, case.layers, case.bed.documents, w, batch_size=batch_size).normalised()
+            w = influence.precondition(influence.query_gradients(Tracked(tuned, case.layers), [query for _, query in told]), case.chain(damping, alpha))[0]
+            scores = influence.score(Tracked(base, case.layers), case.bed.documents, w, batch_size=batch_size).normalised()
             found[relation] = [n for n, _ in told], scores
     return found
 

@@ -10,7 +10,7 @@ from functools import partial
 
 from msif.core.data import digest
 from msif.core.influence import Damping, Stage, score, token_scores
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.core.queries import preconditioned
 from msif.scale import fitting
 from msif.study import scratch
@@ -56,10 +56,10 @@ def details(case, stages, query, chunks, batch_size=8):
     """(`influence.Scores` with values (1, n) and layers {name: (1, n)}, token scores (n, S)) of one query (its place in case.queries) and the
     chunks numbered `chunks`. Both kinds of parts sum to the values."""
     documents = [case.bed.documents[n] for n in chunks]
-    w = preconditioned(case.bed.model("finetuned"), case.layers, [case.queries[query]], stages)
+    w = preconditioned(Tracked(case.bed.model("finetuned"), case.layers), [case.queries[query]], stages)
     net = case.bed.model(_candidates_model(stages))
-    found = score(net, case.layers, documents, w, batch_size=batch_size, per_layer=True)
-    return found, token_scores(net, case.layers, documents, w, batch_size=batch_size)[0]
+    found = score(Tracked(net, case.layers), documents, w, batch_size=batch_size, per_layer=True)
+    return found, token_scores(Tracked(net, case.layers), documents, w, batch_size=batch_size)[0]
 
 
 def _group(case, chains, batch_size, title):
@@ -72,8 +72,8 @@ def _group(case, chains, batch_size, title):
 
 
 def _both_forms(case, stages, batch_size, title):
-    w = preconditioned(case.bed.model("finetuned"), case.layers, case.queries, stages, batch_size=batch_size)
-    scores = score(case.bed.model(_candidates_model(stages)), case.layers, case.bed.documents, w, batch_size=batch_size, title=title)
+    w = preconditioned(Tracked(case.bed.model("finetuned"), case.layers), case.queries, stages, batch_size=batch_size)
+    scores = score(Tracked(case.bed.model(_candidates_model(stages)), case.layers), case.bed.documents, w, batch_size=batch_size, title=title)
     return {"raw": scores.values.cpu(), "normalised": scores.normalised().cpu()}
 
 
@@ -86,4 +86,4 @@ def _factors(bed, name, layers, sequences, **fit):
     key = [digest(sequences), pairs.models(bed)[name], [str(x) for x in layers],
            {k: v for k, v in sorted(fit.items()) if k not in ("memory", "keep", "every")}]
     folder = scratch.place("pair-factors", key, fitting.__name__)
-    return fitting.fit(folder, bed.model(name), layers, sequences, title=f"{name}:", **fit)
+    return fitting.fit(folder, Tracked(bed.model(name), layers), sequences, title=f"{name}:", **fit)

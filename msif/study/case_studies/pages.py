@@ -2,6 +2,7 @@
 from dataclasses import replace
 
 from msif.core.influence import Damping, Stage
+from msif.core.layers import Tracked
 from msif.show import explorer
 from msif.study.case_studies import cases
 
@@ -31,7 +32,7 @@ def write(path, study, title, damping, alpha, withhold_texts=False, each=8, coun
         part = next(p for p in study.parts if any(q is case.queries[n] for q in p.case.queries))
         at, row = next(i for i, q in enumerate(part.case.queries) if q is case.queries[n]), case.rows[n]
         made = explorer.prepared({label: part.table[name][at:at + 1] for label, (name, _) in methods.items()}, [case.queries[n]], part.case.bed.documents, tokenizer=case.bed.tokenizer,
-                                 model=base, layers=case.layers, tuned=tuned, stages=stages, sources=[d["kind"] for d in part.case.bed.corpus.documents],
+                                 model=Tracked(base, case.layers), tuned=Tracked(tuned, case.layers), stages=stages, sources=[d["kind"] for d in part.case.bed.corpus.documents],
                                  groups=[group], notes=[_note(row)], labels=[dict.fromkeys(row["proponents"], "states it" if row.get("right") else "states the truth")], count=count, opponents=opponents, batch_size=batch_size)
         documents |= {part.numbers[k]: d for k, d in made["documents"].items()}
         queries.append(_renumbered(made["queries"][0], str(n), part.numbers, withhold_texts and not group.startswith("planted")))

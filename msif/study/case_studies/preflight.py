@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoConfig, GPTNeoXConfig
 
+from msif.core.layers import Tracked
 from msif.core.extras import need
 from msif.core.layers import tracked_layers
 from msif.core.resources import available_memory
@@ -120,29 +121,29 @@ def _plans(bed, nets, factors, scores, found, missing):
     rows, fits = [("device", device, remark)], {}
     for name, net in nets.items():
         try:
-            fits[name] = plan_fit(net, layers[name], [bed["max_length"]] * counts[name], batch_size=factors.get("batch_size", 32),
+            fits[name] = plan_fit(Tracked(net, layers[name]), [bed["max_length"]] * counts[name], batch_size=factors.get("batch_size", 32),
                                   draws=factors.get("samples", 2), memory=budget)
         except MemoryError as error:
             return missing.append(f"memory: {error}") or rows
         rows.append((f"fit {name}", _hours(fits[name].seconds(rates.model, rates.product, rates.eigh)),
                      f"{len(fits[name].partitions)} partitions, {2 * len(fits[name].partitions)} passes over at most {counts[name]:,} sequences of "
                      f"{bed['max_length']}; peak memory {human(fits[name].peak)}; factors {human(fits[name].factors)}"))
-    rows += _scoring(bed, nets["pretrained"], layers["pretrained"], scores, rates, total, max(x.peak for x in fits.values()), missing)
+    rows += _scoring(bed, Tracked(nets["pretrained"], layers["pretrained"]), scores, rates, total, max(x.peak for x in fits.values()), missing)
     return rows + _disk(bed, nets, fits, found, missing)
 
 
-def _scoring(bed, net, layers, scores, rates, total, fit, missing):
+def _scoring(bed, tracked, scores, rates, total, fit, missing):
     asked, at_once = _asked_for(bed), scores.get("at_once", 4)
     groups = -(-asked // at_once)
     chunks = max(1, min(at_once * _candidates(bed), sum(x["limit"] for x in bed["corpora"])) * -(-DOCUMENT // (4 * bed["max_length"])))
-    plan = plan_score(net, layers, [bed["max_length"]] * chunks, min(at_once, asked), batch_size=scores.get("batch_size", 8))
-    peak, what = max((plan.peak + model_bytes(net), "scoring, both models loaded"), (fit, "the fit"))
+    plan = plan_score(tracked, [bed["max_length"]] * chunks, min(at_once, asked), batch_size=scores.get("batch_size", 8))
+    peak, what = max((plan.peak + model_bytes(tracked.model), "scoring, both models loaded"), (fit, "the fit"))
     if peak > total:
         missing.append(f"memory: {what} needs {human(peak)}, the device has {human(total)}; lower at_once, batch_size or factors.memory, or "
                        f"take a larger device")
     return [("score, for each setting", _hours(groups * plan.seconds(rates.model, rates.product)),
              f"{groups} passes over about {chunks:,} chunks (assumed {DOCUMENT // 4:,} tokens a document); peak memory "
-             f"{human(plan.peak + model_bytes(net))}")]
+             f"{human(plan.peak + model_bytes(tracked.model))}")]
 
 
 def _disk(bed, nets, fits, found, missing):

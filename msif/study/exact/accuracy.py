@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from msif.core import ekfac
 from msif.core.influence import Damping
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.core.products import flatten, unflatten
 from msif.curvature import dial
 from msif.curvature.conjugate import block_cg, cg
@@ -89,16 +89,16 @@ class TwoStages:
         return [inverse(self.stages[0], v) @ self.documents.mT for v in (self.queries[0], moved)]
 
 
-def curvature(model, layers, sequences, *, hessian, samples, correction, seed):
+def curvature(tracked, sequences, *, hessian, samples, correction, seed):
     """A stage's `Curvature`; hessian: whether the Hessian is computed too, by P further backward passes."""
-    network = Network.of(model, layers)
+    network = Network.of(tracked.model, tracked.layers)
     G = network.gauss_newton(network.weights(), sequences)
-    fit = lambda layers, samples: ekfac.fit(model, layers, sequences, samples=samples, seed=seed)
-    factors = {"EK-FAC": fit(layers, samples), "EK-FAC, exact eigenvalues": exact_eigenvalues(fit(layers, 8 * samples), G)}
+    fit = lambda at, samples: ekfac.fit(at, sequences, samples=samples, seed=seed)
+    factors = {"EK-FAC": fit(tracked, samples), "EK-FAC, exact eigenvalues": exact_eigenvalues(fit(tracked, 8 * samples), G)}
     factors["K-FAC"] = factors["EK-FAC"].kfac()
-    if any("attention" in x.name for x in layers):
-        factors["EK-FAC per head"] = fit(tracked_layers(model, per_head=True), samples)
-    u = dial.pseudo_gradients(model, layers, sequences, correction, seed=f"{seed}/correction")
+    if any("attention" in x.name for x in tracked.layers):
+        factors["EK-FAC per head"] = fit(Tracked(tracked.model, tracked_layers(tracked.model, per_head=True)), samples)
+    u = dial.pseudo_gradients(tracked, sequences, correction, seed=f"{seed}/correction")
     H = network.hessian(network.weights(), sequences) if hessian else None
     return Curvature(G, H, factors, u, samples, correction)
 
@@ -123,7 +123,7 @@ def _spans(like):
 def case(toy, **settings):
     """The `TwoStages` of a `toys.Toy`; settings as for `curvature`."""
     nets = [Network.of(m, toy.layers) for m in (toy.base, toy.tuned)]
-    stages = [curvature(m, toy.layers, data, **settings) for m, data in ((toy.base, toy.documents), (toy.tuned, toy.finetuning))]
+    stages = [curvature(Tracked(m, toy.layers), data, **settings) for m, data in ((toy.base, toy.documents), (toy.tuned, toy.finetuning))]
     return TwoStages(stages, [n.gradients(n.weights(), toy.queries) for n in nets], nets[0].gradients(nets[0].weights(), toy.documents))
 
 

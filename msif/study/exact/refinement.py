@@ -13,7 +13,7 @@ from tqdm import tqdm
 from msif.core import ekfac
 from msif.core.data import digest
 from msif.core.influence import Damping, query_gradients, score
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.core.models import model_digest
 from msif.core.objectives import fisher_losses
 from msif.core.products import flatten, unflatten
@@ -42,21 +42,21 @@ class TwoStageProblem:
                 "data": [digest(x) for x in (*self.data, self.queries, self.candidates)]}
 
     def query_vectors(self):
-        return query_gradients(self.nets[1], self.layers, self.queries)
+        return query_gradients(Tracked(self.nets[1], self.layers), self.queries)
 
     def score(self, w):
         """(q, n) float64 of vectors w at θ₁."""
-        return score(self.nets[0], self.layers, self.candidates, w, batch_size=64).values.double()
+        return score(Tracked(self.nets[0], self.layers), self.candidates, w, batch_size=64).values.double()
 
     def stage(self, k):
         """The dial's stage k, without a correction: EK-FAC on the stage's own data."""
         s = self.settings
-        factors = ekfac.fit(self.nets[k], self.layers, self.data[k], samples=s["samples"], seed=k)
+        factors = ekfac.fit(Tracked(self.nets[k], self.layers), self.data[k], samples=s["samples"], seed=k)
         damping = {("damping", "alpha")[k]: Damping(s["damping"])}
-        return dial.Refined(factors, product=GaussNewton(self.nets[k], self.layers, self.data[k], s["batch_size"]).product, **damping)
+        return dial.Refined(factors, product=GaussNewton(Tracked(self.nets[k], self.layers), self.data[k], s["batch_size"]).product, **damping)
 
     def corrected(self, k, stage):
-        u = dial.pseudo_gradients(self.nets[k], self.layers, self.data[k], self.settings["correction"], seed=f"{k}/correction")
+        u = dial.pseudo_gradients(Tracked(self.nets[k], self.layers), self.data[k], self.settings["correction"], seed=f"{k}/correction")
         return replace(stage, correction=dial.low_rank(stage, u, self.settings["share"]))
 
 
@@ -146,7 +146,7 @@ def _iterates(stage, v, method):
 def direct_scores(problem):
     """{method: (q, n)} of what needs no product and is no `SOLVERS` method at 0."""
     q, stages = problem.query_vectors(), [problem.stage(k) for k in (0, 1)]
-    fisher = [inverses.diagonal_fisher(net, problem.layers, data, fisher_losses("gaussian", problem.settings["samples"], k))
+    fisher = [inverses.diagonal_fisher(Tracked(net, problem.layers), data, fisher_losses("gaussian", problem.settings["samples"], k))
               for k, (net, data) in enumerate(zip(problem.nets, problem.data))]
     shift = [{name: problem.settings["damping"] * x.eigenvalues.mean() for name, x in s.curvature.factors.items()} for s in stages]
     kfac = [replace(s, curvature=s.curvature.kfac()) for s in stages]

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from msif.core.influence import precondition, query_gradients
+from msif.core.layers import Tracked
 from msif.rivals import representations, retrieval, trackstar
 from msif.study import metrics, scratch
 from msif.study.fact_tracing import probes
@@ -58,7 +59,7 @@ def similar(case, dimension, batch_size=64):
     cosine = lambda net, kind, layer=-1: representations.cosine(net, case.queries, case.bed.documents, kind, layer, batch_size, centred=True)
     found = {"hidden_mean": cosine(tuned, "mean"), "hidden_last": cosine(tuned, "last"), "hidden_mean_pretrained": cosine(base, "mean"),
              "hidden_input": cosine(tuned, "mean", 0),
-             "trackstar": trackstar.scores(tuned, case.layers, case.queries, case.bed.documents, case.bed.finetuning,
+             "trackstar": trackstar.scores(Tracked(tuned, case.layers), case.queries, case.bed.documents, case.bed.finetuning,
                                            dimension=dimension, batch_size=batch_size)}
     return {f"{name}/raw": torch.as_tensor(x, dtype=torch.float32) for name, x in found.items()}
 
@@ -103,9 +104,9 @@ def filtering(found, name):
 def probed(case, damping, alpha, seed, normalised=False, batch_size=64):
     """`probes.probe_scores` of a case's queries by the multi-stage score at θ₁."""
     tuned, base = case.bed.model("finetuned"), case.bed.model("pretrained")
-    w = precondition(query_gradients(tuned, case.layers, case.queries), case.chain(damping, alpha))[0]
+    w = precondition(query_gradients(Tracked(tuned, case.layers), case.queries), case.chain(damping, alpha))[0]
     documents = probes.probe_documents(case.bed.corpus, case.rows, seed)
-    return probes.probe_scores(base, case.layers, case.bed.tokenizer, documents, w, base.config.max_position_embeddings, normalised, batch_size)
+    return probes.probe_scores(Tracked(base, case.layers), case.bed.tokenizer, documents, w, base.config.max_position_embeddings, normalised, batch_size)
 
 
 def costs(case, refined=None):

@@ -79,7 +79,7 @@ def _texts(corpus, facts, row, unseen, rng):
     return {"statement": statement} | {probe: rng.choice(pool) for probe, pool in pools.items() if pool}
 
 
-def probe_scores(model, layers, tokenizer, probes, w, max_length, normalised=False, batch_size=32):
+def probe_scores(tracked, tokenizer, probes, w, max_length, normalised=False, batch_size=32):
     """Scores of probe documents for their own queries: records {probe, query, score}, in the order of `probes`.
 
     model: the one of the corpus's own stage, such as θ₁. probes: of `probe_documents`; w: {layer: (q, o, i)} of the same rows, as
@@ -89,7 +89,7 @@ def probe_scores(model, layers, tokenizer, probes, w, max_length, normalised=Fal
     queries, held = {p["query"] for p in probes}, len(next(iter(w.values())))
     if max(queries) >= held:
         raise ValueError(f"w holds vectors of {held} queries, and there are probes of query {max(queries)}: expected one a row")
-    found = score(model, layers, encode_documents([p["text"] for p in probes], tokenizer, max_length), w, batch_size=batch_size)
+    found = score(tracked, encode_documents([p["text"] for p in probes], tokenizer, max_length), w, batch_size=batch_size)
     values = found.normalised() if normalised else found.values
     return [{"probe": p["probe"], "query": p["query"], "score": values[p["query"], n].item()} for n, p in enumerate(probes)]
 

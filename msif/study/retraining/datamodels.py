@@ -15,7 +15,7 @@ import torch
 
 from msif.core.data import batches
 from msif.core.influence import Damping, Stage, precondition, query_gradients
-from msif.core.layers import tracked_layers, weight_matrix
+from msif.core.layers import Tracked, tracked_layers, weight_matrix
 from msif.core.models import logits
 from msif.core.objectives import logit_margin
 from msif.curvature import adam
@@ -42,14 +42,14 @@ def variants(case, damping, alphas, times, seed):
     `times`), pre-training's filter (unrolled), the measurement (logit margin), the metric (Adam's)."""
     def make():
         base, tuned, first, last = case.ends
-        q, inverse = query_gradients(tuned, case.layers, case.queries), Stage(first, Damping(damping)).inverse
+        q, inverse = query_gradients(Tracked(tuned, case.layers), case.queries), Stage(first, Damping(damping)).inverse
         second = Stage(last, alpha=Damping(0.1))
         found = {f"proximal α = {a}": inverse(Stage(last, alpha=Damping(a)).transfer(q)) for a in alphas}
         found |= {f"unrolled fine-tuning τ = {t}": inverse(Unrolled(last, time=t).transfer(q)) for t in times}
         found |= {f"unrolled pre-training τ = {t}": Unrolled(first, time=t).inverse(second.transfer(q)) for t in times}
-        margin = query_gradients(tuned, case.layers, case.queries, logit_margin)
+        margin = query_gradients(Tracked(tuned, case.layers), case.queries, logit_margin)
         found["measurement: logit margin"] = inverse(second.transfer(margin))
-        metric = Stage(adam.fit(base, case.layers, case.bed.documents, seed=f"{seed}/adam"), Damping(damping))
+        metric = Stage(adam.fit(Tracked(base, case.layers), case.bed.documents, seed=f"{seed}/adam"), Damping(damping))
         found["metric: Adam's"] = metric.inverse(second.transfer(q))
         return at_pretrained(case, found)
     return scratch.tensors("variants", case.key() | {"damping": damping, "alphas": list(alphas), "times": list(times), "seed": seed}, make)
@@ -57,11 +57,11 @@ def variants(case, damping, alphas, times, seed):
 
 def _source(case, time, alpha):
     """Σ over segments of ⟨w_j, ∇ℓ_z(θ_j)⟩, w of the chain of segments and fine-tuning; every segment has the same time."""
-    names, q = case.bed.checkpoints, query_gradients(case.bed.model("finetuned"), case.layers, case.queries)
+    names, q = case.bed.checkpoints, query_gradients(Tracked(case.bed.model("finetuned"), case.layers), case.queries)
     chain = [Unrolled(case.factors[name], time=time) for name in names] + [Stage(case.factors["finetuned"], alpha=Damping(alpha))]
     total, normalised = 0.0, 0.0
     for name, w in zip(names, precondition(q, chain)):
-        found = score_together(case.bed.model(name), case.layers, case.bed.documents, {"w": w}, 64)["w"]
+        found = score_together(Tracked(case.bed.model(name), case.layers), case.bed.documents, {"w": w}, 64)["w"]
         total, normalised = total + found.values, normalised + found.normalised()
     return {"multi_stage_source/raw": total, "multi_stage_source/normalised": normalised}
 
@@ -71,7 +71,7 @@ def implied_alpha(case):
     −⟨∇J₂(θ₂), θ₂ − θ₁⟩ / ‖θ₂ − θ₁‖², J₂ the mean loss, from the condition ∇J₂ + α (θ₂ − θ₁) = 0 of a stage that ends there."""
     base, tuned, _, last = case.ends
     found = []
-    for name, g in query_gradients(tuned, case.layers, case.bed.finetuning).items():        # of −log p, which is the loss
+    for name, g in query_gradients(Tracked(tuned, case.layers), case.bed.finetuning).items():        # of −log p, which is the loss
         moved = weight_matrix(tuned.get_submodule(name)) - weight_matrix(base.get_submodule(name))
         found.append(-(g.mean(0) * moved).sum() / moved.square().sum() / last.factors[name].eigenvalues.mean())
     return torch.stack(found).median().item()
@@ -94,7 +94,7 @@ def _features(recipe, left_out, seed, dimension):
     project = projector(layers, dimension, seed)
     with torch.no_grad():
         error = torch.cat([error_probability(logits(net, batch), batch) for batch in batches(documents, 64)])
-    return trak_features(net, layers, queries, project), trak_features(net, layers, documents, project), error
+    return trak_features(Tracked(net, layers), queries, project), trak_features(Tracked(net, layers), documents, project), error
 
 
 def ensemble(tables):

@@ -15,7 +15,7 @@ from msif.core.capture import gradients
 from msif.core.data import batches
 from msif.core.ekfac import fit
 from msif.core.influence import Damping, query_gradients, score
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.core.models import logits, tiny_gpt_neox
 from msif.core.objectives import fisher_losses, loss
 from msif.curvature import dial
@@ -47,27 +47,26 @@ def plain(model, documents, batch_size=32):
     model.zero_grad()
 
 
-def parts(problem, damping, settings):
+def parts(p, damping, settings):
     """{part of a method: its cost for all queries and candidates, in plain passes over one document}; see `pair_cost`."""
-    p, run = problem, (problem.model, problem.layers)
     unit = counted(lambda: plain(p.model, p.candidates)) / len(p.candidates)
-    q = query_gradients(*run, p.queries)
+    q = query_gradients(p.tracked, p.queries)
     one, mlp = {name: x[:1] for name, x in q.items()}, [layer for layer in p.layers if ".mlp." in layer.name]
-    stage = dial.Refined(p.factors, damping, product=GaussNewton(*run, p.curvature, 16).product)
+    stage = dial.Refined(p.factors, damping, product=GaussNewton(p.tracked, p.curvature, 16).product)
     full, few = corrected(stage, p.model, p, settings["correction"]), p.candidates[:32]
     project = trak.projector(p.layers, settings["trak"]["features"], 0)
-    sample = inverses.sampled_product(*run, p.curvature, settings["lissa"]["batch"])
+    sample = inverses.sampled_product(p.tracked, p.curvature, settings["lissa"]["batch"])
     calls = {
-        "queries": lambda: query_gradients(*run, p.queries), "scoring": lambda: score(*run, p.candidates, q),
-        "scoring, MLP": lambda: score(p.model, mlp, p.candidates, {layer.name: q[layer.name] for layer in mlp}),
-        "diagonal": lambda: inverses.diagonal_fisher(*run, p.curvature, fisher_losses("gaussian", settings["samples"], 0)),
-        "fit": lambda: fit(*run, p.curvature, samples=settings["samples"]),
-        "fit, MLP": lambda: fit(p.model, mlp, p.curvature, samples=settings["samples"]),
+        "queries": lambda: query_gradients(p.tracked, p.queries), "scoring": lambda: score(p.tracked, p.candidates, q),
+        "scoring, MLP": lambda: score(p.tracked.only(mlp), p.candidates, {layer.name: q[layer.name] for layer in mlp}),
+        "diagonal": lambda: inverses.diagonal_fisher(p.tracked, p.curvature, fisher_losses("gaussian", settings["samples"], 0)),
+        "fit": lambda: fit(p.tracked, p.curvature, samples=settings["samples"]),
+        "fit, MLP": lambda: fit(p.tracked.only(mlp), p.curvature, samples=settings["samples"]),
         "EK-FAC": lambda: stage.start(q), "correction": lambda: corrected(stage, p.model, p, settings["correction"]),
         "dial": lambda: full.start(q), "product": lambda: stage.product(q), "single product": lambda: stage.product(one),
-        "sampled product": lambda: sample(q), "features": lambda: trak.trak_features(*run, p.queries + p.candidates, project)}
+        "sampled product": lambda: sample(q), "features": lambda: trak.trak_features(p.tracked, p.queries + p.candidates, project)}
     found = {name: counted(call) / unit for name, call in calls.items()}
-    found["CKA"] = counted(lambda: similarities.cka(q, gradients(*run, few, loss))) / unit * len(p.candidates) / len(few)
+    found["CKA"] = counted(lambda: similarities.cka(q, gradients(p.tracked, few, loss))) / unit * len(p.candidates) / len(few)
     return found | {"half training": p.training["epochs"] * len(p.documents) / 2}
 
 
@@ -98,9 +97,9 @@ def _at_width(width, documents, vocabulary, samples, queries, measure):
     model, kept = tiny_gpt_neox(vocabulary, width=width, heads=2), []
     layers = tracked_layers(model)
     found = {"plain": measure(lambda: plain(model, documents)),
-             "fit": measure(lambda: kept.append(fit(model, layers, documents, samples=samples)))}
-    w = dial.Refined(kept[0], Damping(.1)).inverse(query_gradients(model, layers, documents[:queries]))
-    found["scoring"] = measure(lambda: score(model, layers, documents, w))
+             "fit": measure(lambda: kept.append(fit(Tracked(model, layers), documents, samples=samples)))}
+    w = dial.Refined(kept[0], Damping(.1)).inverse(query_gradients(Tracked(model, layers), documents[:queries]))
+    found["scoring"] = measure(lambda: score(Tracked(model, layers), documents, w))
     weights = sum(x.out_features * (x.in_features + x.bias) for x in layers)
     return {"weights": weights} | {name: cost / len(documents) for name, cost in found.items()}
 

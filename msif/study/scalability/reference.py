@@ -17,7 +17,7 @@ from tqdm import tqdm
 from msif.core.data import digest
 from msif.core.ekfac import EKFAC, LayerFactors
 from msif.core.influence import query_gradients, score
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.core.models import load_model, model_digest
 from msif.curvature.conjugate import blocks
 from msif.curvature.gauss_newton import GaussNewton, exact_attention
@@ -44,6 +44,10 @@ class Problem:
     training: dict
     seed: int
 
+    @property
+    def tracked(self):
+        return Tracked(self.model, self.layers)
+
     def key(self):
         return {"model": model_digest(self.model), "factors": self.factors.header, "queries": digest(self.queries),
                 "candidates": digest(self.candidates), "layers": [str(x) for x in self.layers], "seed": self.seed}
@@ -63,7 +67,7 @@ def problem(seed, corpus, model, training, queries, candidates, curvature, sampl
     after = trained(net, documents, training, seed)
     chosen = documents[candidates:candidates + curvature]
     layers = tracked_layers(after)
-    factors, _ = fitted(after, layers, chosen, labels="gaussian", samples=samples, batch_size=32, seed=seed)
+    factors, _ = fitted(Tracked(after, layers), chosen, labels="gaussian", samples=samples, batch_size=32, seed=seed)
     return Problem(after, net, layers, factors, documents, asked, documents[:candidates], chosen, training, seed)
 
 
@@ -83,10 +87,10 @@ def reference(problem, damping, tolerance=1e-6):
     """{"scores" (q, n), "residual" (q,), "products" ()}, float64, computed once and kept in scratch/. damping: `influence.Damping`."""
     def compute():
         net, layers = copy.deepcopy(problem.model).double(), problem.layers
-        product, q = GaussNewton(net, layers, problem.curvature, 16).product, query_gradients(net, layers, problem.queries)
+        product, q = GaussNewton(Tracked(net, layers), problem.curvature, 16).product, query_gradients(Tracked(net, layers), problem.queries)
         with exact_attention():
             w, residual, products = solve(product, doubled(problem.factors), damping, q, tolerance)
-        return {"scores": score(net, layers, problem.candidates, w).values, "residual": residual, "products": torch.tensor(products)}
+        return {"scores": score(Tracked(net, layers), problem.candidates, w).values, "residual": residual, "products": torch.tensor(products)}
 
     key = problem.key() | {"damping": vars(damping), "tolerance": tolerance}
     return scratch.tensors("reference", key, compute)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from msif.core.capture import gradients
 from msif.core.data import batches
 from msif.core.influence import query_gradients, score
+from msif.core.layers import Tracked
 from msif.core.models import logits
 from msif.core.objectives import fisher_losses, loss
 from msif.core.products import flatten, unflatten
@@ -35,7 +36,7 @@ PUBLISHED = [
 
 def corrected(stage, model, problem, samples):
     """The stage with the dial's correction by pseudo-gradients of the curvature set, `samples` for each document."""
-    u = dial.pseudo_gradients(model, problem.layers, problem.curvature, samples, seed="correction")
+    u = dial.pseudo_gradients(Tracked(model, problem.layers), problem.curvature, samples, seed="correction")
     return replace(stage, correction=dial.low_rank(stage, u))
 
 
@@ -49,30 +50,30 @@ def scores(problem, damping, settings):
 
 
 def _scored(problem, w):
-    return score(problem.model, problem.layers, problem.candidates, w).values
+    return score(problem, problem.candidates, w).values
 
 
 def _q(problem):
-    return query_gradients(problem.model, problem.layers, problem.queries)
+    return query_gradients(problem, problem.queries)
 
 
 def _product(problem):
-    return GaussNewton(problem.model, problem.layers, problem.curvature, 16).product
+    return GaussNewton(problem, problem.curvature, 16).product
 
 
 def by_similarity(problem, damping, settings):
     """Gradient dot, cosine, CKA of gradients."""
     q = _q(problem)
-    found = score(problem.model, problem.layers, problem.candidates, q)
+    found = score(problem, problem.candidates, q)
     yield "gradient dot/0/", found.values
     yield "gradient cosine/0/", found.normalised()
     parts = [problem.candidates[i:i + 32] for i in range(0, len(problem.candidates), 32)]
-    yield "CKA of gradients/0/", torch.cat([similarities.cka(q, gradients(problem.model, problem.layers, part, loss)) for part in parts], 1)
+    yield "CKA of gradients/0/", torch.cat([similarities.cka(q, gradients(problem, part, loss)) for part in parts], 1)
 
 
 def diagonal(problem, damping, settings):
     """Diagonal Fisher."""
-    fisher = inverses.diagonal_fisher(problem.model, problem.layers, problem.curvature, fisher_losses("gaussian", settings["samples"], 0))
+    fisher = inverses.diagonal_fisher(problem, problem.curvature, fisher_losses("gaussian", settings["samples"], 0))
     yield "diagonal Fisher/0/", _scored(problem, inverses.diagonal_inverse(fisher, dampings(problem.factors, damping), _q(problem)))
 
 
@@ -107,7 +108,7 @@ def lissa(problem, damping, settings):
     d, q = dampings(problem.factors, damping), _q(problem)
     largest, _ = inverses.eigenpairs(_product(problem), d, {name: x[:1] for name, x in q.items()}, 1, 10)
     for step in settings["lissa"]["steps"]:
-        sampled = inverses.sampled_product(problem.model, problem.layers, problem.curvature, settings["lissa"]["batch"], problem.seed)
+        sampled = inverses.sampled_product(problem, problem.curvature, settings["lissa"]["batch"], problem.seed)
         try:
             found = inverses.lissa(sampled, d, q, settings["lissa"]["iterations"], step / float(largest[0]))
         except ValueError:
@@ -139,7 +140,7 @@ def _errors(net, sequences):
 
 def _trak_parts(problem, net, project):
     """(φ of the queries, φ of the candidates, 1 − p of the candidates) at one model."""
-    features = [trak.trak_features(net, problem.layers, x, project) for x in (problem.queries, problem.candidates)]
+    features = [trak.trak_features(Tracked(net, problem.layers), x, project) for x in (problem.queries, problem.candidates)]
     return *features, _errors(net, problem.candidates)
 
 

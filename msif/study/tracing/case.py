@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from msif.core import store
 from msif.core.data import digest
 from msif.core.influence import Damping, Stage
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.study.beds import testbed
 from msif.study.beds.fitted import fitted
 
@@ -53,7 +53,7 @@ def load_case(testbed_folder, factors_folder, layers, only_correct=True, limit=N
     if not queries:
         raise ValueError(f"{testbed_folder}: the fine-tuned model answers none of {len(right)} queries correctly; train longer, "
                          f"or set only_correct to false")
-    factors = {name: store.load(factors_folder / name, bed.model(name), layers) for name in [*bed.checkpoints, "finetuned"]}
+    factors = {name: store.load(factors_folder / name, Tracked(bed.model(name), layers)) for name in [*bed.checkpoints, "finetuned"]}
     return Case(bed, layers, factors, queries)
 
 
@@ -64,7 +64,7 @@ def trained_case(recipe, seed, checkpoints, samples=(2, 4), batch_size=64):
     layers = tracked_layers(bed.model("finetuned"))
 
     def factors_of(name, data, draws):
-        return fitted(bed.model(name), layers, data, labels="gaussian", samples=draws, batch_size=batch_size,
+        return fitted(Tracked(bed.model(name), layers), data, labels="gaussian", samples=draws, batch_size=batch_size,
                             seed=f"{seed}/{name}")[0]
 
     factors = {name: factors_of(name, bed.documents, samples[0]) for name in bed.checkpoints}

@@ -27,6 +27,7 @@ from msif.core.influence import (
     token_scores,
     trajectory,
 )
+from msif.core.layers import Tracked
 from msif.rivals.retrieval import bm25
 from msif.study import metrics, scratch
 
@@ -41,11 +42,11 @@ def query_vectors(q, pretraining, finetuning, damping, alpha):
             "finetuning_only": precondition(q, [identity, second])[0], "multi_stage": precondition(q, [first, second])[0]}
 
 
-def score_together(model, layers, candidates, vectors, batch_size, title=None):
+def score_together(tracked, candidates, vectors, batch_size, title=None):
     """{method: Scores} for {method: w}, by one pass over the candidates."""
     names = list(next(iter(vectors.values())))
     stacked = {name: torch.cat([w[name] for w in vectors.values()]) for name in names}
-    found = score(model, layers, candidates, stacked, batch_size=batch_size, title=title)
+    found = score(tracked, candidates, stacked, batch_size=batch_size, title=title)
     sizes = [len(w[names[0]]) for w in vectors.values()]
     return {method: Scores(values, found.norms) for method, values in zip(vectors, found.values.split(sizes))}
 
@@ -54,19 +55,19 @@ def all_methods(case, *, damping, alpha, single_stage_damping, batch_size=64, ti
     """{method: (raw, normalised)}, each (q, n); dampings d, d₂ and α are relative to each layer's mean eigenvalue."""
     tuned, found = case.bed.model("finetuned"), {}
     paths = {name: [] for name in ("multi_stage", "pretraining_only", "finetuning_only", "gradient_dot")}
-    q = query_gradients(tuned, case.layers, case.queries)
+    q = query_gradients(Tracked(tuned, case.layers), case.queries)
     own = Stage(case.factors["finetuned"], Damping(single_stage_damping))
     at_tuned = {"gradient_dot_finetuned": q, "single_stage_finetuned": own.inverse(q)}
-    found |= score_together(tuned, case.layers, case.bed.documents, at_tuned, batch_size, f"{title} finetuned")
+    found |= score_together(Tracked(tuned, case.layers), case.bed.documents, at_tuned, batch_size, f"{title} finetuned")
     for name in case.bed.checkpoints:
         net = case.bed.model(name)
         vectors = query_vectors(q, case.factors[name], case.factors["finetuned"], damping, alpha)
         if name == "pretrained":
             first = Stage(case.factors[name], Damping(damping))
-            vectors["single_stage_pretrained"] = first.inverse(query_gradients(net, case.layers, case.queries))
+            vectors["single_stage_pretrained"] = first.inverse(query_gradients(Tracked(net, case.layers), case.queries))
         else:
             vectors = {method: vectors[method] for method in paths}
-        here = score_together(net, case.layers, case.bed.documents, vectors, batch_size, f"{title} {name}")
+        here = score_together(Tracked(net, case.layers), case.bed.documents, vectors, batch_size, f"{title} {name}")
         for method, path in paths.items():
             path.append(here[method])
     both = {method: (s.values, s.normalised()) for method, s in (found | here).items()}      # here: at "pretrained", the last
@@ -88,7 +89,7 @@ def scored(case, **settings):
 
 def grid(case, dampings, alphas, batch_size=64):
     """{form: MRR of the multi-stage score (dampings, alphas)}, from one pass over the candidates."""
-    q = query_gradients(case.bed.model("finetuned"), case.layers, case.queries)
+    q = query_gradients(Tracked(case.bed.model("finetuned"), case.layers), case.queries)
     vectors = {(d, a): precondition(q, case.chain(d, a))[0] for d in dampings for a in alphas}
     found = _mrr(case, "pretrained", vectors, batch_size)
     return {form: [[found[form][d, a] for a in alphas] for d in dampings] for form in FORMS}
@@ -96,7 +97,7 @@ def grid(case, dampings, alphas, batch_size=64):
 
 def single_stage_grid(case, dampings, batch_size=64):
     """{form: MRR of the single-stage score at the fine-tuned model for each damping}: as much tuning for the baseline."""
-    q = query_gradients(case.bed.model("finetuned"), case.layers, case.queries)
+    q = query_gradients(Tracked(case.bed.model("finetuned"), case.layers), case.queries)
     vectors = {d: Stage(case.factors["finetuned"], Damping(d)).inverse(q) for d in dampings}
     found = _mrr(case, "finetuned", vectors, batch_size)
     return {form: [found[form][d] for d in dampings] for form in FORMS}
@@ -104,7 +105,7 @@ def single_stage_grid(case, dampings, batch_size=64):
 
 def _mrr(case, name, vectors, batch_size):
     """{form: {setting: MRR}} of query vectors {setting: w} with the candidates at one model."""
-    found = score_together(case.bed.model(name), case.layers, case.bed.documents, vectors, batch_size, "grid")
+    found = score_together(Tracked(case.bed.model(name), case.layers), case.bed.documents, vectors, batch_size, "grid")
     values = {"raw": lambda scores: scores.values, "normalised": lambda scores: scores.normalised()}
     return {form: {setting: metrics.reciprocal_ranks(values[form](scores).numpy(), case.proponents).mean()
                    for setting, scores in found.items()} for form in FORMS}
@@ -116,9 +117,9 @@ def top_documents(case, query, values, damping, alpha, count=5):
     Dicts with rank (from 1), document (number), score, words, scores (one per word, they sum to score), note (the kind).
     """
     tuned, net, decode = case.bed.model("finetuned"), case.bed.model("pretrained"), case.bed.tokenizer.decode
-    w = precondition(query_gradients(tuned, case.layers, [query]), case.chain(damping, alpha))[0]
+    w = precondition(query_gradients(Tracked(tuned, case.layers), [query]), case.chain(damping, alpha))[0]
     best = values.argsort(descending=True)[:count].tolist()
-    split = token_scores(net, case.layers, [case.bed.documents[n] for n in best], w)[0]
+    split = token_scores(Tracked(net, case.layers), [case.bed.documents[n] for n in best], w)[0]
     return [{"rank": rank, "document": n, "score": values[n].item(), "note": case.bed.corpus.documents[n]["kind"],
              "words": [decode([i]) for i in case.bed.documents[n].input_ids],
              "scores": row[:len(case.bed.documents[n].input_ids)].tolist()} for rank, (n, row) in enumerate(zip(best, split), 1)]
@@ -129,8 +130,8 @@ def traced_rows(case, rows, damping, alpha):
     tuned, net = case.bed.model("finetuned"), case.bed.model("pretrained")
     queries = encode_answers([r["prompt"] for r in rows], [r["answer"] for r in rows], case.bed.tokenizer,
                              tuned.config.max_position_embeddings)
-    w = precondition(query_gradients(tuned, case.layers, queries), case.chain(damping, alpha))[0]
-    found = score(net, case.layers, case.bed.documents, w).values
+    w = precondition(query_gradients(Tracked(tuned, case.layers), queries), case.chain(damping, alpha))[0]
+    found = score(Tracked(net, case.layers), case.bed.documents, w).values
     return [(row, values, top_documents(case, query, values, damping, alpha)) for row, query, values in zip(rows, queries, found)]
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from msif.core.data import encode_answers
 from msif.core.influence import precondition, query_gradients, score
+from msif.core.layers import Tracked
 from msif.study.beds.testbed import answers
 
 CLASSES = ("says so", "names both", "another object", "another relation", "another subject", "neither")
@@ -42,8 +43,8 @@ def traced(case, *, damping, alpha, top=10, batch_size=64, title=None):
     given = [(row, text, right) for row, (text, right) in zip(rows, answers(tuned, bed.tokenizer, rows)) if text]
     queries = encode_answers([row["prompt"] for row, *_ in given], [text for _, text, _ in given], bed.tokenizer,
                              tuned.config.max_position_embeddings)
-    w = precondition(query_gradients(tuned, case.layers, queries), case.chain(damping, alpha))[0]
-    found = score(bed.model("pretrained"), case.layers, bed.documents, w, batch_size=batch_size, title=title).normalised()
+    w = precondition(query_gradients(Tracked(tuned, case.layers), queries), case.chain(damping, alpha))[0]
+    found = score(Tracked(bed.model("pretrained"), case.layers), bed.documents, w, batch_size=batch_size, title=title).normalised()
     best = found.topk(top, dim=1).indices.tolist()
     classes = [[said(d, row["subject"], row["relation"], text) for d in documents] for row, text, _ in given]
     return [Answer(text, right, _shares([row[n] for n in few]), _shares(row))

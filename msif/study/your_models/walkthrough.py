@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from msif.core import layers
 from msif.core.capture import gradients
 from msif.core.data import collate
 from msif.core.layers import matrix
@@ -34,25 +35,25 @@ def pair(folder, corpus, *, questions, seed=0, **settings):
     return right[:questions]
 
 
-def after_step(base, tuned, layers, documents, queries, length, batch_size=32):
+def after_step(base, tuned, documents, queries, length, batch_size=32):
     """What one step of SGD on each document does to each query's log-probability: (q, n) float64, nats; positive = more likely.
 
-    The step is taken at `base`, over the tracked `layers`, with ‖δ‖ = `length` for every document: δ = −length · ∇ℓ_z(θ₁) / ‖∇ℓ_z(θ₁)‖. It is
+    base, tuned: `layers.Tracked` with equal layers. The step is taken at `base`, over its layers, with ‖δ‖ = `length` for every document: δ = −length · ∇ℓ_z(θ₁) / ‖∇ℓ_z(θ₁)‖. It is
     carried to `tuned` unchanged, as if fine-tuning kept it: f(θ₂ + δ) − f(θ₂). To first order that is length × the gradient dot product
     of the query at θ₂ and the document at θ₁, normalised: no curvature takes part. `tuned` is given back as it was.
     """
-    before, found = measured(tuned, queries, batch_size), []
-    kept = {layer.name: [p.detach().clone() for p in _parameters(tuned, layer)] for layer in layers}
+    before, found = measured(tuned.model, queries, batch_size), []
+    kept = {layer.name: [p.detach().clone() for p in _parameters(tuned.model, layer)] for layer in tuned.layers}
     try:
         for document in documents:                                               # one by one: a gradient is as large as the weights
-            step = gradients(base, layers, [document], loss)
+            step = gradients(base, [document], loss)
             norm = sum(g.square().sum() for g in step.values()).sqrt()
-            for layer in layers:
-                _add(tuned, layer, -length / norm * step[layer.name][0])
-            found.append(measured(tuned, queries, batch_size) - before)
-            _restore(tuned, layers, kept)
+            for layer in tuned.layers:
+                _add(tuned.model, layer, -length / norm * step[layer.name][0])
+            found.append(measured(tuned.model, queries, batch_size) - before)
+            _restore(tuned, kept)
     finally:
-        _restore(tuned, layers, kept)
+        _restore(tuned, kept)
     return torch.stack(found, 1)
 
 
@@ -81,7 +82,7 @@ def _add(model, layer, step):
 
 
 @torch.no_grad()
-def _restore(model, layers, kept):
-    for layer in layers:
-        for p, value in zip(_parameters(model, layer), kept[layer.name]):
+def _restore(tracked, kept):
+    for layer in tracked.layers:
+        for p, value in zip(_parameters(tracked.model, layer), kept[layer.name]):
             p.copy_(value)

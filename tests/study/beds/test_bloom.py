@@ -15,7 +15,7 @@ from transformers import BloomConfig, BloomForCausalLM
 
 from msif.core import store
 from msif.core.data import NO_LOSS
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.rivals.retrieval import bm25
 from msif.study import metrics
 from msif.study.beds import given, testbed
@@ -73,7 +73,7 @@ def case(study, tmp_path_factory):
     bed, folder = given.prepared(42, **study[1]), tmp_path_factory.mktemp("factors")
     layers = {"pattern": None, "per_head": True}
     for name, data in (("pretrained", bed.documents[:SETTINGS["factor_documents"]]), ("finetuned", bed.finetuning)):
-        found, at = fitted(bed.model(name), tracked_layers(bed.model(name), **layers), data, samples=2, seed=f"42/{name}")
+        found, at = fitted(Tracked(bed.model(name), tracked_layers(bed.model(name), **layers)), data, samples=2, seed=f"42/{name}")
         store.save(found, folder / name)
     return load_case(bed.folder, folder, layers, only_correct=False)
 

@@ -4,7 +4,7 @@ import pytest
 
 from msif.core import ekfac
 from msif.core.influence import Damping, Stage, precondition, query_gradients, score
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.study.beds import testbed
 from msif.study.corpora.corpus import generate
 
@@ -22,10 +22,10 @@ def bed(tmp_path_factory):
 def scores(bed, convert):
     first, last = (convert(bed.model(name)) for name in ("pretrained", "finetuned"))
     layers = tracked_layers(first)
-    stages = [Stage(ekfac.fit(first, layers, bed.documents), Damping(1e-3)),
-              Stage(ekfac.fit(last, layers, bed.finetuning), alpha=Damping(.1))]
-    q = query_gradients(last, layers, bed.finetuning[:8])
-    return score(first, layers, bed.documents, precondition(q, stages)[0]).values.numpy()
+    stages = [Stage(ekfac.fit(Tracked(first, layers), bed.documents), Damping(1e-3)),
+              Stage(ekfac.fit(Tracked(last, layers), bed.finetuning), alpha=Damping(.1))]
+    q = query_gradients(Tracked(last, layers), bed.finetuning[:8])
+    return score(Tracked(first, layers), bed.documents, precondition(q, stages)[0]).values.numpy()
 
 
 def test_scores_of_bfloat16_models_correlate_with_those_of_float32(bed):

@@ -6,7 +6,7 @@ from support.tiny import relative
 
 from msif.core import ekfac, store
 from msif.core.influence import query_gradients, score
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.core.models import tiny_gpt_neox
 from msif.study import metrics
 from msif.study.beds import given, testbed
@@ -27,7 +27,7 @@ def case(tmp_path_factory):
     for name in [*bed.checkpoints, "finetuned"]:
         net = bed.model(name)
         data = bed.finetuning if name == "finetuned" else bed.documents
-        store.save(ekfac.fit(net, tracked_layers(net), data, samples=1), folder / "factors" / name)
+        store.save(ekfac.fit(Tracked(net, tracked_layers(net)), data, samples=1), folder / "factors" / name)
     return load_case(folder / "bed", folder / "factors", {}, only_correct=False, limit=4)
 
 
@@ -50,9 +50,9 @@ def test_fine_tuning_starts_where_pre_training_ended(case):
 
 def test_methods_scored_together_equal_each_scored_alone(case, scores):
     tuned, net = case.bed.model("finetuned"), case.bed.model("pretrained")
-    q = query_gradients(tuned, case.layers, case.queries)
+    q = query_gradients(Tracked(tuned, case.layers), case.queries)
     for name, w in methods.query_vectors(q, case.factors["pretrained"], case.factors["finetuned"], 1e-3, 0.1).items():
-        alone = score(net, case.layers, case.bed.documents, w, batch_size=7)
+        alone = score(Tracked(net, case.layers), case.bed.documents, w, batch_size=7)
         for together, single in zip(scores[name], (alone.values, alone.normalised())):
             assert torch.allclose(together, single, rtol=1e-3, atol=1e-4 * single.abs().max())  # float32 sums, other batches
 

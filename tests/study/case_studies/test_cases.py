@@ -10,6 +10,7 @@ import torch
 from msif.core.data import NO_LOSS
 from msif.core.generation import greedy
 from msif.core.influence import Damping, Stage, precondition, query_gradients, score
+from msif.core.layers import Tracked
 from msif.study import metrics
 from msif.study.case_studies import anatomy, cases, pages
 from msif.study.pipeline import report
@@ -93,9 +94,9 @@ def test_the_same_setting_agrees_with_itself_and_another_less(study):
 
 def test_changed_settings_are_compared_with_the_plain_score(study):
     case = study.case
-    w = precondition(query_gradients(case.bed.model("finetuned"), case.layers, case.queries),
+    w = precondition(query_gradients(Tracked(case.bed.model("finetuned"), case.layers), case.queries),
                      [Stage(case.factors["pretrained"], Damping(1.0)), Stage(case.factors["finetuned"], alpha=Damping(0.1))])[0]
-    values = score(case.bed.model("pretrained"), case.layers, case.bed.documents, w).normalised()
+    values = score(Tracked(case.bed.model("pretrained"), case.layers), case.bed.documents, w).normalised()
     expected = metrics.spearman(values.numpy(), study.table["multi_stage/normalised"].numpy())
     assert anatomy.changed(case, case.chain(1.0, 0.1), case.chain(1e-3, 0.1))["spearman"] == pytest.approx(expected, abs=1e-3)
 

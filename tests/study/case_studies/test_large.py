@@ -7,6 +7,7 @@ from support.small_pair import build, inside, needs_data
 
 from msif.core import ekfac
 from msif.core.influence import Damping, Stage, precondition, query_gradients, score
+from msif.core.layers import Tracked
 from msif.scale.plan import plan_fit
 from msif.study import scratch
 from msif.study.beds import pairs
@@ -27,14 +28,14 @@ def made(tmp_path_factory):
 
 def at_once(case, stages):
     """The scores by `influence` alone, everything in memory."""
-    w = precondition(query_gradients(case.bed.model("finetuned"), case.layers, case.queries), stages)[0]
-    return score(case.bed.model("pretrained" if len(stages) == 2 else "finetuned"), case.layers, case.bed.documents, w)
+    w = precondition(query_gradients(Tracked(case.bed.model("finetuned"), case.layers), case.queries), stages)[0]
+    return score(Tracked(case.bed.model("pretrained" if len(stages) == 2 else "finetuned"), case.layers), case.bed.documents, w)
 
 
 def test_factors_are_those_of_each_stages_own_data(made):
     _, case = made
     for name, data in ("pretrained", pairs.factor_documents(case.bed)), ("finetuned", case.bed.finetuning):
-        expected = ekfac.fit(case.bed.model(name), case.layers, data, samples=1, batch_size=4)
+        expected = ekfac.fit(Tracked(case.bed.model(name), case.layers), data, samples=1, batch_size=4)
         for layer in case.layers:
             a, b = case.factors[name].factors[layer.name], expected.factors[layer.name]
             assert torch.allclose(a.eigenvalues, b.eigenvalues, rtol=1e-4, atol=1e-6 * b.eigenvalues.max())
@@ -44,9 +45,9 @@ def test_less_memory_means_more_partitions_and_the_same_factors(made, capsys):
     settings, case = made
     net, data = pairs.outline(**pairs.models(case.bed)["pretrained"]), pairs.factor_documents(case.bed)
     lengths = [len(x.input_ids) for x in data]
-    budget = max(plan_fit(net, [x], lengths, batch_size=4).peak for x in case.layers)
-    many = len(plan_fit(net, case.layers, lengths, batch_size=4, memory=budget).partitions)
-    assert many > 1 == len(plan_fit(net, case.layers, lengths, batch_size=4).partitions)
+    budget = max(plan_fit(Tracked(net, [x]), lengths, batch_size=4).peak for x in case.layers)
+    many = len(plan_fit(Tracked(net, case.layers), lengths, batch_size=4, memory=budget).partitions)
+    assert many > 1 == len(plan_fit(Tracked(net, case.layers), lengths, batch_size=4).partitions)
     bed, layers = case.bed, case.layers
     other = large._factors(bed, "pretrained", layers, data, samples=1, batch_size=4, seed=0, memory=budget)
     assert f"partitions {many}" in capsys.readouterr().out

@@ -9,7 +9,7 @@ import yaml
 from support import ROOT
 from transformers import GPTNeoXConfig
 
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.scale.plan import human, model_bytes, plan_fit
 from msif.study.beds import pairs
 from msif.study.case_studies import available, preflight
@@ -54,7 +54,7 @@ def test_small_local_folders_miss_nothing_and_are_planned_from_their_config(stud
     assert missing == [] and sorted(folder.rglob("*")) == before, "a preflight writes nothing"
     found = {what: (size, remark) for what, size, remark in rows}
     net = pairs.outline(folder / "base")
-    plan = plan_fit(net, tracked_layers(net), [32] * 10, batch_size=4, draws=1, memory="2GiB")
+    plan = plan_fit(Tracked(net, tracked_layers(net)), [32] * 10, batch_size=4, draws=1, memory="2GiB")
     assert found["model base"] == (human(model_bytes(net)), f"{plan.parameters:,} parameters, in place")
     assert f"peak memory {human(plan.peak)}; factors {human(plan.factors)}" in found["fit pretrained"][1]
     assert "at most 20 sequences of 32" in found["fit finetuned"][1] and found["queries"][0] == "4"

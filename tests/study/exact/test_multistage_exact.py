@@ -9,6 +9,7 @@ import torch
 from support.tiny import Regression, relative
 from torch.func import functional_call
 
+from msif.core.layers import Tracked
 from msif.core.data import NO_LOSS, Sequence, collate
 from msif.core.influence import Damping, Stage, precondition, query_gradients, score
 from msif.curvature.dense import Dense
@@ -76,8 +77,8 @@ class Problem:
     def scores(self, trained):
         """[(q, n) for each stage], by msif."""
         models = [self.model(k).set(x) for k, x in enumerate(trained)]
-        query = query_gradients(models[-1], models[-1].layers(), self.query)
-        return [score(m, m.layers(), data, w).values
+        query = query_gradients(Tracked(models[-1], models[-1].layers()), self.query)
+        return [score(Tracked(m, m.layers()), data, w).values
                 for m, data, w in zip(models, self.data, precondition(query, self.stages(trained)))]
 
     def measured(self, stage, z):

@@ -6,7 +6,7 @@ import pytest
 
 from msif.core.data import word_tokenizer
 from msif.core.influence import query_gradients, score
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.core.models import tiny_gpt_neox
 from msif.study.beds.testbed import encode
 from msif.study.corpora.corpus import RELATIONS, generate
@@ -97,9 +97,9 @@ def scored():
     tokenizer = word_tokenizer([d["text"] for d in CORPUS.documents] + [f"{r['prompt']} {r['answer']}" for r in rows])
     net = tiny_gpt_neox(len(tokenizer), width=16, layers=1, heads=2)
     layers, (documents, _, queries) = tracked_layers(net), encode(CORPUS, tokenizer, 32)
-    w = query_gradients(net, layers, queries)
-    records = {n: probe_scores(net, layers, tokenizer, FOUND, w, 32, normalised=n) for n in (False, True)}
-    return score(net, layers, documents, w), records
+    w = query_gradients(Tracked(net, layers), queries)
+    records = {n: probe_scores(Tracked(net, layers), tokenizer, FOUND, w, 32, normalised=n) for n in (False, True)}
+    return score(Tracked(net, layers), documents, w), records
 
 
 def test_statements_score_as_the_same_documents_of_the_corpus(scored):
@@ -118,7 +118,7 @@ def test_records_name_their_probe_and_query(scored):
 
 def test_vectors_of_other_queries_are_refused(scored):
     with pytest.raises(ValueError, match="1 queries.*probes of query 29"):
-        probe_scores(None, [], None, FOUND, {"a": np.zeros((1, 2, 2))}, 32)
+        probe_scores(None, None, FOUND, {"a": np.zeros((1, 2, 2))}, 32)
 
 
 def test_the_summary_is_a_ratio_of_means_with_a_paired_error():

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from msif.core.influence import Damping, Stage, query_gradients
+from msif.core.layers import Tracked
 from msif.study.beds.retraining import Recipe
 from msif.study.corpora.corpus import generate
 from msif.study.retraining import datamodels
@@ -63,9 +64,9 @@ def test_a_variant_that_exchanges_nothing_is_the_multi_stage_score(case):
 def test_source_over_short_segments_is_a_sum_of_gradient_dots_over_checkpoints(case):
     """τ → 0: a document moves the weights by −τ∇ℓ at every checkpoint, and nothing is forgotten (TracIn, after fine-tuning's stage)."""
     found = datamodels.all_scores(case, time=1e-4, **SETTINGS)["multi_stage_source/raw"]
-    q = query_gradients(case.bed.model("finetuned"), case.layers, case.queries)
+    q = query_gradients(Tracked(case.bed.model("finetuned"), case.layers), case.queries)
     vectors = {"last": Stage(case.factors["finetuned"], alpha=Damping(0.1)).transfer(q)}
-    parts = [methods.score_together(case.bed.model(name), case.layers, case.bed.documents, {"x": {
+    parts = [methods.score_together(Tracked(case.bed.model(name), case.layers), case.bed.documents, {"x": {
         layer: v * 1e-4 / case.factors[name].factors[layer].eigenvalues.mean() for layer, v in vectors["last"].items()}}, 64)["x"].values
         for name in case.bed.checkpoints]
     assert torch.allclose(found, sum(parts), rtol=2e-2, atol=2e-2 * found.abs().max())    # e^(−τλ) is 1 but where λ is 100 × its mean

@@ -8,7 +8,7 @@ from support.tiny import documents, neox, relative
 
 from msif.core.ekfac import fit
 from msif.core.influence import Damping, query_gradients
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.curvature.gauss_newton import GaussNewton, exact_attention
 from msif.study.scalability import costs, scalability
 from msif.study.scalability.reference import Problem, dampings, doubled, solve, trained
@@ -23,7 +23,7 @@ def small():
     """A float64 problem on the MLP of a tiny model's second block; nothing is trained."""
     model = neox()
     layers, data = tracked_layers(model, "layers.1.mlp"), documents(20)
-    return Problem(model, model, layers, fit(model, layers, data[12:], samples=2), data, documents(3, seed=5), data[:12], data[12:],
+    return Problem(model, model, layers, fit(Tracked(model, layers), data[12:], samples=2), data, documents(3, seed=5), data[:12], data[12:],
                    {"epochs": 2, "rate": 1e-3}, 0)
 
 
@@ -34,13 +34,13 @@ def rows(v):
 def solved(factors):
     p = small()
     with exact_attention():
-        q = query_gradients(p.model, p.layers, p.queries)
-        return q, *solve(GaussNewton(p.model, p.layers, p.curvature).product, factors, DAMPING, q, 1e-9)
+        q = query_gradients(p, p.queries)
+        return q, *solve(GaussNewton(p, p.curvature).product, factors, DAMPING, q, 1e-9)
 
 
 def test_the_reference_solves_the_dense_system():
     p, (q, w, residual, _) = small(), solved(small().factors)
-    product, d = GaussNewton(p.model, p.layers, p.curvature).product, dampings(p.factors, DAMPING)
+    product, d = GaussNewton(p, p.curvature).product, dampings(p.factors, DAMPING)
     units = torch.eye(rows(q).shape[1], dtype=torch.float64)
     sizes = [x[0].numel() for x in q.values()]
     with exact_attention():
@@ -53,16 +53,16 @@ def test_the_reference_solves_the_dense_system():
 
 def test_a_reference_that_does_not_converge_says_so():
     p = small()
-    q = query_gradients(p.model, p.layers, p.queries)
+    q = query_gradients(p, p.queries)
     with pytest.raises(RuntimeError, match="after 2 products: raise the damping"):
-        solve(GaussNewton(p.model, p.layers, p.curvature).product, p.factors, DAMPING, q, 1e-9, limit=2)
+        solve(GaussNewton(p, p.curvature).product, p.factors, DAMPING, q, 1e-9, limit=2)
 
 
 def test_exact_attention_makes_the_product_symmetric_in_float64():
     """transformers' eager attention takes its softmax in float32: with it, the two sides differ in the seventh digit."""
     p = small()
     layers = tracked_layers(p.model, "layers.0")
-    product, g = GaussNewton(p.model, layers, p.curvature).product, torch.Generator().manual_seed(0)
+    product, g = GaussNewton(Tracked(p.model, layers), p.curvature).product, torch.Generator().manual_seed(0)
     u, v = ({x.name: torch.randn(1, x.out_features, x.in_features + 1, generator=g, dtype=torch.float64) for x in layers} for _ in "uv")
     with exact_attention():
         assert (rows(u) @ rows(product(v)).mT).item() == pytest.approx((rows(v) @ rows(product(u)).mT).item(), rel=1e-12)
@@ -130,7 +130,7 @@ def test_records_keep_the_best_variant_and_the_sign():
 
 
 def test_doubled_factors_are_the_same_numbers():
-    once = fit(neox().float(), small().layers, small().curvature, samples=1)
+    once = fit(Tracked(neox().float(), small().layers), small().curvature, samples=1)
     for name, x in doubled(once).factors.items():
         assert x.eigenvalues.dtype == torch.float64 and torch.equal(x.eigenvalues.float(), once.factors[name].eigenvalues)
 

@@ -7,7 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from msif.core.capture import gradients
 from msif.core.data import Sequence, encode_answers, encode_documents, load_texts
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.core.models import load_model, load_tokenizer, model_digest, tiny_gpt_neox
 from msif.core.objectives import log_probability, loss
 from msif.study.corpora.corpus import generate
@@ -28,20 +28,20 @@ def test_a_small_step_does_what_the_gradients_say(build):
     """f(θ₂ + δ) − f(θ₂) = ∇f(θ₂)ᵀ δ to first order, with δ along −∇ℓ_z(θ₁)."""
     base, tuned = build(0).double(), build(1).double()
     layers, length = tracked_layers(base), 1e-6
-    f = gradients(tuned, layers, QUERIES, log_probability)
-    z = gradients(base, layers, DOCUMENTS, loss)
+    f = gradients(Tracked(tuned, layers), QUERIES, log_probability)
+    z = gradients(Tracked(base, layers), DOCUMENTS, loss)
     norms = sum(g.square().sum((1, 2)) for g in z.values()).sqrt()
     expected = -length * sum(f[name].flatten(1) @ z[name].flatten(1).T for name in f) / norms
-    found = walkthrough.after_step(base, tuned, layers, DOCUMENTS, QUERIES, length)
+    found = walkthrough.after_step(Tracked(base, layers), Tracked(tuned, layers), DOCUMENTS, QUERIES, length)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-10)
 
 
 def test_models_are_given_back_as_they_were_even_after_an_error():
     base, tuned = (tiny_gpt_neox(12, width=8, layers=1, heads=2, context=8, seed=seed) for seed in (0, 1))
     digests, layers = (model_digest(base), model_digest(tuned)), tracked_layers(base)
-    walkthrough.after_step(base, tuned, layers, DOCUMENTS, QUERIES, 0.1)
+    walkthrough.after_step(Tracked(base, layers), Tracked(tuned, layers), DOCUMENTS, QUERIES, 0.1)
     with pytest.raises(ValueError):
-        walkthrough.after_step(base, tuned, layers, [*DOCUMENTS, Sequence(3, (99, 1), (99, 1))], QUERIES, 0.1)
+        walkthrough.after_step(Tracked(base, layers), Tracked(tuned, layers), [*DOCUMENTS, Sequence(3, (99, 1), (99, 1))], QUERIES, 0.1)
     assert (model_digest(base), model_digest(tuned)) == digests
 
 
