@@ -6,6 +6,7 @@
 
 The plan's sizes follow from shapes. Its hours rest on the rates below, which are assumptions until --run measures them.
 """
+
 import argparse
 import json
 import resource
@@ -30,6 +31,7 @@ REPORTS = Path(__file__).parent.parent / "reports" / "benchmarks"
 class GPU:
     """Memory, batch that suits it, and assumed rates in FLOP/s: 40 % of the bfloat16 peak for the model, 50 % of the TF32 peak for
     products, and what a float64 eigensolver reaches."""
+
     name: str
     memory: str
     batch_size: int
@@ -38,15 +40,27 @@ class GPU:
     eigh_rate: float
 
 
-GPUS = (GPU("H200, 141 GB", "131GiB", 16, .4 * 989e12, .5 * 494e12, 2e12),
-        GPU("A100, 80 GB", "74GiB", 8, .4 * 312e12, .5 * 156e12, 1e12),
-        GPU("RTX 4090, 24 GB", "22GiB", 2, .4 * 165e12, .5 * 82e12, .5e12))
+GPUS = (
+    GPU("H200, 141 GB", "131GiB", 16, 0.4 * 989e12, 0.5 * 494e12, 2e12),
+    GPU("A100, 80 GB", "74GiB", 8, 0.4 * 312e12, 0.5 * 156e12, 1e12),
+    GPU("RTX 4090, 24 GB", "22GiB", 2, 0.4 * 165e12, 0.5 * 82e12, 0.5e12),
+)
 
 
-def architecture(hidden=2560, layers=32, heads=32, intermediate=10240, vocabulary=50280, context=2048):
+def architecture(
+    hidden=2560, layers=32, heads=32, intermediate=10240, vocabulary=50280, context=2048
+):
     """The model's class and shapes on the meta device, in bfloat16: no weights."""
-    config = GPTNeoXConfig(hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=intermediate,
-                           vocab_size=vocabulary, max_position_embeddings=context, rotary_pct=0.25, use_parallel_residual=True)
+    config = GPTNeoXConfig(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=intermediate,
+        vocab_size=vocabulary,
+        max_position_embeddings=context,
+        rotary_pct=0.25,
+        use_parallel_residual=True,
+    )
     with torch.device("meta"):
         return GPTNeoXForCausalLM(config).to(torch.bfloat16).eval()
 
@@ -55,48 +69,106 @@ def plans(model, tokens, length, documents, queries):
     """One row a GPU: of a fit on `tokens` in sequences of `length`, and of scoring `documents` of that length."""
     layers = tracked_layers(model)
     for gpu in GPUS:
-        fit = plan_fit(Tracked(model, layers), [length] * (tokens // length), batch_size=gpu.batch_size, memory=gpu.memory)
-        scoring = plan_score(Tracked(model, layers), [length] * documents, queries, batch_size=gpu.batch_size)
-        yield {"gpu": gpu.name, "parameters": fit.parameters, "partitions": len(fit.partitions), "passes over the data": 2 * len(fit.partitions),
-               "factors": human(fit.factors), "disk while fitting": human(fit.disk), "peak memory, fit": human(fit.peak),
-               "fit, forward + backward passes": round(fit.passes, 2), "fit, hours": fit.seconds(gpu.model_rate, gpu.product_rate, gpu.eigh_rate) / 3600,
-               "decompositions, hours": fit.eigh_flops / gpu.eigh_rate / 3600,
-               f"peak memory, scoring for {queries} queries": human(scoring.peak),
-               "queries at once": int((parse_bytes(gpu.memory) - scoring.peak + scoring.vectors) * queries // scoring.vectors),
-               "scoring, hours per million documents": scoring.seconds(gpu.model_rate, gpu.product_rate) / 3600 * 1e6 / documents}
+        fit = plan_fit(
+            Tracked(model, layers),
+            [length] * (tokens // length),
+            batch_size=gpu.batch_size,
+            memory=gpu.memory,
+        )
+        scoring = plan_score(
+            Tracked(model, layers), [length] * documents, queries, batch_size=gpu.batch_size
+        )
+        yield {
+            "gpu": gpu.name,
+            "parameters": fit.parameters,
+            "partitions": len(fit.partitions),
+            "passes over the data": 2 * len(fit.partitions),
+            "factors": human(fit.factors),
+            "disk while fitting": human(fit.disk),
+            "peak memory, fit": human(fit.peak),
+            "fit, forward + backward passes": round(fit.passes, 2),
+            "fit, hours": fit.seconds(gpu.model_rate, gpu.product_rate, gpu.eigh_rate) / 3600,
+            "decompositions, hours": fit.eigh_flops / gpu.eigh_rate / 3600,
+            f"peak memory, scoring for {queries} queries": human(scoring.peak),
+            "queries at once": int(
+                (parse_bytes(gpu.memory) - scoring.peak + scoring.vectors)
+                * queries
+                // scoring.vectors
+            ),
+            "scoring, hours per million documents": scoring.seconds(
+                gpu.model_rate, gpu.product_rate
+            )
+            / 3600
+            * 1e6
+            / documents,
+        }
 
 
 def table(rows):
     """Markdown, one column a GPU."""
+
     def shown(x):
         return f"{x:.2f}" if isinstance(x, float) else f"{x:,}" if isinstance(x, int) else x
+
     head, *names = rows[0]
     lines = [f"| | {' | '.join(x[head] for x in rows)} |", "|---" * (len(rows) + 1) + "|"]
-    return "\n".join(lines + [f"| {name} | {' | '.join(shown(x[name]) for x in rows)} |" for name in names])
+    return "\n".join(
+        lines + [f"| {name} | {' | '.join(shown(x[name]) for x in rows)} |" for name in names]
+    )
 
 
 def measured(model, sequences, batch_size, queries, memory):
     """Fit the first partition and score one batch; what was measured beside what was planned."""
     layers, device = tracked_layers(model), next(model.parameters()).device
-    plan = plan_fit(Tracked(model, layers), [len(x.input_ids) for x in sequences], batch_size=batch_size, memory=memory)
+    plan = plan_fit(
+        Tracked(model, layers),
+        [len(x.input_ids) for x in sequences],
+        batch_size=batch_size,
+        memory=memory,
+    )
     part, before = list(plan.partitions[0].layers), _peak(device, reset=True)
-    alone = plan_fit(Tracked(model, part), [len(x.input_ids) for x in sequences], batch_size=batch_size, memory=memory)
+    alone = plan_fit(
+        Tracked(model, part),
+        [len(x.input_ids) for x in sequences],
+        batch_size=batch_size,
+        memory=memory,
+    )
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        fitting.fit(Path(folder) / "factors", Tracked(model, part), sequences, labels="sampled", samples=1, batch_size=batch_size, memory=memory,
-                    every=1e9, title="fit")
+        fitting.fit(
+            Path(folder) / "factors",
+            Tracked(model, part),
+            sequences,
+            labels="sampled",
+            samples=1,
+            batch_size=batch_size,
+            memory=memory,
+            every=1e9,
+            title="fit",
+        )
         _finish(device)
         seconds, peak = time.perf_counter() - start, _peak(device)
     tokens = sum(len(x.input_ids) for x in sequences)
-    w = {x.name: torch.randn(queries, x.out_features, x.in_features + x.bias, device=device) for x in part}
+    w = {
+        x.name: torch.randn(queries, x.out_features, x.in_features + x.bias, device=device)
+        for x in part
+    }
     start = time.perf_counter()
     score(Tracked(model, part), sequences[:batch_size], w, batch_size=batch_size)
     _finish(device)
-    return {"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu", "parameters": plan.parameters, "tokens": tokens,
-            "layers": len(part), "tokens per second, fit": tokens / seconds, "seconds, fit": seconds,
-            "flop per second, fit": (alone.model_flops + alone.product_flops + alone.eigh_flops) / seconds,
-            "bytes, planned": alone.peak, "bytes, measured": peak - before + (alone.model if device.type == "cpu" else 0),
-            "candidates per second": batch_size / (time.perf_counter() - start)}
+    return {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "parameters": plan.parameters,
+        "tokens": tokens,
+        "layers": len(part),
+        "tokens per second, fit": tokens / seconds,
+        "seconds, fit": seconds,
+        "flop per second, fit": (alone.model_flops + alone.product_flops + alone.eigh_flops)
+        / seconds,
+        "bytes, planned": alone.peak,
+        "bytes, measured": peak - before + (alone.model if device.type == "cpu" else 0),
+        "candidates per second": batch_size / (time.perf_counter() - start),
+    }
 
 
 def _finish(device):
@@ -112,17 +184,33 @@ def _peak(device, reset=False):
         return 0 if reset else torch.cuda.max_memory_allocated()
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if not Path("/proc/self/status").exists() else next(
-        int(x.split()[1]) * 1024 for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    return (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if not Path("/proc/self/status").exists()
+        else next(
+            int(x.split()[1]) * 1024
+            for x in Path("/proc/self/status").read_text().splitlines()
+            if x.startswith("VmHWM")
+        )
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=2 ** 20, help="tokens that the factors are fitted on, of each of the two models")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        default=2**20,
+        help="tokens that the factors are fitted on, of each of the two models",
+    )
     parser.add_argument("--length", type=int, default=512, help="tokens of a sequence")
-    parser.add_argument("--documents", type=int, default=10 ** 5)
+    parser.add_argument("--documents", type=int, default=10**5)
     parser.add_argument("--queries", type=int, default=4)
-    parser.add_argument("--run", action="store_true", help="measure on this machine with random weights")
+    parser.add_argument(
+        "--run", action="store_true", help="measure on this machine with random weights"
+    )
     parser.add_argument("--hidden", type=int, default=2560)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=8)
@@ -140,10 +228,20 @@ def main():
     model = model.to_empty(device=processes.device())
     torch.manual_seed(0)
     with torch.no_grad():
-        [p.normal_(std=.02) for p in model.parameters()]
-    model.gpt_neox.rotary_emb = type(model.gpt_neox.rotary_emb)(model.config).to(processes.device())        # its buffers are no weights
-    ids = torch.randint(model.config.vocab_size, (given.tokens // given.length, given.length)).tolist()
-    found = measured(model, [Sequence(n, tuple(x), tuple(x)) for n, x in enumerate(ids)], given.batch_size, given.queries, given.memory)
+        [p.normal_(std=0.02) for p in model.parameters()]
+    model.gpt_neox.rotary_emb = type(model.gpt_neox.rotary_emb)(model.config).to(
+        processes.device()
+    )  # its buffers are no weights
+    ids = torch.randint(
+        model.config.vocab_size, (given.tokens // given.length, given.length)
+    ).tolist()
+    found = measured(
+        model,
+        [Sequence(n, tuple(x), tuple(x)) for n, x in enumerate(ids)],
+        given.batch_size,
+        given.queries,
+        given.memory,
+    )
     print(json.dumps(found, indent=1))
     (given.folder / "billions_measured.json").write_text(json.dumps(found, indent=1) + "\n")
 

@@ -1,4 +1,5 @@
 from msif.core.layers import Tracked
+
 """One class for each library: set up outside the measurement, then fit() and score(mode) as a user of that library would.
 
     __init__(model, data, shape, folder, labels)   labels: "sampled", one per position; "true", the data's own
@@ -20,6 +21,7 @@ DAMPING = 0.1
 
 def tracked(model):
     from msif.core.layers import tracked_layers
+
     return tracked_layers(model)
 
 
@@ -27,46 +29,78 @@ class Msif:
     """msif: `fitting.fit` into a folder, `queries.preconditioned`, `influence.score`; "low-rank": `lowrank.score`, compression included.
 
     The covariance pass keeps what it captures on disk, so that the eigenvalue pass need not run the model."""
+
     modes = ["exact", "low-rank"]
     keep = "16GiB"
 
     def __init__(self, model, data, shape, folder, labels):
         from msif.core import influence, queries
         from msif.scale import fitting, lowrank
-        self.fitting, self.influence, self.lowrank, self.queries = fitting, influence, lowrank, queries
-        self.tracked, self.shape, self.labels, self.folder = Tracked(model, tracked(model)), shape, labels, folder
+
+        self.fitting, self.influence, self.lowrank, self.queries = (
+            fitting,
+            influence,
+            lowrank,
+            queries,
+        )
+        self.tracked, self.shape, self.labels, self.folder = (
+            Tracked(model, tracked(model)),
+            shape,
+            labels,
+            folder,
+        )
         self.data = {name: sequences(ids) for name, ids in data.items()}
 
     def fit(self):
-        self.factors = self.fitting.fit(os.path.join(self.folder, "factors"), self.tracked, self.data["train"],
-                                        labels=self.labels, samples=1, batch_size=self.shape.batch, keep=self.keep)
+        self.factors = self.fitting.fit(
+            os.path.join(self.folder, "factors"),
+            self.tracked,
+            self.data["train"],
+            labels=self.labels,
+            samples=1,
+            batch_size=self.shape.batch,
+            keep=self.keep,
+        )
 
     def score(self, mode):
         stages = [self.influence.Stage(self.factors, self.influence.Damping(DAMPING))]
         w = self.queries.preconditioned(self.tracked, self.data["query"], stages, batch_size=8)
         if mode == "exact":
-            return self.influence.score(self.tracked, self.data["candidates"], w, batch_size=self.shape.batch).values
+            return self.influence.score(
+                self.tracked, self.data["candidates"], w, batch_size=self.shape.batch
+            ).values
         compressed = self.lowrank.compress(w, self.factors, error=0.01, positions=self.shape.length)
-        return self.lowrank.score(self.tracked, self.data["candidates"], compressed, batch_size=self.shape.batch).values
+        return self.lowrank.score(
+            self.tracked, self.data["candidates"], compressed, batch_size=self.shape.batch
+        ).values
 
 
 class MsifInMemory(Msif):
     """msif with `ekfac.fit` and `influence.precondition`: nothing on disk, the model run in both passes."""
+
     modes = ["exact"]
 
     def fit(self):
         from msif.core import ekfac
-        self.factors = ekfac.fit(self.tracked, self.data["train"], labels=self.labels, samples=1, batch_size=self.shape.batch)
+
+        self.factors = ekfac.fit(
+            self.tracked,
+            self.data["train"],
+            labels=self.labels,
+            samples=1,
+            batch_size=self.shape.batch,
+        )
 
     def score(self, mode):
         i = self.influence
         q = i.query_gradients(self.tracked, self.data["query"], batch_size=self.shape.queries)
-        w, = i.precondition(q, [i.Stage(self.factors, i.Damping(DAMPING))])
+        (w,) = i.precondition(q, [i.Stage(self.factors, i.Damping(DAMPING))])
         return i.score(self.tracked, self.data["candidates"], w, batch_size=self.shape.batch).values
 
 
 class Kronfluence:
     """kronfluence: strategy "ekfac" through `Analyzer`; damping_factor=None is its 0.1 × the mean eigenvalue."""
+
     modes = ["exact"]
 
     def __init__(self, model, data, shape, folder, labels):
@@ -75,6 +109,7 @@ class Kronfluence:
         from kronfluence.arguments import FactorArguments, ScoreArguments
         from kronfluence.task import Task
         from kronfluence.utils.constants import HEURISTIC_DAMPING_SCALE
+
         assert HEURISTIC_DAMPING_SCALE == DAMPING
         names = [layer.name for layer in tracked(model)]
 
@@ -95,19 +130,40 @@ class Kronfluence:
                 return names
 
         self.shape = shape
-        self.data = {name: Dataset.from_dict({"input_ids": ids.tolist()}).with_format("torch") for name, ids in data.items()}
+        self.data = {
+            name: Dataset.from_dict({"input_ids": ids.tolist()}).with_format("torch")
+            for name, ids in data.items()
+        }
         task = LanguageModelling()
-        self.analyzer = Analyzer("benchmark", prepare_model(model, task), task, cpu=True, output_dir=folder, disable_tqdm=True)
+        self.analyzer = Analyzer(
+            "benchmark",
+            prepare_model(model, task),
+            task,
+            cpu=True,
+            output_dir=folder,
+            disable_tqdm=True,
+        )
         self.settings = FactorArguments(strategy="ekfac", use_empirical_fisher=labels == "true")
         self.scoring = ScoreArguments(damping_factor=None)
 
     def fit(self):
-        self.analyzer.fit_all_factors("f", self.data["train"], per_device_batch_size=self.shape.batch, factor_args=self.settings)
+        self.analyzer.fit_all_factors(
+            "f",
+            self.data["train"],
+            per_device_batch_size=self.shape.batch,
+            factor_args=self.settings,
+        )
 
     def score(self, mode):
         self.analyzer.compute_pairwise_scores(
-            "s", "f", self.data["query"], self.data["candidates"], per_device_query_batch_size=self.shape.queries,
-            per_device_train_batch_size=self.shape.batch, score_args=self.scoring)
+            "s",
+            "f",
+            self.data["query"],
+            self.data["candidates"],
+            per_device_query_batch_size=self.shape.queries,
+            per_device_train_batch_size=self.shape.batch,
+            score_args=self.scoring,
+        )
         return self.analyzer.load_pairwise_scores("s")["all_modules"].float()
 
 
@@ -115,6 +171,7 @@ class Bergson:
     """bergson: Hessian method "kfac" with eigenvalue correction, by the functions below its command line: the model is in memory.
 
     Its A leaves out positions without a label, here the last of each sequence. If msif does so too, the scores agree to 1e-6."""
+
     modes = ["exact"]
 
     def __init__(self, model, data, shape, folder, labels):
@@ -124,19 +181,39 @@ class Bergson:
         import bergson.score.score
         from bergson.config import config
         from datasets import Dataset
-        self.bergson, self.config, self.shape, self.folder, self.labels = bergson, config, shape, folder, labels
+
+        self.bergson, self.config, self.shape, self.folder, self.labels = (
+            bergson,
+            config,
+            shape,
+            folder,
+            labels,
+        )
         self.model = model.requires_grad_(False)
-        model.get_input_embeddings().requires_grad_(True)                   # as bergson's own set-up leaves a model
-        self.data = {name: Dataset.from_dict({"input_ids": ids.tolist(), "length": [ids.shape[1]] * len(ids)})
-                     for name, ids in data.items()}
+        model.get_input_embeddings().requires_grad_(True)  # as bergson's own set-up leaves a model
+        self.data = {
+            name: Dataset.from_dict(
+                {"input_ids": ids.tolist(), "length": [ids.shape[1]] * len(ids)}
+            )
+            for name, ids in data.items()
+        }
         self.tokens = shape.batch * shape.length
-        self.batches = {name: bergson.data.allocate_batches(x["length"][:], self.tokens) for name, x in self.data.items()}
+        self.batches = {
+            name: bergson.data.allocate_batches(x["length"][:], self.tokens)
+            for name, x in self.data.items()
+        }
 
     def run(self, name):
         """The settings of one step, whose results go to folder/name."""
         found = self.config.IndexConfig(
-            run_path=os.path.join(self.folder, name), precision="fp32", include_bias=True, token_batch_size=self.tokens,
-            loss_reduction="sum", projection_dim=0, distributed=self.config.DistributedConfig(nproc_per_node=1))
+            run_path=os.path.join(self.folder, name),
+            precision="fp32",
+            include_bias=True,
+            token_batch_size=self.tokens,
+            loss_reduction="sum",
+            projection_dim=0,
+            distributed=self.config.DistributedConfig(nproc_per_node=1),
+        )
         found.partial_run_path.mkdir(parents=True, exist_ok=True)
         return found
 
@@ -144,26 +221,54 @@ class Bergson:
         run = self.run("hessian")
         self.hessian = str(run.partial_run_path)
         self.bergson.hessians.hessian_approximations.fit_factored_hessians(
-            self.model, self.data["train"], run,
-            self.config.HessianConfig(method="kfac", ev_correction=True, use_dataset_labels=self.labels == "true"),
-            target_modules=None, attention_cfgs={}, batches=self.batches["train"], path=self.hessian, do_eigendecomposition=True)
+            self.model,
+            self.data["train"],
+            run,
+            self.config.HessianConfig(
+                method="kfac", ev_correction=True, use_dataset_labels=self.labels == "true"
+            ),
+            target_modules=None,
+            attention_cfgs={},
+            batches=self.batches["train"],
+            path=self.hessian,
+            do_eigendecomposition=True,
+        )
 
     def gradients(self, name, run, **more):
         processor = self.bergson.gradients.GradientProcessor(include_bias=True)
-        self.bergson.collection.collect_gradients(self.model, self.data[name], processor, run, batches=self.batches[name], **more)
+        self.bergson.collection.collect_gradients(
+            self.model, self.data[name], processor, run, batches=self.batches[name], **more
+        )
         return processor
 
     def score(self, mode):
-        query, run, solved = self.run("query"), self.run("scores"), os.path.join(self.folder, "solved")
+        query, run, solved = (
+            self.run("query"),
+            self.run("scores"),
+            os.path.join(self.folder, "solved"),
+        )
         preprocessing, solver = self.config.PreprocessConfig(), self.bergson.hessians.apply_hessian
         self.gradients("query", query, preprocess_cfg=preprocessing).save(query.partial_run_path)
         solver.EkfacApplicator(
-            solver.EkfacConfig(hessian_method_path=self.hessian, gradient_path=str(query.partial_run_path), run_path=solved,
-                               ev_correction=True, apply_batch_size=self.shape.queries),
-            inversion_cfg=self.config.InversionConfig(inversion="damped_inverse", damping_factor=DAMPING)).compute_ivhp_sharded()
+            solver.EkfacConfig(
+                hessian_method_path=self.hessian,
+                gradient_path=str(query.partial_run_path),
+                run_path=solved,
+                ev_correction=True,
+                apply_batch_size=self.shape.queries,
+            ),
+            inversion_cfg=self.config.InversionConfig(
+                inversion="damped_inverse", damping_factor=DAMPING
+            ),
+        ).compute_ivhp_sharded()
         scorer = self.bergson.score.score.create_scorer(
-            run.partial_run_path, self.data["candidates"], self.config.ScoreConfig(query_path=solved), preprocessing,
-            device=torch.device("cpu"), dtype=torch.float32)
+            run.partial_run_path,
+            self.data["candidates"],
+            self.config.ScoreConfig(query_path=solved),
+            preprocessing,
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+        )
         self.gradients("candidates", run, scorer=scorer)
         scorer.writer.flush()
         found = numpy.asarray(self.bergson.data.load_scores(run.partial_run_path)[:])
@@ -176,10 +281,12 @@ class Curvlinops:
     """curvlinops: `EKFACLinearOperator` and its inverse. It has no scores: those are autograd, one candidate after the other.
 
     EK-FAC wants outputs of two dimensions, hence the flattened logits. Its damping is one number for all layers: here 1e-4."""
+
     modes = ["exact"]
 
     def __init__(self, model, data, shape, folder, labels):
         from curvlinops import EKFACLinearOperator, KFACInverseLinearOperator
+
         self.operator, self.inverse = EKFACLinearOperator, KFACInverseLinearOperator
         self.model, self.data, self.shape = model, data, shape
         self.fisher = {"sampled": "mc", "true": "empirical"}[labels]
@@ -190,20 +297,36 @@ class Curvlinops:
 
     def fit(self):
         self.curvature = self.operator(
-            Flat(self.model), torch.nn.CrossEntropyLoss(reduction="sum"), self.parameters, self.batches,
-            check_deterministic=False, fisher_type=self.fisher, mc_samples=1, num_data=self.shape.sequences,
-            num_per_example_loss_terms=self.shape.length - 1, separate_weight_and_bias=False)
+            Flat(self.model),
+            torch.nn.CrossEntropyLoss(reduction="sum"),
+            self.parameters,
+            self.batches,
+            check_deterministic=False,
+            fisher_type=self.fisher,
+            mc_samples=1,
+            num_data=self.shape.sequences,
+            num_per_example_loss_terms=self.shape.length - 1,
+            separate_weight_and_bias=False,
+        )
         self.curvature.compute_kronecker_factors()
         self.curvature._compute_eigenvectors()
         self.curvature.compute_eigenvalue_correction()
 
     def score(self, mode):
-        n = self.shape.sequences                            # its eigenvalues are sums: (L/n + d)⁻¹ = n (L + n d)⁻¹
-        gradient = lambda ids: torch.autograd.grad(summed_loss(self.model, ids[None]), self.parameters)
+        n = self.shape.sequences  # its eigenvalues are sums: (L/n + d)⁻¹ = n (L + n d)⁻¹
+        gradient = lambda ids: torch.autograd.grad(
+            summed_loss(self.model, ids[None]), self.parameters
+        )
         columns = [torch.stack(x, -1) for x in zip(*map(gradient, self.data["query"]))]
         solve = self.inverse(self.curvature, damping=1e-4 * n, use_exact_damping=True)
         w = [x.mul_(n).flatten(0, -2) for x in solve @ columns]
-        return torch.stack([sum(g.flatten() @ x for g, x in zip(gradient(ids), w)) for ids in self.data["candidates"]], 1)
+        return torch.stack(
+            [
+                sum(g.flatten() @ x for g, x in zip(gradient(ids), w))
+                for ids in self.data["candidates"]
+            ],
+            1,
+        )
 
 
 class Flat(torch.nn.Module):
@@ -218,5 +341,13 @@ class Flat(torch.nn.Module):
 
 
 LIBRARIES = {"msif": Msif, "kronfluence": Kronfluence, "bergson": Bergson, "curvlinops": Curvlinops}
-PACKAGES = {"msif": "msif", "kronfluence": "kronfluence", "bergson": "bergson", "curvlinops": "curvlinops-for-pytorch"}
-COMPARED = ("kronfluence", "bergson")        # those with a damping relative to each layer's mean eigenvalue
+PACKAGES = {
+    "msif": "msif",
+    "kronfluence": "kronfluence",
+    "bergson": "bergson",
+    "curvlinops": "curvlinops-for-pytorch",
+}
+COMPARED = (
+    "kronfluence",
+    "bergson",
+)  # those with a damping relative to each layer's mean eigenvalue

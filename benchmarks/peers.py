@@ -15,6 +15,7 @@ eigenvalue. kronfluence computes what msif does: a correlation below 0.999 stops
 which has no label, out of the covariance of the inputs and hence finds a slightly different eigenbasis. curvlinops has one
 damping for all layers and is not compared.
 """
+
 import json
 import os
 import re
@@ -27,47 +28,83 @@ from dataclasses import asdict
 import workload
 from workload import ROOT, Shape, markdown, number, read, spread, write
 
-FEWER = 2 ** 14             # tokens where libraries are compared with each other alone; decompositions weigh four times as much
-SHAPES = {"base": Shape(), "queries64": Shape(queries=64), "seq32": Shape(length=32, tokens=FEWER),
-          "seq512": Shape(length=512, tokens=FEWER), "width128": Shape(width=128, tokens=FEWER), "layers4": Shape(layers=4, tokens=FEWER)}
+FEWER = (
+    2**14
+)  # tokens where libraries are compared with each other alone; decompositions weigh four times as much
+SHAPES = {
+    "base": Shape(),
+    "queries64": Shape(queries=64),
+    "seq32": Shape(length=32, tokens=FEWER),
+    "seq512": Shape(length=512, tokens=FEWER),
+    "width128": Shape(width=128, tokens=FEWER),
+    "layers4": Shape(layers=4, tokens=FEWER),
+}
 QUICK = {"quick": Shape(width=32, layers=1, length=16, queries=2, vocabulary=64, tokens=256)}
 NAMES = ("msif", "kronfluence", "bergson", "curvlinops")
 MEASURED = ("fit_ratio", "score_ratio", "fit_mb", "score_mb")
-FIELDS = ("library", "version", "shape", "queries", "mode", *MEASURED,
-          *(f"{x}_{end}" for x in MEASURED for end in ("low", "high")), "repetitions", "correlation", "error")
+FIELDS = (
+    "library",
+    "version",
+    "shape",
+    "queries",
+    "mode",
+    *MEASURED,
+    *(f"{x}_{end}" for x in MEASURED for end in ("low", "high")),
+    "repetitions",
+    "correlation",
+    "error",
+)
 AGREE = 0.999
 
 
 # ---------------------------------------------------------------------------------------------------- in a process of its own
 
+
 def measure(library, shape, seed):
     """One repetition: {mode: {fit_ratio, score_ratio, fit_mb, score_mb}}."""
     import torch
     from libraries import LIBRARIES
+
     model, data = workload.build_model(shape), workload.build_data(shape)
-    unit = lambda: workload.cpu_seconds(lambda: workload.plain(model, data["train"], shape.batch))[0]
-    workload.plain(model, data["train"][:2 * shape.batch], shape.batch)
-    scores(library, QUICK["quick"], os.devnull)             # what a library does once in a process, such as late imports
+    unit = lambda: workload.cpu_seconds(lambda: workload.plain(model, data["train"], shape.batch))[
+        0
+    ]
+    workload.plain(model, data["train"][: 2 * shape.batch], shape.batch)
+    scores(
+        library, QUICK["quick"], os.devnull
+    )  # what a library does once in a process, such as late imports
     first, found = unit(), {}
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(seed)
         run = LIBRARIES[library](workload.build_model(shape), data, shape, folder, "sampled")
         fit_mb, (fit, _) = workload.memory_growth(lambda: workload.cpu_seconds(run.fit))
         for mode in run.modes:
-            score_mb, (score, values) = workload.memory_growth(lambda: workload.cpu_seconds(lambda: run.score(mode)))
+            score_mb, (score, values) = workload.memory_growth(
+                lambda: workload.cpu_seconds(lambda: run.score(mode))
+            )
             _check(values, shape)
-            found[mode] = {"fit_ratio": fit, "score_ratio": score, "fit_mb": fit_mb, "score_mb": score_mb}
+            found[mode] = {
+                "fit_ratio": fit,
+                "score_ratio": score,
+                "fit_mb": fit_mb,
+                "score_mb": score_mb,
+            }
     plain = (first + unit()) / 2
-    return {mode: {name: x / plain if name.endswith("ratio") else x for name, x in costs.items()}
-            for mode, costs in found.items()}
+    return {
+        mode: {name: x / plain if name.endswith("ratio") else x for name, x in costs.items()}
+        for mode, costs in found.items()
+    }
 
 
 def scores(library, shape, file):
     """Scores with the data's own labels, {mode: (queries, candidates)}, to a file."""
     import torch
     from libraries import LIBRARIES
+
     with tempfile.TemporaryDirectory() as folder:
-        run = LIBRARIES[library](workload.build_model(shape), workload.build_data(shape), shape, folder, "true")
+        run = LIBRARIES[library](
+            workload.build_model(shape), workload.build_data(shape), shape, folder, "true"
+        )
         run.fit()
         found = {mode: run.score(mode) for mode in run.modes}
     for values in found.values():
@@ -78,7 +115,9 @@ def scores(library, shape, file):
 
 def _check(values, shape):
     if tuple(values.shape) != (shape.queries, shape.candidates) or not values.isfinite().all():
-        raise ValueError(f"scores of shape {tuple(values.shape)}, or not finite; expected {(shape.queries, shape.candidates)}")
+        raise ValueError(
+            f"scores of shape {tuple(values.shape)}, or not finite; expected {(shape.queries, shape.candidates)}"
+        )
 
 
 def work(task):
@@ -87,16 +126,23 @@ def work(task):
     os.dup2(2, 1)
     workload.one_thread()
     shape = Shape(**task["shape"])
-    found = scores(task["library"], shape, task["file"]) if task.get("file") else measure(task["library"], shape, task["seed"])
+    found = (
+        scores(task["library"], shape, task["file"])
+        if task.get("file")
+        else measure(task["library"], shape, task["seed"])
+    )
     os.write(out, (json.dumps(found) + "\n").encode())
 
 
 # ---------------------------------------------------------------------------------------------------- the sitting
 
+
 def spawn(library, shape, **more):
     """`work` in a new process; RuntimeError with the end of its output if it fails."""
     task = json.dumps({"library": library, "shape": asdict(shape), **more})
-    done = subprocess.run([sys.executable, __file__, "--task", task], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "--task", task], capture_output=True, text=True
+    )
     if done.returncode:
         raise RuntimeError(f"{library} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout)
@@ -106,6 +152,7 @@ def agreement(libraries, shape):
     """{(library, mode): {correlation, error}} against msif's exact scores; RuntimeError if kronfluence's are others."""
     import torch
     from libraries import COMPARED, DAMPING
+
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for library in ("msif", *(x for x in libraries if x in COMPARED)):
@@ -115,10 +162,15 @@ def agreement(libraries, shape):
                 reference = found.setdefault("reference", values.double())
                 found[library, mode] = compare(values.double(), reference)
                 correlation, error = found[library, mode].values()
-                print(f"  scores of {library}, {mode}, damping {DAMPING} × mean: correlation {correlation:.6f}, "
-                      f"relative error {error:.1e}", flush=True)
+                print(
+                    f"  scores of {library}, {mode}, damping {DAMPING} × mean: correlation {correlation:.6f}, "
+                    f"relative error {error:.1e}",
+                    flush=True,
+                )
                 if library == "kronfluence" and not correlation >= AGREE:
-                    raise RuntimeError(f"the scores of {library} and msif correlate by {correlation:.4f} only")
+                    raise RuntimeError(
+                        f"the scores of {library} and msif correlate by {correlation:.4f} only"
+                    )
     del found["reference"]
     return found
 
@@ -126,6 +178,7 @@ def agreement(libraries, shape):
 def compare(values, reference):
     """Pearson's correlation over all pairs, and the relative error in the Frobenius norm."""
     import torch
+
     correlation = torch.corrcoef(torch.stack([values.flatten(), reference.flatten()]))[0, 1].item()
     error = ((values - reference).norm() / reference.norm()).item()
     return {"correlation": round(correlation, 8), "error": float(f"{error:.3g}")}
@@ -139,14 +192,25 @@ def run_shape(name, shape, libraries, repetitions):
             start = time.perf_counter()
             for mode, costs in spawn(library, shape, seed=n).items():
                 runs.setdefault((library, mode), []).append(costs)
-            print(f"  {name}, repetition {n + 1} of {repetitions}: {library}, {time.perf_counter() - start:.0f} s", flush=True)
+            print(
+                f"  {name}, repetition {n + 1} of {repetitions}: {library}, {time.perf_counter() - start:.0f} s",
+                flush=True,
+            )
     return [record(name, shape, *key, found, agree.get(key, {})) for key, found in runs.items()]
 
 
 def record(name, shape, library, mode, runs, agree):
     from libraries import PACKAGES
-    found = {"library": library, "version": workload.installed(PACKAGES[library]), "shape": name, "queries": shape.queries,
-             "mode": mode, "repetitions": len(runs), **{x: agree.get(x) for x in ("correlation", "error")}}
+
+    found = {
+        "library": library,
+        "version": workload.installed(PACKAGES[library]),
+        "shape": name,
+        "queries": shape.queries,
+        "mode": mode,
+        "repetitions": len(runs),
+        **{x: agree.get(x) for x in ("correlation", "error")},
+    }
     for x in MEASURED:
         found |= spread(x, [run[x] for run in runs])
     return {x: found[x] for x in FIELDS}
@@ -155,11 +219,16 @@ def record(name, shape, library, mode, runs, agree):
 def require(libraries):
     """Raise unless each library is installed in the version that requirements.txt pins."""
     from libraries import PACKAGES
-    pins = dict(re.findall(r"^(\S+)==(\S+)$", (ROOT / "benchmarks" / "requirements.txt").read_text(), re.M))
+
+    pins = dict(
+        re.findall(r"^(\S+)==(\S+)$", (ROOT / "benchmarks" / "requirements.txt").read_text(), re.M)
+    )
     for package in (PACKAGES[x] for x in libraries if x != "msif"):
         if (there := workload.installed(package)) != pins[package]:
-            raise SystemExit(f"{package} is {there or 'not installed'}, expected {pins[package]}: "
-                             f"{sys.executable} -m pip install --no-deps -r benchmarks/requirements.txt")
+            raise SystemExit(
+                f"{package} is {there or 'not installed'}, expected {pins[package]}: "
+                f"{sys.executable} -m pip install --no-deps -r benchmarks/requirements.txt"
+            )
 
 
 def run(out, shapes, libraries, repetitions, resume):
@@ -171,12 +240,15 @@ def run(out, shapes, libraries, repetitions, resume):
         if {(name, x) for x in libraries} <= {(r["shape"], r["library"]) for r in records}:
             continue
         print(f"{name}: {shape}", flush=True)
-        records = [r for r in records if r["shape"] != name] + run_shape(name, shape, libraries, repetitions)
+        records = [r for r in records if r["shape"] != name] + run_shape(
+            name, shape, libraries, repetitions
+        )
         write(out / "peers.json", records)
         report(out)
 
 
 # ---------------------------------------------------------------------------------------------------- table and figure
+
 
 def label(r, version=""):
     return f"{r['library']} {version}".strip() + ("" if r["mode"] == "exact" else f", {r['mode']}")
@@ -184,45 +256,73 @@ def label(r, version=""):
 
 def groups(records):
     """{shape: its records} in the order of SHAPES, then any others."""
-    names = [x for x in SHAPES if x in {r["shape"] for r in records}] + [r["shape"] for r in records if r["shape"] not in SHAPES]
+    names = [x for x in SHAPES if x in {r["shape"] for r in records}] + [
+        r["shape"] for r in records if r["shape"] not in SHAPES
+    ]
     return {name: [r for r in records if r["shape"] == name] for name in dict.fromkeys(names)}
 
 
 def described(name):
     s = (SHAPES | QUICK)[name]
-    return (f"{name}: width {s.width}, {s.layers} layer{'s' * (s.layers > 1)}, {s.sequences} sequences of {s.length} tokens, "
-            f"{s.queries} queries, {s.candidates} candidates")
+    return (
+        f"{name}: width {s.width}, {s.layers} layer{'s' * (s.layers > 1)}, {s.sequences} sequences of {s.length} tokens, "
+        f"{s.queries} queries, {s.candidates} candidates"
+    )
 
 
 def table(records):
     """peers.md."""
-    head = ["library", "fit [passes]", "score [passes]", "fit [MB]", "score [MB]", "correlation with msif"]
+    head = [
+        "library",
+        "fit [passes]",
+        "score [passes]",
+        "fit [MB]",
+        "score [MB]",
+        "correlation with msif",
+    ]
     repetitions = sorted({r["repetitions"] for r in records})
-    text = [f"# {finding(records)}",
-            "EK-FAC with labels sampled once per position, float32, one thread. A pass: one forward and backward pass over the "
-            "training sequences, in CPU time; scores are for all queries and candidates. MB: growth of resident memory at the "
-            f"peak. Median (least–largest) of {' or '.join(map(str, repetitions))} repetition{'s' * (repetitions != [1])}. "
-            "Correlation: of scores with the data's own labels, damping 0.1 × the mean eigenvalue of each layer, with those of "
-            "msif, exact; bergson's eigenbasis leaves out the last position, which has no label. Made by `benchmarks/peers.py`."]
+    text = [
+        f"# {finding(records)}",
+        "EK-FAC with labels sampled once per position, float32, one thread. A pass: one forward and backward pass over the "
+        "training sequences, in CPU time; scores are for all queries and candidates. MB: growth of resident memory at the "
+        f"peak. Median (least–largest) of {' or '.join(map(str, repetitions))} repetition{'s' * (repetitions != [1])}. "
+        "Correlation: of scores with the data's own labels, damping 0.1 × the mean eigenvalue of each layer, with those of "
+        "msif, exact; bergson's eigenbasis leaves out the last position, which has no label. Made by `benchmarks/peers.py`.",
+    ]
     for name, found in groups(records).items():
-        rows = [[label(r, r["version"]), *(between(r, x, 2) for x in MEASURED[:2]), *(between(r, x, 0) for x in MEASURED[2:]),
-                 number(r["correlation"], 6)] for r in found]
+        rows = [
+            [
+                label(r, r["version"]),
+                *(between(r, x, 2) for x in MEASURED[:2]),
+                *(between(r, x, 0) for x in MEASURED[2:]),
+                number(r["correlation"], 6),
+            ]
+            for r in found
+        ]
         text += [f"## {described(name)}", markdown(head, rows).rstrip()]
     return "\n\n".join(text) + "\n"
 
 
 def between(r, x, digits):
-    return f"{number(r[x], digits)} ({number(r[f'{x}_low'], digits)}–{number(r[f'{x}_high'], digits)})"
+    return (
+        f"{number(r[x], digits)} ({number(r[f'{x}_low'], digits)}–{number(r[f'{x}_high'], digits)})"
+    )
 
 
 def finding(records):
     """What the numbers say of fitting, in one line."""
+
     def span(x, chosen):
-        values = [r[x] for r in records if r["mode"] == "exact" and (r["library"] == "msif") == chosen]
+        values = [
+            r[x] for r in records if r["mode"] == "exact" and (r["library"] == "msif") == chosen
+        ]
         ends = [f"{x:.2f}" for x in (min(values, default=0), max(values, default=0))]
         return "–".join(dict.fromkeys(ends)) if values else "–"
-    return (f"In training passes, EK-FAC costs msif {span('fit_ratio', True)} to fit and {span('score_ratio', True)} to score; "
-            f"the other libraries {span('fit_ratio', False)} and {span('score_ratio', False)}")
+
+    return (
+        f"In training passes, EK-FAC costs msif {span('fit_ratio', True)} to fit and {span('score_ratio', True)} to score; "
+        f"the other libraries {span('fit_ratio', False)} and {span('score_ratio', False)}"
+    )
 
 
 def figure(records):
@@ -231,20 +331,41 @@ def figure(records):
     from matplotlib.ticker import LogLocator
 
     from msif.study.figures import PALETTE
+
     ordered = sorted(records, key=lambda r: NAMES.index(r["library"]))
     shapes, labels = groups(records), list(dict.fromkeys(map(label, ordered)))
-    titles = {"fit_ratio": "fit [forward + backward passes]", "score_ratio": "score [forward + backward passes]",
-              "fit_mb": "fit: peak memory growth [MB]", "score_mb": "score: peak memory growth [MB]"}
-    drawn, axes = plt.subplots(2, 2, figsize=(9.5, 2.6 + 1.1 * len(shapes)), sharey=True, layout="constrained")
+    titles = {
+        "fit_ratio": "fit [forward + backward passes]",
+        "score_ratio": "score [forward + backward passes]",
+        "fit_mb": "fit: peak memory growth [MB]",
+        "score_mb": "score: peak memory growth [MB]",
+    }
+    drawn, axes = plt.subplots(
+        2, 2, figsize=(9.5, 2.6 + 1.1 * len(shapes)), sharey=True, layout="constrained"
+    )
     for ax, x in zip(axes.flat, MEASURED):
         for k, who in enumerate(labels):
-            found = [(at, r) for at, rs in enumerate(shapes.values()) for r in rs if label(r) == who]
-            if x.startswith("fit") and found[0][1]["mode"] != "exact":              # the modes share their fit
+            found = [
+                (at, r) for at, rs in enumerate(shapes.values()) for r in rs if label(r) == who
+            ]
+            if x.startswith("fit") and found[0][1]["mode"] != "exact":  # the modes share their fit
                 continue
             y = [at + (k - (len(labels) - 1) / 2) * 0.15 for at, _ in found]
             middle = [r[x] for _, r in found]
-            spreads = [[r[x] - r[f"{x}_low"] for _, r in found], [r[f"{x}_high"] - r[x] for _, r in found]]
-            ax.errorbar(middle, y, xerr=spreads, fmt="oDs^v"[k], color=PALETTE[k], markersize=5, capsize=2, label=who)
+            spreads = [
+                [r[x] - r[f"{x}_low"] for _, r in found],
+                [r[f"{x}_high"] - r[x] for _, r in found],
+            ]
+            ax.errorbar(
+                middle,
+                y,
+                xerr=spreads,
+                fmt="oDs^v"[k],
+                color=PALETTE[k],
+                markersize=5,
+                capsize=2,
+                label=who,
+            )
         ax.set(xscale="log", xlabel=titles[x])
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter("{x:g}")
@@ -252,8 +373,16 @@ def figure(records):
         ax.set_yticks(range(len(shapes)), list(shapes))
         ax.grid(axis="x", alpha=0.25)
     axes[0, 0].set_ylim(len(shapes) - 0.5, -0.5)
-    drawn.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside lower center", ncols=len(labels))
-    drawn.suptitle(finding(records).replace("; ", ";\n"), fontweight="bold", x=0.01, ha="left", fontsize="medium")
+    drawn.legend(
+        *axes[0, 1].get_legend_handles_labels(), loc="outside lower center", ncols=len(labels)
+    )
+    drawn.suptitle(
+        finding(records).replace("; ", ";\n"),
+        fontweight="bold",
+        x=0.01,
+        ha="left",
+        fontsize="medium",
+    )
     return drawn
 
 
@@ -266,12 +395,14 @@ def report(out):
 def main():
     several = {"type": lambda text: text.split(",")}
     parser = workload.options(
-        __doc__, task={"type": json.loads, "help": "used by the benchmark itself"},
+        __doc__,
+        task={"type": json.loads, "help": "used by the benchmark itself"},
         shapes=several | {"default": list(SHAPES), "help": f"some of {','.join(SHAPES)}"},
         libraries=several | {"default": list(NAMES), "help": f"some of {','.join(NAMES)}"},
         repetitions={"type": int, "default": 5},
         resume={"action": "store_true", "help": "keep the finished shapes of peers.json"},
-        quick={"action": "store_true", "help": "msif alone, a tiny shape, one repetition"})
+        quick={"action": "store_true", "help": "msif alone, a tiny shape, one repetition"},
+    )
     given = parser.parse_args()
     if given.task:
         work(given.task)
@@ -280,7 +411,13 @@ def main():
     elif given.quick:
         run(given.out, QUICK, ["msif"], 1, False)
     else:
-        run(given.out, {name: (SHAPES | QUICK)[name] for name in given.shapes}, given.libraries, given.repetitions, given.resume)
+        run(
+            given.out,
+            {name: (SHAPES | QUICK)[name] for name in given.shapes},
+            given.libraries,
+            given.repetitions,
+            given.resume,
+        )
 
 
 if __name__ == "__main__":

@@ -15,10 +15,16 @@ from unittest.mock import patch
 import workload
 from workload import ROOT, markdown, number, read, write
 
-DAMPINGS = (1e-3, 1e-1)            # × the mean eigenvalue of each layer
+DAMPINGS = (1e-3, 1e-1)  # × the mean eigenvalue of each layer
 ALPHA = 0.1
 REFERENCE = ("float32", "float64")
-VARIANTS = (REFERENCE, ("float32", "float32"), ("float64", "float64"), ("bfloat16", "float64"), ("float16", "float64"))
+VARIANTS = (
+    REFERENCE,
+    ("float32", "float32"),
+    ("float64", "float64"),
+    ("bfloat16", "float64"),
+    ("float16", "float64"),
+)
 
 
 def trained():
@@ -27,6 +33,7 @@ def trained():
 
     from msif.study.beds import testbed
     from msif.study.corpora.corpus import generate
+
     settings = yaml.safe_load((ROOT / "params.yaml").read_text())["tiny"]["testbed"]
     corpus = {name: value for name, value in settings["corpus"].items() if name != "source"}
     rest = {name: x for name, x in settings.items() if name not in ("seeds", "corpus")}
@@ -36,6 +43,7 @@ def trained():
 def low_precision_eigh(M):
     """msif.core.ekfac._eigh without its float64."""
     import torch
+
     values, vectors = torch.linalg.eigh((M + M.mT) / 2)
     return values.clamp(min=0), vectors
 
@@ -45,33 +53,49 @@ def scores(bed, dtype, eigh, documents, queries):
     from msif.core import ekfac
     from msif.core.influence import Damping, Stage, precondition, query_gradients, score
     from msif.core.layers import tracked_layers
+
     base, tuned = bed.model("pretrained", dtype), bed.model("finetuned", dtype)
-    layers, documents = tracked_layers(base), bed.documents[::len(bed.documents) // documents][:documents]
+    layers, documents = (
+        tracked_layers(base),
+        bed.documents[:: len(bed.documents) // documents][:documents],
+    )
     with patch.object(ekfac, "_eigh", low_precision_eigh if eigh == "float32" else ekfac._eigh):
         first = ekfac.fit(Tracked(base, layers), documents, samples=2, batch_size=64)
         second = ekfac.fit(Tracked(tuned, layers), bed.finetuning, samples=4, batch_size=64)
     q, found = query_gradients(Tracked(tuned, layers), bed.queries[:queries], batch_size=64), {}
     for damping in DAMPINGS:
         stages = [Stage(first, Damping(damping)), Stage(second, Damping(damping), Damping(ALPHA))]
-        found[damping] = score(Tracked(base, layers), documents, precondition(q, stages)[0], batch_size=64).values.double()
+        found[damping] = score(
+            Tracked(base, layers), documents, precondition(q, stages)[0], batch_size=64
+        ).values.double()
     return found
 
 
 def compare(values, reference):
     """{correlation, error}: of each query (q,)."""
     a, b = (x - x.mean(1, keepdim=True) for x in (values, reference))
-    return {"correlation": (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)),
-            "error": (values - reference).norm(dim=1) / reference.norm(dim=1)}
+    return {
+        "correlation": (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)),
+        "error": (values - reference).norm(dim=1) / reference.norm(dim=1),
+    }
 
 
 def record(variant, damping, values, reference, documents):
     """One line of precision.json: median and worst query."""
     found = compare(values, reference)
     rounded = lambda x: round(x.item(), 8)
-    return {"model": variant[0], "eigendecomposition": variant[1], "damping": damping, "alpha": ALPHA,
-            "queries": len(values), "documents": documents, "correlation": rounded(found["correlation"].median()),
-            "correlation_worst": rounded(found["correlation"].min()),
-            "error": float(f"{found['error'].median().item():.3g}"), "error_worst": float(f"{found['error'].max().item():.3g}")}
+    return {
+        "model": variant[0],
+        "eigendecomposition": variant[1],
+        "damping": damping,
+        "alpha": ALPHA,
+        "queries": len(values),
+        "documents": documents,
+        "correlation": rounded(found["correlation"].median()),
+        "correlation_worst": rounded(found["correlation"].min()),
+        "error": float(f"{found['error'].median().item():.3g}"),
+        "error_worst": float(f"{found['error'].max().item():.3g}"),
+    }
 
 
 def run(out, documents, queries, variants=VARIANTS):
@@ -83,13 +107,21 @@ def run(out, documents, queries, variants=VARIANTS):
             found = scores(bed, *variant, documents, queries)
         except (RuntimeError, FloatingPointError, ValueError) as error:
             reason = str(error).split(";")[0].splitlines()[0]
-            records.append({"model": variant[0], "eigendecomposition": variant[1], "refused": reason})
+            records.append(
+                {"model": variant[0], "eigendecomposition": variant[1], "refused": reason}
+            )
             print(f"{variant}: {error}", flush=True)
             continue
         reference = reference or found
-        records += [record(variant, damping, x, reference[damping], x.shape[1]) for damping, x in found.items()]
-        for r in records[-len(DAMPINGS):]:
-            print(f"{variant}, damping {r['damping']}: correlation {r['correlation']}, error {r['error']}", flush=True)
+        records += [
+            record(variant, damping, x, reference[damping], x.shape[1])
+            for damping, x in found.items()
+        ]
+        for r in records[-len(DAMPINGS) :]:
+            print(
+                f"{variant}, damping {r['damping']}: correlation {r['correlation']}, error {r['error']}",
+                flush=True,
+            )
     write(out / "precision.machine.json", workload.machine())
     write(out / "precision.json", records)
     report(out)
@@ -100,30 +132,61 @@ def name(r):
 
 
 def compared(records):
-    return [r for r in records if "refused" not in r and (r["model"], r["eigendecomposition"]) != REFERENCE]
+    return [
+        r
+        for r in records
+        if "refused" not in r and (r["model"], r["eigendecomposition"]) != REFERENCE
+    ]
 
 
 def finding(records):
     def worst(model, eigh):
-        values = [r["error_worst"] for r in compared(records) if (r["model"], r["eigendecomposition"]) == (model, eigh)]
+        values = [
+            r["error_worst"]
+            for r in compared(records)
+            if (r["model"], r["eigendecomposition"]) == (model, eigh)
+        ]
         return f"{max(values):.0e}" if values else "–"
-    return (f"Largest relative error of a query's scores against float32: {worst('bfloat16', 'float64')} with a bfloat16 model, "
-            f"{worst('float16', 'float64')} with float16, {worst('float32', 'float32')} with eigh in float32")
+
+    return (
+        f"Largest relative error of a query's scores against float32: {worst('bfloat16', 'float64')} with a bfloat16 model, "
+        f"{worst('float16', 'float64')} with float16, {worst('float32', 'float32')} with eigh in float32"
+    )
 
 
 def table(records):
     """precision.md."""
     r = compared(records)[0]
-    rows = [[name(r), f"{r['damping']:g}", number(r["correlation"], 6), number(r["correlation_worst"], 6),
-             f"{r['error']:.1e}", f"{r['error_worst']:.1e}"] for r in compared(records)]
+    rows = [
+        [
+            name(r),
+            f"{r['damping']:g}",
+            number(r["correlation"], 6),
+            number(r["correlation_worst"], 6),
+            f"{r['error']:.1e}",
+            f"{r['error_worst']:.1e}",
+        ]
+        for r in compared(records)
+    ]
     refused = [f"{name(x)} was refused: {x['refused']}." for x in records if "refused" in x]
-    text = [f"# {finding(records)}",
-            f"Two-stage scores of {r['documents']} documents for {r['queries']} queries on the trained test-bed (profile `tiny`, "
-            f"α = {r['alpha']:g} × the mean eigenvalue), against a float32 model with eigendecompositions in float64. "
-            "Made by `benchmarks/precision.py`.",
-            markdown(["model", "damping", "correlation, median query", "worst query", "relative error, median query",
-                      "worst query"], rows).rstrip(),
-            *refused]
+    text = [
+        f"# {finding(records)}",
+        f"Two-stage scores of {r['documents']} documents for {r['queries']} queries on the trained test-bed (profile `tiny`, "
+        f"α = {r['alpha']:g} × the mean eigenvalue), against a float32 model with eigendecompositions in float64. "
+        "Made by `benchmarks/precision.py`.",
+        markdown(
+            [
+                "model",
+                "damping",
+                "correlation, median query",
+                "worst query",
+                "relative error, median query",
+                "worst query",
+            ],
+            rows,
+        ).rstrip(),
+        *refused,
+    ]
     return "\n\n".join(text) + "\n"
 
 
@@ -133,22 +196,42 @@ def figure(records):
     import numpy as np
 
     from msif.study.figures import PALETTE
+
     found = compared(records)
     names, dampings = list(dict.fromkeys(map(name, found))), sorted({r["damping"] for r in found})
-    drawn, axes = plt.subplots(1, 2, figsize=(9.5, 1.6 + 0.5 * len(names)), sharey=True, layout="constrained")
+    drawn, axes = plt.subplots(
+        1, 2, figsize=(9.5, 1.6 + 0.5 * len(names)), sharey=True, layout="constrained"
+    )
     for k, damping in enumerate(dampings):
         rs = {name(r): r for r in found if r["damping"] == damping}
         y = np.arange(len(names)) + (k - 0.5) * 0.25
-        for ax, pick in zip(axes, (lambda r, w: r[f"error{w}"], lambda r, w: max(1 - r[f"correlation{w}"], 1e-8))):
+        for ax, pick in zip(
+            axes, (lambda r, w: r[f"error{w}"], lambda r, w: max(1 - r[f"correlation{w}"], 1e-8))
+        ):
             median, worst = (np.array([pick(rs[n], w) for n in names]) for w in ("", "_worst"))
-            ax.errorbar(median, y, xerr=[0 * median, np.maximum(worst - median, 0)], fmt="os"[k], color=PALETTE[k], capsize=3,
-                        label=f"damping {damping:g} × mean: median query, bar to the worst")
+            ax.errorbar(
+                median,
+                y,
+                xerr=[0 * median, np.maximum(worst - median, 0)],
+                fmt="os"[k],
+                color=PALETTE[k],
+                capsize=3,
+                label=f"damping {damping:g} × mean: median query, bar to the worst",
+            )
     axes[0].set(xscale="log", xlabel="relative error of a query's scores")
     axes[1].set(xscale="log", xlabel="1 − Pearson correlation")
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
-    drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small")
-    drawn.suptitle(finding(records).replace(": ", ":\n"), fontweight="bold", x=0.01, ha="left", fontsize="medium")
+    drawn.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small"
+    )
+    drawn.suptitle(
+        finding(records).replace(": ", ":\n"),
+        fontweight="bold",
+        x=0.01,
+        ha="left",
+        fontsize="medium",
+    )
     return drawn
 
 
@@ -159,7 +242,9 @@ def report(out):
 
 
 def main():
-    parser = workload.options(__doc__, documents={"type": int, "default": 1000}, queries={"type": int, "default": 48})
+    parser = workload.options(
+        __doc__, documents={"type": int, "default": 1000}, queries={"type": int, "default": 48}
+    )
     given = parser.parse_args()
     report(given.out) if given.report_only else run(given.out, given.documents, given.queries)
 

@@ -4,6 +4,7 @@ results.
 Model: a GPT-NeoX with random weights, two heads, feed-forward width 4 × width, in float32. Data: Zipf-distributed token ids.
 Tracked: the four linear layers of each block, with their biases. Loss: the next-token cross-entropies of a sequence, summed.
 """
+
 import argparse
 import ctypes
 import gc
@@ -25,13 +26,14 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = ROOT / "reports" / "benchmarks"
-TOKENS = 65_536            # of all training sequences together, at every length
-BATCH = 2_048              # tokens of a batch, at every length
+TOKENS = 65_536  # of all training sequences together, at every length
+BATCH = 2_048  # tokens of a batch, at every length
 
 
 @dataclass(frozen=True)
 class Shape:
     """One size of the problem. tokens: of the training data; half as many are those of the candidates."""
+
     width: int = 256
     layers: int = 2
     length: int = 128
@@ -55,29 +57,43 @@ class Shape:
 def build_model(shape):
     """The model of a shape, its weights drawn from seed 0."""
     from msif.core.models import tiny_gpt_neox
-    return tiny_gpt_neox(shape.vocabulary, width=shape.width, layers=shape.layers, heads=2, context=max(shape.length, 64))
+
+    return tiny_gpt_neox(
+        shape.vocabulary,
+        width=shape.width,
+        layers=shape.layers,
+        heads=2,
+        context=max(shape.length, 64),
+    )
 
 
 def build_data(shape):
     """{"train", "query", "candidates": ids (n, length)}, p(id) ∝ 1 / id for id ≥ 1; id 0 is never drawn."""
     import torch
+
     p = 1 / torch.arange(1, shape.vocabulary, dtype=torch.float64)
     sizes = [shape.sequences, shape.queries, shape.candidates]
-    ids = 1 + torch.multinomial(p, sum(sizes) * shape.length, replacement=True, generator=torch.Generator().manual_seed(1))
+    ids = 1 + torch.multinomial(
+        p, sum(sizes) * shape.length, replacement=True, generator=torch.Generator().manual_seed(1)
+    )
     return dict(zip(("train", "query", "candidates"), ids.view(-1, shape.length).split(sizes)))
 
 
 def sequences(ids):
     """Rows of ids as msif's sequences, with a loss on every token."""
     from msif.core.data import Sequence
+
     return [Sequence(n, tuple(row), tuple(row)) for n, row in enumerate(ids.tolist())]
 
 
 def summed_loss(model, ids, labels=None):
     """Σ over the positions of ids (n, length) of −log p(next token), in nats; labels (n, length − 1): other targets."""
     from torch.nn.functional import cross_entropy
+
     logits = model(input_ids=ids).logits[:, :-1]
-    return cross_entropy(logits.flatten(0, 1), (ids[:, 1:] if labels is None else labels).flatten(), reduction="sum")
+    return cross_entropy(
+        logits.flatten(0, 1), (ids[:, 1:] if labels is None else labels).flatten(), reduction="sum"
+    )
 
 
 def plain(model, ids, batch):
@@ -108,13 +124,18 @@ def memory_growth(call):
 
 
 def _status(key):
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(f"{key}:"))
+    line = next(
+        x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(f"{key}:")
+    )
     return int(line.split()[1]) / 1024
 
 
 def spread(name, values):
     """{name: the median, name_low: the least, name_high: the largest} of repetitions, to 4 digits."""
-    return {key: float(f"{f(values):.4g}") for key, f in ((name, statistics.median), (f"{name}_low", min), (f"{name}_high", max))}
+    return {
+        key: float(f"{f(values):.4g}")
+        for key, f in ((name, statistics.median), (f"{name}_low", min), (f"{name}_high", max))
+    }
 
 
 def installed(package):
@@ -128,14 +149,28 @@ def installed(package):
 def machine():
     """Where a result comes from: {hardware and software}."""
     import torch
+
     info = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((x.split(":", 1)[1].strip() for x in info if x.startswith("model name")), platform.machine())
-    memory = int(Path("/proc/meminfo").read_text().split()[1]) / 2 ** 20
-    git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    return {"processor": model, "instructions": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count(),
-            "memory_gib": round(memory, 1), "threads": 1, "python": platform.python_version(), "torch": torch.__version__,
-            "transformers": installed("transformers"), "system": platform.platform(),
-            "commit": git or None, "date": date.today().isoformat()}
+    model = next(
+        (x.split(":", 1)[1].strip() for x in info if x.startswith("model name")), platform.machine()
+    )
+    memory = int(Path("/proc/meminfo").read_text().split()[1]) / 2**20
+    git = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
+    return {
+        "processor": model,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory, 1),
+        "threads": 1,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": installed("transformers"),
+        "system": platform.platform(),
+        "commit": git or None,
+        "date": date.today().isoformat(),
+    }
 
 
 def one_thread():
@@ -145,6 +180,7 @@ def one_thread():
 
     import torch
     from transformers.utils.logging import disable_progress_bar
+
     torch.set_num_threads(1)
     disable_progress_bar()
     warnings.filterwarnings("ignore")
@@ -166,7 +202,9 @@ def read(path, otherwise=None):
 def markdown(head, rows):
     """A table; text in the first column, numbers to the right of it."""
     line = lambda cells: "| " + " | ".join(cells) + " |"
-    return "\n".join([line(head), line(["---"] + ["---:"] * (len(head) - 1)), *map(line, rows)]) + "\n"
+    return (
+        "\n".join([line(head), line(["---"] + ["---:"] * (len(head) - 1)), *map(line, rows)]) + "\n"
+    )
 
 
 def number(value, digits=2):
@@ -177,7 +215,11 @@ def options(description, **more):
     """The command line of every benchmark: --out, --report-only, and `more` as {name: arguments of add_argument}."""
     parser = argparse.ArgumentParser(description=description.strip().split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=REPORTS, help="folder of the results")
-    parser.add_argument("--report-only", action="store_true", help="make table and figure from the JSON that is there")
+    parser.add_argument(
+        "--report-only",
+        action="store_true",
+        help="make table and figure from the JSON that is there",
+    )
     for name, arguments in more.items():
         parser.add_argument(f"--{name.replace('_', '-')}", **arguments)
     return parser

@@ -1,4 +1,5 @@
 """Tests use no network and one thread; with MSIF_REQUIRE=1 (as in CI) a test that is skipped has failed."""
+
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
@@ -12,6 +13,7 @@ import pytest
 def seeded():
     """Every test starts from the same random state, whichever ran before it."""
     import torch
+
     torch.manual_seed(0)
 
 
@@ -19,7 +21,10 @@ def required(report):
     """Turn a skip into a failure that says why it was skipped."""
     if report.skipped and os.environ.get("MSIF_REQUIRE") == "1" and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
-        report.outcome, report.longrepr = "failed", f"skipped, and MSIF_REQUIRE=1 forbids that: {reason}"
+        report.outcome, report.longrepr = (
+            "failed",
+            f"skipped, and MSIF_REQUIRE=1 forbids that: {reason}",
+        )
     return report
 
 

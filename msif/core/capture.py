@@ -6,6 +6,7 @@ respect to its output. Index letters: n sequences, s positions, o outputs, i inp
 
 Gradients are dictionaries {layer name: (n, o, i)}, in at least float32.
 """
+
 from contextlib import contextmanager
 
 import torch
@@ -38,15 +39,18 @@ def _sequence_form(x, mask):
 
 def _sequences(output, mask, name):
     if output.shape[:-1] not in (mask.shape, mask.shape[:1], (mask.numel(),)):
-        raise ValueError(f"{name} gives an output of shape {tuple(output.shape)}, which is not one row per sequence or position "
-                         f"of a batch of {tuple(mask.shape)}; leave it out of the tracked layers by a pattern")
+        raise ValueError(
+            f"{name} gives an output of shape {tuple(output.shape)}, which is not one row per sequence or position "
+            f"of a batch of {tuple(mask.shape)}; leave it out of the tracked layers by a pattern"
+        )
 
 
 def _finite(value, what, batch):
     if not torch.isfinite(value).all():
         raise FloatingPointError(
             f"{what} is NaN or infinite in the batch of sequences {sorted(batch.index.tolist())}: check the model's weights, "
-            f"its precision (float16 overflows; try bfloat16 or float32) and these sequences")
+            f"its precision (float16 overflows; try bfloat16 or float32) and these sequences"
+        )
 
 
 def backpropagate(tracked, batch, objectives, consume):
@@ -57,17 +61,28 @@ def backpropagate(tracked, batch, objectives, consume):
     `frozen`. Raises FloatingPointError naming what is not finite, ValueError for a layer that runs twice,
     or on anything but sequences or their positions.
     """
-    modules, batch, draw, handles, seen = dict(tracked.model.named_modules()), batch.to(next(tracked.model.parameters()).device), 0, [], set()
+    modules, batch, draw, handles, seen = (
+        dict(tracked.model.named_modules()),
+        batch.to(next(tracked.model.parameters()).device),
+        0,
+        [],
+        set(),
+    )
 
     def watch(layer):
         def hook(module, args, output):
             if layer.name in seen:
-                raise ValueError(f"{layer.name} runs more than once per forward pass: its weights are shared over depth; "
-                                 f"leave it out of the tracked layers by a pattern")
+                raise ValueError(
+                    f"{layer.name} runs more than once per forward pass: its weights are shared over depth; "
+                    f"leave it out of the tracked layers by a pattern"
+                )
             seen.add(layer.name)
             _sequences(output, batch.attention_mask, layer.name)
-            _finite(output.detach().sum(dtype=torch.promote_types(output.dtype, torch.float32)),
-                    f"the output of {layer.name}", batch)
+            _finite(
+                output.detach().sum(dtype=torch.promote_types(output.dtype, torch.float32)),
+                f"the output of {layer.name}",
+                batch,
+            )
             a, mask = args[0].detach(), batch.attention_mask.to(output.device)
             output = output if output.requires_grad else output.requires_grad_()
 
@@ -75,7 +90,9 @@ def backpropagate(tracked, batch, objectives, consume):
                 g = _sequence_form(g, mask)
                 _finite(g.sum(), f"the gradient at {layer.name}", batch)
                 consume(layer, _sequence_form(a, mask), g, draw)
+
             output.register_hook(arrived)
+
         return modules[layer.name].register_forward_hook(hook)
 
     try:
@@ -106,7 +123,10 @@ def passes(tracked, sequences, objectives, batch_size, consume, title=None):
 
 def gradients(tracked, sequences, objective, batch_size=32):
     """{layer: (n, o, i)}: the gradient of each sequence's own scalar, in the order given."""
-    found, places = {}, {layer.name: iter(buckets(sequences, batch_size)) for layer in tracked.layers}
+    found, places = (
+        {},
+        {layer.name: iter(buckets(sequences, batch_size)) for layer in tracked.layers},
+    )
 
     def consume(layer, a, g, draw, batch):
         D = sequence_gradient(a, g, layer.bias)

@@ -32,7 +32,9 @@ class Sequence:
 
     index: int  # its number in its data set: keys the sampled labels, so that they never depend on batching
     input_ids: tuple[int, ...]
-    labels: tuple[int, ...] | int  # one per token, −100 for no loss; or one class, for sequence classifiers
+    labels: (
+        tuple[int, ...] | int
+    )  # one per token, −100 for no loss; or one class, for sequence classifiers
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ def collate(sequences: list[Sequence]) -> Batch:
     """Pad on the right to the longest sequence; the mask alone tells the pad id 0 from a token 0."""
 
     def padded(rows, value):
-        return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
+        return pad_sequence(
+            [torch.tensor(row) for row in rows], batch_first=True, padding_value=value
+        )
 
     ids = [s.input_ids for s in sequences]
     labels = [s.labels for s in sequences]
@@ -89,15 +93,21 @@ def encode_documents(texts: Iterable[str], tokenizer, max_length: int) -> list[S
         raise ValueError("the corpus is empty; expected at least one document")
     for number, row in enumerate(rows):
         if len(row) < 2:
-            raise ValueError(f"document {number}, {texts[number]!r}, has {len(row)} token(s); "
-                             "expected at least 2")
+            raise ValueError(
+                f"document {number}, {texts[number]!r}, has {len(row)} token(s); "
+                "expected at least 2"
+            )
     if (shortest := min(map(len, rows))) > max_length:
-        raise ValueError(f"all {len(rows)} documents are longer than max_length = {max_length} tokens "
-                         f"(the shortest has {shortest}); raise max_length or split the documents")
+        raise ValueError(
+            f"all {len(rows)} documents are longer than max_length = {max_length} tokens "
+            f"(the shortest has {shortest}); raise max_length or split the documents"
+        )
     return [Sequence(number, row[:max_length], row[:max_length]) for number, row in enumerate(rows)]
 
 
-def encode_answers(prompts, answers, tokenizer, max_length: int, loss_on: str = "answer") -> list[Sequence]:
+def encode_answers(
+    prompts, answers, tokenizer, max_length: int, loss_on: str = "answer"
+) -> list[Sequence]:
     """Rows "prompt answer", no special tokens; loss on the answer's tokens alone, or on "all".
 
     A row begins with the tokens of the prompt by itself, so that a model given the prompt alone sees what it
@@ -110,12 +120,18 @@ def encode_answers(prompts, answers, tokenizer, max_length: int, loss_on: str = 
     for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         head, tail = split_answer(prompt, answer, tokenizer)
         if not head:
-            raise ValueError(f"row {number} has a prompt without tokens, {prompt!r}; nothing would predict the answer")
+            raise ValueError(
+                f"row {number} has a prompt without tokens, {prompt!r}; nothing would predict the answer"
+            )
         if not tail:
-            raise ValueError(f"row {number} has an answer without tokens, {answer!r}; expected some text")
+            raise ValueError(
+                f"row {number} has an answer without tokens, {answer!r}; expected some text"
+            )
         if (length := len(head + tail)) > max_length:
-            raise ValueError(f"row {number} has {length} tokens, max_length is {max_length}; "
-                             "raise max_length or shorten the prompt")
+            raise ValueError(
+                f"row {number} has {length} tokens, max_length is {max_length}; "
+                "raise max_length or shorten the prompt"
+            )
         labels = (head if loss_on == "all" else (NO_LOSS,) * len(head)) + tail
         sequences.append(Sequence(number, head + tail, labels))
     return sequences
@@ -123,6 +139,7 @@ def encode_answers(prompts, answers, tokenizer, max_length: int, loss_on: str = 
 
 def split_answer(prompt: str, answer: str, tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Token ids of the prompt by itself, and of the answer that follows it after a space."""
+
     def ids(text):
         return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
@@ -131,7 +148,7 @@ def split_answer(prompt: str, answer: str, tokenizer) -> tuple[tuple[int, ...], 
         return head, ()
     whole = ids(prompt + " " + answer)
     # Merged across the boundary, as where a prompt ends in a space: then each side is tokenised alone.
-    return head, whole[len(head):] if whole[: len(head)] == head else ids(answer)
+    return head, whole[len(head) :] if whole[: len(head)] == head else ids(answer)
 
 
 def check(sequences: list[Sequence], vocab_size: int, context: int) -> None:
@@ -141,22 +158,30 @@ def check(sequences: list[Sequence], vocab_size: int, context: int) -> None:
         raise ValueError("there are no sequences; expected at least one")
     for s in sequences:
         if not 0 < len(s.input_ids) <= context:
-            raise ValueError(f"sequence {s.index} has {len(s.input_ids)} tokens; "
-                             f"expected 1 to {context}, the model's context")
+            raise ValueError(
+                f"sequence {s.index} has {len(s.input_ids)} tokens; "
+                f"expected 1 to {context}, the model's context"
+            )
         labels = () if isinstance(s.labels, int) else s.labels
         for token in (*s.input_ids, *(label for label in labels if label != NO_LOSS)):
             if not 0 <= token < vocab_size:
-                raise ValueError(f"sequence {s.index} has token id {token}; the model's vocabulary has "
-                                 f"{vocab_size}: use the tokenizer that belongs to the model")
+                raise ValueError(
+                    f"sequence {s.index} has token id {token}; the model's vocabulary has "
+                    f"{vocab_size}: use the tokenizer that belongs to the model"
+                )
         if not isinstance(s.labels, int):
             _check_labels(s)
 
 
 def _check_labels(s: Sequence) -> None:
     if len(s.labels) != len(s.input_ids):
-        raise ValueError(f"sequence {s.index} has {len(s.labels)} labels for {len(s.input_ids)} tokens")
+        raise ValueError(
+            f"sequence {s.index} has {len(s.labels)} labels for {len(s.input_ids)} tokens"
+        )
     if all(label == NO_LOSS for label in s.labels[1:]):
-        raise ValueError(f"sequence {s.index} has no label to predict; expected one after the first token")
+        raise ValueError(
+            f"sequence {s.index} has no label to predict; expected one after the first token"
+        )
 
 
 def digest(sequences: Iterable[Sequence]) -> str:
@@ -167,8 +192,14 @@ def digest(sequences: Iterable[Sequence]) -> str:
     return sha.hexdigest()
 
 
-def load_texts(source, column: str = "text", split: str = "train", streaming: bool = False,
-               limit: int | None = None, revision: str | None = None) -> list[str] | Iterator[str]:
+def load_texts(
+    source,
+    column: str = "text",
+    split: str = "train",
+    streaming: bool = False,
+    limit: int | None = None,
+    revision: str | None = None,
+) -> list[str] | Iterator[str]:
     """The texts of a .jsonl, .parquet or .txt file (one text a line), of a local folder of such files, or of
     a dataset on the hub; a list, or with `streaming` an iterator that never holds the corpus. Blank texts are
     skipped.
@@ -181,7 +212,9 @@ def load_texts(source, column: str = "text", split: str = "train", streaming: bo
     rows = _open(str(source), split, streaming, revision)
     first = next(iter(rows), {column: ""})
     if column not in first:
-        raise ValueError(f"{source} has no column {column!r}; its columns are {', '.join(sorted(first))}")
+        raise ValueError(
+            f"{source} has no column {column!r}; its columns are {', '.join(sorted(first))}"
+        )
     if next(_texts(rows, column, source), None) is None:
         raise ValueError(f"{source} ({split}) is empty; expected at least one text")
     texts = islice(_texts(rows, column, source), limit)
@@ -191,7 +224,9 @@ def load_texts(source, column: str = "text", split: str = "train", streaming: bo
 def _texts(rows, column: str, source) -> Iterator[str]:
     for number, row in enumerate(rows):
         if not isinstance(row[column], str):
-            raise ValueError(f"{source}, row {number}: {column!r} is {row[column]!r}; expected text")
+            raise ValueError(
+                f"{source}, row {number}: {column!r} is {row[column]!r}; expected text"
+            )
         if row[column].strip():
             yield row[column]
 
@@ -199,9 +234,16 @@ def _texts(rows, column: str, source) -> Iterator[str]:
 def _open(source: str, split: str, streaming: bool, revision: str | None):
     """The rows of a file, a folder or a hub data set."""
     path = Path(source)
-    local = path.is_absolute() or source.startswith(".") or path.suffix in FORMATS or source.count("/") > 1
+    local = (
+        path.is_absolute()
+        or source.startswith(".")
+        or path.suffix in FORMATS
+        or source.count("/") > 1
+    )
     if local and not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; expected a file, a folder or a dataset's hub id")
+        raise FileNotFoundError(
+            f"{path} does not exist; expected a file, a folder or a dataset's hub id"
+        )
     if path.is_file() and path.suffix not in FORMATS:
         raise ValueError(f"{path} is not a known format; expected {', '.join(FORMATS)}")
     if path.is_file() and not path.stat().st_size:
@@ -210,9 +252,12 @@ def _open(source: str, split: str, streaming: bool, revision: str | None):
     kind, files = (FORMATS[path.suffix], {split: source}) if path.is_file() else (source, None)
     try:
         return datasets.load_dataset(
-            kind, data_files=files, split=split, streaming=streaming, revision=revision)
+            kind, data_files=files, split=split, streaming=streaming, revision=revision
+        )
     except (datasets.exceptions.DatasetsError, ValueError) as error:
-        raise ValueError(f"{source} ({split}) cannot be read: {error.__cause__ or error}") from error
+        raise ValueError(
+            f"{source} ({split}) cannot be read: {error.__cause__ or error}"
+        ) from error
 
 
 def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:

@@ -1,4 +1,5 @@
 """Packages that the study needs and the library does not."""
+
 import importlib
 
 

@@ -2,6 +2,7 @@
 
 Tensors are safetensors and the rest is JSON, so nothing is ever unpickled.
 """
+
 import errno
 import fcntl
 import hashlib
@@ -32,8 +33,10 @@ def exclusive(folder):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise Busy(f"{folder} is being written by process {file.read().strip() or '?'}: wait for it, stop it, or choose "
-                       f"another folder") from None
+            raise Busy(
+                f"{folder} is being written by process {file.read().strip() or '?'}: wait for it, stop it, or choose "
+                f"another folder"
+            ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -56,9 +59,12 @@ def atomic(path, durable=True):
     except BaseException as error:
         partial.unlink(missing_ok=True)
         if _full(error):
-            raise OSError(errno.ENOSPC, f"the disk is full while writing {path} ({gib(shutil.disk_usage(path.parent).free)} "
-                          f"free). Nothing is lost: free some space and run the same command again; it goes on from its last "
-                          f"checkpoint") from error
+            raise OSError(
+                errno.ENOSPC,
+                f"the disk is full while writing {path} ({gib(shutil.disk_usage(path.parent).free)} "
+                f"free). Nothing is lost: free some space and run the same command again; it goes on from its last "
+                f"checkpoint",
+            ) from error
         raise
 
 
@@ -91,7 +97,9 @@ def parsed_line(path, number, line):
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number} is not JSON ({error.msg}): write or download it anew") from error
+        raise ValueError(
+            f"{path}, line {number} is not JSON ({error.msg}): write or download it anew"
+        ) from error
 
 
 def sha256_of_file(path):
@@ -106,15 +114,20 @@ def sha256_of(value):
 
 
 def _full(error):
-    """safetensors reports a full disk by message alone."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    """Safetensors reports a full disk by message alone."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(
+        error
+    )
 
 
 def save(path, tensors, durable=True, **state):
     """Write {name: tensor} and a few JSON values to `path`, whole or not at all."""
     with atomic(path, durable) as partial:
-        safetensors.torch.save_file({name: x.contiguous() for name, x in tensors.items()}, partial,
-                                    {"state": json.dumps(state)})
+        safetensors.torch.save_file(
+            {name: x.contiguous() for name, x in tensors.items()},
+            partial,
+            {"state": json.dumps(state)},
+        )
 
 
 def load(path, device="cpu"):
@@ -122,7 +135,9 @@ def load(path, device="cpu"):
     if not Path(path).exists():
         return {}, {}
     with safetensors.safe_open(path, "pt", device=str(device)) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["state"])
+        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(
+            file.metadata()["state"]
+        )
 
 
 def same_work(folder, key):
@@ -131,7 +146,13 @@ def same_work(folder, key):
     key = json.loads(json.dumps(key))
     if not path.exists():
         write_json(path, key)
-    elif differing := [name for name, value in key.items() if (found := json.loads(path.read_text())).get(name) != value]:
+    elif differing := [
+        name
+        for name, value in key.items()
+        if (found := json.loads(path.read_text())).get(name) != value
+    ]:
         name = differing[0]
-        raise ValueError(f"{folder} holds the work of other inputs or settings: {', '.join(differing)} differ (there "
-                         f"{str(found.get(name))[:60]!r}, now {str(key[name])[:60]!r} for {name}). Choose another folder, or remove this one")
+        raise ValueError(
+            f"{folder} holds the work of other inputs or settings: {', '.join(differing)} differ (there "
+            f"{str(found.get(name))[:60]!r}, now {str(key[name])[:60]!r} for {name}). Choose another folder, or remove this one"
+        )

@@ -1,4 +1,5 @@
 """What a language model writes."""
+
 import torch
 
 
@@ -9,10 +10,16 @@ def greedy(model, prompts, new_tokens, batch_size=64):
     for length in sorted({len(p) for p in prompts}):
         rows = [i for i, p in enumerate(prompts) if len(p) == length]
         for first in range(0, len(rows), batch_size):
-            chosen = rows[first:first + batch_size]
+            chosen = rows[first : first + batch_size]
             ids = torch.tensor([prompts[i] for i in chosen], device=model.device)
-            out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens,
-                                 min_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
+            out = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=new_tokens,
+                min_new_tokens=new_tokens,
+                do_sample=False,
+                pad_token_id=0,
+            )
             for i, row in zip(chosen, out[:, length:].tolist()):
                 found[i] = row
     return found

@@ -3,6 +3,7 @@
 Whatever the order of the rows in a projection's weight, the blocks of a per-head layer come out in one order: all heads' q, all k,
 all v. So block b of a fused layer with H heads is head b % H of role "qkv"[b // H]. Each head has d of the output rows.
 """
+
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -11,9 +12,15 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+Vectors = dict[
+    str, Tensor
+]  # {layer name: (n, o, i)}: gradients, or query vectors w, of n sequences
+
 _UNEMBEDDINGS = ("lm_head", "embed_out", "score", "classifier")
-SUPPORTED = ("query_key_value of GPT-NeoX and BLOOM, c_attn of GPT-2, and separate q_proj, k_proj, v_proj "
-             "(Llama, Qwen, Mistral, …) or query, key, value (BERT)")
+SUPPORTED = (
+    "query_key_value of GPT-NeoX and BLOOM, c_attn of GPT-2, and separate q_proj, k_proj, v_proj "
+    "(Llama, Qwen, Mistral, …) or query, key, value (BERT)"
+)
 _QUERY, _KEY_VALUE = ("q_proj", "query"), ("k_proj", "v_proj", "key", "value")
 _OUTPUT = ("dense", "o_proj", "out_proj", "c_proj")
 
@@ -21,16 +28,18 @@ _OUTPUT = ("dense", "o_proj", "out_proj", "c_proj")
 @dataclass(frozen=True)
 class Layer:
     """One tracked layer y = x Wᵀ (+ b): `nn.Linear`, or `Conv1D`, whose weight is stored as Wᵀ (in, out)."""
-    name: str               # as in model.named_modules()
-    rows: Tensor | None     # None: one block with all output rows; else (blocks, r) int64, a partition
+
+    name: str  # as in model.named_modules()
+    rows: Tensor | None  # None: one block with all output rows; else (blocks, r) int64, a partition
     bias: bool
-    in_features: int        # without the bias
+    in_features: int  # without the bias
     out_features: int
 
 
 @dataclass(frozen=True, eq=False)
 class Tracked:
     """A model with those of its layers that factors, gradients and scores range over, in the order of the model."""
+
     model: nn.Module
     layers: list[Layer]
 
@@ -63,12 +72,20 @@ def tracked_layers(model, pattern=None, per_head=False):
     stay one block. Raises ValueError if nothing matches, if parameters are shared with another module (tied
     weights: their gradient does not come from this layer alone), or if per_head meets an unknown attention.
     """
-    linear = {n: module for n, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
-    chosen = [n for n in linear if (_in_a_block(model, n) if pattern is None else re.search(pattern, n))]
+    linear = {
+        n: module for n, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))
+    }
+    chosen = [
+        n for n in linear if (_in_a_block(model, n) if pattern is None else re.search(pattern, n))
+    ]
     if not chosen:
         there = sorted({re.sub(r"(?<=\.)\d+(?=\.)", "N", name) for name in linear})
-        wanted = "inside numbered blocks" if pattern is None else f"matching the pattern {pattern!r}"
-        raise ValueError(f"no layer to track: expected one {wanted}, among {', '.join(there) or 'none'}")
+        wanted = (
+            "inside numbered blocks" if pattern is None else f"matching the pattern {pattern!r}"
+        )
+        raise ValueError(
+            f"no layer to track: expected one {wanted}, among {', '.join(there) or 'none'}"
+        )
     _refuse_shared(model, chosen)
     return [_layer(model, name, linear[name], per_head) for name in chosen]
 
@@ -78,19 +95,22 @@ def _in_a_block(model, name):
     parts = name.split(".")
     numbered = [i for i, part in enumerate(parts) if part.isdigit()]
     return parts[-1] not in _UNEMBEDDINGS and any(
-        isinstance(model.get_submodule(".".join(parts[:i])), nn.ModuleList) for i in numbered)
+        isinstance(model.get_submodule(".".join(parts[:i])), nn.ModuleList) for i in numbered
+    )
 
 
 def _refuse_shared(model, names):
-    owners = defaultdict(list)          # by memory: a second Parameter over the same numbers is shared too
+    owners = defaultdict(list)  # by memory: a second Parameter over the same numbers is shared too
     for full, p in model.named_parameters(remove_duplicate=False):
-        owners[p.data_ptr() or id(p)].append(full)      # meta tensors have no memory: address 0
+        owners[p.data_ptr() or id(p)].append(full)  # meta tensors have no memory: address 0
     for group in owners.values():
         tracked = [full for full in group if full.rpartition(".")[0] in names]
         if tracked and len(group) > 1:
             others = ", ".join(full for full in group if full != tracked[0])
-            raise ValueError(f"{tracked[0]} is one parameter with {others}: shared (tied) weights cannot be "
-                             f"tracked; choose a pattern that leaves this layer out, or untie them")
+            raise ValueError(
+                f"{tracked[0]} is one parameter with {others}: shared (tied) weights cannot be "
+                f"tracked; choose a pattern that leaves this layer out, or untie them"
+            )
 
 
 def _layer(model, name, module, per_head):
@@ -108,7 +128,9 @@ def matrix(module, tensor):
 def weight_matrix(module):
     """Weight of the module, and bias if it has one, as a layer's gradient is laid out: (o, i), the bias last; no gradient."""
     weight = matrix(module, module.weight)
-    return (weight if module.bias is None else torch.cat([weight, module.bias[:, None]], 1)).detach()
+    return (
+        weight if module.bias is None else torch.cat([weight, module.bias[:, None]], 1)
+    ).detach()
 
 
 def fused_head_by_head(heads, d):
@@ -137,7 +159,9 @@ def _layout(role, config):
     if role in _QUERY:
         return separate(heads, d)
     if role in _KEY_VALUE:
-        return separate(getattr(config, "num_key_value_heads", None) or heads, d)   # fewer where grouped
+        return separate(
+            getattr(config, "num_key_value_heads", None) or heads, d
+        )  # fewer where grouped
     return None
 
 
@@ -152,6 +176,8 @@ def head_rows(name, out_features, config):
         return None
     rows = _layout(role, config.get_text_config())
     if rows is None or rows.numel() != out_features:
-        raise ValueError(f"{name} ({config.model_type}, {out_features} output rows) cannot be split by head: "
-                         f"supported are {SUPPORTED}. Use per_head=False, or a pattern that leaves it out")
+        raise ValueError(
+            f"{name} ({config.model_type}, {out_features} output rows) cannot be split by head: "
+            f"supported are {SUPPORTED}. Use per_head=False, or a pattern that leaves it out"
+        )
     return rows

@@ -3,6 +3,7 @@
 Any Hugging Face causal language model or sequence classifier, from a hub id or a local folder; and a tiny
 GPT-NeoX to train from scratch. Weights come from safetensors alone; code that comes with a model never runs.
 """
+
 import hashlib
 import math
 
@@ -26,9 +27,18 @@ def tiny_gpt_neox(vocab_size, width=64, layers=2, heads=4, context=64, seed=0, i
     intermediate: the feed-forward width, 4 × `width` by default. The global random state is left as it was.
     """
     config = GPTNeoXConfig(
-        vocab_size=vocab_size, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
-        intermediate_size=intermediate or 4 * width, max_position_embeddings=context, attention_dropout=0.0,
-        hidden_dropout=0.0, classifier_dropout=0.0, bos_token_id=None, eos_token_id=None)
+        vocab_size=vocab_size,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=intermediate or 4 * width,
+        max_position_embeddings=context,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        classifier_dropout=0.0,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return GPTNeoXForCausalLM(config).float().eval()
@@ -46,31 +56,41 @@ def load_model(source, dtype="float32", device="cpu", revision=None, head="causa
     if head not in _HEADS:
         raise ValueError(f"head is {head!r}: expected one of {', '.join(_HEADS)}")
     model, found = _from_pretrained(
-        _HEADS[head], source, "config.json and *.safetensors", revision=revision, dtype=getattr(torch, dtype),
-        use_safetensors=True, output_loading_info=True)
+        _HEADS[head],
+        source,
+        "config.json and *.safetensors",
+        revision=revision,
+        dtype=getattr(torch, dtype),
+        use_safetensors=True,
+        output_loading_info=True,
+    )
     body = f"{model.base_model_prefix}."
     missing = sorted(k for k in found["missing_keys"] if head == "causal" or k.startswith(body))
     if missing:
         shown = ", ".join(missing[:5]) + ", …" * (len(missing) > 5)
-        raise ValueError(f"the weights of {str(source)!r} lack {len(missing)} parameters of "
-                         f"{type(model).__name__}, which would be random: {shown}. Expected a complete "
-                         f"checkpoint; check that head={head!r} is the head it was trained with")
+        raise ValueError(
+            f"the weights of {str(source)!r} lack {len(missing)} parameters of "
+            f"{type(model).__name__}, which would be random: {shown}. Expected a complete "
+            f"checkpoint; check that head={head!r} is the head it was trained with"
+        )
     return model.to(device).eval()
 
 
 def load_tokenizer(source, revision=None):
     """The tokenizer at `source` (hub id, or folder with its files). Raises OSError, naming the source."""
-    return _from_pretrained(AutoTokenizer, source, "tokenizer.json or tokenizer_config.json",
-                            revision=revision)
+    return _from_pretrained(
+        AutoTokenizer, source, "tokenizer.json or tokenizer_config.json", revision=revision
+    )
 
 
 def _from_pretrained(auto, source, files, **options):
     try:
         return auto.from_pretrained(source, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise OSError(f"nothing could be loaded from {str(source)!r} with {auto.__name__}: expected a hub id "
-                      f"(already downloaded, if offline), or a local folder with {files}. The cause: {error}"
-                      ) from error
+        raise OSError(
+            f"nothing could be loaded from {str(source)!r} with {auto.__name__}: expected a hub id "
+            f"(already downloaded, if offline), or a local folder with {files}. The cause: {error}"
+        ) from error
 
 
 def model_digest(model):
@@ -92,11 +112,13 @@ def logits(model, batch):
     ValueError for a sequence that ends in it, as it would be pooled elsewhere.
     """
     ids, pad = batch.input_ids, getattr(getattr(model, "config", None), "pad_token_id", None)
-    if hasattr(model, "score") and pad is not None:               # what decoder classifiers call their head
+    if hasattr(model, "score") and pad is not None:  # what decoder classifiers call their head
         last = ids.gather(1, batch.attention_mask.sum(1, keepdim=True) - 1)[:, 0]
         if (last == pad).any():
-            raise ValueError(f"sequence {batch.index[last == pad][0].item()} ends in token id {pad}, the model's pad_token_id: a "
-                             f"classifier would not see its end; give the config a pad_token_id that no text uses")
+            raise ValueError(
+                f"sequence {batch.index[last == pad][0].item()} ends in token id {pad}, the model's pad_token_id: a "
+                f"classifier would not see its end; give the config a pad_token_id that no text uses"
+            )
         ids = ids.masked_fill(batch.attention_mask == 0, pad)
     return model(input_ids=ids, attention_mask=batch.attention_mask).logits
 
@@ -104,4 +126,7 @@ def logits(model, batch):
 def limits(model):
     """(vocabulary size, longest sequence) that the model can read; infinite where its config does not say."""
     config = getattr(model, "config", None)
-    return tuple(getattr(config, name, None) or math.inf for name in ("vocab_size", "max_position_embeddings"))
+    return tuple(
+        getattr(config, name, None) or math.inf
+        for name in ("vocab_size", "max_position_embeddings")
+    )

@@ -4,6 +4,7 @@ Every function here maps ``(logits, batch)`` to one scalar per sequence, shape (
 model, whose ``logits[:, t]`` predict ``labels[:, t + 1]``, or (n, C) for a sequence classifier. This is the only place
 where that shift by one happens. Losses and log-probabilities are in nats, summed (not averaged) over label positions.
 """
+
 import hashlib
 from functools import partial
 
@@ -18,7 +19,10 @@ def align(logits, labels):
 
     For a language model T = S: the labels are shifted, as the last logits predict nothing, and the logits are not copied.
     Labels go where the logits are: a model spread over devices reads on the first and predicts on the last."""
-    logits, labels = logits.to(torch.promote_types(logits.dtype, torch.float32)), labels.to(logits.device)
+    logits, labels = (
+        logits.to(torch.promote_types(logits.dtype, torch.float32)),
+        labels.to(logits.device),
+    )
     if labels.dim() == 1:
         return logits[:, None], labels[:, None]
     return logits, F.pad(labels[:, 1:], (0, 1), value=NO_LOSS)
@@ -27,7 +31,11 @@ def align(logits, labels):
 def loss(logits, batch):
     """Training loss ℓ_z = −Σ_t log p(y_t | x_<t): (n,), nats."""
     z, y = align(logits, batch.labels)
-    return F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction="none", ignore_index=NO_LOSS).view_as(y).sum(1)
+    return (
+        F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction="none", ignore_index=NO_LOSS)
+        .view_as(y)
+        .sum(1)
+    )
 
 
 def log_probability(logits, batch):

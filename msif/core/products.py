@@ -4,12 +4,15 @@ a: inputs (n, s, i) of a layer, without the 1 of the bias; g: gradients (n, s, o
 With a bias, D = Σ_t g_t [a_t, 1]ᵀ has i + 1 columns. The 1 is never appended to a: a matrix of 1025 columns multiplies a third
 slower than one of 1024 or 1032, and the 1's column of D is Σ_t g_t. Index letters as in `msif.core.capture`; q queries.
 """
+
 import torch
 import torch.nn.functional as F
 
-TILE = 128                  # smaller tiles lose more in efficiency than they save
-ALIGNED = 8                 # columns
-WORKSPACE = 2 ** 20         # numbers that a chunk of per-sequence products may hold: it stays in a processor's cache
+TILE = 128  # smaller tiles lose more in efficiency than they save
+ALIGNED = 8  # columns
+WORKSPACE = (
+    2**20
+)  # numbers that a chunk of per-sequence products may hold: it stays in a processor's cache
 
 
 def sequence_gradient(a, g, bias):
@@ -20,14 +23,14 @@ def sequence_gradient(a, g, bias):
 def transposed_gradient(a, g, bias):
     """Dᵀ: (n, i, o), with a bias (n, i + 1, o). Written row by row, where the bias's row leaves the others aligned."""
     D = a.new_empty(len(a), a.shape[2] + bias, g.shape[2])
-    D[:, :a.shape[2]].baddbmm_(a.mT, g, beta=0)                  # beta=0: what is there is not read
+    D[:, : a.shape[2]].baddbmm_(a.mT, g, beta=0)  # beta=0: what is there is not read
     if bias:
         D[:, -1] = g.sum(1)
     return D
 
 
 def add_gram(total, x):
-    """total += xᵀx in the upper triangle only, by tiles: (d, d), (m, d). `mirrored` completes it.
+    """Total += xᵀx in the upper triangle only, by tiles: (d, d), (m, d). `mirrored` completes it.
 
     A symmetric product needs half of the multiplications; k tiles a side come to (1 + 1/k) / 2 of them."""
     width = max(TILE, -(-x.shape[1] // 8))
@@ -42,7 +45,7 @@ def mirrored(total):
 
 
 def add_input_gram(total, x, bias):
-    """total += [x, 1]ᵀ[x, 1] in the upper triangle: (i + bias, i + bias), (m, i)."""
+    """Total += [x, 1]ᵀ[x, 1] in the upper triangle: (i + bias, i + bias), (m, i)."""
     i = x.shape[1]
     add_gram(total[:i, :i], x)
     if bias:
@@ -56,15 +59,19 @@ def aligned(basis):
 
 
 def add_squares(total, a, g, bias, basis_in, basis_out, rows=None):
-    """total += Σ_n (Q_Bᵀ D_n Q_A)² elementwise: (blocks, r, columns of Q_A), Q_A (i + bias, i + bias or more, see `aligned`).
+    """Total += Σ_n (Q_Bᵀ D_n Q_A)² elementwise: (blocks, r, columns of Q_A), Q_A (i + bias, i + bias or more, see `aligned`).
 
     Each side is rotated before the product over positions or after it, whichever multiplies less: Q_A costs s·i² before and
     o·i² after, Q_B s·o·r before and i·o·r after. A bias enters a rotated a as Q_A's last row wherever g is not zero."""
     (s, o), i, chunk = g.shape[1:], basis_in.shape[0], max(1, WORKSPACE // total.numel())
     a_first, g_first = s < o, s < i
     if a_first:
-        a = torch.addmm(basis_in[-1], a.flatten(0, 1), basis_in[:-1]).unflatten(0, a.shape[:2]) if bias else a @ basis_in
-    g = split(g, rows, 2)                                                         # (n, s, blocks, r)
+        a = (
+            torch.addmm(basis_in[-1], a.flatten(0, 1), basis_in[:-1]).unflatten(0, a.shape[:2])
+            if bias
+            else a @ basis_in
+        )
+    g = split(g, rows, 2)  # (n, s, blocks, r)
     g = g.transpose(1, 2)
     if g_first:
         g = g @ basis_out if len(basis_out) > 1 else (g[:, 0] @ basis_out[0])[:, None]
@@ -73,14 +80,22 @@ def add_squares(total, a, g, bias, basis_in, basis_out, rows=None):
             D = few_g.mT @ few_a[:, None]
             D = (torch.cat([D, few_g.sum(2)[..., None]], 3) if bias else D) @ basis_in
         else:
-            D = torch.bmm(few_g[:, 0].mT, few_a)[:, None] if len(basis_out) == 1 else few_g.mT @ few_a[:, None]
+            D = (
+                torch.bmm(few_g[:, 0].mT, few_a)[:, None]
+                if len(basis_out) == 1
+                else few_g.mT @ few_a[:, None]
+            )
         D = D if g_first else basis_out.mT @ D
         total += D.square_().sum(0)
 
 
 def split(x, rows, dim):
     """Output dimension `dim` into (blocks, r); rows (blocks, r), or None for one block."""
-    return x.unsqueeze(dim) if rows is None else x.index_select(dim, rows.flatten().to(x.device)).unflatten(dim, rows.shape)
+    return (
+        x.unsqueeze(dim)
+        if rows is None
+        else x.index_select(dim, rows.flatten().to(x.device)).unflatten(dim, rows.shape)
+    )
 
 
 def flatten(v):

@@ -1,4 +1,5 @@
 """Is there room for what is about to be computed? Asked before it starts."""
+
 import os
 import shutil
 from pathlib import Path
@@ -20,11 +21,15 @@ def require(*, what, memory=0, disk=0, folder="."):
     """Raise MemoryError or OSError, naming what is needed and what there is, unless both fit. Sizes in bytes."""
     free = available_memory()
     if free is not None and memory > free:
-        raise MemoryError(f"{what}: needs {gib(memory)} of memory, {gib(free)} is free. Use more partitions, a smaller "
-                          f"batch or fewer layers, or a larger machine.")
+        raise MemoryError(
+            f"{what}: needs {gib(memory)} of memory, {gib(free)} is free. Use more partitions, a smaller "
+            f"batch or fewer layers, or a larger machine."
+        )
     free = shutil.disk_usage(_existing(Path(folder))).free
     if disk > free:
-        raise OSError(f"{what}: needs {gib(disk)} of disk at {folder}, {gib(free)} is free. Free some, or use another folder.")
+        raise OSError(
+            f"{what}: needs {gib(disk)} of disk at {folder}, {gib(free)} is free. Free some, or use another folder."
+        )
 
 
 def _left_in_container(folder=Path("/sys/fs/cgroup")):

@@ -3,6 +3,7 @@
 The header says what the factors belong to (digests of model and data), how they were fitted, and the SHA-256 of every
 file, so that factors of another model, of other layers, truncated or tampered with are refused by name.
 """
+
 import json
 import os
 import shutil
@@ -30,7 +31,9 @@ def save(factors, folder):
     """Write an `EKFAC` to `folder` as a whole or not at all; an earlier one there is replaced, anything else refused."""
     folder = Path(folder)
     if folder.exists() and not (folder / "header.json").is_file() and any(folder.iterdir()):
-        raise FactorsError(f"{folder} exists and holds no factors (no header.json): choose another folder, or remove it")
+        raise FactorsError(
+            f"{folder} exists and holds no factors (no header.json): choose another folder, or remove it"
+        )
     require(disk=2 * _size(factors), folder=folder, what=f"saving factors to {folder}")
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -70,9 +73,14 @@ def load(folder, tracked=None, in_memory=True):
     if tracked is not None:
         check_layers(folder, stored, tracked.layers)
     if tracked is not None and model_digest(tracked.model) != header["model"]:
-        raise FactorsError(f"{folder}: fitted on a model with digest {header['model'][:12]}…, but this model's digest is "
-                           f"{model_digest(tracked.model)[:12]}…: its weights differ. Load that model, or fit again.")
-    found = LayerFiles({name: folder / x["file"] for name, x in stored.items()}, {name: x["sha256"] for name, x in stored.items()})
+        raise FactorsError(
+            f"{folder}: fitted on a model with digest {header['model'][:12]}…, but this model's digest is "
+            f"{model_digest(tracked.model)[:12]}…: its weights differ. Load that model, or fit again."
+        )
+    found = LayerFiles(
+        {name: folder / x["file"] for name, x in stored.items()},
+        {name: x["sha256"] for name, x in stored.items()},
+    )
     loaded = EKFAC(dict(found) if in_memory else found, header)
     for layer in tracked.layers if tracked is not None and in_memory else ():
         _check_shape(folder, layer, loaded.factors[layer.name])
@@ -102,16 +110,30 @@ def read_header(folder):
     """header.json of a folder of factors, less its own SHA-256; FactorsError unless it is there, whole and of this version."""
     path = folder / "header.json"
     if not path.exists():
-        raise FactorsError(f"{folder}: no header.json there; expected a folder written by msif.core.store.save")
+        raise FactorsError(
+            f"{folder}: no header.json there; expected a folder written by msif.core.store.save"
+        )
     try:
         header = json.loads(path.read_text())
-        missing = {"schema", "layers", "model", "data", "sequences", "tokens", "sha256"} - header.keys()
+        missing = {
+            "schema",
+            "layers",
+            "model",
+            "data",
+            "sequences",
+            "tokens",
+            "sha256",
+        } - header.keys()
     except (ValueError, AttributeError) as error:
         raise FactorsError(f"{path}: not a JSON object ({error}); fit the factors again") from error
     if missing or header["schema"] != SCHEMA:
-        raise FactorsError(f"{path}: schema {header.get('schema')} lacking {sorted(missing)}; this version reads schema {SCHEMA}")
+        raise FactorsError(
+            f"{path}: schema {header.get('schema')} lacking {sorted(missing)}; this version reads schema {SCHEMA}"
+        )
     if header.pop("sha256") != files.sha256_of(header):
-        raise FactorsError(f"{path}: changed since it was written (SHA-256 differs); fit the factors again")
+        raise FactorsError(
+            f"{path}: changed since it was written (SHA-256 differs); fit the factors again"
+        )
     return header
 
 
@@ -119,25 +141,33 @@ def check_layers(folder, stored, layers):
     """FactorsError unless the folder's layers (by name) are these."""
     wanted = {layer.name for layer in layers}
     if wanted != set(stored):
-        raise FactorsError(f"{folder}: fitted on other layers; only in the file: {sorted(set(stored) - wanted)}, "
-                           f"only asked for: {sorted(wanted - set(stored))}")
+        raise FactorsError(
+            f"{folder}: fitted on other layers; only in the file: {sorted(set(stored) - wanted)}, "
+            f"only asked for: {sorted(wanted - set(stored))}"
+        )
 
 
 def _check_shape(folder, layer, found):
     rows = (1, layer.out_features) if layer.rows is None else tuple(layer.rows.shape)
     expected = (*rows, layer.in_features + layer.bias)
     if tuple(found.eigenvalues.shape) != expected:
-        raise FactorsError(f"{folder}: {layer.name} has eigenvalues of shape {tuple(found.eigenvalues.shape)} (blocks, rows, "
-                           f"inputs), but this layer needs {expected}: another width or another per-head setting")
+        raise FactorsError(
+            f"{folder}: {layer.name} has eigenvalues of shape {tuple(found.eigenvalues.shape)} (blocks, rows, "
+            f"inputs), but this layer needs {expected}: another width or another per-head setting"
+        )
     if layer.rows is not None and not torch.equal(found.rows, layer.rows):
-        raise FactorsError(f"{folder}: {layer.name} was fitted with other output rows in its heads; fit the factors again")
+        raise FactorsError(
+            f"{folder}: {layer.name} was fitted with other output rows in its heads; fit the factors again"
+        )
 
 
 def _check_file(path, sha256):
     if not path.is_file():
         raise FactorsError(f"{path}: missing, though header.json names it; fit the factors again")
     if files.sha256_of_file(path) != sha256:
-        raise FactorsError(f"{path}: truncated or changed since it was written (SHA-256 differs); fit the factors again")
+        raise FactorsError(
+            f"{path}: truncated or changed since it was written (SHA-256 differs); fit the factors again"
+        )
 
 
 def tensors_of(layer):

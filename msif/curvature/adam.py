@@ -5,6 +5,7 @@ r^(−1/4) and columns by c^(−1/4). EK-FAC of the scaled weights is then EK-FA
 Q_B := diag(r^(−1/4)) Q_B′ (Q′: eigenbases of the scaled A and B), whose `apply(f)` is P^(1/2) f(P^(1/2) H P^(1/2)) P^(1/2): an
 inverse with damping d is (H + d P⁻¹)⁻¹. P is normalised to a mean of about 1 in each layer.
 """
+
 from dataclasses import replace
 
 from msif.core.capture import passes
@@ -16,11 +17,18 @@ from msif.core.products import sequence_gradient
 def fit(tracked, sequences, *, labels="gaussian", samples=2, seed=0, batch_size=64):
     """As `ekfac.fit`. batch_size is also that of the training steps which v is about. Raises ValueError for per-head blocks."""
     if blocks := [layer.name for layer in tracked.layers if layer.rows is not None]:
-        raise ValueError(f"{blocks[0]} is split into heads; Adam's metric scales whole layers: take per_head=False")
-    scales = {name: _scales(v) for name, v in second_moments(tracked, sequences, batch_size).items()}
+        raise ValueError(
+            f"{blocks[0]} is split into heads; Adam's metric scales whole layers: take per_head=False"
+        )
+    scales = {
+        name: _scales(v) for name, v in second_moments(tracked, sequences, batch_size).items()
+    }
     run = (tracked, sequences, fisher_losses(labels, samples, seed), batch_size)
     bases = {name: _scaled(*scales[name], *found) for name, found in covariances(*run).items()}
-    return EKFAC(corrected_eigenvalues(*run, bases), {"metric": "adam", "labels": labels, "samples": samples, "seed": seed})
+    return EKFAC(
+        corrected_eigenvalues(*run, bases),
+        {"metric": "adam", "labels": labels, "samples": samples, "seed": seed},
+    )
 
 
 def second_moments(tracked, sequences, batch_size):
@@ -28,7 +36,10 @@ def second_moments(tracked, sequences, batch_size):
     total, count = {layer.name: 0.0 for layer in tracked.layers}, -(-len(sequences) // batch_size)
 
     def consume(layer, a, g, draw, batch):
-        total[layer.name] = total[layer.name] + (sequence_gradient(a, g, layer.bias).sum(0) / len(a)).square() / count
+        total[layer.name] = (
+            total[layer.name]
+            + (sequence_gradient(a, g, layer.bias).sum(0) / len(a)).square() / count
+        )
 
     passes(tracked, sequences, [loss], batch_size, consume)
     return total
@@ -43,4 +54,6 @@ def _scales(v):
 def _scaled(out, into, rows, A, B, positions):
     """Bases of the scaled weights: rows of the eigenbases of diag(s) A diag(s) times s."""
     found = eigenbases(rows, into[:, None] * A * into, out[:, None] * B * out, positions)
-    return replace(found, basis_in=into[:, None] * found.basis_in, basis_out=out[:, None] * found.basis_out)
+    return replace(
+        found, basis_in=into[:, None] * found.basis_in, basis_out=out[:, None] * found.basis_out
+    )

@@ -3,6 +3,7 @@
 Both are generators of (X, relative residuals) after each product, without end. b: rows (q, P); product: rows (q, P) -> A times
 each, A symmetric and positive definite.
 """
+
 import torch
 
 

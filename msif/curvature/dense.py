@@ -2,6 +2,7 @@
 
 The matrix acts on the layers' flattened (out, in) gradients, concatenated in the order of `layers`.
 """
+
 from dataclasses import dataclass
 from math import prod
 
@@ -11,6 +12,7 @@ import torch
 @dataclass(frozen=True)
 class Dense:
     """matrix: (P, P), symmetric. layers: {layer name: (out, in)} in the order of its rows, P = Σ out·in."""
+
     matrix: torch.Tensor
     layers: dict
 
@@ -24,7 +26,7 @@ class Dense:
         if not at_new.any():
             return self._unflatten(x @ spectral(f, self.matrix), v)
         theta, phi = x[:, ~at_new], x[:, at_new]
-        H, H_x = self.matrix[~at_new][:, ~at_new], self.matrix[at_new][:, ~at_new]              # (θ, θ), (φ, θ)
+        H, H_x = self.matrix[~at_new][:, ~at_new], self.matrix[at_new][:, ~at_new]  # (θ, θ), (φ, θ)
         inverse = spectral(f_new, self.matrix[at_new][:, at_new])
         x[:, ~at_new] = (theta - phi @ inverse @ H_x) @ spectral(f, H - H_x.mT @ inverse @ H_x)
         x[:, at_new] = (phi - x[:, ~at_new] @ H_x.mT) @ inverse
@@ -35,10 +37,15 @@ class Dense:
 
     def _unflatten(self, x, like):
         parts = x.split([prod(shape) for shape in self.layers.values()], 1)
-        return {name: part.reshape_as(like[name]).to(like[name].dtype) for name, part in zip(self.layers, parts)}
+        return {
+            name: part.reshape_as(like[name]).to(like[name].dtype)
+            for name, part in zip(self.layers, parts)
+        }
 
     def _mask(self, new):
-        return torch.cat([torch.full((prod(shape),), name in new) for name, shape in self.layers.items()])
+        return torch.cat(
+            [torch.full((prod(shape),), name in new) for name, shape in self.layers.items()]
+        )
 
 
 def spectral(f, matrix):

@@ -14,6 +14,7 @@ of layers, and are shrunk towards EK-FAC because they are few. With F = C (I + �
 Sources: O'Leary 1980 (block CG), Dubrulle 2001 (BCGrQ: the block of residuals is kept orthonormal, so that converged queries
 do no harm), Ledoit and Wolf 2004 (shrinkage).
 """
+
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -30,6 +31,7 @@ from msif.curvature.conjugate import block_cg
 @dataclass(frozen=True)
 class Correction:
     """rows: Ũ (n, P). core (n, n), symmetric: (I + ŨᵀŨ)^(−1/2) = I + Ũᵀ core Ũ. share: g, between 0 and 1."""
+
     rows: torch.Tensor
     core: torch.Tensor
     share: float
@@ -47,6 +49,7 @@ class Refined(Stage):
     `low_rank`, or None for EK-FAC alone. solver: `block_cg` (None), or `cg` for each query by itself. Shared and new layers are coupled through G; new ones carry no α.
     Raises ValueError for iterations < 0, or > 0 without a product.
     """
+
     product: object = None
     iterations: int = 0
     correction: Correction | None = None
@@ -56,8 +59,10 @@ class Refined(Stage):
         if self.iterations < 0:
             raise ValueError(f"iterations is {self.iterations}; expected 0 (EK-FAC) or more")
         if self.iterations and self.product is None:
-            raise ValueError(f"{self.iterations} iterations need a product with the Gauss-Newton matrix: give, for instance, "
-                             f"product=GaussNewton(model, layers, sequences).product")
+            raise ValueError(
+                f"{self.iterations} iterations need a product with the Gauss-Newton matrix: give, for instance, "
+                f"product=GaussNewton(model, layers, sequences).product"
+            )
 
     def inverse(self, v):
         """(G + αP + d)⁻¹ v, {layer: (q, o, i)}, as nearly as the iterations buy."""
@@ -71,7 +76,11 @@ class Refined(Stage):
 
     def moved(self, solved):
         """α times a solution, on the layers that earlier stages have."""
-        return {name: x * self.alpha.of(self._mean(name)) for name, x in solved.items() if name not in self.new}
+        return {
+            name: x * self.alpha.of(self._mean(name))
+            for name, x in solved.items()
+            if name not in self.new
+        }
 
     def start(self, v):
         """F Fᵀ v, the preconditioner: without a correction exactly EK-FAC's (K + αP + d)⁻¹ v."""
@@ -79,7 +88,9 @@ class Refined(Stage):
 
     def iterates(self, v):
         """After each product: (approximate (G + αP + d)⁻¹ v, the relative residual of each query (q,), preconditioned)."""
-        for x, residuals in (self.solver or block_cg)(lambda x: self._back(self.damped(self._forth(x, v))), self._back(v)):
+        for x, residuals in (self.solver or block_cg)(
+            lambda x: self._back(self.damped(self._forth(x, v))), self._back(v)
+        ):
             yield self._forth(x, v), residuals
 
     def damped(self, v):
@@ -95,10 +106,16 @@ class Refined(Stage):
 
     def whitened(self, v, share):
         """C v as rows (q, P)."""
+
         def root(shift):
             return lambda eigenvalues, mean: ((1 - share) * eigenvalues + shift(mean)).rsqrt()
-        return self.curvature.apply(root(lambda mean: self.alpha.of(mean) + self.damping.of(mean)), v,
-                                    self.new, root(self.damping.of))
+
+        return self.curvature.apply(
+            root(lambda mean: self.alpha.of(mean) + self.damping.of(mean)),
+            v,
+            self.new,
+            root(self.damping.of),
+        )
 
     def _back(self, v):
         """Fᵀ v as rows (q, P)."""
@@ -116,15 +133,25 @@ class Refined(Stage):
 def low_rank(stage, u, share=0.9):
     """The `Correction` correction of a `Refined` stage's EK-FAC by pseudo-gradients u {layer: (n, o, i)}, E[Σ u uᵀ] = G; n² P once."""
     if not 0 < share < 1:
-        raise ValueError(f"share is {share}; expected a number between 0 (EK-FAC alone) and 1 (pseudo-gradients alone)")
-    rows = share ** 0.5 * flatten(stage.whitened(u, share))
+        raise ValueError(
+            f"share is {share}; expected a number between 0 (EK-FAC alone) and 1 (pseudo-gradients alone)"
+        )
+    rows = share**0.5 * flatten(stage.whitened(u, share))
     values, vectors = torch.linalg.eigh((rows @ rows.mT).double())
     root = (1 + values.clamp(min=0)).sqrt()
-    core = -vectors / (root * (1 + root)) @ vectors.mT                # ((1 + λ)^(−1/2) − 1) / λ without its cancellation
+    core = (
+        -vectors / (root * (1 + root)) @ vectors.mT
+    )  # ((1 + λ)^(−1/2) − 1) / λ without its cancellation
     return Correction(rows, core.to(rows.dtype), share)
 
 
 def pseudo_gradients(tracked, sequences, samples=1, seed=0, batch_size=64):
-    """u = D / √(samples·N), {layer: (samples·N, o, i)}: E[Σ u uᵀ] = G. One forward and `samples` backward passes' worth of work."""
-    drawn = [gradients(tracked, sequences, partial(gaussian_loss, seed=seed, draw=i), batch_size) for i in range(samples)]
-    return {name: torch.cat([d[name] for d in drawn]) / (samples * len(sequences)) ** 0.5 for name in drawn[0]}
+    """U = D / √(samples·N), {layer: (samples·N, o, i)}: E[Σ u uᵀ] = G. One forward and `samples` backward passes' worth of work."""
+    drawn = [
+        gradients(tracked, sequences, partial(gaussian_loss, seed=seed, draw=i), batch_size)
+        for i in range(samples)
+    ]
+    return {
+        name: torch.cat([d[name] for d in drawn]) / (samples * len(sequences)) ** 0.5
+        for name in drawn[0]
+    }

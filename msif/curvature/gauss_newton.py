@@ -6,6 +6,7 @@ J: the derivative of a sequence's logits with respect to the tracked weights. Ex
 For cross-entropy G is the Fisher matrix. Source: Martens 2020 (arXiv 1412.1193). Jv comes from differentiating u ↦ Jᵀu, which
 is linear, so that plain reverse-mode differentiation suffices: one product costs about one forward and backward a vector.
 """
+
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from msif.core.objectives import align
 @dataclass(frozen=True)
 class GaussNewton:
     """sequences: what the mean E_z runs over, each counting 1/N."""
+
     tracked: Tracked
     sequences: list
     batch_size: int = 64
@@ -32,9 +34,17 @@ class GaussNewton:
         """G v of {layer: (q, o, i)}, for all q vectors in one pass over the sequences; a bias is the last input."""
         found = {name: torch.zeros_like(x) for name, x in v.items()}
         with _differentiable(self.tracked) as parameters:
-            vectors = [part for layer in self.tracked.layers for part in _parts(self.tracked.model, layer, v[layer.name])]
+            vectors = [
+                part
+                for layer in self.tracked.layers
+                for part in _parts(self.tracked.model, layer, v[layer.name])
+            ]
             for batch in batches(self.sequences, self.batch_size):
-                products = iter(_product(self.tracked.model, parameters, batch.to(self.tracked.model.device), vectors))
+                products = iter(
+                    _product(
+                        self.tracked.model, parameters, batch.to(self.tracked.model.device), vectors
+                    )
+                )
                 for layer in self.tracked.layers:
                     found[layer.name] += _joined(self.tracked.model, layer, products)
         return {name: x / len(self.sequences) for name, x in found.items()}
@@ -44,8 +54,10 @@ def _product(model, parameters, batch, vectors):
     """Σ_z Jᵀ H_out J v over one batch: a list of tensors like `vectors`."""
     z, y = align(logits(model, batch), batch.labels)
     u = torch.zeros_like(z, requires_grad=True)
-    linear = torch.autograd.grad(z, parameters, u, create_graph=True)                                    # Jᵀu
-    Jv, = torch.autograd.grad(linear, u, vectors, retain_graph=True, is_grads_batched=True)              # (q, n, T, V)
+    linear = torch.autograd.grad(z, parameters, u, create_graph=True)  # Jᵀu
+    (Jv,) = torch.autograd.grad(
+        linear, u, vectors, retain_graph=True, is_grads_batched=True
+    )  # (q, n, T, V)
     p, labelled = z.detach().softmax(2), (y != NO_LOSS)[..., None]
     H_Jv = p * (Jv - (p * Jv).sum(3, keepdim=True)) * labelled
     return torch.autograd.grad(z, parameters, H_Jv, is_grads_batched=True)
@@ -54,13 +66,21 @@ def _product(model, parameters, batch, vectors):
 @contextmanager
 def _differentiable(tracked):
     """The parameters of the tracked layers, which alone ask for gradients inside; attention that can be differentiated twice."""
-    wanted, training, kind = [p for p in tracked.model.parameters() if p.requires_grad], tracked.model.training, _attention(tracked.model)
+    wanted, training, kind = (
+        [p for p in tracked.model.parameters() if p.requires_grad],
+        tracked.model.training,
+        _attention(tracked.model),
+    )
     modules = [tracked.model.get_submodule(layer.name) for layer in tracked.layers]
     tracked.model.requires_grad_(False).eval()
     _set_attention(tracked.model, "eager")
     try:
         with torch.enable_grad():
-            yield [p.requires_grad_() for m in modules for p in ([m.weight] if m.bias is None else [m.weight, m.bias])]
+            yield [
+                p.requires_grad_()
+                for m in modules
+                for p in ([m.weight] if m.bias is None else [m.weight, m.bias])
+            ]
     finally:
         _set_attention(tracked.model, kind)
         tracked.model.requires_grad_(False).train(training)
@@ -79,7 +99,7 @@ def _set_attention(model, kind):
 
 def _parts(model, layer, v):
     """(q, o, i) as the layer's own parameters: weight, and bias if there is one."""
-    weight = v[..., :layer.in_features]
+    weight = v[..., : layer.in_features]
     weight = matrix(model.get_submodule(layer.name), weight)
     return [weight, v[..., -1]] if layer.bias else [weight]
 

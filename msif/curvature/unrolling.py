@@ -13,6 +13,7 @@ for fine-tuning this is SOURCE (Bae et al. 2024, arXiv 2405.12186, equations 14 
 not Σ η_t: each weight has a rate of its own. `relative` then gives τ = time / (mean eigenvalue of the layer), of which one
 scale, `time`, is left to be fitted.
 """
+
 from dataclasses import dataclass
 
 import torch
@@ -23,14 +24,19 @@ from msif.core.influence import NONE, Stage
 @dataclass(frozen=True)
 class Unrolled(Stage):
     """time: Σ η_t, or if relative a number without unit, over the layer's mean eigenvalue. α and d must be left at 0; no new layers."""
+
     time: float = 1.0
     relative: bool = True
 
     def __post_init__(self):
         if not 0 < self.time < float("inf"):
-            raise ValueError(f"time is {self.time}; expected a finite number > 0: Σ η_t, or without unit if relative")
+            raise ValueError(
+                f"time is {self.time}; expected a finite number > 0: Σ η_t, or without unit if relative"
+            )
         if self.alpha != NONE or self.damping != NONE or self.new:
-            raise ValueError("an unrolled stage has neither α, nor damping, nor new layers: its time alone says how far it goes")
+            raise ValueError(
+                "an unrolled stage has neither α, nor damping, nor new layers: its time alone says how far it goes"
+            )
 
     @property
     def forgets(self):

@@ -10,6 +10,7 @@ An inverse makes vectors w from q, and the score is s(z) = ⟨w, ∇ℓ_z⟩, po
 
 Sources: Koh & Liang 2017 (arXiv 1703.04730) for conjugate gradients and LiSSA; Schioppa et al. 2022 (arXiv 2112.03052).
 """
+
 import torch
 
 from msif.core.capture import passes
@@ -25,13 +26,19 @@ def operator(product, damping, v):
     damped, size = _damped(product, damping, v), flatten(v).shape[1]
     matmat = lambda X: flatten(damped(unflatten(torch.from_numpy(X.T.copy()), v))).numpy().T
     return need("scipy.sparse.linalg").LinearOperator(
-        (size, size), matvec=lambda x: matmat(x.reshape(-1, 1))[:, 0], matmat=matmat, dtype=flatten(v).numpy().dtype)
+        (size, size),
+        matvec=lambda x: matmat(x.reshape(-1, 1))[:, 0],
+        matmat=matmat,
+        dtype=flatten(v).numpy().dtype,
+    )
 
 
 def _damped(product, damping, v):
     """V ↦ G V + d V. Raises ValueError for a damping that is missing or negative."""
     if lacking := [name for name in v if not damping.get(name, -1) >= 0]:
-        raise ValueError(f"damping of {lacking} is {[damping.get(name) for name in lacking]}: expected a number ≥ 0 for each layer")
+        raise ValueError(
+            f"damping of {lacking} is {[damping.get(name) for name in lacking]}: expected a number ≥ 0 for each layer"
+        )
     return lambda V: {name: x + damping[name] * V[name] for name, x in product(V).items()}
 
 
@@ -40,8 +47,13 @@ def conjugate_gradients(product, damping, v, iterations):
     A, found = operator(product, damping, v), {k: [] for k in iterations}
     for b in flatten(v):
         path = [torch.zeros_like(b)]
-        need("scipy.sparse.linalg").cg(A, b.numpy(), rtol=0.0, maxiter=max(iterations),
-                                       callback=lambda x: path.append(torch.from_numpy(x.copy())))
+        need("scipy.sparse.linalg").cg(
+            A,
+            b.numpy(),
+            rtol=0.0,
+            maxiter=max(iterations),
+            callback=lambda x: path.append(torch.from_numpy(x.copy())),
+        )
         [rows.append(path[min(k, len(path) - 1)]) for k, rows in found.items()]
     return {k: unflatten(torch.stack(rows), v) for k, rows in found.items()}
 
@@ -57,8 +69,12 @@ def lissa(product, damping, v, iterations, scale):
             h = {name: v[name] + h[name] - scale * x for name, x in damped(h).items()}
         if k in iterations:
             found[k] = {name: scale * x for name, x in h.items()}
-    if not flatten(h).norm() <= 1.01 * (k + 1) * flatten(v).norm():          # what k contractions cannot exceed; NaN neither
-        raise ValueError(f"LiSSA diverged within {k} steps of size {scale:.3g}: lower `scale` below 2 / the largest eigenvalue")
+    if (
+        not flatten(h).norm() <= 1.01 * (k + 1) * flatten(v).norm()
+    ):  # what k contractions cannot exceed; NaN neither
+        raise ValueError(
+            f"LiSSA diverged within {k} steps of size {scale:.3g}: lower `scale` below 2 / the largest eigenvalue"
+        )
     return found
 
 
@@ -69,6 +85,7 @@ def sampled_product(tracked, sequences, size, seed=0):
     def product(v):
         chosen = torch.randperm(len(sequences), generator=rng)[:size].tolist()
         return GaussNewton(tracked, [sequences[i] for i in chosen], size).product(v)
+
     return product
 
 
@@ -77,15 +94,23 @@ def eigenpairs(product, damping, v, rank, iterations, seed=0):
 
     v says what the vectors look like. G is symmetric: Arnoldi's iteration is Lanczos'. tol=1 stops it before a restart."""
     if not 0 < rank < iterations:
-        raise ValueError(f"rank is {rank} after {iterations} iterations: expected 0 < rank < iterations")
+        raise ValueError(
+            f"rank is {rank} after {iterations} iterations: expected 0 < rank < iterations"
+        )
     A = operator(product, damping, v)
-    start = torch.randn(A.shape[0], generator=torch.Generator().manual_seed(seed)).numpy().astype(A.dtype)
+    start = (
+        torch.randn(A.shape[0], generator=torch.Generator().manual_seed(seed))
+        .numpy()
+        .astype(A.dtype)
+    )
     values, vectors = need("scipy.sparse.linalg").eigsh(A, rank, ncv=iterations, v0=start, tol=1.0)
-    return torch.from_numpy(values).flip(0), unflatten(torch.from_numpy(vectors.T.copy()).flip(0), v)
+    return torch.from_numpy(values).flip(0), unflatten(
+        torch.from_numpy(vectors.T.copy()).flip(0), v
+    )
 
 
 def arnoldi(values, vectors, v):
-    """w = Σ_j u_j u_jᵀ v / λ_j, of `eigenpairs`: the inverse on their span, nothing elsewhere."""
+    """W = Σ_j u_j u_jᵀ v / λ_j, of `eigenpairs`: the inverse on their span, nothing elsewhere."""
     U = flatten(vectors)
     return unflatten(flatten(v) @ U.mT / values.to(U) @ U, v)
 
@@ -95,12 +120,17 @@ def diagonal_fisher(tracked, sequences, objectives, batch_size=32):
     found = {}
 
     def consume(layer, a, g, draw, batch):
-        found[layer.name] = found.get(layer.name, 0) + sequence_gradient(a, g, layer.bias).square().sum(0)
+        found[layer.name] = found.get(layer.name, 0) + sequence_gradient(
+            a, g, layer.bias
+        ).square().sum(0)
 
     passes(tracked, sequences, objectives, batch_size, consume)
-    return {layer.name: found[layer.name] / (len(sequences) * len(objectives)) for layer in tracked.layers}
+    return {
+        layer.name: found[layer.name] / (len(sequences) * len(objectives))
+        for layer in tracked.layers
+    }
 
 
 def diagonal_inverse(diagonal, damping, v):
-    """w = v / (diagonal + d)."""
+    """W = v / (diagonal + d)."""
     return {name: x / (diagonal[name] + damping[name]) for name, x in v.items()}

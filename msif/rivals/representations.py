@@ -3,6 +3,7 @@
 A sequence's representation is a hidden state of the model, at its last token or averaged over its tokens. It knows no loss and
 no gradient, so it costs one forward pass a document; it has no sign of influence and no unit.
 """
+
 import torch
 
 from msif.core.capture import frozen
@@ -31,9 +32,13 @@ def states(model, sequences, kind="mean", layer=-1, batch_size=64):
 
 def _batch(model, batch, kind, layer):
     batch = batch.to(next(model.parameters()).device)
-    hidden = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True).hidden_states
+    hidden = model(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True
+    ).hidden_states
     if not -len(hidden) <= layer < len(hidden):
-        raise ValueError(f"layer is {layer}: expected {-len(hidden)} to {len(hidden) - 1}, one of the model's hidden states")
+        raise ValueError(
+            f"layer is {layer}: expected {-len(hidden)} to {len(hidden) - 1}, one of the model's hidden states"
+        )
     x, mask = hidden[layer].float(), batch.attention_mask
     if kind == "last":
         return x[torch.arange(len(x), device=x.device), mask.sum(1) - 1].cpu()

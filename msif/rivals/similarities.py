@@ -6,6 +6,7 @@
 
 Source of CKA: Kornblith et al. 2019 (arXiv 1905.00414).
 """
+
 import torch
 
 from msif.core.products import flatten
@@ -31,4 +32,6 @@ def cka(q, g):
 def _gram(x):
     """(n, o·o): centred X Xᵀ, divided by its norm."""
     x = x - x.mean(1, keepdim=True)
-    return torch.nn.functional.normalize((x @ x.mT).flatten(1), eps=1e-300 if x.dtype == torch.float64 else 1e-30)
+    return torch.nn.functional.normalize(
+        (x @ x.mT).flatten(1), eps=1e-300 if x.dtype == torch.float64 else 1e-30
+    )

@@ -14,6 +14,7 @@ V the second moment of an optimiser that keeps it as rank one (Adafactor), which
 All gradients are at one model. Source: Chang et al. 2024 (arXiv 2410.17413); d is ours, as fewer gradients than features leave R
 singular.
 """
+
 import torch
 import torch.nn.functional as F
 
@@ -22,10 +23,21 @@ from msif.core.data import buckets
 from msif.core.objectives import generator, loss
 from msif.core.products import sequence_gradient
 
-PLACE = 1000 / 65536        # of the source: its first 1,000 of 65,536 components are the task's
+PLACE = 1000 / 65536  # of the source: its first 1,000 of 65,536 components are the task's
 
 
-def scores(tracked, queries, documents, rows, dimension=32, mix=None, damping=1e-3, moments=None, seed=0, batch_size=64):
+def scores(
+    tracked,
+    queries,
+    documents,
+    rows,
+    dimension=32,
+    mix=None,
+    damping=1e-3,
+    moments=None,
+    seed=0,
+    batch_size=64,
+):
     """TrackStar's score of every document for every query, at `model`: (q, n) float32 (float64 for such a model).
 
     queries, documents, rows: `data.Sequence`. dimension: P_out and P_in have so many columns, a side that is no longer than
@@ -34,11 +46,18 @@ def scores(tracked, queries, documents, rows, dimension=32, mix=None, damping=1e
     `second_moments`, or None. Costs a forward and a backward pass a document. Raises ValueError for settings out of range.
     """
     if dimension < 1 or not (mix is None or 0 <= mix <= 1) or not damping >= 0:
-        raise ValueError(f"dimension {dimension}, mix {mix}, damping {damping}: expected at least 1, None or 0 to 1, at least 0")
+        raise ValueError(
+            f"dimension {dimension}, mix {mix}, damping {damping}: expected at least 1, None or 0 to 1, at least 0"
+        )
     sides = projections(tracked.layers, dimension, seed, next(tracked.model.parameters()), moments)
-    asked, found, task = (features(tracked, x, sides, batch_size) for x in (queries, documents, rows))
+    asked, found, task = (
+        features(tracked, x, sides, batch_size) for x in (queries, documents, rows)
+    )
     white = whitening(task, found, mix, damping)
-    asked, found = (F.normalize(torch.cat([x[name] @ white[name] for name in x], 1), dim=1) for x in (asked, found))
+    asked, found = (
+        F.normalize(torch.cat([x[name] @ white[name] for name in x], 1), dim=1)
+        for x in (asked, found)
+    )
     return asked @ found.mT
 
 
@@ -49,9 +68,14 @@ def projections(layers, dimension, seed, like, moments=None):
     dtype, found = torch.promote_types(like.dtype, torch.float32), {}
     for x in layers:
         shape = x.out_features, x.in_features + x.bias
-        sides = [_side(size, dimension, seed, f"{x.name}/{side}") for side, size in enumerate(shape)]
+        sides = [
+            _side(size, dimension, seed, f"{x.name}/{side}") for side, size in enumerate(shape)
+        ]
         if moments:
-            sides = [P / v.double().cpu().clamp(min=1e-30).sqrt()[:, None] for P, v in zip(sides, moments[x.name])]
+            sides = [
+                P / v.double().cpu().clamp(min=1e-30).sqrt()[:, None]
+                for P, v in zip(sides, moments[x.name])
+            ]
         found[x.name] = tuple(P.to(like.device, dtype) for P in sides)
     return found
 
@@ -59,7 +83,10 @@ def projections(layers, dimension, seed, like, moments=None):
 def _side(size, dimension, seed, key):
     if dimension >= size:
         return torch.eye(size, dtype=torch.float64)
-    return torch.randn(size, dimension, generator=generator(seed, key, 0), dtype=torch.float64) / dimension ** .5
+    return (
+        torch.randn(size, dimension, generator=generator(seed, key, 0), dtype=torch.float64)
+        / dimension**0.5
+    )
 
 
 def second_moments(tracked, sequences, batch_size=64):
@@ -83,7 +110,7 @@ def features(tracked, sequences, sides, batch_size=64):
 
     def consume(layer, a, g, draw, batch):
         P_out, P_in = (P.to(g) for P in sides[layer.name])
-        a = a @ P_in[:-1] + P_in[-1] if layer.bias else a @ P_in                       # the 1 where padded meets g = 0
+        a = a @ P_in[:-1] + P_in[-1] if layer.bias else a @ P_in  # the 1 where padded meets g = 0
         rows = ((g @ P_out).mT @ a).flatten(1)
         if layer.name not in found:
             found[layer.name] = rows.new_empty(len(sequences), rows.shape[1])
@@ -112,8 +139,13 @@ def mixing(task, corpus, place=PLACE):
     """λ with λ σ_k(task) = (1 − λ) σ_k(corpus): σ_k the k-th largest eigenvalue of all blocks, k = place × their number.
 
     task, corpus: {layer: (k, k)}. 1 where only the task's σ_k is 0: it has fewer directions than that; 1/2 where both are."""
-    a, b = (torch.cat([torch.linalg.eigvalsh(x) for x in blocks.values()]).clamp(min=0).sort(descending=True).values
-            for blocks in (task, corpus))
+    a, b = (
+        torch.cat([torch.linalg.eigvalsh(x) for x in blocks.values()])
+        .clamp(min=0)
+        .sort(descending=True)
+        .values
+        for blocks in (task, corpus)
+    )
     k = max(1, round(place * len(a))) - 1
     total = (a[k] + b[k]).item()
-    return b[k].item() / total if total else .5
+    return b[k].item() / total if total else 0.5

@@ -4,6 +4,7 @@
 
 Source: Park et al. 2023 (arXiv 2303.14186).
 """
+
 import torch
 
 from msif.core.capture import gradients
@@ -31,14 +32,20 @@ def error_probability(logits, batch):
 def projector(layers, dimension, seed, dtype=torch.float32):
     """Pᵀ: rows (n, P) -> (n, dimension), random signs, by traker; it holds P · dimension numbers."""
     size = sum(x.out_features * (x.in_features + x.bias) for x in layers)
-    found = need("trak.projectors").BasicProjector(size, dimension, seed, "rademacher", "cpu", block_size=dimension, dtype=dtype)
+    found = need("trak.projectors").BasicProjector(
+        size, dimension, seed, "rademacher", "cpu", block_size=dimension, dtype=dtype
+    )
     return lambda rows: found.project(rows, model_id=0)
 
 
 def trak_features(tracked, sequences, project, batch_size=64):
     """φ = Pᵀ∇m of each sequence: (n, dimension); `project` maps rows (n, P), in the order of `layers`."""
-    return torch.cat([project(flatten(gradients(tracked, sequences[i:i + batch_size], margin, batch_size)))
-                      for i in range(0, len(sequences), batch_size)])
+    return torch.cat(
+        [
+            project(flatten(gradients(tracked, sequences[i : i + batch_size], margin, batch_size)))
+            for i in range(0, len(sequences), batch_size)
+        ]
+    )
 
 
 def trak(queries, candidates, weights):
@@ -47,6 +54,8 @@ def trak(queries, candidates, weights):
     Scores and weights are averaged over models before they are multiplied, as in the source. Raises ValueError for fewer
     candidates than features, whose ΦᵀΦ has no inverse."""
     if (n := len(candidates[0])) < (k := candidates[0].shape[1]):
-        raise ValueError(f"{n} candidates for {k} features: ΦᵀΦ is singular; project to fewer than {n} dimensions")
+        raise ValueError(
+            f"{n} candidates for {k} features: ΦᵀΦ is singular; project to fewer than {n} dimensions"
+        )
     scores = [q @ torch.linalg.solve(phi.mT @ phi, phi.mT) for q, phi in zip(queries, candidates)]
     return torch.stack(scores).mean(0) * torch.stack(weights).mean(0)

@@ -9,6 +9,7 @@ Killed at any point, the same call goes on from its last checkpoint, to the same
 they stand and batches follow in one order. With several processes (see `msif.scale.processes`), process k takes every k-th batch
 and every k-th decomposition, and sums are added over processes.
 """
+
 import contextlib
 import ctypes
 import time
@@ -28,8 +29,20 @@ from msif.scale import processes
 from msif.scale.plan import parse_bytes, plan_fit
 
 
-def fit(folder, tracked, sequences, *, labels="gaussian", samples=2, seed=0, batch_size=32, memory=None, keep=0,
-        every=60.0, title=None):
+def fit(
+    folder,
+    tracked,
+    sequences,
+    *,
+    labels="gaussian",
+    samples=2,
+    seed=0,
+    batch_size=32,
+    memory=None,
+    keep=0,
+    every=60.0,
+    title=None,
+):
     """Fit the factors of `layers` on `sequences` into `folder`, and return them, each layer read when it is asked for (`store.load`).
 
     labels, samples, seed and batch_size as in `ekfac.fit`. memory: bytes, "16GiB" or None for what is free; it decides how many
@@ -42,12 +55,27 @@ def fit(folder, tracked, sequences, *, labels="gaussian", samples=2, seed=0, bat
     """
     folder, objectives = Path(folder), fisher_losses(labels, samples, seed)
     check(sequences, *limits(tracked.model))
-    key = {"model": model_digest(tracked.model), "data": digest(sequences), "layers": [str(x) for x in tracked.layers], "labels": labels,
-           "samples": len(objectives), "seed": seed, "batch_size": batch_size}
-    plan = plan_fit(tracked, [len(x.input_ids) for x in sequences], batch_size=batch_size, draws=len(objectives), memory=memory)
+    key = {
+        "model": model_digest(tracked.model),
+        "data": digest(sequences),
+        "layers": [str(x) for x in tracked.layers],
+        "labels": labels,
+        "samples": len(objectives),
+        "seed": seed,
+        "batch_size": batch_size,
+    }
+    plan = plan_fit(
+        tracked,
+        [len(x.input_ids) for x in sequences],
+        batch_size=batch_size,
+        draws=len(objectives),
+        memory=memory,
+    )
     rank, size = processes.rank_and_size()
     if size > (found := len(buckets(sequences, batch_size))):
-        raise ValueError(f"{size} processes for {found} batches: every process needs one; lower batch_size or start fewer")
+        raise ValueError(
+            f"{size} processes for {found} batches: every process needs one; lower batch_size or start fewer"
+        )
     if title and rank == 0:
         print(plan, flush=True)
     work = folder.with_name(f".{folder.name}.work")
@@ -55,11 +83,27 @@ def fit(folder, tracked, sequences, *, labels="gaussian", samples=2, seed=0, bat
         if not _there(folder, key):
             _begin(work, key, plan, rank)
             for number, partition in enumerate(plan.partitions):
-                _Fit(work, tracked.only(partition.layers), sequences, objectives, batch_size, parse_bytes(keep) if keep else 0, every,
-                     title and f"{title} {number + 1}/{len(plan.partitions)}").run()
+                _Fit(
+                    work,
+                    tracked.only(partition.layers),
+                    sequences,
+                    objectives,
+                    batch_size,
+                    parse_bytes(keep) if keep else 0,
+                    every,
+                    title and f"{title} {number + 1}/{len(plan.partitions)}",
+                ).run()
             if rank == 0:
                 header = ekfac.header(tracked.model, sequences, labels, len(objectives), seed)
-                store.save(ekfac.EKFAC(store.LayerFiles({x.name: _file(work, x, "factors") for x in tracked.layers}), header), folder)
+                store.save(
+                    ekfac.EKFAC(
+                        store.LayerFiles(
+                            {x.name: _file(work, x, "factors") for x in tracked.layers}
+                        ),
+                        header,
+                    ),
+                    folder,
+                )
                 _clear(work)
         processes.barrier()
     return store.load(folder, tracked, in_memory=False)
@@ -70,10 +114,14 @@ def _there(folder, key):
     if not (folder / "header.json").exists():
         return False
     found = store.read_header(folder)
-    other = [name for name in ("model", "data", "labels", "samples", "seed") if found[name] != key[name]]
+    other = [
+        name for name in ("model", "data", "labels", "samples", "seed") if found[name] != key[name]
+    ]
     if other:
-        raise store.FactorsError(f"{folder} holds factors with another {' and '.join(other)} ({found[other[0]]!r} there, "
-                                 f"{key[other[0]]!r} asked for): choose another folder, or remove it")
+        raise store.FactorsError(
+            f"{folder} holds factors with another {' and '.join(other)} ({found[other[0]]!r} there, "
+            f"{key[other[0]]!r} asked for): choose another folder, or remove it"
+        )
     return True
 
 
@@ -81,7 +129,11 @@ def _begin(work, key, plan, rank):
     if rank == 0:
         files.same_work(work, key)
         done = sum(x.stat().st_size for x in work.glob("*.safetensors"))
-        require(disk=max(0, plan.disk - done), folder=work, what=f"fitting {plan.parameters:,} parameters")
+        require(
+            disk=max(0, plan.disk - done),
+            folder=work,
+            what=f"fitting {plan.parameters:,} parameters",
+        )
     processes.barrier()
 
 
@@ -99,7 +151,12 @@ class _Fit:
     """One partition: its two passes and what lies between and after them."""
 
     def __init__(self, work, tracked, sequences, objectives, batch_size, keep, every, title):
-        self.work, self.tracked, self.sequences, self.objectives = work, tracked, sequences, objectives
+        self.work, self.tracked, self.sequences, self.objectives = (
+            work,
+            tracked,
+            sequences,
+            objectives,
+        )
         self.batches, self.keep = processes.share(buckets(sequences, batch_size)), keep
         self.every, self.title = every, title
         self.count = len(sequences) * len(objectives)
@@ -107,15 +164,33 @@ class _Fit:
     def run(self):
         if not self._all("factors"):
             if not self._all("bases"):
-                self._each(self._decomposed(self._pass("covariances", ekfac.add_covariances)), "bases")
+                self._each(
+                    self._decomposed(self._pass("covariances", ekfac.add_covariances)), "bases"
+                )
             _return_memory()
-            bases = store.LayerFiles({x.name: _file(self.work, x, "bases") for x in self.tracked.layers})
-            rotations = {x.name: _rotation(bases[x.name].to(_weight(self.tracked.model, x).device)) for x in self.tracked.layers}
-            sums = self._pass("eigenvalues", lambda sums, *found: ekfac.add_eigenvalues(sums, rotations, *found))
-            self._each(((x, ekfac.mean_eigenvalues(sums, [x], bases, self.count)[x.name])
-                        for x in processes.share(self.tracked.layers)), "factors")
+            bases = store.LayerFiles(
+                {x.name: _file(self.work, x, "bases") for x in self.tracked.layers}
+            )
+            rotations = {
+                x.name: _rotation(bases[x.name].to(_weight(self.tracked.model, x).device))
+                for x in self.tracked.layers
+            }
+            sums = self._pass(
+                "eigenvalues", lambda sums, *found: ekfac.add_eigenvalues(sums, rotations, *found)
+            )
+            self._each(
+                (
+                    (x, ekfac.mean_eigenvalues(sums, [x], bases, self.count)[x.name])
+                    for x in processes.share(self.tracked.layers)
+                ),
+                "factors",
+            )
         if processes.rank_and_size()[0] == 0:
-            for path in (*self.work.glob("sums.*"), *self.work.glob("kept.*"), *(_file(self.work, x, "bases") for x in self.tracked.layers)):
+            for path in (
+                *self.work.glob("sums.*"),
+                *self.work.glob("kept.*"),
+                *(_file(self.work, x, "bases") for x in self.tracked.layers),
+            ):
                 path.unlink(missing_ok=True)
         processes.barrier()
 
@@ -133,11 +208,21 @@ class _Fit:
 
     def _decomposed(self, sums):
         """(layer, its eigenbases) of this process's layers; each layer's sums are let go of as it is done."""
-        mine = [x for x in processes.share(self.tracked.layers) if not _file(self.work, x, "bases").exists()]
-        for name in set(sums) - {f"{x.name}.{what}" for x in mine for what in ("A", "B", "positions")}:
+        mine = [
+            x
+            for x in processes.share(self.tracked.layers)
+            if not _file(self.work, x, "bases").exists()
+        ]
+        for name in set(sums) - {
+            f"{x.name}.{what}" for x in mine for what in ("A", "B", "positions")
+        }:
             del sums[name]
-        for layer in tqdm(mine, desc=self.title and f"{self.title}: decompositions", disable=self.title is None):
-            found, = ekfac.mean_covariances(sums, [layer], len(self.sequences), len(self.objectives)).values()
+        for layer in tqdm(
+            mine, desc=self.title and f"{self.title}: decompositions", disable=self.title is None
+        ):
+            (found,) = ekfac.mean_covariances(
+                sums, [layer], len(self.sequences), len(self.objectives)
+            ).values()
             [sums.pop(f"{layer.name}.{what}") for what in ("A", "B", "positions")]
             yield layer, ekfac.eigenbases(*found)
 
@@ -147,9 +232,12 @@ class _Fit:
         path = self.work / f"sums.{self.tracked.layers[0].name}.{kind}.{rank}of{size}.safetensors"
         names, last = [x.name for x in self.tracked.layers], time.monotonic()
         sums, state = files.load(path)
-        if state.get("layers") != names:                                     # none, or of another partition
+        if state.get("layers") != names:  # none, or of another partition
             sums, state = {}, {"batches": 0}
-        sums, done = {name: x.to(_weight(self.tracked.model, name).device) for name, x in sums.items()}, state["batches"]
+        sums, done = (
+            {name: x.to(_weight(self.tracked.model, name).device) for name, x in sums.items()},
+            state["batches"],
+        )
         with frozen(self.tracked.model), self._progress(kind, done) as progress:
             for number, group in enumerate(self.batches[done:], done + 1):
                 batch = collate([self.sequences[n] for n in group])
@@ -165,8 +253,11 @@ class _Fit:
     def _batch(self, kind, number, batch, consume):
         """One batch through the model, or from what is kept of it."""
         rank, dtype = processes.rank_and_size()[0], next(self.tracked.model.parameters()).dtype
-        kept = {(x.name, draw): self.work / f"kept.{rank}.{number}.{x.name}.{draw}.safetensors"
-                for x in self.tracked.layers for draw in range(len(self.objectives))}
+        kept = {
+            (x.name, draw): self.work / f"kept.{rank}.{number}.{x.name}.{draw}.safetensors"
+            for x in self.tracked.layers
+            for draw in range(len(self.objectives))
+        }
         if kind == "eigenvalues" and all(path.exists() for path in kept.values()):
             return self._read(kept, consume)
 
@@ -176,22 +267,38 @@ class _Fit:
             if self.keep >= 0:
                 files.save(kept[layer.name, draw], found, durable=False)
             consume(layer, a, g, draw)
-        backpropagate(self.tracked, batch, self.objectives,
-                      keeping if kind == "covariances" and self.keep > 0 else consume)
+
+        backpropagate(
+            self.tracked,
+            batch,
+            self.objectives,
+            keeping if kind == "covariances" and self.keep > 0 else consume,
+        )
 
     def _read(self, kept, consume):
         for layer in self.tracked.layers:
-            a = None                                            # kept once, with the first draw
+            a = None  # kept once, with the first draw
             for draw in range(len(self.objectives)):
-                found = {name: x.to(_weight(self.tracked.model, layer).device, torch.promote_types(x.dtype, torch.float32))
-                         for name, x in files.load(kept[layer.name, draw])[0].items()}
+                found = {
+                    name: x.to(
+                        _weight(self.tracked.model, layer).device,
+                        torch.promote_types(x.dtype, torch.float32),
+                    )
+                    for name, x in files.load(kept[layer.name, draw])[0].items()
+                }
                 a = found.get("a", a)
                 consume(layer, a, found["g"], draw)
 
     def _progress(self, kind, done):
         tokens = [sum(len(self.sequences[n].input_ids) for n in group) for group in self.batches]
-        return tqdm(total=sum(tokens), initial=sum(tokens[:done]), unit=" tokens", unit_scale=True,
-                    desc=self.title and f"{self.title}: {kind}", disable=self.title is None)
+        return tqdm(
+            total=sum(tokens),
+            initial=sum(tokens[:done]),
+            unit=" tokens",
+            unit_scale=True,
+            desc=self.title and f"{self.title}: {kind}",
+            disable=self.title is None,
+        )
 
 
 def _return_memory():
@@ -205,4 +312,6 @@ def _rotation(factors):
 
 
 def _weight(model, layer):
-    return model.get_submodule(layer.rpartition(".")[0] if isinstance(layer, str) else layer.name).weight
+    return model.get_submodule(
+        layer.rpartition(".")[0] if isinstance(layer, str) else layer.name
+    ).weight

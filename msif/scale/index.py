@@ -14,6 +14,7 @@ measure the `error`, give `typical` queries, and let the index propose candidate
 On disk: blocks of safetensors, written as `msif.scale.blocks` does, and header.json with the SHA-256 of each; K numbers and
 16 bytes a document. Sign and unit as in `msif.core.influence`: positive = proponent.
 """
+
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ DTYPES = ("float16", "bfloat16", "float32")
 class Coordinates:
     """The coordinates of an index. factors: {layer: LayerFactors}; places: {layer: (k,) int64} into its flattened (blocks, r, i),
     ascending; spread: {layer: (k,)} √(Λ + d) there. The k of all layers sum to K."""
+
     factors: dict
     places: dict
     spread: dict
@@ -50,14 +52,28 @@ class Coordinates:
     def queries(self, w):
         """w̃ √(Λ + d) of query vectors {layer: (q, o, i)}: (q, K)."""
         influence.same_layers(w, self.factors, "the query vectors and the index")
-        return torch.cat([self.factors[name].to(w[name].device).rotate(w[name]).flatten(1)[:, at.to(w[name].device)]
-                          * self.spread[name].to(w[name]) for name, at in self.places.items()], 1)
+        return torch.cat(
+            [
+                self.factors[name]
+                .to(w[name].device)
+                .rotate(w[name])
+                .flatten(1)[:, at.to(w[name].device)]
+                * self.spread[name].to(w[name])
+                for name, at in self.places.items()
+            ],
+            1,
+        )
 
     def documents(self, tracked, documents, batch_size=32, objective=loss):
         """d̃ / √(Λ + d) of each document, (n, K), and ‖∇ℓ_z‖ over all tracked layers, (n,)."""
-        influence.same_layers([x.name for x in tracked.layers], self.factors, "the tracked layers and the factors")
+        influence.same_layers(
+            [x.name for x in tracked.layers], self.factors, "the tracked layers and the factors"
+        )
         dtype = torch.promote_types(next(tracked.model.parameters()).dtype, torch.float32)
-        rows, squares = torch.zeros(len(documents), self.size, dtype=dtype), torch.zeros(len(documents), dtype=dtype)
+        rows, squares = (
+            torch.zeros(len(documents), self.size, dtype=dtype),
+            torch.zeros(len(documents), dtype=dtype),
+        )
         at, columns = {x.index: n for n, x in enumerate(documents)}, self._columns()
 
         def consume(layer, a, g, draw, batch):
@@ -72,7 +88,7 @@ class Coordinates:
 
     def _columns(self):
         ends = torch.tensor([0, *map(len, self.places.values())]).cumsum(0).tolist()
-        return {name: slice(*ends[n:n + 2]) for n, name in enumerate(self.places)}
+        return {name: slice(*ends[n : n + 2]) for n, name in enumerate(self.places)}
 
 
 def choose(factors, damping, size, typical=None):
@@ -82,11 +98,15 @@ def choose(factors, damping, size, typical=None):
     typical: query vectors {layer: (q, o, i)} like those to come, for E[w̃²]; None: queries like the documents."""
     if size < 1:
         raise ValueError(f"size is {size}; expected at least 1 coordinate per document")
-    top = [_largest(x, damping, size, typical and typical[name]) for name, x in factors.factors.items()]
+    top = [
+        _largest(x, damping, size, typical and typical[name]) for name, x in factors.factors.items()
+    ]
     chosen = torch.zeros(sum(len(share) for share, *_ in top), dtype=torch.bool)
     chosen[torch.cat([share for share, *_ in top]).topk(min(size, len(chosen))).indices] = True
     places, spread = {}, {}
-    for name, (_, at, damped), kept in zip(factors.factors, top, chosen.split([len(share) for share, *_ in top])):
+    for name, (_, at, damped), kept in zip(
+        factors.factors, top, chosen.split([len(share) for share, *_ in top])
+    ):
         places[name], order = at[kept].sort()
         spread[name] = damped[kept][order].sqrt()
     return Coordinates(factors.factors, places, spread)
@@ -96,8 +116,12 @@ def _largest(factors, damping, size, w):
     """Λ E[w̃²], places and Λ + d of a layer's coordinates that can be among the `size` largest of all layers."""
     values = factors.eigenvalues.double().flatten()
     damped = values + damping.of(values.mean())
-    damped[damped == 0] = 1                                                             # carries nothing
-    expected = values / damped ** 2 if w is None else factors.rotate(w.to(factors.basis_in)).double().square().mean(0).flatten()
+    damped[damped == 0] = 1  # carries nothing
+    expected = (
+        values / damped**2
+        if w is None
+        else factors.rotate(w.to(factors.basis_in)).double().square().mean(0).flatten()
+    )
     share, at = (values * expected).topk(min(size, len(values)))
     return share.cpu(), at.cpu(), damped[at].cpu()
 
@@ -106,8 +130,10 @@ def _rotated(factors, a, g, bias):
     """Q_Bᵀ D Q_A (n, blocks, r, i), the sides rotated before their product over positions where a sequence is short."""
     if a.shape[1] >= min(a.shape[2], g.shape[2]):
         return factors.rotate(sequence_gradient(a, g, bias))
-    a = a @ factors.basis_in[:a.shape[2]] + (factors.basis_in[-1] if bias else 0)      # where padded, g is zero
-    if factors.rows is None:                                                           # one product: Q_B is not copied n times
+    a = a @ factors.basis_in[: a.shape[2]] + (
+        factors.basis_in[-1] if bias else 0
+    )  # where padded, g is zero
+    if factors.rows is None:  # one product: Q_B is not copied n times
         return ((g @ factors.basis_out[0]).mT @ a)[:, None]
     return (split(g, factors.rows, 2).transpose(1, 2) @ factors.basis_out).mT @ a[:, None]
 
@@ -115,7 +141,7 @@ def _rotated(factors, a, g, bias):
 def _packed(rows, dtype):
     """(x, σ): (n, K) in `dtype`, its largest entry 1 in each row, and (n,) float32."""
     scale = rows.abs().amax(1).float()
-    scale = torch.where(scale > 0, scale, 1.)
+    scale = torch.where(scale > 0, scale, 1.0)
     return (rows / scale[:, None]).to(getattr(torch, dtype)), scale
 
 
@@ -128,23 +154,48 @@ def error(coordinates, tracked, documents, w, *, dtype="float16", batch_size=32,
     Spearman correlation over documents, mean over queries. Needs no index, so that K can be chosen before it is built."""
     run = {"batch_size": batch_size, "objective": objective}
     expected = influence.score(tracked, documents, w, **run).values
-    found = _product(coordinates.queries(w), *_packed(coordinates.documents(tracked, documents, **run)[0], dtype))
-    return {"relative_rms": ((found - expected).norm() / expected.norm()).item(), "documents": len(documents),
-            "queries": len(found), "spearman": _rank_correlation(found.cpu(), expected.cpu())}
+    found = _product(
+        coordinates.queries(w), *_packed(coordinates.documents(tracked, documents, **run)[0], dtype)
+    )
+    return {
+        "relative_rms": ((found - expected).norm() / expected.norm()).item(),
+        "documents": len(documents),
+        "queries": len(found),
+        "spearman": _rank_correlation(found.cpu(), expected.cpu()),
+    }
 
 
 def _rank_correlation(a, b):
     """Spearman's ρ of each row of a with that of b, (q, n), ties at their mean rank; the mean over rows."""
+
     def ranks(x):
         x = x.contiguous()
         ordered = x.sort(1).values
-        return (torch.searchsorted(ordered, x) + torch.searchsorted(ordered, x, right=True)).double()
+        return (
+            torch.searchsorted(ordered, x) + torch.searchsorted(ordered, x, right=True)
+        ).double()
+
     pairs = zip(ranks(a), ranks(b))
     return float(torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in pairs]).mean())
 
 
-def build(tracked, candidates, factors, damping, folder, *, size, block=1024, batch_size=32, dtype="float16",
-          typical=None, held_out=None, documents=None, objective=loss, title=None):
+def build(
+    tracked,
+    candidates,
+    factors,
+    damping,
+    folder,
+    *,
+    size,
+    block=1024,
+    batch_size=32,
+    dtype="float16",
+    typical=None,
+    held_out=None,
+    documents=None,
+    objective=loss,
+    title=None,
+):
     """Index a stream of candidates (`data.Sequence`, indices rising) at `size` coordinates into `folder`: the `Index`.
 
     factors: the `EKFAC` of the candidates' stage; damping, typical: see `choose`. dtype: float16, bfloat16 or float32. held_out:
@@ -152,20 +203,43 @@ def build(tracked, candidates, factors, damping, folder, *, size, block=1024, ba
     Several processes share the work, and a killed run goes on, as in `streaming.score_corpus`; it raises what that raises."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
-    chosen, run = choose(factors, damping, size, typical), {"batch_size": batch_size, "objective": objective}
-    about = {"model": model_digest(tracked.model), "factors": _digest(factors), "damping": str(damping), "dtype": dtype,
-             "layers": [str(x) for x in tracked.layers], "size": chosen.size, "coordinates": tensors_digest(chosen.places),
-             "objective": function_name(objective), "bytes_per_document": document_bytes(chosen.size, dtype)}
+    chosen, run = (
+        choose(factors, damping, size, typical),
+        {"batch_size": batch_size, "objective": objective},
+    )
+    about = {
+        "model": model_digest(tracked.model),
+        "factors": _digest(factors),
+        "damping": str(damping),
+        "dtype": dtype,
+        "layers": [str(x) for x in tracked.layers],
+        "size": chosen.size,
+        "coordinates": tensors_digest(chosen.places),
+        "objective": function_name(objective),
+        "bytes_per_document": document_bytes(chosen.size, dtype),
+    }
     documents = len(candidates) if hasattr(candidates, "__len__") else documents
-    announce(folder, BLOCK, block, documents, lambda n: n * about["bytes_per_document"], 12 * block * chosen.size, title,
-         f"{chosen.size:,} coordinates")
+    announce(
+        folder,
+        BLOCK,
+        block,
+        documents,
+        lambda n: n * about["bytes_per_document"],
+        12 * block * chosen.size,
+        title,
+        f"{chosen.size:,} coordinates",
+    )
     measured = error(chosen, tracked, *held_out, dtype=dtype, **run) if held_out else None
 
     def write(path, few, stamp):
         rows, norms = chosen.documents(tracked, few, **run)
         rows, scale = _packed(rows, dtype)
         index = torch.tensor([x.index for x in few])
-        files.save(path, {"rows": rows, "scale": scale, "norms": norms.float(), "index": index}, stamp=stamp)
+        files.save(
+            path,
+            {"rows": rows, "scale": scale, "norms": norms.float(), "index": index},
+            stamp=stamp,
+        )
 
     in_blocks(candidates, folder, about, block, BLOCK, write, _stamp, documents, title)
     if processes.rank_and_size()[0] == 0:
@@ -180,15 +254,25 @@ def document_bytes(size, dtype="float16"):
 
 
 def _finish(folder, chosen, header):
-    tensors = {f"{name} {what}": x for what in ("places", "spread") for name, x in getattr(chosen, what).items()}
+    tensors = {
+        f"{name} {what}": x
+        for what in ("places", "spread")
+        for name, x in getattr(chosen, what).items()
+    }
     files.save(folder / "coordinates.safetensors", tensors)
-    header |= {"files": {path.name: files.sha256_of_file(path) for path in [folder / "coordinates.safetensors", *finished(folder)]}}
+    header |= {
+        "files": {
+            path.name: files.sha256_of_file(path)
+            for path in [folder / "coordinates.safetensors", *finished(folder)]
+        }
+    }
     files.write_json(folder / "header.json", {**header, "sha256": files.sha256_of(header)})
 
 
 @dataclass(frozen=True)
 class Index:
     """index: (n,) int64, the candidates' own indices, in the order of the scores. header: how it was built, and its error."""
+
     folder: Path
     header: dict
     coordinates: Coordinates
@@ -199,7 +283,9 @@ class Index:
         """`influence.Scores` of all candidates for query vectors w of `influence.precondition` ({layer: (q, o, i)}): values
         (q, n) in the precision of w, one product per memory-mapped block."""
         query, blocks = self.coordinates.queries(w), _blocks(self.folder, self.header)
-        found = [_product(query, file.get_tensor("rows"), file.get_tensor("scale")) for file in blocks]
+        found = [
+            _product(query, file.get_tensor("rows"), file.get_tensor("scale")) for file in blocks
+        ]
         return influence.Scores(torch.cat(found, 1), self.norms.to(query))
 
 
@@ -209,27 +295,40 @@ def open(folder, factors):
     folder = Path(folder)
     header = _read_header(folder / "header.json")
     if _digest(factors) != header["factors"]:
-        raise ValueError(f"{folder} was built with factors of other eigenbases: load those, or build it again")
+        raise ValueError(
+            f"{folder} was built with factors of other eigenbases: load those, or build it again"
+        )
     for name, expected in header["files"].items():
         if not (folder / name).is_file() or files.sha256_of_file(folder / name) != expected:
-            raise ValueError(f"{folder / name} is missing, truncated or changed since it was written: remove it and build again")
+            raise ValueError(
+                f"{folder / name} is missing, truncated or changed since it was written: remove it and build again"
+            )
     stored, _ = files.load(folder / "coordinates.safetensors")
-    chosen = Coordinates(factors.factors, *({name: stored[f"{name} {what}"] for name in factors.factors}
-                                            for what in ("places", "spread")))
+    chosen = Coordinates(
+        factors.factors,
+        *(
+            {name: stored[f"{name} {what}"] for name in factors.factors}
+            for what in ("places", "spread")
+        ),
+    )
     stored = [(x.get_tensor("index"), x.get_tensor("norms")) for x in _blocks(folder, header)]
     return Index(folder, header, chosen, *map(torch.cat, zip(*stored)))
 
 
 def _read_header(path):
     if not path.exists():
-        raise ValueError(f"{path.parent} holds no finished index (no header.json): run the same `build` again")
+        raise ValueError(
+            f"{path.parent} holds no finished index (no header.json): run the same `build` again"
+        )
     try:
         header = json.loads(path.read_text())
         if header.pop("sha256") == files.sha256_of(header) and header["schema"] == SCHEMA:
             return header
     except (ValueError, KeyError, AttributeError):
         pass
-    raise ValueError(f"{path} changed since it was written, or is of another version: build the index again")
+    raise ValueError(
+        f"{path} changed since it was written, or is of another version: build the index again"
+    )
 
 
 def _blocks(folder, header):
@@ -245,10 +344,17 @@ def _stamp(path):
         with safetensors.safe_open(path, "pt") as file:
             return json.loads(file.metadata()["state"])["stamp"]
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it and build again; only its documents are read again") from error
+        raise ValueError(
+            f"{path} is damaged ({error}): remove it and build again; only its documents are read again"
+        ) from error
 
 
 def _digest(factors):
     """sha256 (hex) of the eigenbases themselves: factors fitted twice on equal data may differ in the signs of their vectors."""
-    return tensors_digest({f"{name} {what}": getattr(x, f"basis_{what}") for name, x in factors.factors.items()
-                           for what in ("in", "out")})
+    return tensors_digest(
+        {
+            f"{name} {what}": getattr(x, f"basis_{what}")
+            for name, x in factors.factors.items()
+            for what in ("in", "out")
+        }
+    )

@@ -8,6 +8,7 @@ what a truncated score loses. For each query the smallest σ of all layers go, u
 expected root-mean-square error of its scores over their root mean square. A layer whose ranks would cost more than D keeps W
 as it is. Grosse et al. 2023 (arXiv 2308.03296, section 3.2.2) truncate W itself, to a fixed rank.
 """
+
 from dataclasses import dataclass
 
 import torch
@@ -17,12 +18,13 @@ from msif.core.influence import Scores, same_layers
 from msif.core.objectives import loss
 from msif.core.products import transposed_gradient
 
-FLOOR = 1e-9        # of the largest eigenvalue: below, a direction has no part in any candidate's D
+FLOOR = 1e-9  # of the largest eigenvalue: below, a direction has no part in any candidate's D
 
 
 @dataclass(frozen=True)
 class LowRank:
     """U (o, R), V (i, R) of all queries side by side; query (R,): whose column it is; count: of queries."""
+
     U: torch.Tensor
     V: torch.Tensor
     query: torch.Tensor
@@ -32,12 +34,15 @@ class LowRank:
         """(q, n) of a batch: a (n, s, inputs), g (n, s, o)."""
         U, V = self.U.to(g), self.V.to(g)
         right = a @ V[:-1] + V[-1] if bias else a @ V
-        return g.new_zeros(self.count, len(g)).index_add_(0, self.query.to(g.device), ((g @ U) * right).sum(1).mT)
+        return g.new_zeros(self.count, len(g)).index_add_(
+            0, self.query.to(g.device), ((g @ U) * right).sum(1).mT
+        )
 
 
 @dataclass(frozen=True)
 class Whole:
     """W (q, o, i), where that is cheaper."""
+
     W: torch.Tensor
 
     def scores(self, a, g, bias):
@@ -47,21 +52,28 @@ class Whole:
 @dataclass(frozen=True)
 class Compressed:
     """{layer: LowRank or Whole} and the expected relative error of each query's scores (q,)."""
+
     layers: dict
     error: torch.Tensor
 
     @property
     def ranks(self):
         """{layer: mean rank of a query}, of the layers of low rank."""
-        return {name: x.U.shape[1] / x.count for name, x in self.layers.items() if isinstance(x, LowRank)}
+        return {
+            name: x.U.shape[1] / x.count
+            for name, x in self.layers.items()
+            if isinstance(x, LowRank)
+        }
 
 
 def compress(w, factors, error=0.01, positions=128):
-    """w ({layer: (q, o, i)} of `influence.precondition`) as `Compressed`, to the stated error; positions: a candidate's typical length.
+    """W ({layer: (q, o, i)} of `influence.precondition`) as `Compressed`, to the stated error; positions: a candidate's typical length.
 
     factors: the `ekfac.EKFAC` of the candidates' stage. Raises ValueError unless 0 < error < 1."""
     if not 0 < error < 1:
-        raise ValueError(f"error is {error!r}: expected a relative error between 0 and 1, such as 0.01")
+        raise ValueError(
+            f"error is {error!r}: expected a relative error between 0 and 1, such as 0.01"
+        )
     same_layers(w, factors.layers, "the query vectors and the factors")
     whitened = {name: _whitened(x, factors.factors[name]) for name, x in w.items()}
     squares = [_squares(M) for M in whitened.values()]
@@ -75,10 +87,19 @@ def compress(w, factors, error=0.01, positions=128):
     return Compressed(layers, (lost / total).sqrt())
 
 
-def score(tracked, candidates, compressed, *, batch_size=32, objective=loss, norms=False, title=None):
+def score(
+    tracked, candidates, compressed, *, batch_size=32, objective=loss, norms=False, title=None
+):
     """`influence.score` for compressed queries. norms: also ‖∇ℓ_z‖, from the positions' products in s²(o + i); else None."""
-    same_layers(compressed.layers, [x.name for x in tracked.layers], "the query vectors and the tracked layers of the candidates' model")
-    values, squares = torch.zeros(len(compressed.error), len(candidates)), torch.zeros(len(candidates))
+    same_layers(
+        compressed.layers,
+        [x.name for x in tracked.layers],
+        "the query vectors and the tracked layers of the candidates' model",
+    )
+    values, squares = (
+        torch.zeros(len(compressed.error), len(candidates)),
+        torch.zeros(len(candidates)),
+    )
     at = {x.index: n for n, x in enumerate(candidates)}
 
     def consume(layer, a, g, draw, batch):
@@ -97,7 +118,11 @@ def _roots(values):
 
 def _whitened(W, factors):
     """M = B^½ W A^½ of each query in the eigenbases, float64: (q, blocks·r, i)."""
-    return _roots(factors.out_values).flatten()[:, None] * factors.rotate(W).flatten(1, 2).double() * _roots(factors.in_values)
+    return (
+        _roots(factors.out_values).flatten()[:, None]
+        * factors.rotate(W).flatten(1, 2).double()
+        * _roots(factors.in_values)
+    )
 
 
 def _gram(M):
@@ -113,19 +138,26 @@ def _kept(squares, error):
     """Which singular values stay: all but the smallest, whose squares come to at most error² of the whole. (q, k) of bool."""
     order = squares.argsort(1)
     lost = squares.gather(1, order).cumsum(1) / squares.sum(1, keepdim=True)
-    return torch.empty_like(squares, dtype=torch.bool).scatter_(1, order, lost > error ** 2)
+    return torch.empty_like(squares, dtype=torch.bool).scatter_(1, order, lost > error**2)
 
 
 def _low_rank(M, keep, dtype, factors):
     """U and V in the layer's own coordinates: the roots of B and A undone, the eigenbases rotated back."""
     (query, column), vectors = keep.nonzero(as_tuple=True), torch.linalg.eigh(_gram(M)).eigenvectors
-    one = vectors[query, :, column]                                                                     # (R, the smaller side)
-    if M.shape[1] <= M.shape[2]:                                       # M ≈ Σ x xᵀM over left singular vectors x, or Σ M y yᵀ
+    one = vectors[query, :, column]  # (R, the smaller side)
+    if M.shape[1] <= M.shape[2]:  # M ≈ Σ x xᵀM over left singular vectors x, or Σ M y yᵀ
         U, V = one, (vectors.mT @ M)[query, column]
     else:
         U, V = (M @ vectors)[query, :, column], one
     U, V = U / _roots(factors.out_values).flatten(), V / _roots(factors.in_values)
-    U = torch.einsum("bor,Rbr->Rbo", factors.basis_out.double(), U.unflatten(1, factors.out_values.shape)).flatten(1)
+    U = torch.einsum(
+        "bor,Rbr->Rbo", factors.basis_out.double(), U.unflatten(1, factors.out_values.shape)
+    ).flatten(1)
     if factors.rows is not None:
         U = torch.empty_like(U).index_copy_(1, factors.rows.flatten(), U)
-    return LowRank(U.mT.to(dtype).contiguous(), (factors.basis_in.double() @ V.mT).to(dtype).contiguous(), query, len(M))
+    return LowRank(
+        U.mT.to(dtype).contiguous(),
+        (factors.basis_in.double() @ V.mT).to(dtype).contiguous(),
+        query,
+        len(M),
+    )

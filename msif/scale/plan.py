@@ -8,6 +8,7 @@ weights. A fit of one partition holds, for a batch of t = n·s positions,
     logits, with what the loss makes of them;
     and the larger of  Σ_layers (A, B) + one decomposition in float64   and   Σ_layers (Q_A, Q_B, Λ) + one layer's rotated a, g.
 """
+
 import copy
 import re
 from contextlib import contextmanager
@@ -21,19 +22,30 @@ from msif.core.ekfac import block_shape, factor_bytes
 from msif.core.products import WORKSPACE
 from msif.core.resources import available_memory
 
-UNITS = {"": 1, "K": 10 ** 3, "M": 10 ** 6, "G": 10 ** 9, "T": 10 ** 12,
-         "KI": 2 ** 10, "MI": 2 ** 20, "GI": 2 ** 30, "TI": 2 ** 40}
-LOGIT_COPIES = 4                    # float32 tensors of the logits' size that a loss holds at once, beside the logits
-EIGH_COPIES = 6                     # float64 matrices that a decomposition holds at once: M, symmetrised, vectors, LAPACK's 2 and 1 in and out
-SLACK = 1.2                         # what allocators hold for tensors that come and go, over what is in use at once
-EIGH_FLOPS = 9                      # × d³: tridiagonalisation, divide and conquer, back-transformation
+UNITS = {
+    "": 1,
+    "K": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "T": 10**12,
+    "KI": 2**10,
+    "MI": 2**20,
+    "GI": 2**30,
+    "TI": 2**40,
+}
+LOGIT_COPIES = 4  # float32 tensors of the logits' size that a loss holds at once, beside the logits
+EIGH_COPIES = 6  # float64 matrices that a decomposition holds at once: M, symmetrised, vectors, LAPACK's 2 and 1 in and out
+SLACK = 1.2  # what allocators hold for tensors that come and go, over what is in use at once
+EIGH_FLOPS = 9  # × d³: tridiagonalisation, divide and conquer, back-transformation
 
 
 def parse_bytes(size):
     """Bytes of "16GiB", "500 MB" or a number. Raises ValueError for anything else, and for nothing at all."""
     found = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?I?)B?\s*", str(size).upper())
     if not found or found[2] not in UNITS or not (number := float(found[1]) * UNITS[found[2]]) > 0:
-        raise ValueError(f"memory is {size!r}: expected a size such as '16GiB', '500MB' or a number of bytes")
+        raise ValueError(
+            f"memory is {size!r}: expected a size such as '16GiB', '500MB' or a number of bytes"
+        )
     return int(number)
 
 
@@ -48,6 +60,7 @@ def human(size):
 @dataclass(frozen=True)
 class Partition:
     """Layers fitted together. Bytes: activations (with inputs and logits), covariances and eigenvalues (sums and workspace)."""
+
     layers: tuple
     activations: int
     covariances: int
@@ -61,15 +74,16 @@ class Partition:
 @dataclass(frozen=True)
 class FitPlan:
     """All sizes in bytes; arithmetic in floating-point operations, a multiplication with its addition counting as 2."""
+
     parameters: int
     model: int
     partitions: tuple
     factors: int
     tokens: int
     draws: int
-    forward: float                  # one forward pass over the tokens
-    model_flops: float              # forward and activation-gradient passes, all partitions
-    product_flops: float            # covariances and rotated squares
+    forward: float  # one forward pass over the tokens
+    model_flops: float  # forward and activation-gradient passes, all partitions
+    product_flops: float  # covariances and rotated squares
     eigh_flops: float
 
     @property
@@ -88,16 +102,23 @@ class FitPlan:
 
     def seconds(self, model_rate, product_rate, eigh_rate):
         """Predicted time at these rates, in operations per second."""
-        return self.model_flops / model_rate + self.product_flops / product_rate + self.eigh_flops / eigh_rate
+        return (
+            self.model_flops / model_rate
+            + self.product_flops / product_rate
+            + self.eigh_flops / eigh_rate
+        )
 
     def __str__(self):
         layers = sum(len(p.layers) for p in self.partitions)
-        return "\n".join([
-            f"plan: {layers} layers of a model of {self.parameters:,} parameters ({human(self.model)}), {self.tokens:,} tokens, "
-            f"{self.draws} draw{'s' * (self.draws > 1)}",
-            f"  partitions {len(self.partitions)}: two passes over the data each; peak memory {human(self.peak)}, model included",
-            f"  disk {human(self.disk)} while it runs, {human(self.factors)} for the factors",
-            f"  arithmetic {self.passes:.2f} forward + backward passes, and {self.eigh_flops / 1e9:,.0f} GFLOP of float64 decompositions"])
+        return "\n".join(
+            [
+                f"plan: {layers} layers of a model of {self.parameters:,} parameters ({human(self.model)}), {self.tokens:,} tokens, "
+                f"{self.draws} draw{'s' * (self.draws > 1)}",
+                f"  partitions {len(self.partitions)}: two passes over the data each; peak memory {human(self.peak)}, model included",
+                f"  disk {human(self.disk)} while it runs, {human(self.factors)} for the factors",
+                f"  arithmetic {self.passes:.2f} forward + backward passes, and {self.eigh_flops / 1e9:,.0f} GFLOP of float64 decompositions",
+            ]
+        )
 
 
 def plan_fit(tracked, lengths, *, batch_size=32, draws=1, memory=None):
@@ -111,8 +132,12 @@ def plan_fit(tracked, lengths, *, batch_size=32, draws=1, memory=None):
     kept, logits, flops = _meta_pass(tracked, n, s)
 
     def partition(chosen):
-        return Partition(tuple(chosen), int(SLACK * (kept[chosen[0].name] + logits + _inputs(tracked.only(chosen), n * s))),
-                         *_sums(chosen, n, s))
+        return Partition(
+            tuple(chosen),
+            int(SLACK * (kept[chosen[0].name] + logits + _inputs(tracked.only(chosen), n * s))),
+            *_sums(chosen, n, s),
+        )
+
     parts, tokens = [], sum(lengths)
     for layer in tracked.layers:
         grown = partition([*parts[-1].layers, layer]) if parts else None
@@ -121,23 +146,35 @@ def plan_fit(tracked, lengths, *, batch_size=32, draws=1, memory=None):
         else:
             parts.append(partition([layer]))
             if budget is not None and held + parts[-1].bytes > budget:
-                raise MemoryError(f"{layer.name} alone needs {human(held + parts[-1].bytes)} ({human(held)} for the model, "
-                                  f"{human(parts[-1].activations)} for activations of {n} × {s} tokens), the budget is {human(budget)}: "
-                                  f"give more memory, a smaller batch_size, shorter sequences or a model in bfloat16")
+                raise MemoryError(
+                    f"{layer.name} alone needs {human(held + parts[-1].bytes)} ({human(held)} for the model, "
+                    f"{human(parts[-1].activations)} for activations of {n} × {s} tokens), the budget is {human(budget)}: "
+                    f"give more memory, a smaller batch_size, shorter sequences or a model in bfloat16"
+                )
     forward = flops * tokens / (n * s)
-    return FitPlan(sum(p.numel() for p in tracked.model.parameters()), held, tuple(parts), sum(map(factor_bytes, tracked.layers)), tokens, draws,
-                   forward, sum(2 * forward * (1 + draws * _above(tracked.layers, p)) for p in parts),
-                   sum(_products(x, lengths, draws) for x in tracked.layers), sum(_eigh(x) for x in tracked.layers))
+    return FitPlan(
+        sum(p.numel() for p in tracked.model.parameters()),
+        held,
+        tuple(parts),
+        sum(map(factor_bytes, tracked.layers)),
+        tokens,
+        draws,
+        forward,
+        sum(2 * forward * (1 + draws * _above(tracked.layers, p)) for p in parts),
+        sum(_products(x, lengths, draws) for x in tracked.layers),
+        sum(_eigh(x) for x in tracked.layers),
+    )
 
 
 @dataclass(frozen=True)
 class ScorePlan:
     """Scoring documents for some queries: sizes in bytes, arithmetic in FLOP over all documents."""
+
     documents: int
     queries: int
     peak: int
-    vectors: int                    # w, held throughout
-    disk: int                       # of float32 scores, norms and indices
+    vectors: int  # w, held throughout
+    disk: int  # of float32 scores, norms and indices
     forward: float
     model_flops: float
     product_flops: float
@@ -150,8 +187,10 @@ class ScorePlan:
         return self.model_flops / model_rate + self.product_flops / product_rate
 
     def __str__(self):
-        return (f"plan: {self.documents:,} documents for {self.queries} queries\n  peak memory {human(self.peak)}, {human(self.vectors)} of it "
-                f"for the queries' vectors; disk {human(self.disk)}\n  arithmetic {self.passes:.2f} forward + backward passes")
+        return (
+            f"plan: {self.documents:,} documents for {self.queries} queries\n  peak memory {human(self.peak)}, {human(self.vectors)} of it "
+            f"for the queries' vectors; disk {human(self.disk)}\n  arithmetic {self.passes:.2f} forward + backward passes"
+        )
 
 
 def plan_score(tracked, lengths, queries, *, batch_size=32):
@@ -159,10 +198,21 @@ def plan_score(tracked, lengths, queries, *, batch_size=32):
     n, s, tokens = min(batch_size, len(lengths)), max(lengths), sum(lengths)
     kept, logits, flops = _meta_pass(tracked, n, s)
     weights = [(x.in_features + x.bias) * x.out_features for x in tracked.layers]
-    D = max(4 * n * (w + s * (x.in_features + x.out_features)) for w, x in zip(weights, tracked.layers))
+    D = max(
+        4 * n * (w + s * (x.in_features + x.out_features)) for w, x in zip(weights, tracked.layers)
+    )
     vectors, forward = 4 * queries * sum(weights), flops * tokens / (n * s)
     held = kept[tracked.layers[0].name] + logits + _inputs(tracked, n * s) + D
-    return ScorePlan(len(lengths), queries, model_bytes(tracked.model) + int(SLACK * held) + vectors, vectors, len(lengths) * (4 * queries + 12), forward, 2 * forward, 2.0 * sum(weights) * (tokens + len(lengths) * queries))
+    return ScorePlan(
+        len(lengths),
+        queries,
+        model_bytes(tracked.model) + int(SLACK * held) + vectors,
+        vectors,
+        len(lengths) * (4 * queries + 12),
+        forward,
+        2 * forward,
+        2.0 * sum(weights) * (tokens + len(lengths) * queries),
+    )
 
 
 def model_bytes(model):
@@ -172,11 +222,14 @@ def model_bytes(model):
 
 def on_meta(model):
     """A copy of the model without its numbers."""
-    memo = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False) for p in model.parameters()}
+    memo = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False)
+        for p in model.parameters()
+    }
     memo |= {id(b): torch.empty_like(b, device="meta") for b in model.buffers()}
     copied = copy.deepcopy(model, memo).eval()
     if getattr(copied, "config", None) is not None:
-        copied.config.use_cache = True      # else transformers looks into the positions for packed sequences: there are none to see
+        copied.config.use_cache = True  # else transformers looks into the positions for packed sequences: there are none to see
     return copied
 
 
@@ -189,7 +242,9 @@ def _meta_pass(tracked, n, s):
         def hook(module, args, output):
             at[name] = kept.bytes
             return output if output.requires_grad else output.requires_grad_()
+
         return hook
+
     handles = [modules[x.name].register_forward_hook(start(x.name)) for x in tracked.layers]
     try:
         with kept.watching(model), FlopCounterMode(display=False) as flops, torch.enable_grad():
@@ -221,18 +276,27 @@ class _Kept:
 
 
 def _inputs(tracked, tokens):
-    """a of every layer of a partition waits, in the model's dtype, for its gradient."""
-    return sum(x.in_features for x in tracked.layers) * tokens * next(tracked.model.parameters()).element_size()
+    """A of every layer of a partition waits, in the model's dtype, for its gradient."""
+    return (
+        sum(x.in_features for x in tracked.layers)
+        * tokens
+        * next(tracked.model.parameters()).element_size()
+    )
 
 
 def _sums(layers, n, s):
     """Bytes of sums and workspace in the covariance pass (with the decompositions after it) and in the eigenvalue pass."""
     widths = [(x.in_features + x.bias, x.out_features, *block_shape(x)) for x in layers]
-    rows = max(4 * n * s * (i + o) for i, o, *_ in widths)                                  # one layer's a and g in float32
+    rows = max(4 * n * s * (i + o) for i, o, *_ in widths)  # one layer's a and g in float32
     moments = 4 * sum(i * i + blocks * r * r for i, _, blocks, r in widths)
-    eigh = max(8 * EIGH_COPIES * max(i, r) ** 2 + 8 * (i * i + blocks * r * r) for i, _, blocks, r in widths)
+    eigh = max(
+        8 * EIGH_COPIES * max(i, r) ** 2 + 8 * (i * i + blocks * r * r)
+        for i, _, blocks, r in widths
+    )
     chunk = max(4 * 3 * min(n * o * i, max(WORKSPACE, o * i)) for i, o, *_ in widths)
-    return moments + max(int(SLACK * rows), eigh), sum(map(factor_bytes, layers)) + int(SLACK * (2 * rows + chunk))
+    return moments + max(int(SLACK * rows), eigh), sum(map(factor_bytes, layers)) + int(
+        SLACK * (2 * rows + chunk)
+    )
 
 
 def _above(layers, partition):
@@ -242,11 +306,16 @@ def _above(layers, partition):
 
 def _products(layer, lengths, draws):
     """FLOP of one layer's covariances (half of a product, as they are symmetric) and rotated squares over the data."""
-    i, o, (_, r), tokens = layer.in_features + layer.bias, layer.out_features, block_shape(layer), sum(lengths)
+    i, o, (_, r), tokens = (
+        layer.in_features + layer.bias,
+        layer.out_features,
+        block_shape(layer),
+        sum(lengths),
+    )
     squares = sum(min(s, o) * i * i + min(s, i) * r * o + s * o * i for s in lengths)
     return tokens * (i * i + draws * r * o) + 2 * draws * squares
 
 
 def _eigh(layer):
     i, (blocks, r) = layer.in_features + layer.bias, block_shape(layer)
-    return EIGH_FLOPS * (i ** 3 + blocks * r ** 3)
+    return EIGH_FLOPS * (i**3 + blocks * r**3)

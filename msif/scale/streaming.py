@@ -3,6 +3,7 @@
 The most extreme documents are then read off the files, with top_k(S ∪ S') = top_k(top_k(S) ∪ S'): no process ever holds more
 than one block of scores.
 """
+
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -20,7 +21,7 @@ from msif.scale import processes
 from msif.scale.blocks import announce, finished, function_name, in_blocks, tensors_digest
 
 PART = "part-{:06d}.parquet"
-FOOTER = 1500                       # bytes of a parquet file besides its numbers
+FOOTER = 1500  # bytes of a parquet file besides its numbers
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class TopScores:
     """The documents of highest (proponents) and lowest (opponents) score of each query, most extreme first, ties by index.
 
     Indices (q, k) int64, values (q, k) float32 in the unit of the scores; k = top, or all documents if they are fewer."""
+
     proponents: torch.Tensor
     proponent_values: torch.Tensor
     opponents: torch.Tensor
@@ -37,6 +39,7 @@ class TopScores:
 @dataclass(frozen=True)
 class Estimate:
     """What scoring a corpus will take: hours (with the processes of this run), disk in bytes, tokens/s of one process."""
+
     documents: int
     hours: float
     disk: int
@@ -48,15 +51,28 @@ def tokenised(texts, tokenizer, max_length):
 
     An index is the text's number in the stream: texts of fewer than 2 tokens (nothing to predict) are left out, but counted."""
     texts, number = iter(texts), 0
-    while few := list(islice(texts, 256)):                       # fast tokenizers share a list out over the cores
+    while few := list(islice(texts, 256)):  # fast tokenizers share a list out over the cores
         for ids in tokenizer(few, verbose=False)["input_ids"]:
             if len(row := tuple(ids[:max_length])) > 1:
                 yield Sequence(number, row, row)
             number += 1
 
 
-def score_corpus(tracked, sequences, w, folder, *, block=1024, batch_size=32, top=100, normalised=False, documents=None,
-                 objective=loss, title=None, score=influence.score):
+def score_corpus(
+    tracked,
+    sequences,
+    w,
+    folder,
+    *,
+    block=1024,
+    batch_size=32,
+    top=100,
+    normalised=False,
+    documents=None,
+    objective=loss,
+    title=None,
+    score=influence.score,
+):
     """Score a stream of `data.Sequence` (indices rising) for the query vectors w ({layer: (q, o, i)}) into `folder`: `TopScores`.
 
     Positive = proponent; sign and unit as in `msif.core.influence`. The parts hold `index` int64, `norm` ‖∇ℓ_z‖ float32 and `score`
@@ -67,14 +83,36 @@ def score_corpus(tracked, sequences, w, folder, *, block=1024, batch_size=32, to
 
     Raises ValueError for a folder with the work of other inputs, a stream that changed, and a sequence that the model cannot
     read; FloatingPointError for what is not finite; files.Busy for a second run; MemoryError; OSError for a full disk."""
-    queries, documents = len(next(iter(w.values()))), len(sequences) if hasattr(sequences, "__len__") else documents
-    key = {"w": tensors_digest(w), "model": model_digest(tracked.model), "layers": [str(x) for x in tracked.layers],
-           "objective": function_name(objective), "score": function_name(score)}
-    announce(folder, PART, block, documents, partial(part_bytes, queries=queries, block=block),
-         _memory(tracked.layers, w, block, batch_size), title, f"{queries} queries")
+    queries, documents = (
+        len(next(iter(w.values()))),
+        len(sequences) if hasattr(sequences, "__len__") else documents,
+    )
+    key = {
+        "w": tensors_digest(w),
+        "model": model_digest(tracked.model),
+        "layers": [str(x) for x in tracked.layers],
+        "objective": function_name(objective),
+        "score": function_name(score),
+    }
+    announce(
+        folder,
+        PART,
+        block,
+        documents,
+        partial(part_bytes, queries=queries, block=block),
+        _memory(tracked.layers, w, block, batch_size),
+        title,
+        f"{queries} queries",
+    )
 
     def write(path, few, stamp):
-        _write(path, few, score(tracked, few, w, batch_size=batch_size, objective=objective), queries, stamp)
+        _write(
+            path,
+            few,
+            score(tracked, few, w, batch_size=batch_size, objective=objective),
+            queries,
+            stamp,
+        )
 
     in_blocks(sequences, folder, key, block, PART, write, _stamp, documents, title)
     return top_scores(folder, top, normalised)
@@ -96,15 +134,31 @@ def _write(path, sequences, found, queries, stamp):
     values, norms = found.values.T.float().cpu().contiguous(), found.norms.float().cpu()
     for x, finite in zip(sequences, (values.isfinite().all(1) & norms.isfinite()).tolist()):
         if not finite:
-            raise FloatingPointError(f"a score of sequence {x.index} is NaN or infinite in float32: check the query vectors w")
+            raise FloatingPointError(
+                f"a score of sequence {x.index} is NaN or infinite in float32: check the query vectors w"
+            )
     pa, pq = need("pyarrow"), need("pyarrow.parquet")
-    columns = [pa.array([x.index for x in sequences], pa.int64()), pa.array(norms.numpy()),
-               pa.FixedSizeListArray.from_arrays(pa.array(values.flatten().numpy()), queries)]
-    schema = pa.schema([pa.field("index", pa.int64(), False), pa.field("norm", pa.float32(), False),
-                        pa.field("score", pa.list_(pa.field("item", pa.float32(), False), queries), False)], {"stamp": stamp})
+    columns = [
+        pa.array([x.index for x in sequences], pa.int64()),
+        pa.array(norms.numpy()),
+        pa.FixedSizeListArray.from_arrays(pa.array(values.flatten().numpy()), queries),
+    ]
+    schema = pa.schema(
+        [
+            pa.field("index", pa.int64(), False),
+            pa.field("norm", pa.float32(), False),
+            pa.field("score", pa.list_(pa.field("item", pa.float32(), False), queries), False),
+        ],
+        {"stamp": stamp},
+    )
     with files.atomic(path) as temporary:
-        pq.write_table(pa.Table.from_arrays(columns, schema=schema), temporary, compression="none",
-                       use_dictionary=False, write_page_checksum=True)
+        pq.write_table(
+            pa.Table.from_arrays(columns, schema=schema),
+            temporary,
+            compression="none",
+            use_dictionary=False,
+            write_page_checksum=True,
+        )
 
 
 def _parquet(path, read):
@@ -112,11 +166,17 @@ def _parquet(path, read):
     try:
         return read(path)
     except (need("pyarrow").ArrowException, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it and run again; only its documents are scored again") from error
+        raise ValueError(
+            f"{path} is damaged ({error}): remove it and run again; only its documents are scored again"
+        ) from error
 
 
 def _stamp(path):
-    return (_parquet(path, need("pyarrow.parquet").read_schema).metadata or {}).get(b"stamp", b"").decode()
+    return (
+        (_parquet(path, need("pyarrow.parquet").read_schema).metadata or {})
+        .get(b"stamp", b"")
+        .decode()
+    )
 
 
 def read_scores(folder, query=None):
@@ -126,7 +186,11 @@ def read_scores(folder, query=None):
     for path in finished(folder):
         table = _parquet(path, partial(pq.read_table, page_checksum_verification=True))
         index, norms = (torch.tensor(table[name].to_numpy()) for name in ("index", "norm"))
-        values = torch.tensor(table["score"].combine_chunks().flatten().to_numpy()).view(len(index), -1).T
+        values = (
+            torch.tensor(table["score"].combine_chunks().flatten().to_numpy())
+            .view(len(index), -1)
+            .T
+        )
         yield index, influence.Scores(values if query is None else values[query], norms)
 
 
@@ -138,7 +202,9 @@ def top_scores(folder, top=100, normalised=False):
     for index, scores in read_scores(folder):
         values = scores.normalised() if normalised else scores.values
         for highest in (True, False):
-            best[highest] = _merged(best.get(highest), index.expand(len(values), -1), values, top, highest)
+            best[highest] = _merged(
+                best.get(highest), index.expand(len(values), -1), values, top, highest
+            )
     return TopScores(*best[True], *best[False])
 
 
@@ -153,15 +219,21 @@ def _merged(kept, index, values, top, highest):
 def estimate(tracked, sample, w, documents, batch_size=32, objective=loss):
     """Time a sample (a list of sequences, as long as the corpus's) and print what `documents` of them will take: `Estimate`."""
     run = {"batch_size": batch_size, "objective": objective}
-    influence.score(tracked, sample[:batch_size], w, **run)                    # the first batch allocates
+    influence.score(tracked, sample[:batch_size], w, **run)  # the first batch allocates
     start = perf_counter()
     found = influence.score(tracked, sample, w, **run)
-    found.norms.sum().item()                                                         # waits for an accelerator
-    seconds, (rank, size), queries = perf_counter() - start, processes.rank_and_size(), len(found.values)
+    found.norms.sum().item()  # waits for an accelerator
+    seconds, (rank, size), queries = (
+        perf_counter() - start,
+        processes.rank_and_size(),
+        len(found.values),
+    )
     hours = lambda n: n * seconds / len(sample) / size / 3600
     speed = sum(len(x.input_ids) for x in sample) / seconds
     if rank == 0:
-        print(f"{documents:,} documents, {queries} queries: {hours(documents):.2f} hours with {size} process(es) of {speed:,.0f} "
-              f"tokens/s, {gib(part_bytes(documents, queries))} of parts; per million documents {hours(10**6):.2f} hours, "
-              f"{gib(part_bytes(10**6, queries))}")
+        print(
+            f"{documents:,} documents, {queries} queries: {hours(documents):.2f} hours with {size} process(es) of {speed:,.0f} "
+            f"tokens/s, {gib(part_bytes(documents, queries))} of parts; per million documents {hours(10**6):.2f} hours, "
+            f"{gib(part_bytes(10**6, queries))}"
+        )
     return Estimate(documents, hours(documents), part_bytes(documents, queries), speed)

@@ -10,6 +10,7 @@ of the query at θ_K: the same number, over the query's positions. Units and sig
 of document weight, positive = proponent. A position's share is what passes through the weights at that position; its g_t
 carries the losses of all later tokens, so that the last answer token, which predicts nothing, has none.
 """
+
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,6 +30,7 @@ class Part:
 
     document: its number. rank: 1 = strongest proponent, −1 = strongest opponent. tokens: one number per document token.
     layers: {layer name: its share}. query_tokens: one number per token of the query. None: not computed."""
+
     document: int
     rank: int
     score: float
@@ -44,12 +46,22 @@ def extremes(values, count, opponents=0):
     and for counts below 0."""
     values = np.asarray(torch.as_tensor(values), dtype=np.float64)
     if values.ndim != 1 or np.isnan(values).any():
-        raise ValueError(f"scores of shape {values.shape}{' with NaN' * bool(np.isnan(values).any())}: expected (documents,), all numbers")
+        raise ValueError(
+            f"scores of shape {values.shape}{' with NaN' * bool(np.isnan(values).any())}: expected (documents,), all numbers"
+        )
     if min(count, opponents) < 0:
-        raise ValueError(f"count is {count} and opponents {opponents}: expected numbers of documents, at least 0")
+        raise ValueError(
+            f"count is {count} and opponents {opponents}: expected numbers of documents, at least 0"
+        )
     highest = np.argsort(-values, kind="stable")[:count].tolist()
-    lowest = [n for n in np.argsort(values, kind="stable")[:count + opponents].tolist() if n not in highest][:opponents]
-    return [(n, rank) for rank, n in enumerate(highest, 1)] + [(n, -rank) for rank, n in enumerate(lowest, 1)]
+    lowest = [
+        n
+        for n in np.argsort(values, kind="stable")[: count + opponents].tolist()
+        if n not in highest
+    ][:opponents]
+    return [(n, rank) for rank, n in enumerate(highest, 1)] + [
+        (n, -rank) for rank, n in enumerate(lowest, 1)
+    ]
 
 
 def split(base, w, documents, ranked, *, batch_size=8):
@@ -59,15 +71,24 @@ def split(base, w, documents, ranked, *, batch_size=8):
     `data.Sequence`s; ranked: [(document number, rank)], the few that are taken apart."""
     sizes = {len(x) for x in w.values()}
     if sizes != {1}:
-        raise ValueError(f"w holds {sorted(sizes)} queries: expected one, {{name: x[k:k + 1]}} of query k")
+        raise ValueError(
+            f"w holds {sorted(sizes)} queries: expected one, {{name: x[k:k + 1]}} of query k"
+        )
     chosen = _chosen(documents, ranked)
     if not chosen:
         return []
     found = score(base, chosen, w, batch_size=batch_size, per_layer=True)
     tokens = token_scores(base, chosen, w, batch_size=batch_size)[0]
-    return [Part(n, rank, found.values[0, k].item(), tokens[k, :len(x.input_ids)].tolist(),
-                 {name: values[0, k].item() for name, values in found.layers.items()})
-            for k, ((n, rank), x) in enumerate(zip(ranked, chosen))]
+    return [
+        Part(
+            n,
+            rank,
+            found.values[0, k].item(),
+            tokens[k, : len(x.input_ids)].tolist(),
+            {name: values[0, k].item() for name, values in found.layers.items()},
+        )
+        for k, ((n, rank), x) in enumerate(zip(ranked, chosen))
+    ]
 
 
 def query_tokens(base, tuned, query, stages, documents, *, batch_size=8):
@@ -78,14 +99,21 @@ def query_tokens(base, tuned, query, stages, documents, *, batch_size=8):
     those, nothing of a document passes that these filters know of."""
     check(stages)
     if new := [name for stage in stages for name in stage.new]:
-        raise ValueError(f"the stages add the layers {new}: a score over query positions is defined for equal layers alone")
+        raise ValueError(
+            f"the stages add the layers {new}: a score over query positions is defined for equal layers alone"
+        )
     each, found = tuned.weights, []
-    require(memory=3 * 4 * each * min(batch_size, len(documents)), what=f"gradients of {min(batch_size, len(documents))} documents")
+    require(
+        memory=3 * 4 * each * min(batch_size, len(documents)),
+        what=f"gradients of {min(batch_size, len(documents))} documents",
+    )
     for i in range(0, len(documents), batch_size):
-        u = stages[0].inverse(gradients(base, documents[i:i + batch_size], loss, batch_size))
+        u = stages[0].inverse(gradients(base, documents[i : i + batch_size], loss, batch_size))
         for stage in stages[1:]:
             u = stage.transfer(u)
-        found += token_scores(tuned, [query], u, objective=loss)[:, 0].tolist()        # ∇(−f) = ∇ℓ of the answer
+        found += token_scores(tuned, [query], u, objective=loss)[
+            :, 0
+        ].tolist()  # ∇(−f) = ∇ℓ of the answer
     return found
 
 
@@ -96,7 +124,9 @@ def dissect(base, tuned, query, stages, documents, ranked, *, batch_size=8):
     [(document number, rank)], as `extremes` gives them."""
     w = precondition(query_gradients(tuned, [query]), stages)[0]
     parts = split(base, w, documents, ranked, batch_size=batch_size)
-    back = query_tokens(base, tuned, query, stages, _chosen(documents, ranked), batch_size=batch_size)
+    back = query_tokens(
+        base, tuned, query, stages, _chosen(documents, ranked), batch_size=batch_size
+    )
     return [replace(part, query_tokens=row) for part, row in zip(parts, back)]
 
 
@@ -108,7 +138,7 @@ def _chosen(documents, ranked):
 
 
 def answer_log_probabilities(model, queries):
-    """log p of each labelled (answer) token of each query, nats: a list of lists. One query at a time, as few are shown."""
+    """Log p of each labelled (answer) token of each query, nats: a list of lists. One query at a time, as few are shown."""
     found = []
     with frozen(model), torch.no_grad():
         for query in queries:

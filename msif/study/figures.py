@@ -1,16 +1,31 @@
 """Arrays in, figures out. Colour-blind safe, at print size; the caller gives the finding as the title."""
+
 import numpy as np
 
 try:
     import matplotlib.pyplot as plt
     import seaborn as sns
 except ModuleNotFoundError as error:
-    raise ImportError(f'figures need {error.name}; install it with: pip install ".[study]" in the study') from error
+    raise ImportError(
+        f'figures need {error.name}; install it with: pip install ".[study]" in the study'
+    ) from error
 
 PALETTE = sns.color_palette("colorblind")
-sns.set_theme(context="notebook", style="ticks", palette="colorblind", rc={
-    "figure.dpi": 110, "savefig.bbox": "tight", "axes.spines.top": False, "axes.spines.right": False,
-    "axes.titlesize": "medium", "axes.titleweight": "bold", "axes.titlelocation": "left", "legend.frameon": False})
+sns.set_theme(
+    context="notebook",
+    style="ticks",
+    palette="colorblind",
+    rc={
+        "figure.dpi": 110,
+        "savefig.bbox": "tight",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": "medium",
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "legend.frameon": False,
+    },
+)
 
 
 def losses(pretraining, finetuning, title):
@@ -18,7 +33,13 @@ def losses(pretraining, finetuning, title):
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
     for ax, runs, stage in zip(axes, (pretraining, finetuning), ("pre-training", "fine-tuning")):
         for seed, run in enumerate(runs):
-            ax.plot(range(1, len(run) + 1), run, marker="o", color=PALETTE[0], alpha=0.9 if seed == 0 else 0.4)
+            ax.plot(
+                range(1, len(run) + 1),
+                run,
+                marker="o",
+                color=PALETTE[0],
+                alpha=0.9 if seed == 0 else 0.4,
+            )
         ax.set(xlabel=f"{stage} epoch", ylabel="loss [nats / sequence]", ylim=(0, None))
     figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
     return figure
@@ -27,10 +48,12 @@ def losses(pretraining, finetuning, title):
 def shares(labels, values, errors, title, xlabel, chance=None):
     """Horizontal bars of shares in [0, 1] with standard errors; `chance` is drawn as a dashed line."""
     figure, ax = plt.subplots(figsize=(7, 0.5 * len(labels) + 1), layout="constrained")
-    ax.barh(labels, values, xerr=errors, color=PALETTE[0], error_kw={"ecolor": "0.25", "capsize": 3})
+    ax.barh(
+        labels, values, xerr=errors, color=PALETTE[0], error_kw={"ecolor": "0.25", "capsize": 3}
+    )
     if chance is not None:
         ax.axvline(chance, color="0.25", linestyle="--", label=f"chance {chance:.2f}")
-        ax.legend(loc="upper right")              # beside the short bar of chance level
+        ax.legend(loc="upper right")  # beside the short bar of chance level
     ax.invert_yaxis()
     ax.set(xlim=(0, 1), xlabel=xlabel, title=title)
     return figure
@@ -49,7 +72,12 @@ def spectra(stages, title):
     if len(layers) <= 10:
         axes[0, -1].legend(fontsize="x-small", loc="lower left")
     else:
-        axes[0, -1].text(0.03, 0.03, f"{len(layers)} layers, dark: first, light: last", transform=axes[0, -1].transAxes)
+        axes[0, -1].text(
+            0.03,
+            0.03,
+            f"{len(layers)} layers, dark: first, light: last",
+            transform=axes[0, -1].transAxes,
+        )
     figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
     return figure
 
@@ -62,7 +90,13 @@ def convergence(sizes, curves, title, xlabel):
         mean, error = values.mean(0), values.std(0, ddof=1) / np.sqrt(len(values))
         ax.plot(sizes, mean, marker=marker, color=color, label=label)
         ax.fill_between(sizes, mean - error, mean + error, color=color, alpha=0.25, linewidth=0)
-    ax.set(xscale="log", xlabel=xlabel, ylabel="relative error (Frobenius)", ylim=(0, None), title=title)
+    ax.set(
+        xscale="log",
+        xlabel=xlabel,
+        ylabel="relative error (Frobenius)",
+        ylim=(0, None),
+        title=title,
+    )
     ax.set_xticks(sizes, [str(size) for size in sizes])
     ax.minorticks_off()
     ax.legend()
@@ -73,9 +107,19 @@ def tracing(names, intervals, title, xlabel, lines=()):
     """Dot-and-interval plot. intervals: {form: [(mean, low, high) for each name]} for the forms "raw", "normalised"; lines: [(label, x)]."""
     figure, ax = plt.subplots(figsize=(8, 0.42 * len(names) + 1.2), layout="constrained")
     at = np.arange(len(names))
-    for (form, values), color, marker, shift in zip(intervals.items(), (PALETTE[0], PALETTE[1]), "os", (-0.13, 0.13)):
+    for (form, values), color, marker, shift in zip(
+        intervals.items(), (PALETTE[0], PALETTE[1]), "os", (-0.13, 0.13)
+    ):
         mean, low, high = np.array(values).T
-        ax.errorbar(mean, at + shift, xerr=[mean - low, high - mean], fmt=marker, color=color, capsize=3, label=form)
+        ax.errorbar(
+            mean,
+            at + shift,
+            xerr=[mean - low, high - mean],
+            fmt=marker,
+            color=color,
+            capsize=3,
+            label=form,
+        )
     for label, x in lines:
         ax.axvline(x, color="0.25", linestyle="--", linewidth=1.2, label=label)
     ax.set_yticks(at, names)
@@ -91,7 +135,14 @@ def differences(names, intervals, title, xlabel):
     """Paired differences with their intervals [(mean, low, high)], against a line at zero."""
     figure, ax = plt.subplots(figsize=(8, 0.45 * len(names) + 1.1), layout="constrained")
     mean, low, high = np.array(intervals).T
-    ax.errorbar(mean, np.arange(len(names)), xerr=[mean - low, high - mean], fmt="o", color=PALETTE[2], capsize=3)
+    ax.errorbar(
+        mean,
+        np.arange(len(names)),
+        xerr=[mean - low, high - mean],
+        fmt="o",
+        color=PALETTE[2],
+        capsize=3,
+    )
     ax.axvline(0, color="0.25", linestyle="--")
     ax.set_yticks(np.arange(len(names)), names)
     ax.invert_yaxis()
@@ -105,8 +156,18 @@ def grid(table, rows, columns, title, xlabel, ylabel):
     figure, axes = plt.subplots(1, len(table), sharey=True, **size)
     low = min(np.min(values) for values in table.values())
     for ax, (form, values) in zip(axes, table.items()):
-        sns.heatmap(np.array(values), ax=ax, annot=True, fmt=".2f", cmap="cividis", vmin=low, vmax=1, cbar=False,
-                    xticklabels=columns, yticklabels=rows)
+        sns.heatmap(
+            np.array(values),
+            ax=ax,
+            annot=True,
+            fmt=".2f",
+            cmap="cividis",
+            vmin=low,
+            vmax=1,
+            cbar=False,
+            xticklabels=columns,
+            yticklabels=rows,
+        )
         ax.set(title=form, xlabel=xlabel, ylabel=ylabel if ax is axes[0] else "")
     figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
     return figure
@@ -117,15 +178,34 @@ def accuracy_for_cost(panels, title):
 
     panels: [(title, xlabel, ylabel, {method: [(cost, value, error)]})]. Costs on a log axis; error bars are
     ± one standard error (None: not known). A method has one look in every panel."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.6 * len(panels), 5.2), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(5.6 * len(panels), 5.2), layout="constrained", squeeze=False
+    )
     names = list(dict.fromkeys(name for *_, methods in panels for name in methods))
-    looks = {name: {"color": PALETTE[i % len(PALETTE)], "marker": "os^DvPX*<>hp"[i % 12]} for i, name in enumerate(names)}
+    looks = {
+        name: {"color": PALETTE[i % len(PALETTE)], "marker": "os^DvPX*<>hp"[i % 12]}
+        for i, name in enumerate(names)
+    }
     for ax, (heading, xlabel, ylabel, methods) in zip(axes[0], panels):
-        ax.step(*_front([point[:2] for points in methods.values() for point in points]), where="post", color="0.75", linewidth=6,
-                zorder=0, label="best at this cost")
+        ax.step(
+            *_front([point[:2] for points in methods.values() for point in points]),
+            where="post",
+            color="0.75",
+            linewidth=6,
+            zorder=0,
+            label="best at this cost",
+        )
         for name, points in methods.items():
             cost, value, error = zip(*sorted(points))
-            ax.errorbar(cost, value, yerr=None if error[0] is None else error, capsize=2, label=name, linewidth=1.2, **looks[name])
+            ax.errorbar(
+                cost,
+                value,
+                yerr=None if error[0] is None else error,
+                capsize=2,
+                label=name,
+                linewidth=1.2,
+                **looks[name],
+            )
         ax.axhline(0, color="0.25", linewidth=0.8)
         ax.set(xscale="log", xlabel=xlabel, ylabel=ylabel, title=heading, ylim=(None, 1.02))
     handles = {label: h for ax in axes[0] for h, label in zip(*ax.get_legend_handles_labels())}
@@ -149,7 +229,12 @@ def power_laws(sizes, curves, title, xlabel, ylabel):
     sizes = np.asarray(sizes, dtype=float)
     for (label, (values, exponent)), color, marker in zip(curves.items(), PALETTE, "osD^v"):
         ax.plot(sizes, values, marker=marker, color=color, linestyle="", label=label)
-        ax.plot(sizes, np.exp(np.mean(np.log(values)) + exponent * (np.log(sizes) - np.log(sizes).mean())), color=color, linestyle="--")
+        ax.plot(
+            sizes,
+            np.exp(np.mean(np.log(values)) + exponent * (np.log(sizes) - np.log(sizes).mean())),
+            color=color,
+            linestyle="--",
+        )
     ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel, title=title)
     ax.legend(fontsize="small")
     return figure
@@ -158,10 +243,22 @@ def power_laws(sizes, curves, title, xlabel, ylabel):
 def dots(names, series, title, xlabel, lines=(), limits=None):
     """Dot-and-error plot. series: {label: [(value, standard error) for each name]}; lines: [(label, x)], drawn across."""
     figure, ax = plt.subplots(figsize=(9, 0.36 * len(names) + 1.5), layout="constrained")
-    at, shifts = np.arange(len(names)), np.linspace(-0.2, 0.2, len(series)) if len(series) > 1 else [0]
+    at, shifts = (
+        np.arange(len(names)),
+        np.linspace(-0.2, 0.2, len(series)) if len(series) > 1 else [0],
+    )
     for (label, values), color, marker, shift in zip(series.items(), PALETTE, "osD^v", shifts):
         value, error = np.array(values, dtype=float).T
-        ax.errorbar(value, at + shift, xerr=error, fmt=marker, color=color, capsize=3, markersize=5, label=label)
+        ax.errorbar(
+            value,
+            at + shift,
+            xerr=error,
+            fmt=marker,
+            color=color,
+            capsize=3,
+            markersize=5,
+            label=label,
+        )
     for (label, x), style in zip(lines, ("--", ":", "-.")):
         ax.axvline(x, color="0.25", linestyle=style, linewidth=1.2, label=label)
     ax.set_yticks(at, names)
@@ -192,21 +289,44 @@ def curves(panels, title, xlabel, ylabel, ticks, scale="log", goals=()):
     """Lines with a band of ± one standard error, one panel a problem. panels: {panel: {label: (x, mean, error)}}.
 
     goals: points (x, y) that a method should reach, drawn as open stars."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(3 + 3 * len(panels), 3.9), sharey=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1,
+        len(panels),
+        figsize=(3 + 3 * len(panels), 3.9),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
     labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
     for ax, (panel, lines) in zip(axes[0], panels.items()):
         for label, (x, mean, error) in lines.items():
-            n, x, mean, error = labels.index(label), *(np.asarray(part, dtype=float) for part in (x, mean, error))
-            ax.plot(x, mean, marker="osD^vPX*"[n % 8], color=PALETTE[n % 10], label=label, markersize=5)
-            ax.fill_between(x, mean - error, mean + error, color=PALETTE[n % 10], alpha=0.25, linewidth=0)
-        ax.scatter(*np.array(goals).reshape(-1, 2).T, marker="*", s=140, facecolor="none", edgecolor="0.25", zorder=3)
+            n, x, mean, error = (
+                labels.index(label),
+                *(np.asarray(part, dtype=float) for part in (x, mean, error)),
+            )
+            ax.plot(
+                x, mean, marker="osD^vPX*"[n % 8], color=PALETTE[n % 10], label=label, markersize=5
+            )
+            ax.fill_between(
+                x, mean - error, mean + error, color=PALETTE[n % 10], alpha=0.25, linewidth=0
+            )
+        ax.scatter(
+            *np.array(goals).reshape(-1, 2).T,
+            marker="*",
+            s=140,
+            facecolor="none",
+            edgecolor="0.25",
+            zorder=3,
+        )
         ax.set(xscale=scale, title=panel)
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.minorticks_off()
         ax.grid(axis="y", color="0.9")
     figure.supxlabel(xlabel, fontsize="medium")
     axes[0, 0].set(ylabel=ylabel, ylim=(min(-0.05, axes[0, 0].get_ylim()[0]), 1.02))
-    handles = {label: handle for ax in axes[0] for handle, label in zip(*ax.get_legend_handles_labels())}
+    handles = {
+        label: handle for ax in axes[0] for handle, label in zip(*ax.get_legend_handles_labels())
+    }
     figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize="small")
     figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
     return figure
@@ -214,11 +334,28 @@ def curves(panels, title, xlabel, ylabel, ticks, scale="log", goals=()):
 
 def shares_kept(names, panels, title, xlabel):
     """Dots with ± one standard error, one panel a problem. panels: {panel: {form: [(mean, error) for each name]}}; nan: not measured."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 + 2.2 * len(panels), 0.5 * len(names) + 1.6), sharey=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1,
+        len(panels),
+        figsize=(4.5 + 2.2 * len(panels), 0.5 * len(names) + 1.6),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
     for ax, (panel, forms) in zip(axes[0], panels.items()):
-        for (form, values), color, marker, shift in zip(forms.items(), PALETTE, "os", (-0.12, 0.12)):
+        for (form, values), color, marker, shift in zip(
+            forms.items(), PALETTE, "os", (-0.12, 0.12)
+        ):
             mean, error = np.array(values, dtype=float).T
-            ax.errorbar(mean, np.arange(len(names)) + shift, xerr=error, fmt=marker, color=color, capsize=3, label=form)
+            ax.errorbar(
+                mean,
+                np.arange(len(names)) + shift,
+                xerr=error,
+                fmt=marker,
+                color=color,
+                capsize=3,
+                label=form,
+            )
         ax.axvline(0, color="0.6", linewidth=0.8)
         ax.grid(axis="x", color="0.9")
         ax.set(xlim=(-0.1, 1.03), title=panel)

@@ -1,4 +1,5 @@
 """Arrays in, numbers out: how well do scores rank the documents that state a fact, and how sure are we?"""
+
 from math import comb
 
 import numpy as np
@@ -15,7 +16,12 @@ def reciprocal_ranks(scores, proponents):
     scores: (q, n), rank 1 = highest. proponents: q lists of document numbers. With `above` documents higher, t tied and m
     proponents among those: Σ_{i=1}^{t−m+1} C(t−i, m−1) / C(t, m) / (above + i).
     """
-    return np.array([_reciprocal_rank(np.asarray(row), list(own)) for row, own in zip(scores, proponents, strict=True)])
+    return np.array(
+        [
+            _reciprocal_rank(np.asarray(row), list(own))
+            for row, own in zip(scores, proponents, strict=True)
+        ]
+    )
 
 
 def _reciprocal_rank(scores, own):
@@ -26,7 +32,12 @@ def _reciprocal_rank(scores, own):
 
 def recalls(scores, proponents, k=10):
     """Share of each query's proponents among its k highest documents, in expectation over the order of ties: (q,)."""
-    return np.array([np.mean([_chance_in_top(np.asarray(row), n, k) for n in own]) for row, own in zip(scores, proponents, strict=True)])
+    return np.array(
+        [
+            np.mean([_chance_in_top(np.asarray(row), n, k) for n in own])
+            for row, own in zip(scores, proponents, strict=True)
+        ]
+    )
 
 
 def _chance_in_top(scores, document, k):
@@ -37,10 +48,17 @@ def _chance_in_top(scores, document, k):
 def wins(scores, better, worse):
     """Of all pairs of one document of `better` and one of `worse`, how often does the better have the higher score? A tie is half
     a win. One value a query, nan without pairs: (q,). better, worse: q lists of document numbers."""
+
     def share(row, high, low):
         gap = np.asarray(row)[high][:, None] - np.asarray(row)[low][None]
         return np.mean((gap > 0) + 0.5 * (gap == 0)) if gap.size else np.nan
-    return np.array([share(row, list(high), list(low)) for row, high, low in zip(scores, better, worse, strict=True)])
+
+    return np.array(
+        [
+            share(row, list(high), list(low))
+            for row, high, low in zip(scores, better, worse, strict=True)
+        ]
+    )
 
 
 def within(scores, candidates):
@@ -74,7 +92,7 @@ def bootstrap_interval(groups, level=0.95, resamples=2000, seed=0):
 def top_share(scores, share=0.01):
     """Part of all positive score that the highest `share` of the documents holds: one query's scores (n,) -> [0, 1]."""
     positive = np.sort(np.maximum(np.asarray(scores, dtype=np.float64), 0))[::-1]
-    return positive[:max(1, round(share * len(positive)))].sum() / positive.sum()
+    return positive[: max(1, round(share * len(positive)))].sum() / positive.sum()
 
 
 def pearson(a, b):
@@ -88,6 +106,7 @@ def pearson(a, b):
 def spearman(a, b):
     """Rank correlation of each row of a with the same row of b, ties at their mean rank: (q, n), (q, n) -> (q,)."""
     from scipy.stats import rankdata
+
     return pearson(rankdata(a, axis=1), rankdata(b, axis=1))
 
 
@@ -95,8 +114,10 @@ def seed_agreement(outcomes):
     """r: Spearman over subsets of two retrainings that differ in seed alone, mean over queries and pairs of seeds.
 
     outcomes: (subsets, seeds, queries)."""
-    runs = np.moveaxis(np.asarray(outcomes), 0, 2)                                       # (seeds, queries, subsets)
-    return float(np.mean([spearman(runs[i], runs[j]).mean() for i in range(len(runs)) for j in range(i)]))
+    runs = np.moveaxis(np.asarray(outcomes), 0, 2)  # (seeds, queries, subsets)
+    return float(
+        np.mean([spearman(runs[i], runs[j]).mean() for i in range(len(runs)) for j in range(i)])
+    )
 
 
 def noise_ceiling(agreement, seeds):
@@ -114,14 +135,20 @@ def lds(predicted, outcomes, resamples=300, seed=0):
     of a bootstrap over subsets and queries, which is up to √3 too wide (Owen 2007). Source: Park et al. 2023 (arXiv 2303.14186).
     """
     measured = np.asarray(outcomes).mean(1).T
-    return float(spearman(predicted, measured).mean()), _bootstrap_error(lambda q, s: spearman(
-        np.asarray(predicted)[q][:, s], measured[q][:, s]), measured.shape, resamples, seed)
+    return float(spearman(predicted, measured).mean()), _bootstrap_error(
+        lambda q, s: spearman(np.asarray(predicted)[q][:, s], measured[q][:, s]),
+        measured.shape,
+        resamples,
+        seed,
+    )
 
 
 def lds_difference(predicted, other, outcomes, resamples=300, seed=0):
     """LDS of one prediction minus another's: (value, standard error), by a bootstrap that draws the same subsets and queries for both."""
     a, b, measured = np.asarray(predicted), np.asarray(other), np.asarray(outcomes).mean(1).T
-    gain = lambda q, s: spearman(a[q][:, s], measured[q][:, s]) - spearman(b[q][:, s], measured[q][:, s])
+    gain = lambda q, s: (
+        spearman(a[q][:, s], measured[q][:, s]) - spearman(b[q][:, s], measured[q][:, s])
+    )
     everything = tuple(np.arange(n) for n in measured.shape)
     return float(gain(*everything).mean()), _bootstrap_error(gain, measured.shape, resamples, seed)
 
@@ -129,7 +156,9 @@ def lds_difference(predicted, other, outcomes, resamples=300, seed=0):
 def _bootstrap_error(values, shape, resamples, seed):
     """Standard deviation over resamples of the mean of values(rows, columns), both drawn with replacement."""
     rng = np.random.default_rng(seed)
-    draws = [np.nanmean(values(*(rng.integers(n, size=n) for n in shape))) for _ in range(resamples)]
+    draws = [
+        np.nanmean(values(*(rng.integers(n, size=n) for n in shape))) for _ in range(resamples)
+    ]
     return float(np.std(draws, ddof=1))
 
 
@@ -145,8 +174,15 @@ def by_method(records, *names):
     """Nested numbers for `dvc metrics show`: {method: {raw or normalised: {name: mean over seeds}}}."""
     found = {}
     for r in records:
-        form = found.setdefault(r["method"], {}).setdefault("normalised" if r["normalised"] else "raw", {})
+        form = found.setdefault(r["method"], {}).setdefault(
+            "normalised" if r["normalised"] else "raw", {}
+        )
         for name in names:
             form.setdefault(name, []).append(r[name])
-    return {method: {form: {name: round(float(np.mean(values)), 4) for name, values in numbers.items()}
-                     for form, numbers in forms.items()} for method, forms in found.items()}
+    return {
+        method: {
+            form: {name: round(float(np.mean(values)), 4) for name, values in numbers.items()}
+            for form, numbers in forms.items()
+        }
+        for method, forms in found.items()
+    }

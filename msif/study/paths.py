@@ -1,4 +1,5 @@
 """Where things live, from any working directory inside the study."""
+
 from pathlib import Path
 
 
@@ -7,7 +8,9 @@ def root():
     here = Path.cwd()
     found = next((p for p in (here, *here.parents) if (p / "dvc.yaml").is_file()), None)
     if found is None:
-        raise FileNotFoundError(f"no dvc.yaml in {here} or above it: run this inside a checkout of the study")
+        raise FileNotFoundError(
+            f"no dvc.yaml in {here} or above it: run this inside a checkout of the study"
+        )
     return found
 
 

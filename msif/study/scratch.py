@@ -2,6 +2,7 @@
 
 A killed run loses the folder it was writing and finds every finished one; a re-executed notebook finds them all.
 """
+
 import ast
 import json
 import os
@@ -36,17 +37,21 @@ def built(kind, key, make):
 
 def tensors(kind, key, compute):
     """compute() -> {name: tensor}, done once, see `built`."""
+
     def make(folder):
         found = {name: x.contiguous().clone() for name, x in compute().items()}
         save_file(found, folder / "tensors.safetensors")
+
     make.__module__ = compute.__module__
     return load_file(built(kind, key, make) / "tensors.safetensors")
 
 
 def value(kind, key, compute):
     """compute() -> a JSON value, done once, see `built`."""
+
     def make(folder):
         files.write_json(folder / "value.json", compute())
+
     make.__module__ = compute.__module__
     return json.loads((built(kind, key, make) / "value.json").read_text("utf-8"))
 
@@ -92,8 +97,13 @@ def source_of(module):
 def _without_prose(tree):
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(
-                body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+            and isinstance(body[0].value.value, str)
+        ):
             body[:1] = [ast.Pass()] if len(body) == 1 else []
     return tree
 
@@ -101,7 +111,7 @@ def _without_prose(tree):
 def _move(partial, folder):
     try:
         os.replace(partial, folder)
-    except OSError:                       # another run finished the same work first
+    except OSError:  # another run finished the same work first
         if not folder.exists():
             raise
         shutil.rmtree(partial)

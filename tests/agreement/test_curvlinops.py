@@ -1,4 +1,5 @@
 """The Gauss-Newton product and two baselines agree with an independent implementation, curvlinops 3.0.1, on a small GPT-NeoX."""
+
 import pytest
 import torch
 from support.tiny import VOCAB, neox, relative
@@ -11,11 +12,14 @@ from msif.core.objectives import loss
 from msif.curvature.gauss_newton import GaussNewton, exact_attention
 from msif.rivals import inverses
 
-pytest.importorskip("curvlinops", reason="installed by .ci/run: pip install --no-deps curvlinops-for-pytorch==3.0.1 and what it imports")
+pytest.importorskip(
+    "curvlinops",
+    reason="installed by .ci/run: pip install --no-deps curvlinops-for-pytorch==3.0.1 and what it imports",
+)
 
 from curvlinops import CGInverseLinearOperator, GGNLinearOperator, NeumannInverseLinearOperator  # noqa: E402
 
-DAMPING, COUNT = .3, 6
+DAMPING, COUNT = 0.3, 6
 
 
 class Logits(nn.Module):
@@ -33,7 +37,13 @@ class Damped:
     """G + d beside its shapes, as curvlinops' solvers ask for it; its own sum of operators needs a second operator."""
 
     def __init__(self, G):
-        self.G, self._in_shape, self._out_shape, self.dtype, self.device = G, G._in_shape, G._out_shape, G.dtype, G.device
+        self.G, self._in_shape, self._out_shape, self.dtype, self.device = (
+            G,
+            G._in_shape,
+            G._out_shape,
+            G.dtype,
+            G.device,
+        )
         self._out_shape_flat = G._out_shape_flat
 
     def __matmul__(self, x):
@@ -52,16 +62,27 @@ def both():
     sequences = [Sequence(i, tuple(row), tuple(row)) for i, row in enumerate(ids.tolist())]
     v = gradients(Tracked(net, layers), sequences[:2], loss)
     net.set_attn_implementation("eager")
-    parameters = [p for layer in layers for p in (net.get_submodule(layer.name).weight, net.get_submodule(layer.name).bias)]
+    parameters = [
+        p
+        for layer in layers
+        for p in (net.get_submodule(layer.name).weight, net.get_submodule(layer.name).bias)
+    ]
     with exact_attention():
-        theirs = GGNLinearOperator(Logits(net), nn.CrossEntropyLoss(reduction="sum"), parameters, [(ids, ids[:, 1:].flatten())])
+        theirs = GGNLinearOperator(
+            Logits(net),
+            nn.CrossEntropyLoss(reduction="sum"),
+            parameters,
+            [(ids, ids[:, 1:].flatten())],
+        )
         theirs = theirs * (1 / COUNT)
         yield GaussNewton(Tracked(net, layers), sequences).product, v, theirs, columns(v)
 
 
 def columns(v):
     """{layer: (q, o, i)} as the parameters of curvlinops, a vector the last axis, flattened: (P, q)."""
-    return torch.cat([part.reshape(len(x), -1) for x in v.values() for part in (x[..., :-1], x[..., -1])], 1).mT
+    return torch.cat(
+        [part.reshape(len(x), -1) for x in v.values() for part in (x[..., :-1], x[..., -1])], 1
+    ).mT
 
 
 def test_products_agree(both):
@@ -72,11 +93,18 @@ def test_products_agree(both):
 def test_conjugate_gradients_agree(both):
     product, v, theirs, x = both
     ours = inverses.conjugate_gradients(product, dict.fromkeys(v, DAMPING), v, [4])[4]
-    solver = CGInverseLinearOperator(Damped(theirs), max_iter=4, max_tridiag_iter=0, eps=1e-30, tolerance=0.0)
+    solver = CGInverseLinearOperator(
+        Damped(theirs), max_iter=4, max_tridiag_iter=0, eps=1e-30, tolerance=0.0
+    )
     assert relative(columns(ours), solver @ x) < 1e-10
 
 
 def test_the_neumann_series_agrees(both):
     product, v, theirs, x = both
-    ours = inverses.lissa(product, dict.fromkeys(v, DAMPING), v, [5], .01)[5]
-    assert relative(columns(ours), NeumannInverseLinearOperator(Damped(theirs), num_terms=5, scale=.01) @ x) < 1e-10
+    ours = inverses.lissa(product, dict.fromkeys(v, DAMPING), v, [5], 0.01)[5]
+    assert (
+        relative(
+            columns(ours), NeumannInverseLinearOperator(Damped(theirs), num_terms=5, scale=0.01) @ x
+        )
+        < 1e-10
+    )

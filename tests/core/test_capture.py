@@ -1,4 +1,5 @@
 """Gradients from captured activations equal the weights' own .grad, and capturing leaves no trace on the model."""
+
 import pytest
 import torch
 from support.tiny import documents, gpt2, llama, neox, plain_loss, relative, weight_gradients
@@ -35,6 +36,7 @@ def test_padded_positions_have_neither_inputs_nor_gradients(make):
         seen.append(layer.name)
         assert padded.any() and (a[padded] == 0).all() and (g[padded] == 0).all()
         assert a.shape[2] == layer.in_features
+
     with frozen(model):
         backpropagate(Tracked(model, layers), batch, [loss], consume)
     assert sorted(seen) == sorted(x.name for x in layers)
@@ -46,9 +48,12 @@ def test_each_objective_has_a_backward_pass_of_its_own():
 
     def consume(layer, a, g, draw, batch):
         found[draw, layer.name] = g
+
     passes(Tracked(model, layers), documents(3), [loss, first, loss], 3, consume)
     for x in layers:
-        assert torch.allclose(found[1, x.name], 2 * found[0, x.name]) and torch.equal(found[0, x.name], found[2, x.name])
+        assert torch.allclose(found[1, x.name], 2 * found[0, x.name]) and torch.equal(
+            found[0, x.name], found[2, x.name]
+        )
 
 
 def test_no_weight_gradient_is_formed_and_nothing_stays_on_the_model():
@@ -58,10 +63,13 @@ def test_no_weight_gradient_is_formed_and_nothing_stays_on_the_model():
 
     def consume(layer, a, g, draw, batch):
         assert not any(p.requires_grad for p in model.parameters())
+
     passes(Tracked(model, tracked_layers(model)), documents(3), [loss], 2, consume)
     assert all(p.grad is None for p in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())
-    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["gpt_neox.embed_in.weight"]
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == [
+        "gpt_neox.embed_in.weight"
+    ]
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
 
 
@@ -70,6 +78,7 @@ def test_gradient_flags_and_hooks_are_restored_after_an_exception():
 
     def consume(*found):
         raise RuntimeError("stop")
+
     with pytest.raises(RuntimeError, match="stop"):
         passes(Tracked(model, tracked_layers(model)), documents(3), [loss], 2, consume)
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
@@ -86,34 +95,50 @@ def test_gradients_are_the_same_inside_no_grad():
 
 def test_low_precision_activations_give_float32_gradients():
     model = neox().bfloat16()
-    assert {x.dtype for x in gradients(Tracked(model, tracked_layers(model)), documents(2), loss).values()} == {torch.float32}
+    assert {
+        x.dtype
+        for x in gradients(Tracked(model, tracked_layers(model)), documents(2), loss).values()
+    } == {torch.float32}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_weight_that_is_not_finite_is_named_with_its_layer_and_the_sequences(value):
     model = neox()
     model.gpt_neox.layers[1].mlp.dense_4h_to_h.weight.data[0, 0] = value
-    with pytest.raises(FloatingPointError, match=r"layers.1.mlp.dense_4h_to_h is NaN or infinite .*sequences \[0, 1, 2\]"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"layers.1.mlp.dense_4h_to_h is NaN or infinite .*sequences \[0, 1, 2\]",
+    ):
         gradients(Tracked(model, tracked_layers(model)), documents(3), loss)
 
 
 def test_a_gradient_that_is_not_finite_is_named_with_its_layer():
     model = neox()
     with pytest.raises(FloatingPointError, match="the gradient at gpt_neox.layers.1.* is NaN"):
-        gradients(Tracked(model, tracked_layers(model)), documents(2), lambda logits, batch: (0 * loss(logits, batch)).sqrt())
+        gradients(
+            Tracked(model, tracked_layers(model)),
+            documents(2),
+            lambda logits, batch: (0 * loss(logits, batch)).sqrt(),
+        )
 
 
 def test_a_loss_that_is_not_finite_is_said_to_be():
     model = neox()
     with pytest.raises(FloatingPointError, match="the loss is NaN or infinite"):
-        gradients(Tracked(model, tracked_layers(model)), documents(2), lambda logits, batch: loss(logits, batch) / 0)
+        gradients(
+            Tracked(model, tracked_layers(model)),
+            documents(2),
+            lambda logits, batch: loss(logits, batch) / 0,
+        )
 
 
 def test_a_layer_that_gets_all_positions_in_one_row_as_in_opt_has_the_same_gradients():
     model, flat = neox(), neox()
     mlp = flat.gpt_neox.layers[1].mlp
     mlp.forward = lambda x, original=mlp.forward: original(x.flatten(0, 1)).view_as(x)
-    expected, found = (gradients(Tracked(m, tracked_layers(m)), documents(5), loss, 3) for m in (model, flat))
+    expected, found = (
+        gradients(Tracked(m, tracked_layers(m)), documents(5), loss, 3) for m in (model, flat)
+    )
     assert all(relative(found[name], x) < 1e-10 for name, x in expected.items())
 
 
@@ -122,7 +147,10 @@ def test_a_layer_that_runs_on_some_of_the_positions_is_refused_by_name():
     model = neox()
     mlp = model.gpt_neox.layers[1].mlp
     mlp.forward = lambda x, original=mlp.forward: x + original(x.flatten(0, 1)[:7]).sum()
-    with pytest.raises(ValueError, match=r"layers.1.mlp.dense_h_to_4h gives an output of shape \(7, 12\).*batch of \(3, 5\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"layers.1.mlp.dense_h_to_4h gives an output of shape \(7, 12\).*batch of \(3, 5\)",
+    ):
         gradients(Tracked(model, tracked_layers(model)), documents(3), loss)
 
 
@@ -137,4 +165,8 @@ def test_a_layer_that_runs_twice_is_refused_by_name():
 def test_token_ids_beyond_the_vocabulary_are_refused_before_anything_runs():
     model = neox()
     with pytest.raises(ValueError, match=r"sequence 3 has token id 99.*vocabulary has 12"):
-        gradients(Tracked(model, tracked_layers(model)), [*documents(2), Sequence(3, (1, 99, 2), (1, 99, 2))], loss)
+        gradients(
+            Tracked(model, tracked_layers(model)),
+            [*documents(2), Sequence(3, (1, 99, 2), (1, 99, 2))],
+            loss,
+        )

@@ -20,7 +20,11 @@ from msif.core.data import (
     word_tokenizer,
 )
 
-TEXTS = ["the cat sat on the mat .", "a dog barked .", "the bird sang all day long in the old tree ."]
+TEXTS = [
+    "the cat sat on the mat .",
+    "a dog barked .",
+    "the bird sang all day long in the old tree .",
+]
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +50,13 @@ def metaspace():
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.BpeTrainer(vocab_size=90, special_tokens=["<unk>", "<s>"], show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=90, special_tokens=["<unk>", "<s>"], show_progress=False
+    )
     tokenizer.train_from_iterator(TEXTS * 20, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>")
 
 
@@ -94,7 +102,9 @@ def test_documents_that_cannot_be_used_are_refused(words):
         encode_documents([], words, 64)
     with pytest.raises(ValueError, match=r"document 1, 'cat', has 1 token"):
         encode_documents(["the cat", "cat"], words, 64)
-    with pytest.raises(ValueError, match=r"all 3 documents are longer than max_length = 3 .* has 4\)"):
+    with pytest.raises(
+        ValueError, match=r"all 3 documents are longer than max_length = 3 .* has 4\)"
+    ):
         encode_documents(TEXTS, words, 3)
 
 
@@ -105,8 +115,8 @@ def test_a_row_is_the_prompt_as_tokenised_alone_and_then_the_labelled_answer(nam
     (row,) = encode_answers([prompt], ["mat"], tokenizer, 64)
     head = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
     assert row.input_ids[: len(head)] == head
-    assert row.labels == (NO_LOSS,) * len(head) + row.input_ids[len(head):]
-    assert tokenizer.decode(row.input_ids[len(head):]).strip() == "mat"
+    assert row.labels == (NO_LOSS,) * len(head) + row.input_ids[len(head) :]
+    assert tokenizer.decode(row.input_ids[len(head) :]).strip() == "mat"
 
 
 @pytest.mark.parametrize("name", ["bpe", "metaspace"])
@@ -153,7 +163,13 @@ def test_check_names_the_sequence_and_the_value():
 
 def test_digest_sees_ids_labels_and_order():
     a, b = Sequence(0, (1, 2), (1, 2)), Sequence(1, (3,), (3,))
-    different = [[a, b], [b, a], [a], [Sequence(0, (1, 2), (NO_LOSS, 2)), b], [Sequence(0, (1, 2), 1), b]]
+    different = [
+        [a, b],
+        [b, a],
+        [a],
+        [Sequence(0, (1, 2), (NO_LOSS, 2)), b],
+        [Sequence(0, (1, 2), 1), b],
+    ]
     assert len({digest(sequences) for sequences in different}) == len(different)
     assert digest([a, b]) == digest(iter([a, b]))
 
@@ -163,7 +179,10 @@ def test_word_tokenizer_does_not_depend_on_order_and_survives_saving(words, tmp_
     reloaded = AutoTokenizer.from_pretrained(tmp_path)
     for other in (reloaded, word_tokenizer(reversed(TEXTS))):
         assert other.get_vocab() == words.get_vocab()
-        assert other(TEXTS + ["the zebra ."])["input_ids"] == words(TEXTS + ["the zebra ."])["input_ids"]
+        assert (
+            other(TEXTS + ["the zebra ."])["input_ids"]
+            == words(TEXTS + ["the zebra ."])["input_ids"]
+        )
     assert reloaded.pad_token_id == 0 and reloaded("zebra")["input_ids"] == [reloaded.unk_token_id]
 
 

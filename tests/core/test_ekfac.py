@@ -2,6 +2,7 @@
 
 Tolerance 1e-8 relative where both sides are float64 sums in another order (roundoff of the damped inverse is ~1e-11).
 """
+
 import pytest
 import torch
 from support.tiny import (
@@ -32,8 +33,10 @@ LABELS = pytest.mark.parametrize("labels", ["gaussian", "sampled", "true"])
 
 
 @pytest.mark.parametrize("per_head", [False, True])
-@pytest.mark.parametrize("make, labels", [
-    (neox, "gaussian"), (neox, "sampled"), (neox, "true"), (gpt2, "gaussian"), (llama, "true")])
+@pytest.mark.parametrize(
+    "make, labels",
+    [(neox, "gaussian"), (neox, "sampled"), (neox, "true"), (gpt2, "gaussian"), (llama, "true")],
+)
 def test_factors_and_apply_equal_the_dense_formula(make, labels, per_head):
     model = make()
     layers = tracked_layers(model, per_head=per_head)
@@ -45,7 +48,10 @@ def test_factors_and_apply_equal_the_dense_formula(make, labels, per_head):
         rows = torch.arange(x.out_features)[None] if x.rows is None else x.rows
         blocks = torch.stack([B[r][:, r] for r in rows])
         assert relative(found.basis_in * found.in_values @ found.basis_in.mT, A) < 1e-8
-        assert relative(found.basis_out * found.out_values[:, None] @ found.basis_out.mT, blocks) < 1e-8
+        assert (
+            relative(found.basis_out * found.out_values[:, None] @ found.basis_out.mT, blocks)
+            < 1e-8
+        )
         v = torch.randn(2, x.out_features, x.in_features + x.bias, dtype=torch.float64)
         for f in (lambda values, mean: values, damped_inverse):
             expected = (v.flatten(1) @ matrix_function(dense[x.name], f)).reshape_as(v)
@@ -66,41 +72,65 @@ def test_eigenvalues_are_means_of_squares_of_each_sequence_in_the_factors_own_ba
 
 
 @LABELS
-@pytest.mark.parametrize("change", [dict(batch_size=1), dict(batch_size=2), dict(partitions=3), dict(partitions=99)], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [dict(batch_size=1), dict(batch_size=2), dict(partitions=3), dict(partitions=99)],
+    ids=str,
+)
 def test_factors_do_not_depend_on_batch_size_padding_or_partitions(labels, change):
     model = neox()
     layers = tracked_layers(model, per_head=True)
-    once = fit(Tracked(model, layers), DOCUMENTS, labels=labels, batch_size=7)      # all in one batch, short ones padded
-    assert relative(probe(fit(Tracked(model, layers), DOCUMENTS, labels=labels, **change)), probe(once)) < 1e-9
+    once = fit(
+        Tracked(model, layers), DOCUMENTS, labels=labels, batch_size=7
+    )  # all in one batch, short ones padded
+    assert (
+        relative(
+            probe(fit(Tracked(model, layers), DOCUMENTS, labels=labels, **change)), probe(once)
+        )
+        < 1e-9
+    )
 
 
 @LABELS
 def test_factors_do_not_depend_on_the_order_of_the_sequences(labels):
     model, layers = neox(), tracked_layers(neox())
-    orders = [fit(Tracked(model, layers), x, labels=labels, batch_size=3) for x in (DOCUMENTS, DOCUMENTS[::-1])]
+    orders = [
+        fit(Tracked(model, layers), x, labels=labels, batch_size=3)
+        for x in (DOCUMENTS, DOCUMENTS[::-1])
+    ]
     assert relative(*map(probe, orders)) < 1e-9
 
 
 def test_sampled_factors_follow_their_seed():
     model, layers = neox(), tracked_layers(neox())
     a, b, c = (probe(fit(Tracked(model, layers), DOCUMENTS, seed=seed)) for seed in (0, 0, 1))
-    assert torch.equal(a, b) and relative(a, c) > .01
+    assert torch.equal(a, b) and relative(a, c) > 0.01
 
 
 @pytest.mark.parametrize("labels", ["gaussian", "sampled"])
 def test_eigenvalues_converge_to_the_exact_gauss_newton_diagonal(labels):
     """300 draws × 8 sequences: a mean of squares of near-normal numbers errs by √(2/2400) = 3 %; three times that passes."""
     model = Regression()
-    sequences = [Sequence(x.index, tuple(i % 5 for i in x.input_ids), tuple(i % 5 for i in x.input_ids)) for x in documents(8)]
-    found = fit(Tracked(model, model.layers()), sequences, labels=labels, samples=300).factors["linear"]
+    sequences = [
+        Sequence(x.index, tuple(i % 5 for i in x.input_ids), tuple(i % 5 for i in x.input_ids))
+        for x in documents(8)
+    ]
+    found = fit(Tracked(model, model.layers()), sequences, labels=labels, samples=300).factors[
+        "linear"
+    ]
     Q = torch.kron(found.basis_out[0], found.basis_in)
     exact = torch.zeros(20, 20, dtype=torch.float64)
     for s in sequences:
-        x = torch.cat([model.table[list(s.input_ids)], torch.ones(len(s.input_ids), 1, dtype=torch.float64)], 1)
-        for t in range(len(x) - 1):                                   # the last position predicts nothing
+        x = torch.cat(
+            [model.table[list(s.input_ids)], torch.ones(len(s.input_ids), 1, dtype=torch.float64)],
+            1,
+        )
+        for t in range(len(x) - 1):  # the last position predicts nothing
             p = model.linear(model.table[s.input_ids[t]]).softmax(0).detach()
-            exact += torch.kron(p.diag() - torch.outer(p, p), torch.outer(x[t], x[t])) / len(sequences)
-    assert relative(found.eigenvalues.flatten(), (Q.mT @ exact @ Q).diagonal()) < .1
+            exact += torch.kron(p.diag() - torch.outer(p, p), torch.outer(x[t], x[t])) / len(
+                sequences
+            )
+    assert relative(found.eigenvalues.flatten(), (Q.mT @ exact @ Q).diagonal()) < 0.1
 
 
 def test_kfac_keeps_the_bases_and_multiplies_the_eigenvalues_of_the_covariances():
@@ -116,32 +146,49 @@ def test_kfac_keeps_the_bases_and_multiplies_the_eigenvalues_of_the_covariances(
 def test_identity_turns_the_solve_into_doing_nothing():
     model = neox()
     layers = tracked_layers(model, per_head=True)
-    v = {x.name: torch.randn(2, x.out_features, x.in_features + 1, dtype=torch.float64) for x in layers}
-    found = fit(Tracked(model, layers), DOCUMENTS).identity().apply(lambda values, mean: 1 / values, v)
+    v = {
+        x.name: torch.randn(2, x.out_features, x.in_features + 1, dtype=torch.float64)
+        for x in layers
+    }
+    found = (
+        fit(Tracked(model, layers), DOCUMENTS).identity().apply(lambda values, mean: 1 / values, v)
+    )
     assert all(torch.allclose(found[name], v[name], atol=1e-12) for name in v)
 
 
 def test_factors_of_a_classifier_with_pooled_layers_equal_the_formula():
-    config = BertConfig(vocab_size=12, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12,
-                        max_position_embeddings=8, num_labels=3)
+    config = BertConfig(
+        vocab_size=12,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=12,
+        max_position_embeddings=8,
+        num_labels=3,
+    )
     model = lively(BertForSequenceClassification(config))
     layers = tracked_layers(model, "attention.self.query|pooler|classifier")
     rows = [Sequence(x.index, x.input_ids, x.index % 3) for x in documents(6)]
+
     def plain(model, s):
         return -model(torch.tensor([s.input_ids])).logits[0].log_softmax(0)[s.labels]
+
     factors = fit(Tracked(model, layers), rows, labels="true", batch_size=4)
     D = weight_gradients(model, layers, rows, plain)
     for name, x in factors.factors.items():
-        assert relative(x.eigenvalues[0], (x.basis_out[0].mT @ D[name] @ x.basis_in).square().mean(0)) < 1e-9
+        assert (
+            relative(x.eigenvalues[0], (x.basis_out[0].mT @ D[name] @ x.basis_in).square().mean(0))
+            < 1e-9
+        )
     tokens = sum(len(x.input_ids) for x in rows) / len(rows)
     assert [float(x.positions) for x in factors.factors.values()] == [tokens, 1, 1]
-    head = factors.factors["classifier"]                      # with one position a sequence, g is the bias column of D
+    head = factors.factors["classifier"]  # with one position a sequence, g is the bias column of D
     assert relative(head.out_values.sum(), D["classifier"][:, :, -1].square().sum(1).mean()) < 1e-9
 
 
 def test_a_factor_that_overflows_is_named_before_its_decomposition():
     model = neox().float()
-    model.lm_head.weight.data *= 1e24                           # gradients are finite, their squares are not
+    model.lm_head.weight.data *= 1e24  # gradients are finite, their squares are not
     with pytest.raises(FloatingPointError, match="a factor of gpt_neox.layers.*overflow"):
         fit(Tracked(model, tracked_layers(model)), DOCUMENTS, labels="true")
 
@@ -154,6 +201,6 @@ def test_unknown_labels_are_refused_by_value():
 def test_a_layer_that_the_loss_does_not_depend_on_is_named():
     model = neox()
     layers = tracked_layers(model)
-    model.gpt_neox.layers[1].mlp.forward = lambda x: x        # its Linears never run
+    model.gpt_neox.layers[1].mlp.forward = lambda x: x  # its Linears never run
     with pytest.raises(ValueError, match="no gradient reaches.*layers.1.mlp.dense_h_to_4h"):
         covariances(Tracked(model, layers), DOCUMENTS, fisher_losses("true", 1, 0), 4)

@@ -2,6 +2,7 @@
 
 Equality to a formula: 1e-8 relative. The same numbers summed in another order: 1e-10.
 """
+
 from types import SimpleNamespace
 
 import pytest
@@ -38,18 +39,29 @@ from msif.core.layers import Tracked, tracked_layers
 from msif.core.objectives import fisher_losses, logit_margin, loss
 from msif.curvature.dense import Dense
 
-RELATIVE, ABSOLUTE = (Damping(.1), Damping(.2)), (Damping(.01, relative=False), Damping(.05, relative=False))
+RELATIVE, ABSOLUTE = (
+    (Damping(0.1), Damping(0.2)),
+    (Damping(0.01, relative=False), Damping(0.05, relative=False)),
+)
 STAGES = 3
 
 
 @pytest.fixture(scope="module")
 def study():
     """Three stages (the models of seeds 0, 1, 2: nothing here needs them trained), per-head factors, documents, queries."""
-    models, data = [neox(k) for k in range(STAGES)], [documents(6, seed=10 + k) for k in range(STAGES)]
+    models, data = (
+        [neox(k) for k in range(STAGES)],
+        [documents(6, seed=10 + k) for k in range(STAGES)],
+    )
     layers = tracked_layers(models[0], per_head=True)
     factors = [fit(Tracked(m, layers), d, samples=1) for m, d in zip(models, data)]
-    queries = [Sequence(x.index, x.input_ids, (*[NO_LOSS] * (len(x.input_ids) - 2), *x.labels[-2:])) for x in documents(3, 20)]
-    return SimpleNamespace(models=models, data=data, layers=layers, factors=factors, queries=queries)
+    queries = [
+        Sequence(x.index, x.input_ids, (*[NO_LOSS] * (len(x.input_ids) - 2), *x.labels[-2:]))
+        for x in documents(3, 20)
+    ]
+    return SimpleNamespace(
+        models=models, data=data, layers=layers, factors=factors, queries=queries
+    )
 
 
 def scores_of(study, stages, stage=0, **options):
@@ -59,25 +71,36 @@ def scores_of(study, stages, stage=0, **options):
 
 
 def stages_of(study, k=2, damping=RELATIVE):
-    return [Stage(f, damping=damping[0], alpha=NONE if i == 0 else damping[1]) for i, f in enumerate(study.factors[:k])]
+    return [
+        Stage(f, damping=damping[0], alpha=NONE if i == 0 else damping[1])
+        for i, f in enumerate(study.factors[:k])
+    ]
 
 
 @pytest.mark.parametrize("damping", [RELATIVE, ABSOLUTE], ids=["relative", "absolute"])
 @pytest.mark.parametrize("k", [1, 2, 3], ids="{} stages".format)
 def test_scores_equal_the_dense_formula_for_documents_of_every_stage(study, k, damping):
     d, alpha = (lambda mean, x=x: x.value * (mean if x.relative else 1) for x in damping)
-    blocks = [dense_ekfac(m, study.layers, x, [pseudo(o) for o in fisher_losses("gaussian", 1, 0)])[0]
-              for m, x in zip(study.models, study.data)]
-    query = weight_gradients(study.models[k - 1], study.layers, study.queries, plain_loss)     # ∇(−f), f = log p
+    blocks = [
+        dense_ekfac(m, study.layers, x, [pseudo(o) for o in fisher_losses("gaussian", 1, 0)])[0]
+        for m, x in zip(study.models, study.data)
+    ]
+    query = weight_gradients(
+        study.models[k - 1], study.layers, study.queries, plain_loss
+    )  # ∇(−f), f = log p
     for j in range(k):
         documents = weight_gradients(study.models[j], study.layers, study.data[j], plain_loss)
         expected = 0
         for x in study.layers:
             v = query[x.name].flatten(1)
             for i in range(k - 1, j, -1):
-                v = v @ matrix_function(blocks[i][x.name], lambda e, mean: alpha(mean) / (e + alpha(mean) + d(mean)))
+                v = v @ matrix_function(
+                    blocks[i][x.name], lambda e, mean: alpha(mean) / (e + alpha(mean) + d(mean))
+                )
             own = alpha if j else lambda mean: 0
-            v = v @ matrix_function(blocks[j][x.name], lambda e, mean: 1 / (e + own(mean) + d(mean)))
+            v = v @ matrix_function(
+                blocks[j][x.name], lambda e, mean: 1 / (e + own(mean) + d(mean))
+            )
             expected = expected + v @ documents[x.name].flatten(1).mT
         assert relative(scores_of(study, stages_of(study, k, damping), j).values, expected) < 1e-8
 
@@ -85,7 +108,9 @@ def test_scores_equal_the_dense_formula_for_documents_of_every_stage(study, k, d
 def test_positive_scores_mean_that_more_weight_on_the_document_raises_f(study):
     """One gradient step on a document under H = I raises its own log-probability: its score for itself is positive."""
     model, queries = study.models[0], study.data[0]
-    w = precondition(query_gradients(Tracked(model, study.layers), queries), [Stage(study.factors[0].identity())])[0]
+    w = precondition(
+        query_gradients(Tracked(model, study.layers), queries), [Stage(study.factors[0].identity())]
+    )[0]
     values = score(Tracked(model, study.layers), queries, w).values
     assert (values.diagonal() > 0).all()
     before = torch.stack([-plain_loss(model, s) for s in queries]).detach()
@@ -93,7 +118,7 @@ def test_positive_scores_mean_that_more_weight_on_the_document_raises_f(study):
     for p, g in weight_gradient_of_layers(stepped, study.layers, queries[1]):
         p.data -= step * g
     rise = torch.stack([-plain_loss(stepped, s) for s in queries]).detach() - before
-    assert relative(rise / step, values[:, 1]) < 1e-4           # a finite difference of first order
+    assert relative(rise / step, values[:, 1]) < 1e-4  # a finite difference of first order
 
 
 def weight_gradient_of_layers(model, layers, sequence):
@@ -103,9 +128,13 @@ def weight_gradient_of_layers(model, layers, sequence):
 
 def test_scores_do_not_depend_on_candidate_order_batch_size_or_per_layer(study):
     stages = stages_of(study)
-    w = precondition(query_gradients(Tracked(study.models[1], study.layers), study.queries), stages)[0]
+    w = precondition(
+        query_gradients(Tracked(study.models[1], study.layers), study.queries), stages
+    )[0]
+
     def values(candidates, **options):
         return score(Tracked(study.models[0], study.layers), candidates, w, **options).values
+
     once = values(study.data[0])
     for options in (dict(batch_size=1), dict(batch_size=4), dict(per_layer=True)):
         assert relative(values(study.data[0], **options), once) < 1e-10
@@ -115,8 +144,10 @@ def test_scores_do_not_depend_on_candidate_order_batch_size_or_per_layer(study):
 def test_scores_do_not_depend_on_other_queries_their_order_or_earlier_calls(study):
     """Defect 2: nothing is accumulated from query to query."""
     once, stages = scores_of(study, stages_of(study)).values, stages_of(study)
+
     def values(queries):
         return scores_of(SimpleNamespace(**{**vars(study), "queries": queries}), stages).values
+
     for _ in range(2):
         assert torch.equal(values(study.queries), once)
     for order in ([2, 0, 1], [1], [0, 0, 2]):
@@ -125,22 +156,31 @@ def test_scores_do_not_depend_on_other_queries_their_order_or_earlier_calls(stud
 
 def test_preconditioning_changes_neither_the_query_nor_the_curvature(study):
     query = query_gradients(Tracked(study.models[1], study.layers), study.queries)
-    before = {name: x.clone() for name, x in query.items()}, [x.eigenvalues.clone() for x in study.factors[1].factors.values()]
+    before = (
+        {name: x.clone() for name, x in query.items()},
+        [x.eigenvalues.clone() for x in study.factors[1].factors.values()],
+    )
     precondition(query, stages_of(study))
     assert all(torch.equal(query[name], x) for name, x in before[0].items())
-    assert all(torch.equal(x.eigenvalues, y) for x, y in zip(study.factors[1].factors.values(), before[1]))
+    assert all(
+        torch.equal(x.eigenvalues, y) for x, y in zip(study.factors[1].factors.values(), before[1])
+    )
 
 
 def test_layer_scores_and_token_scores_sum_to_the_score(study):
-    w = precondition(query_gradients(Tracked(study.models[1], study.layers), study.queries), stages_of(study))[0]
-    found = score(Tracked(study.models[0], study.layers), study.data[0], w, per_layer=True, batch_size=4)
+    w = precondition(
+        query_gradients(Tracked(study.models[1], study.layers), study.queries), stages_of(study)
+    )[0]
+    found = score(
+        Tracked(study.models[0], study.layers), study.data[0], w, per_layer=True, batch_size=4
+    )
     assert list(found.layers) == [x.name for x in study.layers]
     assert relative(sum(found.layers.values()), found.values) < 1e-12
     tokens = token_scores(Tracked(study.models[0], study.layers), study.data[0], w, batch_size=4)
     assert tokens.shape == (3, 6, 6)
     assert relative(tokens.sum(2), found.values) < 1e-10
     for n, s in enumerate(study.data[0]):
-        assert (tokens[:, n, len(s.input_ids):] == 0).all()
+        assert (tokens[:, n, len(s.input_ids) :] == 0).all()
 
 
 def test_normalised_scores_are_divided_by_the_documents_gradient_norm(study):
@@ -158,7 +198,10 @@ def test_self_influence_is_the_diagonal_of_the_scores_of_documents_for_themselve
     expected = score(Tracked(model, study.layers), data, w).values.diagonal()
     assert (expected > 0).all()
     for size in (2, 32):
-        assert relative(self_influence(Tracked(model, study.layers), data, stage, size), expected) < 1e-10
+        assert (
+            relative(self_influence(Tracked(model, study.layers), data, stage, size), expected)
+            < 1e-10
+        )
 
 
 def test_a_measurement_other_than_the_log_probability_is_differentiated(study):
@@ -166,8 +209,13 @@ def test_a_measurement_other_than_the_log_probability_is_differentiated(study):
         logits, total = logits_of(model, s)[0][0], 0
         for t, y in enumerate(s.labels):
             if t and y != NO_LOSS:
-                total = total + logits[t - 1, y] - torch.cat([logits[t - 1, :y], logits[t - 1, y + 1:]]).max()
+                total = (
+                    total
+                    + logits[t - 1, y]
+                    - torch.cat([logits[t - 1, :y], logits[t - 1, y + 1 :]]).max()
+                )
         return -total
+
     expected = weight_gradients(study.models[0], study.layers, study.queries, plain_margin)
     found = query_gradients(Tracked(study.models[0], study.layers), study.queries, logit_margin)
     assert all(relative(found[name], expected[name]) < 1e-10 for name in found)
@@ -184,13 +232,15 @@ def test_new_layers_stay_out_of_earlier_stages_and_carry_no_alpha(study, absolut
     """EK-FAC blocks are independent: the shared layers' vectors are those of a last stage without the new one."""
     model, data = study.models[1], study.data[1]
     layers = tracked_layers(model, r"attention|mlp|^embed_out$|^lm_head$", per_head=True)
-    head, = {x.name for x in layers} - {x.name for x in study.layers}
+    (head,) = {x.name for x in layers} - {x.name for x in study.layers}
     d, alpha = ABSOLUTE if absolute else RELATIVE
     last = Stage(fit(Tracked(model, layers), data, samples=1), d, alpha, new=(head,))
     first, without = stages_of(study, 2, (d, alpha))
     query = query_gradients(Tracked(model, layers), study.queries)
     w = precondition(query, [first, last])
-    expected = precondition({name: x for name, x in query.items() if name != head}, [first, without])
+    expected = precondition(
+        {name: x for name, x in query.items() if name != head}, [first, without]
+    )
     assert list(w[0]) == list(expected[0]) and head in w[1]
     assert all(relative(w[0][name], expected[0][name]) < 1e-8 for name in expected[0])
     assert all(relative(w[1][name], expected[1][name]) < 1e-8 for name in expected[1])
@@ -199,13 +249,20 @@ def test_new_layers_stay_out_of_earlier_stages_and_carry_no_alpha(study, absolut
 
 
 def test_dense_curvature_ignores_the_order_of_the_layers_and_keeps_its_input():
-    M, f = torch.randn(10, 10, dtype=torch.float64), lambda values, mean: 1 / (values + .1)
+    M, f = torch.randn(10, 10, dtype=torch.float64), lambda values, mean: 1 / (values + 0.1)
     dense = Dense(M @ M.mT, {"a": (2, 3), "b": (4, 1)})
-    v = {"b": torch.randn(2, 4, 1, dtype=torch.float64), "a": torch.randn(2, 2, 3, dtype=torch.float64)}
+    v = {
+        "b": torch.randn(2, 4, 1, dtype=torch.float64),
+        "a": torch.randn(2, 2, 3, dtype=torch.float64),
+    }
     before = {name: x.clone() for name, x in v.items()}
+
     def flat(x):
         return torch.cat([x["a"].flatten(1), x["b"].flatten(1)], 1)
-    expected = torch.linalg.solve(dense.matrix + .1 * torch.eye(10, dtype=torch.float64), flat(v).mT).mT
+
+    expected = torch.linalg.solve(
+        dense.matrix + 0.1 * torch.eye(10, dtype=torch.float64), flat(v).mT
+    ).mT
     for new in ((), ("b",)):
         assert relative(flat(dense.apply(f, v, new, f)), expected) < 1e-8
     assert all(torch.equal(v[name], x) for name, x in before.items())
@@ -221,18 +278,21 @@ def test_stages_that_do_not_share_their_layers_are_refused_by_name(study):
     first, second = stages_of(study)
     fewer = EKFAC(dict(list(study.factors[0].factors.items())[1:]), {})
     dropped = next(iter(study.factors[0].factors))
-    with pytest.raises(ValueError, match=rf"stages 1 and 2 .*only in stage 2: \['{dropped}'\].*must be named in its `new`"):
+    with pytest.raises(
+        ValueError,
+        match=rf"stages 1 and 2 .*only in stage 2: \['{dropped}'\].*must be named in its `new`",
+    ):
         check([Stage(fewer), second])
     with pytest.raises(ValueError, match=rf"only in stage 1: \['{dropped}'\]"):
-        check([first, Stage(fewer, alpha=Damping(.1))])
+        check([first, Stage(fewer, alpha=Damping(0.1))])
     with pytest.raises(ValueError, match=rf"only in stage 1: \['{dropped}'\]"):
-        check([first, Stage(study.factors[1], alpha=Damping(.1), new=(dropped,))])
+        check([first, Stage(study.factors[1], alpha=Damping(0.1), new=(dropped,))])
 
 
 def test_stages_that_cannot_have_a_score_are_refused(study):
     first, second = stages_of(study)
     with pytest.raises(ValueError, match="stage 2 has α = 0: it forgets its start"):
-        check([first, Stage(study.factors[1], Damping(.1))])
+        check([first, Stage(study.factors[1], Damping(0.1))])
     with pytest.raises(ValueError, match="stage 1 has new layers"):
         check([Stage(study.factors[0], new=("head",)), second])
     with pytest.raises(ValueError, match="no stages"):
@@ -252,12 +312,14 @@ def test_a_singular_block_without_damping_is_refused(study):
 
 
 def test_vectors_and_layers_that_do_not_match_are_refused_by_name(study):
-    query = query_gradients(study.models[0], study.layers[1:], study.queries)
+    query = query_gradients(Tracked(study.models[0], study.layers[1:]), study.queries)
     with pytest.raises(ValueError, match=f"do not have the same layers.*{study.layers[0].name}"):
         precondition(query, stages_of(study, 1))
     for function in (score, token_scores):
-        with pytest.raises(ValueError, match=f"do not have the same layers.*{study.layers[0].name}"):
-            function(study.models[0], study.layers, study.data[0], query)
+        with pytest.raises(
+            ValueError, match=f"do not have the same layers.*{study.layers[0].name}"
+        ):
+            function(Tracked(study.models[0], study.layers), study.data[0], query)
 
 
 def test_candidates_that_share_an_index_are_refused(study):
@@ -268,5 +330,7 @@ def test_candidates_that_share_an_index_are_refused(study):
 
 def test_gradients_of_the_loss_come_in_the_given_order(study):
     expected = weight_gradients(study.models[0], study.layers, study.data[0][::-1], plain_loss)
-    found = gradients(Tracked(study.models[0], study.layers), study.data[0][::-1], loss, batch_size=4)
+    found = gradients(
+        Tracked(study.models[0], study.layers), study.data[0][::-1], loss, batch_size=4
+    )
     assert all(relative(found[name], expected[name]) < 1e-10 for name in expected)

@@ -1,4 +1,5 @@
 """Tracked layers and their heads, loading, and digests, on tiny models of each family."""
+
 import pytest
 import torch
 from torch import nn
@@ -28,8 +29,14 @@ from msif.core.layers import tracked_layers
 from msif.core.models import load_model, load_tokenizer, model_digest, tiny_gpt_neox
 
 HEADS, WIDTH, VOCAB = 4, 32, 50
-SIZES = dict(vocab_size=VOCAB, hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=2,
-             num_attention_heads=HEADS, max_position_embeddings=64)
+SIZES = dict(
+    vocab_size=VOCAB,
+    hidden_size=WIDTH,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=HEADS,
+    max_position_embeddings=64,
+)
 GROUPED = dict(SIZES, num_key_value_heads=2)
 
 
@@ -38,7 +45,9 @@ def gpt_neox():
 
 
 def bloom():
-    return BloomForCausalLM(BloomConfig(vocab_size=VOCAB, hidden_size=WIDTH, n_layer=2, n_head=HEADS))
+    return BloomForCausalLM(
+        BloomConfig(vocab_size=VOCAB, hidden_size=WIDTH, n_layer=2, n_head=HEADS)
+    )
 
 
 def gpt2():
@@ -53,7 +62,7 @@ def qwen2():
     return Qwen2ForCausalLM(Qwen2Config(**GROUPED))
 
 
-def qwen3():        # its head size is set apart from width / heads
+def qwen3():  # its head size is set apart from width / heads
     return Qwen3ForCausalLM(Qwen3Config(**GROUPED, head_dim=12))
 
 
@@ -62,30 +71,80 @@ def bert():
 
 
 # family: block prefix, then (name in the block, in, out, bias, number of blocks per head)
-MLP = [("mlp.gate_proj", 32, 48, 0, 1), ("mlp.up_proj", 32, 48, 0, 1), ("mlp.down_proj", 48, 32, 0, 1)]
+MLP = [
+    ("mlp.gate_proj", 32, 48, 0, 1),
+    ("mlp.up_proj", 32, 48, 0, 1),
+    ("mlp.down_proj", 48, 32, 0, 1),
+]
 EXPECTED = {
-    gpt_neox: ("gpt_neox.layers", [
-        ("attention.query_key_value", 32, 96, 1, 12), ("attention.dense", 32, 32, 1, 1),
-        ("mlp.dense_h_to_4h", 32, 128, 1, 1), ("mlp.dense_4h_to_h", 128, 32, 1, 1)]),
-    bloom: ("transformer.h", [
-        ("self_attention.query_key_value", 32, 96, 1, 12), ("self_attention.dense", 32, 32, 1, 1),
-        ("mlp.dense_h_to_4h", 32, 128, 1, 1), ("mlp.dense_4h_to_h", 128, 32, 1, 1)]),
-    gpt2: ("transformer.h", [
-        ("attn.c_attn", 32, 96, 1, 12), ("attn.c_proj", 32, 32, 1, 1),
-        ("mlp.c_fc", 32, 128, 1, 1), ("mlp.c_proj", 128, 32, 1, 1)]),
-    llama: ("model.layers", [
-        ("self_attn.q_proj", 32, 32, 0, 4), ("self_attn.k_proj", 32, 16, 0, 2),
-        ("self_attn.v_proj", 32, 16, 0, 2), ("self_attn.o_proj", 32, 32, 0, 1), *MLP]),
-    qwen2: ("model.layers", [
-        ("self_attn.q_proj", 32, 32, 1, 4), ("self_attn.k_proj", 32, 16, 1, 2),
-        ("self_attn.v_proj", 32, 16, 1, 2), ("self_attn.o_proj", 32, 32, 0, 1), *MLP]),
-    qwen3: ("model.layers", [
-        ("self_attn.q_proj", 32, 48, 0, 4), ("self_attn.k_proj", 32, 24, 0, 2),
-        ("self_attn.v_proj", 32, 24, 0, 2), ("self_attn.o_proj", 48, 32, 0, 1), *MLP]),
-    bert: ("bert.encoder.layer", [
-        ("attention.self.query", 32, 32, 1, 4), ("attention.self.key", 32, 32, 1, 4),
-        ("attention.self.value", 32, 32, 1, 4), ("attention.output.dense", 32, 32, 1, 1),
-        ("intermediate.dense", 32, 48, 1, 1), ("output.dense", 48, 32, 1, 1)]),
+    gpt_neox: (
+        "gpt_neox.layers",
+        [
+            ("attention.query_key_value", 32, 96, 1, 12),
+            ("attention.dense", 32, 32, 1, 1),
+            ("mlp.dense_h_to_4h", 32, 128, 1, 1),
+            ("mlp.dense_4h_to_h", 128, 32, 1, 1),
+        ],
+    ),
+    bloom: (
+        "transformer.h",
+        [
+            ("self_attention.query_key_value", 32, 96, 1, 12),
+            ("self_attention.dense", 32, 32, 1, 1),
+            ("mlp.dense_h_to_4h", 32, 128, 1, 1),
+            ("mlp.dense_4h_to_h", 128, 32, 1, 1),
+        ],
+    ),
+    gpt2: (
+        "transformer.h",
+        [
+            ("attn.c_attn", 32, 96, 1, 12),
+            ("attn.c_proj", 32, 32, 1, 1),
+            ("mlp.c_fc", 32, 128, 1, 1),
+            ("mlp.c_proj", 128, 32, 1, 1),
+        ],
+    ),
+    llama: (
+        "model.layers",
+        [
+            ("self_attn.q_proj", 32, 32, 0, 4),
+            ("self_attn.k_proj", 32, 16, 0, 2),
+            ("self_attn.v_proj", 32, 16, 0, 2),
+            ("self_attn.o_proj", 32, 32, 0, 1),
+            *MLP,
+        ],
+    ),
+    qwen2: (
+        "model.layers",
+        [
+            ("self_attn.q_proj", 32, 32, 1, 4),
+            ("self_attn.k_proj", 32, 16, 1, 2),
+            ("self_attn.v_proj", 32, 16, 1, 2),
+            ("self_attn.o_proj", 32, 32, 0, 1),
+            *MLP,
+        ],
+    ),
+    qwen3: (
+        "model.layers",
+        [
+            ("self_attn.q_proj", 32, 48, 0, 4),
+            ("self_attn.k_proj", 32, 24, 0, 2),
+            ("self_attn.v_proj", 32, 24, 0, 2),
+            ("self_attn.o_proj", 48, 32, 0, 1),
+            *MLP,
+        ],
+    ),
+    bert: (
+        "bert.encoder.layer",
+        [
+            ("attention.self.query", 32, 32, 1, 4),
+            ("attention.self.key", 32, 32, 1, 4),
+            ("attention.self.value", 32, 32, 1, 4),
+            ("attention.output.dense", 32, 32, 1, 1),
+            ("intermediate.dense", 32, 48, 1, 1),
+            ("output.dense", 48, 32, 1, 1),
+        ],
+    ),
 }
 FAMILIES = pytest.mark.parametrize("make", EXPECTED, ids=lambda make: make.__name__)
 
@@ -93,7 +152,11 @@ FAMILIES = pytest.mark.parametrize("make", EXPECTED, ids=lambda make: make.__nam
 @FAMILIES
 def test_default_layers_are_the_linears_of_attention_and_mlp_in_module_order(make):
     prefix, block = EXPECTED[make]
-    wanted = [(f"{prefix}.{k}.{name}", i, o, bool(bias)) for k in range(2) for name, i, o, bias, _ in block]
+    wanted = [
+        (f"{prefix}.{k}.{name}", i, o, bool(bias))
+        for k in range(2)
+        for name, i, o, bias, _ in block
+    ]
     layers = tracked_layers(make())
     assert [(x.name, x.in_features, x.out_features, x.bias) for x in layers] == wanted
     assert all(x.rows is None for x in layers)
@@ -127,6 +190,7 @@ def watched_attention(monkeypatch):
     def watch(module, q, k, v, *args, **kwargs):
         calls.append((q.detach(), k.detach(), v.detach()))
         return original(module, q, k, v, *args, **kwargs)
+
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", watch)
     return calls
 
@@ -139,6 +203,7 @@ def watched_bloom(monkeypatch):
     def watch(self, fused):
         calls.append(original(self, fused))
         return calls[-1]
+
     monkeypatch.setattr(BloomAttention, "_reshape", watch)
     return calls
 
@@ -152,6 +217,7 @@ def changed_heads(model, module, rows, calls):
         with torch.no_grad():
             model(input_ids=ids)
         return [t.clone() for t in calls[0]]
+
     before, weight = qkv(), module.weight.data.clone()
     if isinstance(module, Conv1D):
         module.weight.data[:, rows] += 1
@@ -159,8 +225,12 @@ def changed_heads(model, module, rows, calls):
         module.weight.data[rows] += 1
     after = qkv()
     module.weight.data.copy_(weight)
-    return {(role, h) for role, x, y in zip("qkv", before, after) for h in range(x.shape[1])
-            if not torch.equal(x[:, h], y[:, h])}
+    return {
+        (role, h)
+        for role, x, y in zip("qkv", before, after)
+        for h in range(x.shape[1])
+        if not torch.equal(x[:, h], y[:, h])
+    }
 
 
 @FAMILIES
@@ -168,7 +238,9 @@ def test_a_block_holds_the_rows_of_one_head_of_q_or_k_or_v(make, request):
     """Defect 7: perturb the weight rows of one block: the model's own q, k, v change in that head alone."""
     calls = request.getfixturevalue("watched_bloom" if make is bloom else "watched_attention")
     model = make().eval()
-    tested = [x for x in tracked_layers(model, per_head=True) if ".0." in x.name and x.rows is not None]
+    tested = [
+        x for x in tracked_layers(model, per_head=True) if ".0." in x.name and x.rows is not None
+    ]
     for layer in tested:
         roles = "qkv" if len(tested) == 1 else layer.name.split(".")[-1][0]
         per_role = len(layer.rows) // len(roles)
@@ -178,16 +250,23 @@ def test_a_block_holds_the_rows_of_one_head_of_q_or_k_or_v(make, request):
 
 
 def test_an_unknown_fused_attention_is_refused_by_name_for_heads_only():
-    model = FalconForCausalLM(FalconConfig(vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=1,
-                                           num_attention_heads=HEADS))
+    model = FalconForCausalLM(
+        FalconConfig(
+            vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=HEADS
+        )
+    )
     assert len(tracked_layers(model)) == 4
-    with pytest.raises(ValueError, match=r"h\.0\.self_attention\.query_key_value \(falcon.*GPT-NeoX"):
+    with pytest.raises(
+        ValueError, match=r"h\.0\.self_attention\.query_key_value \(falcon.*GPT-NeoX"
+    ):
         tracked_layers(model, per_head=True)
 
 
 def test_a_projection_that_contradicts_its_config_is_refused():
     model = llama()
-    model.model.layers[0].self_attn.q_proj = nn.Linear(WIDTH, 2 * WIDTH)     # as if a gate were fused in
+    model.model.layers[0].self_attn.q_proj = nn.Linear(
+        WIDTH, 2 * WIDTH
+    )  # as if a gate were fused in
     with pytest.raises(ValueError, match=r"layers\.0\.self_attn\.q_proj .*64 output rows"):
         tracked_layers(model, per_head=True)
 
@@ -206,7 +285,9 @@ def test_a_pattern_without_match_lists_what_there_is():
 @pytest.mark.parametrize("make, embedding", [(gpt2, "wte"), (bloom, "word_embeddings")])
 def test_a_tied_unembedding_is_refused_by_both_names(make, embedding):
     assert tracked_layers(make())
-    with pytest.raises(ValueError, match=rf"lm_head.weight is one .* transformer.{embedding}.weight"):
+    with pytest.raises(
+        ValueError, match=rf"lm_head.weight is one .* transformer.{embedding}.weight"
+    ):
         tracked_layers(make(), "lm_head")
 
 
@@ -214,11 +295,15 @@ def test_shared_modules_and_shared_memory_are_refused_by_both_names():
     model = llama()
     first, second = (block.mlp for block in model.model.layers)
     second.up_proj = first.up_proj
-    with pytest.raises(ValueError, match=r"0.mlp.up_proj.weight is one .* model.layers.1.mlp.up_proj.weight"):
+    with pytest.raises(
+        ValueError, match=r"0.mlp.up_proj.weight is one .* model.layers.1.mlp.up_proj.weight"
+    ):
         tracked_layers(model)
     second.up_proj = nn.Linear(WIDTH, 48, bias=False)
     second.up_proj.weight = nn.Parameter(first.up_proj.weight.data)
-    with pytest.raises(ValueError, match=r"1.mlp.up_proj.weight is one .* model.layers.0.mlp.up_proj.weight"):
+    with pytest.raises(
+        ValueError, match=r"1.mlp.up_proj.weight is one .* model.layers.0.mlp.up_proj.weight"
+    ):
         tracked_layers(model, "1.mlp.up_proj")
 
 
@@ -233,7 +318,10 @@ def test_the_tiny_model_follows_its_seed_and_leaves_the_random_state():
     digests = [model_digest(tiny_gpt_neox(VOCAB, seed=seed)) for seed in (0, 0, 1)]
     assert digests[0] == digests[1] != digests[2]
     assert torch.equal(state, torch.get_rng_state())
-    assert tiny_gpt_neox(VOCAB, width=8, layers=1, heads=2, intermediate=12).config.intermediate_size == 12
+    assert (
+        tiny_gpt_neox(VOCAB, width=8, layers=1, heads=2, intermediate=12).config.intermediate_size
+        == 12
+    )
 
 
 @FAMILIES
@@ -260,7 +348,9 @@ def test_the_digest_sees_one_unit_in_the_last_place_a_dtype_and_a_shape(dtype):
 
 
 def test_a_missing_source_is_named_with_what_was_expected(tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)   # the variable is read at import
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HF_HUB_OFFLINE", True
+    )  # the variable is read at import
     for source in (tmp_path / "nowhere", "somebody/some-model", tmp_path):
         with pytest.raises(OSError, match=rf"{source}.*hub id.*config\.json"):
             load_model(source)
@@ -289,7 +379,10 @@ def test_weights_that_lack_parameters_are_refused_but_a_new_classifier_head_is_n
     with pytest.raises(ValueError, match="lack .* parameters"):
         load_model(tmp_path / "bert", head="causal")
     llama().save_pretrained(tmp_path / "llama")
-    assert tracked_layers(load_model(tmp_path / "llama", head="classifier"), "score")[0].in_features == WIDTH
+    assert (
+        tracked_layers(load_model(tmp_path / "llama", head="classifier"), "score")[0].in_features
+        == WIDTH
+    )
 
 
 def test_an_unknown_dtype_or_head_is_refused_by_value():
@@ -302,8 +395,17 @@ def test_an_unknown_dtype_or_head_is_refused_by_value():
 def test_decoder_classifier_pools_where_the_mask_ends():
     """Whatever its pad_token_id, a padded sequence has the logits that it has alone; one ending in that id is refused."""
     from msif.core.data import Sequence, collate
-    config = LlamaConfig(vocab_size=12, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2,
-                         num_key_value_heads=1, pad_token_id=7, num_labels=3)
+
+    config = LlamaConfig(
+        vocab_size=12,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        pad_token_id=7,
+        num_labels=3,
+    )
     model = LlamaForSequenceClassification(config).eval()
     rows = [Sequence(0, (3, 5), 0), Sequence(1, (1, 2, 3, 0), 1)]
     together = models.logits(model, collate(rows))

@@ -1,4 +1,5 @@
 """What each label is scored against; pseudo-gradients that sample the Gauss-Newton matrix; draws that batching cannot change."""
+
 import pytest
 import torch
 from support.tiny import VOCAB, documents, logits_of, neox, plain_loss
@@ -50,13 +51,15 @@ def test_measurements_see_the_labelled_tokens_alone(measurement):
 
 
 def test_the_logit_margin_is_the_lead_over_the_best_other_token():
-    logits = torch.tensor([[[0., 5., 3.], [2., 7., 1.], [9., 9., 9.]]])
+    logits = torch.tensor([[[0.0, 5.0, 3.0], [2.0, 7.0, 1.0], [9.0, 9.0, 9.0]]])
     batch = collate([Sequence(0, (0, 1, 0), (NO_LOSS, 1, 0))])
     assert logit_margin(logits, batch).tolist() == [(5 - 3) + (2 - 7)]
 
 
 def test_logits_of_low_precision_are_scored_in_float32():
-    z, _ = align(torch.randn(1, 3, VOCAB, dtype=torch.bfloat16), torch.ones(1, 3, dtype=torch.int64))
+    z, _ = align(
+        torch.randn(1, 3, VOCAB, dtype=torch.bfloat16), torch.ones(1, 3, dtype=torch.int64)
+    )
     assert z.dtype == torch.float32
 
 
@@ -70,30 +73,40 @@ def pseudo_gradient(draw_loss, logits, batch, draw=0):
 @BOTH
 def test_pseudo_gradients_average_to_the_output_hessian(draw_loss):
     """E[u uᵀ] = diag(p) − p pᵀ. With 10,000 draws an entry (of size ≤ .25) errs by ≤ √(.2/10000) = .0045; .02 is 4 of it."""
-    z = torch.tensor([1.5, 0., -1., .5])
+    z = torch.tensor([1.5, 0.0, -1.0, 0.5])
     n = 10_000
-    batch = Batch(torch.arange(n), torch.zeros(n, 2, dtype=torch.int64), torch.ones(n, 2, dtype=torch.int64),
-                  torch.tensor([[NO_LOSS, 0]]).expand(n, 2))
+    batch = Batch(
+        torch.arange(n),
+        torch.zeros(n, 2, dtype=torch.int64),
+        torch.ones(n, 2, dtype=torch.int64),
+        torch.tensor([[NO_LOSS, 0]]).expand(n, 2),
+    )
     u = pseudo_gradient(draw_loss, z.expand(n, 2, 4), batch)[:, 0]
     p = z.softmax(0)
-    assert (u.mT @ u / n - (p.diag() - torch.outer(p, p))).abs().max() < .02
-    assert u.mean(0).abs().max() < .02
+    assert (u.mT @ u / n - (p.diag() - torch.outer(p, p))).abs().max() < 0.02
+    assert u.mean(0).abs().max() < 0.02
 
 
 @BOTH
 def test_pseudo_gradients_are_independent_between_positions_sequences_and_draws(draw_loss):
     """The correlation of 4,000 independent pairs is within .05 (three standard errors) of zero."""
     n = 4000
-    batch = Batch(torch.arange(n), torch.zeros(n, 3, dtype=torch.int64), torch.ones(n, 3, dtype=torch.int64),
-                  torch.zeros(n, 3, dtype=torch.int64))
-    u, other = (pseudo_gradient(draw_loss, torch.zeros(n, 3, 2), batch, draw)[..., 0] for draw in (0, 1))
+    batch = Batch(
+        torch.arange(n),
+        torch.zeros(n, 3, dtype=torch.int64),
+        torch.ones(n, 3, dtype=torch.int64),
+        torch.zeros(n, 3, dtype=torch.int64),
+    )
+    u, other = (
+        pseudo_gradient(draw_loss, torch.zeros(n, 3, 2), batch, draw)[..., 0] for draw in (0, 1)
+    )
     for x, y in [(u[:, 0], u[:, 1]), (u[1:, 0], u[:-1, 0]), (u[:, 0], other[:, 0])]:
-        assert torch.corrcoef(torch.stack([x, y]))[0, 1].abs() < .05
+        assert torch.corrcoef(torch.stack([x, y]))[0, 1].abs() < 0.05
 
 
 def test_sampled_labels_come_from_the_logits_that_score_them():
     """Each position is certain of another token: the label drawn there is that token, and p − e_ŷ is zero (defect 4)."""
-    logits = torch.full((1, 5, VOCAB), -50.)
+    logits = torch.full((1, 5, VOCAB), -50.0)
     for t in range(5):
         logits[0, t, t + 3] = 50
     u = pseudo_gradient(sampled_loss, logits, collate([Sequence(0, (1,) * 5, (1,) * 5)]))
@@ -106,8 +119,12 @@ def test_sampled_gradients_are_a_probability_minus_one_hot_label():
     u = pseudo_gradient(sampled_loss, logits, batch)[0, :-1]
     at = batch.labels[0, 1:] != NO_LOSS
     one_hot = (logits[0, :-1].softmax(1) - u)[at]
-    assert torch.allclose(one_hot.sort(1).values[:, :-1], torch.zeros(int(at.sum()), VOCAB - 1).double(), atol=1e-12)
-    assert torch.allclose(one_hot.amax(1), torch.ones(int(at.sum())).double()) and (u[~at] == 0).all()
+    assert torch.allclose(
+        one_hot.sort(1).values[:, :-1], torch.zeros(int(at.sum()), VOCAB - 1).double(), atol=1e-12
+    )
+    assert (
+        torch.allclose(one_hot.amax(1), torch.ones(int(at.sum())).double()) and (u[~at] == 0).all()
+    )
 
 
 @BOTH
@@ -119,16 +136,21 @@ def test_draws_do_not_depend_on_batching_padding_or_order(draw_loss):
     assert torch.allclose(reverse, together, atol=1e-14)
     for i, s in enumerate(sequences):
         length = len(s.input_ids)
-        alone = pseudo_gradient(draw_loss, logits[i:i + 1, :length], collate([s]))
+        alone = pseudo_gradient(draw_loss, logits[i : i + 1, :length], collate([s]))
         assert torch.allclose(alone[0], together[i, :length], atol=1e-14)
-        assert (together[i, length - 1:] == 0).all()
+        assert (together[i, length - 1 :] == 0).all()
 
 
 def test_draws_leave_the_global_random_state_and_follow_seed_index_and_draw():
     state, batch, logits = torch.get_rng_state(), collate(documents(2)), torch.randn(2, 4, VOCAB)
-    found = [gaussian_loss(logits, batch, seed=seed, draw=draw) for seed, draw in ((0, 0), (0, 0), (1, 0), (0, 1))]
+    found = [
+        gaussian_loss(logits, batch, seed=seed, draw=draw)
+        for seed, draw in ((0, 0), (0, 0), (1, 0), (0, 1))
+    ]
     assert torch.equal(found[0], found[1])
-    assert not torch.isclose(found[0], found[2]).any() and not torch.isclose(found[0], found[3]).any()
+    assert (
+        not torch.isclose(found[0], found[2]).any() and not torch.isclose(found[0], found[3]).any()
+    )
     torch.set_rng_state(state)
     gaussian_loss(logits, batch, seed=0, draw=0)
     assert torch.equal(torch.get_rng_state(), state)

@@ -1,4 +1,5 @@
 """Factors come back exactly, or not at all and with the reason; nothing that was there is lost."""
+
 import json
 import os
 from collections import namedtuple
@@ -30,8 +31,12 @@ def folder(fitted, tmp_path):
 def same(a, b):
     def equal(x, y):
         return x is y if x is None else x.dtype == y.dtype and torch.equal(x, y)
+
     return list(a.factors) == list(b.factors) and all(
-        equal(x, vars(b.factors[name])[key]) for name, layer in a.factors.items() for key, x in vars(layer).items())
+        equal(x, vars(b.factors[name])[key])
+        for name, layer in a.factors.items()
+        for key, x in vars(layer).items()
+    )
 
 
 def test_factors_come_back_exactly_with_where_they_come_from(fitted, folder):
@@ -47,23 +52,41 @@ def test_factors_come_back_exactly_with_where_they_come_from(fitted, folder):
 
 
 def test_another_model_is_refused_by_its_digest(fitted, folder):
-    with pytest.raises(FactorsError, match=f"fitted on a model with digest {fitted[2].header['model'][:12]}"):
+    with pytest.raises(
+        FactorsError, match=f"fitted on a model with digest {fitted[2].header['model'][:12]}"
+    ):
         load(folder, Tracked(neox(seed=1), fitted[1]))
 
 
 def test_other_layers_are_refused_by_name(fitted, folder):
     model, layers, _ = fitted
-    with pytest.raises(FactorsError, match=rf"only in the file: \['{layers[0].name}'\], only asked for: \[\]"):
+    with pytest.raises(
+        FactorsError, match=rf"only in the file: \['{layers[0].name}'\], only asked for: \[\]"
+    ):
         load(folder, Tracked(model, layers[1:]))
-    with pytest.raises(FactorsError, match=r"only in the file: \[\], only asked for: \['embed_out'\]|\['lm_head'\]"):
-        load(folder, Tracked(model, tracked_layers(model, "attention|mlp|^embed_out|^lm_head", per_head=True)))
+    with pytest.raises(
+        FactorsError, match=r"only in the file: \[\], only asked for: \['embed_out'\]|\['lm_head'\]"
+    ):
+        load(
+            folder,
+            Tracked(
+                model, tracked_layers(model, "attention|mlp|^embed_out|^lm_head", per_head=True)
+            ),
+        )
 
 
 def test_another_head_setting_is_refused_by_layer(fitted, folder):
     model, layers, _ = fitted
-    with pytest.raises(FactorsError, match=f"{layers[0].name} has eigenvalues of shape .*per-head setting"):
+    with pytest.raises(
+        FactorsError, match=f"{layers[0].name} has eigenvalues of shape .*per-head setting"
+    ):
         load(folder, Tracked(model, tracked_layers(model)))
-    shuffled = [x if x.rows is None else type(x)(x.name, x.rows.flip(0), x.bias, x.in_features, x.out_features) for x in layers]
+    shuffled = [
+        x
+        if x.rows is None
+        else type(x)(x.name, x.rows.flip(0), x.bias, x.in_features, x.out_features)
+        for x in layers
+    ]
     with pytest.raises(FactorsError, match=f"{layers[0].name} was fitted with other output rows"):
         load(folder, Tracked(model, shuffled))
 
@@ -73,8 +96,11 @@ def damage(folder, file, change):
     path.write_bytes(change(path.read_bytes()))
 
 
-@pytest.mark.parametrize("change", [lambda x: x[:-1], lambda x: x[:-1] + bytes([x[-1] ^ 1]), lambda x: b""],
-                         ids=["truncated", "one bit", "empty"])
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x[:-1], lambda x: x[:-1] + bytes([x[-1] ^ 1]), lambda x: b""],
+    ids=["truncated", "one bit", "empty"],
+)
 def test_a_damaged_file_is_named(folder, change):
     damage(folder, "0003.safetensors", change)
     with pytest.raises(FactorsError, match="0003.safetensors: truncated or changed"):
@@ -116,13 +142,20 @@ def test_a_truncated_or_foreign_header_is_refused(folder, text):
 @pytest.mark.parametrize("step", ["safetensors.torch.save_file", "os.replace"])
 def test_an_interrupted_save_leaves_the_earlier_factors(fitted, folder, step, monkeypatch):
     import safetensors.torch
-    original, calls = {"os.replace": os.replace, "safetensors.torch.save_file": safetensors.torch.save_file}[step], []
+
+    original, calls = (
+        {"os.replace": os.replace, "safetensors.torch.save_file": safetensors.torch.save_file}[
+            step
+        ],
+        [],
+    )
 
     def interrupted(*args, **kwargs):
         calls.append(args)
         if len(calls) == 2:
             raise KeyboardInterrupt
         return original(*args, **kwargs)
+
     monkeypatch.setattr(step, interrupted)
     with pytest.raises(KeyboardInterrupt):
         save(fitted[2].kfac(), folder)
@@ -140,12 +173,17 @@ def test_a_folder_that_holds_something_else_is_not_overwritten(fitted, tmp_path)
 
 def test_too_little_disk_or_memory_is_said_before_the_work_starts(fitted, tmp_path, monkeypatch):
     model, layers, factors = fitted
-    monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(1000))
+    monkeypatch.setattr(
+        resources.shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(1000)
+    )
     with pytest.raises(OSError, match="saving factors to .*needs .* of disk .* is free"):
         save(factors, tmp_path / "factors")
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(resources, "available_memory", lambda: 1000)
-    with pytest.raises(MemoryError, match="EK-FAC factors of 8 layers: needs .* of memory, .* is free. Use more partitions"):
+    with pytest.raises(
+        MemoryError,
+        match="EK-FAC factors of 8 layers: needs .* of memory, .* is free. Use more partitions",
+    ):
         fit(Tracked(model, layers), documents(4))
 
 

@@ -2,6 +2,7 @@
 
 A GPT-NeoX whose tracked layers have 248 weights; products by the oracle's explicit matrix.
 """
+
 from dataclasses import replace
 from itertools import islice
 
@@ -28,15 +29,28 @@ def case():
     layers = tracked_layers(net, r"layers\.\d\.attention\.dense|layers\.1\.mlp\.dense_4h_to_h")
     oracle = Network.of(net, layers)
     G = oracle.gauss_newton(oracle.weights(), data)
-    stage = Refined(ekfac.fit(Tracked(net, layers), data), Damping(.02), Damping(.1), product=lambda v: unflatten(flatten(v) @ G, v))
-    v = {x.name: torch.randn(Q, x.out_features, x.in_features + x.bias, dtype=torch.float64) for x in layers}
+    stage = Refined(
+        ekfac.fit(Tracked(net, layers), data),
+        Damping(0.02),
+        Damping(0.1),
+        product=lambda v: unflatten(flatten(v) @ G, v),
+    )
+    v = {
+        x.name: torch.randn(Q, x.out_features, x.in_features + x.bias, dtype=torch.float64)
+        for x in layers
+    }
     return stage, G, net, layers, data, v
 
 
 def shifts(stage, v, new=()):
     """D, the diagonal of shifts: (P,)."""
     means = {name: stage.curvature.factors[name].eigenvalues.mean() for name in v}
-    return torch.cat([means[name] * (.02 + .1 * (name not in new)) * x.new_ones(x[0].numel()) for name, x in v.items()])
+    return torch.cat(
+        [
+            means[name] * (0.02 + 0.1 * (name not in new)) * x.new_ones(x[0].numel())
+            for name, x in v.items()
+        ]
+    )
 
 
 def test_no_iterations_are_ekfac_exactly(case):
@@ -61,7 +75,10 @@ def test_transfer_is_alpha_times_the_inverse_and_forgets_new_layers(case):
     moved, solved = stage.transfer(v), stage.inverse(v)
     assert set(moved) == set(v) - set(COUPLED)
     for name, x in moved.items():
-        assert relative(x, .1 * stage.curvature.factors[name].eigenvalues.mean() * solved[name]) < 1e-12
+        assert (
+            relative(x, 0.1 * stage.curvature.factors[name].eigenvalues.mean() * solved[name])
+            < 1e-12
+        )
 
 
 def test_the_correction_is_the_inverse_of_ekfac_shrunk_with_the_sampled_gradients(case):
@@ -69,8 +86,8 @@ def test_the_correction_is_the_inverse_of_ekfac_shrunk_with_the_sampled_gradient
     u = pseudo_gradients(Tracked(net, layers), data, samples=2)
     eye = unflatten(torch.eye(flatten(v).shape[1], dtype=torch.float64), v)
     K = flatten(stage.curvature.apply(lambda eigenvalues, mean: eigenvalues, eye))
-    M = .3 * K + .7 * flatten(u).mT @ flatten(u) + torch.diag(shifts(stage, v))
-    found = replace(stage, correction=low_rank(stage, u, share=.7)).inverse(v)
+    M = 0.3 * K + 0.7 * flatten(u).mT @ flatten(u) + torch.diag(shifts(stage, v))
+    found = replace(stage, correction=low_rank(stage, u, share=0.7)).inverse(v)
     assert relative(flatten(found), solve(M, flatten(v), 0.0)) < 1e-9
 
 
@@ -78,18 +95,20 @@ def test_pseudo_gradients_have_the_gauss_newton_matrix_for_second_moment(case):
     """600 rank-one terms in 248 dimensions: the error of a Wishart matrix, in the Frobenius norm, is about √(tr²/n)."""
     _, G, net, layers, data, _ = case
     u = flatten(pseudo_gradients(Tracked(net, layers), data, samples=50))
-    assert relative(u.mT @ u, G) < 2 * (G.trace() / G.norm() / len(u) ** .5).item()
+    assert relative(u.mT @ u, G) < 2 * (G.trace() / G.norm() / len(u) ** 0.5).item()
 
 
 def energies(A, b, method, k):
     """The error of k iterates in the norm of A: (k, q)."""
     exact = solve(A, b, 0.0)
-    return torch.stack([((x - exact) @ A * (x - exact)).sum(1) for x, _ in islice(method(lambda x: x @ A, b), k)])
+    return torch.stack(
+        [((x - exact) @ A * (x - exact)).sum(1) for x, _ in islice(method(lambda x: x @ A, b), k)]
+    )
 
 
 def test_every_iteration_is_nearer_and_the_block_is_nearer_than_each_query_alone():
     root = torch.randn(60, 40, dtype=torch.float64)
-    A, b = root.mT @ root + .01 * torch.eye(40), torch.randn(5, 40, dtype=torch.float64)
+    A, b = root.mT @ root + 0.01 * torch.eye(40), torch.randn(5, 40, dtype=torch.float64)
     together, alone = energies(A, b, block_cg, 7), energies(A, b, cg, 7)
     assert (together.diff(dim=0) < 0).all() and (alone.diff(dim=0) < 0).all()
     assert (together <= alone * (1 + 1e-9)).all() and (together[-1] < alone[-1] / 2).all()
@@ -116,8 +135,8 @@ def test_stages_chain_as_they_do_with_ekfac(case):
     stage, G, *_, v = case
     stages = [replace(stage, alpha=Damping(0.0), iterations=100), replace(stage, iterations=100)]
     D = shifts(stage, v)
-    moved = solve(G + torch.diag(D), flatten(v), 0.0) * D * (.1 / .12)
-    expected = solve(G + torch.diag(D * (.02 / .12)), moved, 0.0)
+    moved = solve(G + torch.diag(D), flatten(v), 0.0) * D * (0.1 / 0.12)
+    expected = solve(G + torch.diag(D * (0.02 / 0.12)), moved, 0.0)
     assert relative(flatten(precondition(v, stages)[0]), expected) < 1e-8
 
 

@@ -2,6 +2,7 @@
 
 To 1e-6: the attention that it differentiates twice takes its softmax in float32, in a float64 model too.
 """
+
 import pytest
 import torch
 from support.tiny import documents, gpt2, llama, neox, relative
@@ -10,11 +11,18 @@ from msif.core.layers import Tracked, tracked_layers
 from msif.curvature.gauss_newton import GaussNewton
 from msif.study.exact.oracle import Network
 
-PATTERNS = {neox: r"layers\.1\.(attention|mlp.dense_4h)", gpt2: r"h\.1\.(attn|mlp.c_proj)", llama: r"layers\.1\.(self_attn|mlp.up)"}
+PATTERNS = {
+    neox: r"layers\.1\.(attention|mlp.dense_4h)",
+    gpt2: r"h\.1\.(attn|mlp.c_proj)",
+    llama: r"layers\.1\.(self_attn|mlp.up)",
+}
 
 
 def vectors(layers, q=3):
-    return {x.name: torch.randn(q, x.out_features, x.in_features + x.bias, dtype=torch.float64) for x in layers}
+    return {
+        x.name: torch.randn(q, x.out_features, x.in_features + x.bias, dtype=torch.float64)
+        for x in layers
+    }
 
 
 def flat(v):
@@ -43,10 +51,18 @@ def test_the_product_is_symmetric_positive_semidefinite_and_linear():
 
 def test_the_product_leaves_the_model_as_it_was():
     net = neox().train()
-    before = [p.requires_grad for p in net.parameters()], net.training, net.config._attn_implementation
+    before = (
+        [p.requires_grad for p in net.parameters()],
+        net.training,
+        net.config._attn_implementation,
+    )
     layers = tracked_layers(net)
     GaussNewton(Tracked(net, layers), documents(2)).product(vectors(layers, 1))
-    assert ([p.requires_grad for p in net.parameters()], net.training, net.config._attn_implementation) == before
+    assert (
+        [p.requires_grad for p in net.parameters()],
+        net.training,
+        net.config._attn_implementation,
+    ) == before
 
 
 def test_sequences_that_the_model_cannot_read_are_refused_before_any_pass():

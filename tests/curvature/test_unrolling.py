@@ -1,4 +1,5 @@
 """An unrolled stage is gradient descent of a given length on the stage's quadratic."""
+
 import pytest
 import torch
 from support import tiny
@@ -17,7 +18,11 @@ def curvature(seed=0):
 
 
 def vector(seed=1):
-    return {"layer": torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)}
+    return {
+        "layer": torch.randn(
+            4, 2, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        )
+    }
 
 
 def descended(H, start, force, tau, steps):
@@ -30,12 +35,20 @@ def descended(H, start, force, tau, steps):
 def test_a_change_of_the_start_decays_as_in_gradient_descent():
     stage, v = Unrolled(curvature(), time=2.0, relative=False), vector()
     expected = descended(stage.curvature.matrix, v["layer"].flatten(1), 0.0, 2.0, 200_000)
-    assert torch.allclose(stage.transfer(v)["layer"].flatten(1), expected, atol=1e-4)      # Euler's error is O(τ/steps)
+    assert torch.allclose(
+        stage.transfer(v)["layer"].flatten(1), expected, atol=1e-4
+    )  # Euler's error is O(τ/steps)
 
 
 def test_a_documents_weight_acts_as_in_gradient_descent():
     stage, v = Unrolled(curvature(), time=2.0, relative=False), vector()
-    expected = -descended(stage.curvature.matrix, torch.zeros(4, 6, dtype=torch.float64), v["layer"].flatten(1), 2.0, 200_000)
+    expected = -descended(
+        stage.curvature.matrix,
+        torch.zeros(4, 6, dtype=torch.float64),
+        v["layer"].flatten(1),
+        2.0,
+        200_000,
+    )
     assert torch.allclose(stage.inverse(v)["layer"].flatten(1), expected, atol=1e-4)
 
 
@@ -49,7 +62,9 @@ def test_a_long_time_gives_the_inverse_and_forgets_the_start():
 def test_flat_directions_move_by_the_time_alone():
     flat = Dense(torch.zeros(6, 6, dtype=torch.float64), {"layer": (2, 3)})
     v, stage = vector(), Unrolled(flat, time=3.0, relative=False)
-    assert torch.allclose(stage.inverse(v)["layer"], 3 * v["layer"]) and torch.equal(stage.transfer(v)["layer"], v["layer"])
+    assert torch.allclose(stage.inverse(v)["layer"], 3 * v["layer"]) and torch.equal(
+        stage.transfer(v)["layer"], v["layer"]
+    )
 
 
 def test_two_halves_in_a_row_are_the_whole():
@@ -70,7 +85,10 @@ def test_an_unrolled_last_stage_needs_no_alpha():
     check([Stage(curvature()), Unrolled(curvature())])
 
 
-@pytest.mark.parametrize("settings", [{"time": 0.0}, {"time": float("inf")}, {"alpha": Damping(0.1)}, {"damping": Damping(0.1)}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"time": 0.0}, {"time": float("inf")}, {"alpha": Damping(0.1)}, {"damping": Damping(0.1)}],
+)
 def test_what_an_unrolled_stage_cannot_have_is_refused(settings):
     with pytest.raises(ValueError, match="time"):
         Unrolled(curvature(), **settings)
@@ -82,8 +100,10 @@ def test_adams_metric_inverts_the_curvature_plus_the_damped_metric():
     layers = tracked_layers(model)
     factors = adam.fit(Tracked(model, layers), sequences, batch_size=2)
     for name, x in factors.factors.items():
-        Q = torch.kron(x.basis_out[0].contiguous(), x.basis_in.contiguous())                  # columns: P^(1/2) × eigenvectors
-        P = Q @ Q.mT                                                                          # diag(s²) by orthonormality
+        Q = torch.kron(
+            x.basis_out[0].contiguous(), x.basis_in.contiguous()
+        )  # columns: P^(1/2) × eigenvectors
+        P = Q @ Q.mT  # diag(s²) by orthonormality
         assert torch.allclose(P, torch.diag(P.diagonal()), atol=1e-10)
         H = torch.linalg.inv(Q).mT @ torch.diag(x.eigenvalues.flatten()) @ torch.linalg.inv(Q)
         expected = torch.linalg.inv(H + 0.3 * torch.linalg.inv(P))

@@ -1,4 +1,5 @@
 """Baselines against their formulas, with the Gauss-Newton matrix written out."""
+
 from functools import cache
 from math import log
 
@@ -17,7 +18,7 @@ MODEL = neox()
 LAYERS = tracked_layers(MODEL, "layers.1.mlp")
 SEQUENCES, QUERIES = documents(6), documents(3, seed=2)
 PRODUCT = GaussNewton(Tracked(MODEL, LAYERS), SEQUENCES).product
-DAMPING = {layer.name: .1 * (1 + i) for i, layer in enumerate(LAYERS)}
+DAMPING = {layer.name: 0.1 * (1 + i) for i, layer in enumerate(LAYERS)}
 
 
 @cache
@@ -33,14 +34,28 @@ def flat(v):
 def dense():
     """G + d as (P, P), from the product with every unit vector."""
     sizes = {x.name: (x.out_features, x.in_features + x.bias) for x in LAYERS}
-    units = torch.eye(sum(o * i for o, i in sizes.values()), dtype=torch.float64).split([o * i for o, i in sizes.values()], 1)
-    G = flat(PRODUCT({name: x.unflatten(1, shape) for (name, shape), x in zip(sizes.items(), units)}))
-    return G + torch.cat([torch.full((o * i,), DAMPING[name], dtype=torch.float64) for name, (o, i) in sizes.items()]).diag()
+    units = torch.eye(sum(o * i for o, i in sizes.values()), dtype=torch.float64).split(
+        [o * i for o, i in sizes.values()], 1
+    )
+    G = flat(
+        PRODUCT({name: x.unflatten(1, shape) for (name, shape), x in zip(sizes.items(), units)})
+    )
+    return (
+        G
+        + torch.cat(
+            [
+                torch.full((o * i,), DAMPING[name], dtype=torch.float64)
+                for name, (o, i) in sizes.items()
+            ]
+        ).diag()
+    )
 
 
 def test_enough_conjugate_gradients_are_the_inverse_with_its_sign():
     found = inverses.conjugate_gradients(PRODUCT, DAMPING, vectors(), [60])[60]
-    assert relative(flat(found), flat(vectors()) @ dense().inverse()) < 1e-8      # 60 steps reach rounding error here
+    assert (
+        relative(flat(found), flat(vectors()) @ dense().inverse()) < 1e-8
+    )  # 60 steps reach rounding error here
 
 
 def test_conjugate_gradients_are_best_in_the_krylov_space_of_each_query():
@@ -56,10 +71,16 @@ def test_no_iteration_of_conjugate_gradients_is_zero():
 
 
 def test_lissa_on_the_whole_matrix_is_the_neumann_series():
-    scale, A = .5 / torch.linalg.eigvalsh(dense())[-1], dense()
+    scale, A = 0.5 / torch.linalg.eigvalsh(dense())[-1], dense()
     step = torch.eye(len(A), dtype=torch.float64) - scale * A
     series = scale * sum(torch.linalg.matrix_power(step, j) for j in range(8))
-    assert relative(flat(inverses.lissa(PRODUCT, DAMPING, vectors(), [7], scale.item())[7]), flat(vectors()) @ series) < 1e-10
+    assert (
+        relative(
+            flat(inverses.lissa(PRODUCT, DAMPING, vectors(), [7], scale.item())[7]),
+            flat(vectors()) @ series,
+        )
+        < 1e-10
+    )
 
 
 def test_lissa_with_a_step_too_large_says_what_to_lower():
@@ -76,7 +97,9 @@ def test_a_sampled_product_averages_to_the_whole_product():
 
 
 def test_sampled_products_draw_anew_and_repeat_with_their_seed():
-    one, same, other = (inverses.sampled_product(Tracked(MODEL, LAYERS), SEQUENCES, 2, seed) for seed in (0, 0, 1))
+    one, same, other = (
+        inverses.sampled_product(Tracked(MODEL, LAYERS), SEQUENCES, 2, seed) for seed in (0, 0, 1)
+    )
     first, again = flat(one(vectors())), flat(one(vectors()))
     assert torch.equal(first, flat(same(vectors()))) and not torch.equal(first, again)
     assert not torch.equal(first, flat(other(vectors())))
@@ -103,7 +126,9 @@ def test_the_rank_of_arnoldi_is_less_than_its_iterations():
 def test_diagonal_fisher_is_the_mean_square_of_whole_weight_gradients():
     objectives = fisher_losses("gaussian", 2, 0)
     found = inverses.diagonal_fisher(Tracked(MODEL, LAYERS), SEQUENCES, objectives, batch_size=4)
-    each = [weight_gradients(MODEL, LAYERS, SEQUENCES, pseudo(objective)) for objective in objectives]
+    each = [
+        weight_gradients(MODEL, LAYERS, SEQUENCES, pseudo(objective)) for objective in objectives
+    ]
     for name, x in found.items():
         expected = torch.cat([e[name] for e in each]).square().mean(0)
         assert relative(x, expected) < 1e-10
@@ -125,7 +150,9 @@ def test_cka_is_the_normalised_cross_covariance_of_two_gradients():
         X, Y = (v[layer.name][1] - v[layer.name][1].mean(0) for v in (vectors(), g))
         total += (X.mT @ Y).square().sum() / ((X.mT @ X).norm() * (Y.mT @ Y).norm())
     assert found[1, 1].item() == pytest.approx(total.item() / len(LAYERS), rel=1e-10)
-    assert torch.allclose(similarities.cka(g, g).diagonal(), torch.ones(len(SEQUENCES), dtype=torch.float64))
+    assert torch.allclose(
+        similarities.cka(g, g).diagonal(), torch.ones(len(SEQUENCES), dtype=torch.float64)
+    )
 
 
 def test_the_margin_is_the_log_odds_of_the_label():
@@ -139,8 +166,11 @@ def test_the_margin_is_the_log_odds_of_the_label():
 def test_trak_without_projection_is_its_formula():
     """One model, features kept whole: φ(q)ᵀ (ΦᵀΦ)⁻¹ φ(z) (1 − p_z)."""
     keep = lambda rows: rows[:, ::40]
-    phi, query = (trak.trak_features(Tracked(MODEL, LAYERS), s, keep, batch_size=4) for s in (documents(30), QUERIES))
-    weights = torch.linspace(.1, 1, 30, dtype=torch.float64)
+    phi, query = (
+        trak.trak_features(Tracked(MODEL, LAYERS), s, keep, batch_size=4)
+        for s in (documents(30), QUERIES)
+    )
+    weights = torch.linspace(0.1, 1, 30, dtype=torch.float64)
     expected = query @ (phi.mT @ phi).inverse() @ phi.mT * weights
     assert relative(trak.trak([query], [phi], [weights]), expected) < 1e-8
     doubled = trak.trak([query, 3 * query], [phi, phi], [weights, weights])
@@ -156,9 +186,11 @@ def test_the_projector_is_one_linear_map_that_keeps_inner_products_on_average():
     project = trak.projector(LAYERS, 4000, seed=0, dtype=torch.float64)
     q = flat(vectors())
     assert relative(project(2 * q[:1] + q[1:2]), 2 * project(q[:1]) + project(q[1:2])) < 1e-12
-    assert relative(project(q) @ project(q).mT / 4000, q @ q.mT) < .1       # errors of about 1/√4000 = .016 each
+    assert (
+        relative(project(q) @ project(q).mT / 4000, q @ q.mT) < 0.1
+    )  # errors of about 1/√4000 = .016 each
 
 
 def test_a_layer_without_damping_is_named():
     with pytest.raises(ValueError, match=LAYERS[1].name):
-        inverses.operator(PRODUCT, {LAYERS[0].name: .1}, vectors())
+        inverses.operator(PRODUCT, {LAYERS[0].name: 0.1}, vectors())

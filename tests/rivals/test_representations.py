@@ -1,4 +1,5 @@
 """Representations against one unpadded sequence at a time."""
+
 import pytest
 import torch
 from support.tiny import documents, gpt2, llama, neox, relative
@@ -14,7 +15,11 @@ def alone(model, sequence, layer):
     """(S, d): the hidden states of one sequence, nothing padded."""
     batch = collate([sequence])
     with torch.no_grad():
-        found = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True)
+        found = model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            output_hidden_states=True,
+        )
     return found.hidden_states[layer][0]
 
 
@@ -25,12 +30,15 @@ def test_states_are_those_of_each_sequence_alone(make, layer):
     for kind, reduce in {"mean": lambda x: x.mean(0), "last": lambda x: x[-1]}.items():
         expected = torch.stack([reduce(alone(model, s, layer)) for s in SEQUENCES])
         found = states(model, SEQUENCES, kind, layer, batch_size=3)
-        assert found.dtype == torch.float32 and relative(found.double(), expected) < 1e-6                    # float32
+        assert found.dtype == torch.float32 and relative(found.double(), expected) < 1e-6  # float32
 
 
 def test_states_do_not_depend_on_batches_or_order():
     model = neox()
-    whole, few = states(model, SEQUENCES, batch_size=64), states(model, SEQUENCES[::-1], batch_size=1).flip(0)
+    whole, few = (
+        states(model, SEQUENCES, batch_size=64),
+        states(model, SEQUENCES[::-1], batch_size=1).flip(0),
+    )
     assert relative(few, whole) < 1e-6
 
 
@@ -42,7 +50,9 @@ def test_layer_0_of_a_model_without_positions_is_a_bag_of_tokens():
 
 def test_cosine_of_a_sequence_with_itself_is_one_and_the_highest():
     found = cosine(neox(), SEQUENCES[:3], SEQUENCES, kind="last")
-    assert found.shape == (3, 7) and torch.allclose(found[range(3), range(3)], torch.ones(3), atol=1e-5)
+    assert found.shape == (3, 7) and torch.allclose(
+        found[range(3), range(3)], torch.ones(3), atol=1e-5
+    )
     assert (found.max(1).values <= 1 + 1e-5).all() and (found.argmax(1) == torch.arange(3)).all()
 
 
@@ -50,8 +60,10 @@ def test_centring_takes_away_what_all_queries_share_and_all_documents_share():
     x, y = (states(neox(), s).double() for s in (SEQUENCES[:3], SEQUENCES))
     x, y = x - x.mean(0), y - y.mean(0)
     expected = x @ y.mT / torch.outer(x.norm(dim=1), y.norm(dim=1))
-    assert relative(cosine(neox(), SEQUENCES[:3], SEQUENCES, centred=True).double(), expected) < 1e-5
-    assert relative(cosine(neox(), SEQUENCES[:3], SEQUENCES).double(), expected) > .1
+    assert (
+        relative(cosine(neox(), SEQUENCES[:3], SEQUENCES, centred=True).double(), expected) < 1e-5
+    )
+    assert relative(cosine(neox(), SEQUENCES[:3], SEQUENCES).double(), expected) > 0.1
 
 
 def test_the_model_is_left_as_it_was():
@@ -62,7 +74,9 @@ def test_the_model_is_left_as_it_was():
     assert model.training and [p.requires_grad for p in model.parameters()] == wanted
 
 
-@pytest.mark.parametrize("wrong, says", [({"kind": "first"}, "kind is 'first'"), ({"layer": 7}, "layer is 7")])
+@pytest.mark.parametrize(
+    "wrong, says", [({"kind": "first"}, "kind is 'first'"), ({"layer": 7}, "layer is 7")]
+)
 def test_unknown_kinds_and_layers_are_refused(wrong, says):
     with pytest.raises(ValueError, match=says):
         states(neox(), SEQUENCES, **wrong)

@@ -1,4 +1,5 @@
 """Two processes, started as torchrun or accelerate start them, give what one gives; one that dies loses nothing."""
+
 import os
 import subprocess
 import sys
@@ -15,17 +16,36 @@ from msif.core.layers import Tracked, tracked_layers
 from msif.scale import streaming
 
 WORKER = str(ROOT / "tests" / "support" / "worker.py")
-LAUNCHERS = {"torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
-             "accelerate": ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision",
-                            "no", "--dynamo_backend", "no"]}
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+    "accelerate": [
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ],
+}
 
 
 def launch(launcher, *arguments):
-    return subprocess.run([sys.executable, "-m", *LAUNCHERS[launcher], WORKER, *map(str, arguments)], capture_output=True, text=True,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-m", *LAUNCHERS[launcher], WORKER, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
 
 
-@pytest.mark.parametrize("launcher, dies", [("torchrun", 1), pytest.param("accelerate", None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "launcher, dies", [("torchrun", 1), pytest.param("accelerate", None, marks=pytest.mark.slow)]
+)
 def test_two_processes_give_the_factors_and_scores_of_one(tmp_path, launcher, dies):
     if dies is not None:
         assert launch(launcher, tmp_path, dies).returncode != 0
@@ -36,7 +56,13 @@ def test_two_processes_give_the_factors_and_scores_of_one(tmp_path, launcher, di
     layers = tracked_layers(model)
     alone = ekfac.fit(Tracked(model, layers), DATA, batch_size=2)
     together = store.load(tmp_path / "factors", Tracked(model, layers))
-    assert relative(probe(ekfac.EKFAC(dict(together.factors), {})), probe(alone)) < 1e-9          # float64, sums in another order
-    w, = precondition(query_gradients(Tracked(model, layers), QUERIES), [Stage(alone, Damping(0.1))])
+    assert (
+        relative(probe(ekfac.EKFAC(dict(together.factors), {})), probe(alone)) < 1e-9
+    )  # float64, sums in another order
+    (w,) = precondition(
+        query_gradients(Tracked(model, layers), QUERIES), [Stage(alone, Damping(0.1))]
+    )
     values = torch.cat([x.values for _, x in streaming.read_scores(tmp_path / "scores")], 1)
-    assert relative(values.double(), score(Tracked(model, layers), DATA, w).values) < 1e-6                 # stored in float32
+    assert (
+        relative(values.double(), score(Tracked(model, layers), DATA, w).values) < 1e-6
+    )  # stored in float32

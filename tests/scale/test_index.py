@@ -1,4 +1,5 @@
 """An index with all coordinates is exact, with more of them it is nearer, and a changed file is refused."""
+
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from msif.core.layers import Tracked, tracked_layers
 from msif.core.objectives import log_probability
 from msif.scale import index
 
-DAMPING, ALL = Damping(.1), 10**9
+DAMPING, ALL = Damping(0.1), 10**9
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["whole layers", "per head"])
@@ -24,30 +25,51 @@ def study(request):
     model = neox()
     layers = tracked_layers(model, per_head=request.param)
     factors = fit(Tracked(model, layers), documents(20, seed=5))
-    w = precondition(query_gradients(Tracked(model, layers), documents(4, seed=9)), [Stage(factors, damping=DAMPING)])[0]
+    w = precondition(
+        query_gradients(Tracked(model, layers), documents(4, seed=9)),
+        [Stage(factors, damping=DAMPING)],
+    )[0]
     candidates = documents(21, first=100)
     whole = influence.score(Tracked(model, layers), candidates, w)
-    return SimpleNamespace(model=model, layers=layers, factors=factors, w=w, candidates=candidates, whole=whole)
+    return SimpleNamespace(
+        model=model, layers=layers, factors=factors, w=w, candidates=candidates, whole=whole
+    )
 
 
 def build(study, folder, size=ALL, **options):
-    return index.build(study, study.candidates, study.factors, DAMPING, folder, size=size,
-                       **{"block": 8, **options})
+    return index.build(
+        study,
+        study.candidates,
+        study.factors,
+        DAMPING,
+        folder,
+        size=size,
+        **{"block": 8, **options},
+    )
 
 
 def files(folder):
     return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
 
 
-@pytest.mark.parametrize("dtype,tolerance", [("float32", 1e-6), ("float16", 1e-3), ("bfloat16", 1e-2)])
-def test_all_coordinates_give_the_scores_as_exactly_as_they_are_stored(study, tmp_path, dtype, tolerance):
+@pytest.mark.parametrize(
+    "dtype,tolerance", [("float32", 1e-6), ("float16", 1e-3), ("bfloat16", 1e-2)]
+)
+def test_all_coordinates_give_the_scores_as_exactly_as_they_are_stored(
+    study, tmp_path, dtype, tolerance
+):
     built = build(study, tmp_path, dtype=dtype)
     found = built.score(study.w)
-    assert relative(found.values, study.whole.values) < tolerance and found.values.dtype == torch.float64
+    assert (
+        relative(found.values, study.whole.values) < tolerance
+        and found.values.dtype == torch.float64
+    )
     torch.testing.assert_close(found.norms, study.whole.norms.float().double())
     torch.testing.assert_close(found.normalised(), found.values / found.norms)
     assert built.index.tolist() == list(range(100, 121))
-    assert built.header["size"] == sum(x.out_features * (x.in_features + x.bias) for x in study.layers)
+    assert built.header["size"] == sum(
+        x.out_features * (x.in_features + x.bias) for x in study.layers
+    )
 
 
 def test_documents_longer_than_a_layer_is_wide_are_rotated_after_their_product(study):
@@ -56,7 +78,10 @@ def test_documents_longer_than_a_layer_is_wide_are_rotated_after_their_product(s
     layer = study.layers[0]
     assert (layer.in_features, layer.out_features, layer.bias) == (8, 24, True)
     after = index._rotated(chosen.factors[layer.name], a, g, True)
-    before = sum(index._rotated(chosen.factors[layer.name], a[:, t:t + 5], g[:, t:t + 5], True) for t in range(0, 40, 5))
+    before = sum(
+        index._rotated(chosen.factors[layer.name], a[:, t : t + 5], g[:, t : t + 5], True)
+        for t in range(0, 40, 5)
+    )
     torch.testing.assert_close(after, before)
 
 
@@ -65,21 +90,30 @@ def test_more_coordinates_less_error(study):
         chosen = index.choose(study.factors, DAMPING, size)
         assert chosen.size == size
         return index.error(chosen, study, study.candidates, study.w, dtype="float32")
+
     total = index.choose(study.factors, DAMPING, ALL).size
     found = [error(total // part) for part in (64, 8, 2, 1)]
     rms = [x["relative_rms"] for x in found]
-    assert rms == sorted(rms, reverse=True) and rms[-1] < 1e-6 and found[-1]["spearman"] == pytest.approx(1)
-    assert rms[2] < .2 < rms[0]
+    assert (
+        rms == sorted(rms, reverse=True)
+        and rms[-1] < 1e-6
+        and found[-1]["spearman"] == pytest.approx(1)
+    )
+    assert rms[2] < 0.2 < rms[0]
 
 
 def test_typical_queries_choose_better_than_the_spectrum_alone(study):
     """The measured first factor of Λ E[w̃²], here of few queries of a special kind."""
     few = {name: x[:2] for name, x in study.w.items()}
     chosen = [index.choose(study.factors, DAMPING, 60, typical) for typical in (None, few)]
-    shares = {name: x.rotate(few[name]).square().mean(0).flatten() * x.eigenvalues.flatten()
-              for name, x in study.factors.factors.items()}
+    shares = {
+        name: x.rotate(few[name]).square().mean(0).flatten() * x.eigenvalues.flatten()
+        for name, x in study.factors.factors.items()
+    }
     kept = torch.cat([shares[name][at] for name, at in chosen[1].places.items()])
-    torch.testing.assert_close(kept.sort().values, torch.cat(list(shares.values())).topk(60).values.sort().values)
+    torch.testing.assert_close(
+        kept.sort().values, torch.cat(list(shares.values())).topk(60).values.sort().values
+    )
     plain, better = [index.error(x, study, study.candidates, few)["relative_rms"] for x in chosen]
     assert better < plain
 
@@ -88,19 +122,28 @@ def test_the_chosen_coordinates_carry_most_of_the_expected_squared_score(study):
     chosen, shares, kept = index.choose(study.factors, DAMPING, 50), [], []
     for name, x in study.factors.factors.items():
         values = x.eigenvalues.flatten()
-        share = (values / (values + .1 * values.mean())).square()
+        share = (values / (values + 0.1 * values.mean())).square()
         shares.append(share)
         kept.append(share[chosen.places[name]])
-        torch.testing.assert_close(chosen.spread[name], (values + .1 * values.mean()).sqrt()[chosen.places[name]])
-    torch.testing.assert_close(torch.cat(kept).sort().values, torch.cat(shares).topk(50).values.sort().values)
+        torch.testing.assert_close(
+            chosen.spread[name], (values + 0.1 * values.mean()).sqrt()[chosen.places[name]]
+        )
+    torch.testing.assert_close(
+        torch.cat(kept).sort().values, torch.cat(shares).topk(50).values.sort().values
+    )
     with pytest.raises(ValueError, match="size is 0"):
         index.choose(study.factors, DAMPING, 0)
 
 
 def test_a_layer_without_curvature_and_damping_carries_nothing(study):
     first, *others = study.factors.factors
-    flat = type(study.factors)({name: type(x)(**{**vars(x), "eigenvalues": x.eigenvalues * (name != first)})
-                                for name, x in study.factors.factors.items()}, {})
+    flat = type(study.factors)(
+        {
+            name: type(x)(**{**vars(x), "eigenvalues": x.eigenvalues * (name != first)})
+            for name, x in study.factors.factors.items()
+        },
+        {},
+    )
     total = sum(x.eigenvalues.numel() for x in flat.factors.values())
     chosen = index.choose(flat, Damping(0), total - flat.factors[first].eigenvalues.numel())
     assert len(chosen.places[first]) == 0
@@ -111,12 +154,21 @@ def test_a_layer_without_curvature_and_damping_carries_nothing(study):
 def test_an_index_is_opened_again_and_its_bytes_are_as_stated(study, tmp_path):
     built = build(study, tmp_path, size=64, held_out=(documents(9, seed=7), study.w))
     opened = index.open(tmp_path, study.factors)
-    assert torch.equal(opened.score(study.w).values, built.score(study.w).values) and opened.header == built.header
+    assert (
+        torch.equal(opened.score(study.w).values, built.score(study.w).values)
+        and opened.header == built.header
+    )
     assert opened.header["bytes_per_document"] == index.document_bytes(64) == 64 * 2 + 16
     stored = [safetensors.torch.load_file(path) for path in tmp_path.glob("block-*")]
-    assert sum(x.nbytes for block in stored for x in block.values()) == 21 * index.document_bytes(64)
+    assert sum(x.nbytes for block in stored for x in block.values()) == 21 * index.document_bytes(
+        64
+    )
     error = opened.header["error"]
-    assert 0 < error["relative_rms"] < 1 and 0 < error["spearman"] <= 1 and (error["documents"], error["queries"]) == (9, 4)
+    assert (
+        0 < error["relative_rms"] < 1
+        and 0 < error["spearman"] <= 1
+        and (error["documents"], error["queries"]) == (9, 4)
+    )
 
 
 def test_a_killed_build_goes_on_to_the_same_bytes(study, tmp_path, monkeypatch):
@@ -128,6 +180,7 @@ def test_a_killed_build_goes_on_to_the_same_bytes(study, tmp_path, monkeypatch):
         if len(calls) == 3:
             raise KeyboardInterrupt
         return documents_of(*run, **options)
+
     monkeypatch.setattr(index.Coordinates, "documents", dying)
     with pytest.raises(KeyboardInterrupt):
         build(study, tmp_path / "cut", size=64)
@@ -139,8 +192,12 @@ def test_a_killed_build_goes_on_to_the_same_bytes(study, tmp_path, monkeypatch):
 
 def test_the_folder_of_another_index_is_refused(study, tmp_path):
     build(study, tmp_path, size=64)
-    for options, what in [({"size": 65}, "size, coordinates, bytes_per_document differ"), ({"dtype": "bfloat16"}, "dtype differ"),
-                          ({"block": 9}, "block differ"), ({"objective": log_probability}, "objective differ")]:
+    for options, what in [
+        ({"size": 65}, "size, coordinates, bytes_per_document differ"),
+        ({"dtype": "bfloat16"}, "dtype differ"),
+        ({"block": 9}, "block differ"),
+        ({"objective": log_probability}, "objective differ"),
+    ]:
         with pytest.raises(ValueError, match=what):
             build(study, tmp_path, **{"size": 64, **options})
     with pytest.raises(ValueError, match="dtype is 'int8'"):
@@ -151,7 +208,9 @@ def test_the_folder_of_another_index_is_refused(study, tmp_path):
         index.open(tmp_path, study.factors).score({})
 
 
-@pytest.mark.parametrize("name", ["block-000001.safetensors", "coordinates.safetensors", "header.json"])
+@pytest.mark.parametrize(
+    "name", ["block-000001.safetensors", "coordinates.safetensors", "header.json"]
+)
 def test_a_changed_file_is_refused_by_name(study, tmp_path, name):
     build(study, tmp_path, size=64)
     whole = (tmp_path / name).read_bytes()
@@ -176,5 +235,12 @@ def test_the_plan_is_printed_and_a_small_disk_refused(study, tmp_path, capsys):
     assert "index: 21 documents, 64 coordinates; on disk " in capsys.readouterr().out
     assert json.loads((tmp_path / "header.json").read_text())["files"] == header["files"]
     with pytest.raises(OSError, match="needs .* of disk"):
-        index.build(study, iter(study.candidates), study.factors, DAMPING, tmp_path, size=64,
-                    documents=10**12)
+        index.build(
+            study,
+            iter(study.candidates),
+            study.factors,
+            DAMPING,
+            tmp_path,
+            size=64,
+            documents=10**12,
+        )

@@ -1,4 +1,5 @@
 """Low-rank queries: exact where nothing is truncated, and with an error near the stated one where something is."""
+
 import pytest
 from support.tiny import documents, lively, neox, relative
 
@@ -14,7 +15,9 @@ DATA, QUERIES = documents(40), documents(5, seed=5, first=40)
 def scored(model, per_head=False, damping=0.1):
     layers = tracked_layers(model, per_head=per_head)
     factors = ekfac.fit(Tracked(model, layers), DATA, batch_size=8)
-    w, = precondition(query_gradients(Tracked(model, layers), QUERIES), [Stage(factors, Damping(damping))])
+    (w,) = precondition(
+        query_gradients(Tracked(model, layers), QUERIES), [Stage(factors, Damping(damping))]
+    )
     return layers, factors, w, score(Tracked(model, layers), DATA, w)
 
 
@@ -26,19 +29,27 @@ def of_low_rank(found):
 def test_with_a_vanishing_error_the_scores_and_norms_are_the_exact_ones(per_head, monkeypatch):
     model = neox()
     layers, factors, w, exact = scored(model, per_head)
-    found = lowrank.compress(w, factors, 1e-12, positions=1e-9)              # D would be dear: every layer of low rank
+    found = lowrank.compress(
+        w, factors, 1e-12, positions=1e-9
+    )  # D would be dear: every layer of low rank
     assert len(of_low_rank(found)) == len(layers)
     low = lowrank.score(Tracked(model, layers), DATA, found, batch_size=7, norms=True)
-    assert relative(low.values.double(), exact.values) < 1e-5 and relative(low.norms.double(), exact.norms) < 1e-5      # float32 sums
+    assert (
+        relative(low.values.double(), exact.values) < 1e-5
+        and relative(low.norms.double(), exact.norms) < 1e-5
+    )  # float32 sums
     assert (found.error <= 1e-12).all()
 
 
 def test_where_ranks_cost_more_than_gradients_the_queries_stay_as_they_are():
     model = neox()
     layers, factors, w, exact = scored(model)
-    found = lowrank.compress(w, factors, 1e-6, positions=10 ** 6)
+    found = lowrank.compress(w, factors, 1e-6, positions=10**6)
     assert not of_low_rank(found) and (found.error == 0).all() and found.ranks == {}
-    assert relative(lowrank.score(Tracked(model, layers), DATA, found).values.double(), exact.values) < 1e-5
+    assert (
+        relative(lowrank.score(Tracked(model, layers), DATA, found).values.double(), exact.values)
+        < 1e-5
+    )
 
 
 @pytest.mark.parametrize("error", [0.03, 0.1, 0.3])
@@ -47,7 +58,9 @@ def test_the_measured_error_follows_the_stated_one(error):
     model = lively(tiny_gpt_neox(12, width=16, layers=2, heads=2, context=8))
     layers, factors, w, exact = scored(model)
     found = lowrank.compress(w, factors, error, positions=1e-9)
-    measured = relative(lowrank.score(Tracked(model, layers), DATA, found).values.double(), exact.values)
+    measured = relative(
+        lowrank.score(Tracked(model, layers), DATA, found).values.double(), exact.values
+    )
     assert found.error.max() <= error and measured < 2 * error
     full = sum(min(x.shape[1:]) for x in w.values())
     assert sum(found.ranks.values()) < full
@@ -56,11 +69,14 @@ def test_the_measured_error_follows_the_stated_one(error):
 def test_a_higher_error_has_lower_ranks():
     model = neox()
     layers, factors, w, _ = scored(model)
-    ranks = [sum(lowrank.compress(w, factors, e, positions=1e-9).ranks.values()) for e in (.01, .1, .5)]
+    ranks = [
+        sum(lowrank.compress(w, factors, e, positions=1e-9).ranks.values())
+        for e in (0.01, 0.1, 0.5)
+    ]
     assert ranks[0] > ranks[1] > ranks[2]
 
 
-@pytest.mark.parametrize("error", [0, 1, -.1, float("nan")])
+@pytest.mark.parametrize("error", [0, 1, -0.1, float("nan")])
 def test_an_error_that_is_none_is_refused(error):
     model = neox()
     _, factors, w, _ = scored(model)

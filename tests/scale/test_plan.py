@@ -1,4 +1,5 @@
 """Plans: shapes of a known architecture, partitions within a budget, and predictions beside what a run takes."""
+
 import json
 import subprocess
 import sys
@@ -17,18 +18,45 @@ from msif.scale.plan import human, parse_bytes, plan_fit, plan_score
 def large():
     """pythia-2.8b and dolly-v2-3b without their weights."""
     with torch.device("meta"):
-        return GPTNeoXForCausalLM(GPTNeoXConfig(hidden_size=2560, num_hidden_layers=32, num_attention_heads=32, intermediate_size=10240,
-                                                vocab_size=50280)).to(torch.bfloat16)
+        return GPTNeoXForCausalLM(
+            GPTNeoXConfig(
+                hidden_size=2560,
+                num_hidden_layers=32,
+                num_attention_heads=32,
+                intermediate_size=10240,
+                vocab_size=50280,
+            )
+        ).to(torch.bfloat16)
 
 
 def test_the_plan_of_2_8_billion_parameters_has_the_sizes_of_its_shapes(large):
     layers = tracked_layers(large)
     plan = plan_fit(Tracked(large, layers), [512] * 100, batch_size=4, memory="140GiB")
-    one = (2561 ** 2 + 7680 ** 2 + 2561 ** 2 + 2560 ** 2 + 2561 ** 2 + 10240 ** 2 + 10241 ** 2 + 2560 ** 2
-           + 7680 * 2561 + 2560 * 2561 + 10240 * 2561 + 2560 * 10241)
-    assert plan.parameters == 2_775_086_080 and plan.factors == 32 * 4 * one and len(plan.partitions) == 1
-    assert plan.tokens == 51200 and plan.eigh_flops == 32 * 9 * (3 * 2561 ** 3 + 7680 ** 3 + 2 * 2560 ** 3 + 10240 ** 3 + 10241 ** 3)
-    assert plan.forward / (2 * 51200) == pytest.approx(2.775e9 - 50280 * 2560, rel=.05)       # two operations a weight; attention
+    one = (
+        2561**2
+        + 7680**2
+        + 2561**2
+        + 2560**2
+        + 2561**2
+        + 10240**2
+        + 10241**2
+        + 2560**2
+        + 7680 * 2561
+        + 2560 * 2561
+        + 10240 * 2561
+        + 2560 * 10241
+    )
+    assert (
+        plan.parameters == 2_775_086_080
+        and plan.factors == 32 * 4 * one
+        and len(plan.partitions) == 1
+    )
+    assert plan.tokens == 51200 and plan.eigh_flops == 32 * 9 * (
+        3 * 2561**3 + 7680**3 + 2 * 2560**3 + 10240**3 + 10241**3
+    )
+    assert plan.forward / (2 * 51200) == pytest.approx(
+        2.775e9 - 50280 * 2560, rel=0.05
+    )  # two operations a weight; attention
     assert plan.model >= 2 * plan.parameters
 
 
@@ -38,7 +66,9 @@ def test_partitions_keep_the_order_and_the_budget_and_a_smaller_one_takes_more(l
     plan = plan_fit(Tracked(large, layers), [512] * 4, batch_size=2, memory=memory)
     assert [x.name for p in plan.partitions for x in p.layers] == [x.name for x in layers]
     assert plan.peak <= parse_bytes(memory)
-    assert len(plan.partitions) >= len(plan_fit(Tracked(large, layers), [512] * 4, batch_size=2, memory="139GiB").partitions)
+    assert len(plan.partitions) >= len(
+        plan_fit(Tracked(large, layers), [512] * 4, batch_size=2, memory="139GiB").partitions
+    )
     assert "partitions" in str(plan) and "disk" in str(plan)
 
 
@@ -62,7 +92,10 @@ def test_scoring_holds_the_queries_vectors_and_costs_two_forward_passes_and_the_
     assert plan.product_flops == 2 * weights * (320 + 70) and plan.disk == 10 * (4 * 7 + 12)
 
 
-@pytest.mark.parametrize("given, expected", [("16GiB", 2 ** 34), ("500 MB", 5 * 10 ** 8), (1000, 1000), ("1.5k", 1500), ("2TiB", 2 ** 41)])
+@pytest.mark.parametrize(
+    "given, expected",
+    [("16GiB", 2**34), ("500 MB", 5 * 10**8), (1000, 1000), ("1.5k", 1500), ("2TiB", 2**41)],
+)
 def test_sizes_are_read(given, expected):
     assert parse_bytes(given) == expected
 
@@ -74,7 +107,12 @@ def test_other_sizes_are_refused_by_value(given):
 
 
 def test_sizes_are_shown_in_readable_units():
-    assert [human(x) for x in (12, 2048, 3 * 2 ** 30, 5 * 2 ** 40)] == ["12 bytes", "2 KiB", "3 GiB", "5 TiB"]
+    assert [human(x) for x in (12, 2048, 3 * 2**30, 5 * 2**40)] == [
+        "12 bytes",
+        "2 KiB",
+        "3 GiB",
+        "5 TiB",
+    ]
 
 
 MEASURE = """
@@ -110,7 +148,9 @@ print(json.dumps({"budget": budget, "planned": plan.peak, "partitions": len(plan
 @pytest.mark.parametrize("share", [1.0, 0.7])
 def test_the_measured_peak_keeps_the_budget(tmp_path, share):
     """6 M parameters on the CPU: what the process grows by, model included, is at most the budget and a tenth."""
-    done = subprocess.run([sys.executable, "-c", MEASURE, str(tmp_path), str(share)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path), str(share)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
     print(found)

@@ -1,4 +1,5 @@
 """A streamed corpus is scored as the whole list is, whatever the blocks, the processes, and wherever a run was killed."""
+
 import errno
 import multiprocessing
 import os
@@ -39,7 +40,14 @@ def corpus():
     layers, docs = tracked_layers(model), documents(23)
     w = query_gradients(Tracked(model, layers), documents(3, seed=9))
     whole = influence.score(Tracked(model, layers), docs, w)
-    return SimpleNamespace(run=(Tracked(model, layers), docs, w), model=model, layers=layers, docs=docs, w=w, whole=whole)
+    return SimpleNamespace(
+        run=(Tracked(model, layers), docs, w),
+        model=model,
+        layers=layers,
+        docs=docs,
+        w=w,
+        whole=whole,
+    )
 
 
 def parts(folder):
@@ -48,7 +56,11 @@ def parts(folder):
 
 def all_scores(folder):
     index, scores = zip(*read_scores(folder))
-    return torch.cat(index), torch.cat([x.values for x in scores], 1), torch.cat([x.norms for x in scores])
+    return (
+        torch.cat(index),
+        torch.cat([x.values for x in scores], 1),
+        torch.cat([x.norms for x in scores]),
+    )
 
 
 class Dying:
@@ -72,7 +84,7 @@ def test_a_stream_is_scored_as_the_whole_list_for_any_block_size(corpus, tmp_pat
     torch.testing.assert_close(values, corpus.whole.values.float(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(norms, corpus.whole.norms.float())
     (_, one), *_ = read_scores(tmp_path, query=2)
-    assert torch.equal(one.values, values[2, :len(one.values)])
+    assert torch.equal(one.values, values[2, : len(one.values)])
 
 
 @pytest.mark.parametrize("normalised", [False, True])
@@ -106,13 +118,21 @@ def test_processes_share_the_blocks_and_find_the_same(corpus, tmp_path, monkeypa
 
     def process(rank):
         me.rank = rank
-        return score_corpus(Tracked(deepcopy(corpus.model), corpus.layers), *corpus.run[1:], tmp_path / "many", block=4, score=calls[rank])
+        return score_corpus(
+            Tracked(deepcopy(corpus.model), corpus.layers),
+            *corpus.run[1:],
+            tmp_path / "many",
+            block=4,
+            score=calls[rank],
+        )
 
     with ThreadPoolExecutor(size) as pool:
         found = list(pool.map(process, range(size)))
     assert [x.calls for x in calls] == [len(range(rank, 6, size)) for rank in range(size)]
     assert torch.equal(all_scores(tmp_path / "many")[1], all_scores(tmp_path / "one")[1])
-    assert all(torch.equal(a, b) for x in found for a, b in zip(vars(x).values(), vars(expected).values()))
+    assert all(
+        torch.equal(a, b) for x in found for a, b in zip(vars(x).values(), vars(expected).values())
+    )
 
 
 @pytest.mark.parametrize("lives", range(6))
@@ -130,7 +150,7 @@ def test_a_run_that_dies_after_any_block_goes_on_to_the_same_bytes(corpus, tmp_p
 
 
 def test_kill_9_while_a_part_is_written_loses_that_part_alone(corpus, tmp_path):
-    def known(tracked, docs, w, **options):                # autograd does not survive a fork
+    def known(tracked, docs, w, **options):  # autograd does not survive a fork
         at = [x.index for x in docs]
         return influence.Scores(corpus.whole.values[:, at], corpus.whole.norms[at])
 
@@ -140,6 +160,7 @@ def test_kill_9_while_a_part_is_written_loses_that_part_alone(corpus, tmp_path):
             if "000002" in str(path):
                 os.truncate(path, 500)
                 os.kill(os.getpid(), signal.SIGKILL)
+
         pq.write_table = write_half
         score_corpus(*corpus.run, tmp_path / "cut", block=4, score=known)
 
@@ -151,20 +172,26 @@ def test_kill_9_while_a_part_is_written_loses_that_part_alone(corpus, tmp_path):
     assert len(list((tmp_path / "cut").glob(".part*.partial"))) == 1
     for folder in ("cut", "whole"):
         score_corpus(*corpus.run, tmp_path / folder, block=4, score=known)
-    assert parts(tmp_path / "cut") == parts(tmp_path / "whole") and not list((tmp_path / "cut").glob(".part*"))
+    assert parts(tmp_path / "cut") == parts(tmp_path / "whole") and not list(
+        (tmp_path / "cut").glob(".part*")
+    )
 
 
 def test_the_folder_of_other_work_is_refused(corpus, tmp_path):
     score_corpus(*corpus.run, tmp_path, block=4)
     before, (tracked, docs, w) = parts(tmp_path), corpus.run
     layers = tracked.layers
-    for run, block, what in [((tracked, docs, {name: 2 * x for name, x in w.items()}), 4, "w differ"),
-                             ((Tracked(neox(1), layers), docs, w), 4, "model differ"),
-                             ((tracked, docs[1:], w), 4, "first sequence differ"),
-                             (corpus.run, 5, "block differ")]:
+    for run, block, what in [
+        ((tracked, docs, {name: 2 * x for name, x in w.items()}), 4, "w differ"),
+        ((Tracked(neox(1), layers), docs, w), 4, "model differ"),
+        ((tracked, docs[1:], w), 4, "first sequence differ"),
+        (corpus.run, 5, "block differ"),
+    ]:
         with pytest.raises(ValueError, match=what):
             score_corpus(*run, tmp_path, block=block)
-    with pytest.raises(ValueError, match="part-000001.parquet holds other documents than block 1 of this stream"):
+    with pytest.raises(
+        ValueError, match="part-000001.parquet holds other documents than block 1 of this stream"
+    ):
         score_corpus(tracked, docs[:5] + docs[6:], w, tmp_path, block=4)
     assert parts(tmp_path) == before
     with pytest.raises(ValueError, match="part-000003.parquet lies beyond the end"):
@@ -172,7 +199,10 @@ def test_the_folder_of_other_work_is_refused(corpus, tmp_path):
 
 
 def test_two_runs_exclude_each_other(corpus, tmp_path):
-    with files.exclusive(tmp_path / ".rank-0"), pytest.raises(files.Busy, match=f"written by process {os.getpid()}"):
+    with (
+        files.exclusive(tmp_path / ".rank-0"),
+        pytest.raises(files.Busy, match=f"written by process {os.getpid()}"),
+    ):
         score_corpus(*corpus.run, tmp_path)
 
 
@@ -181,7 +211,9 @@ def test_a_missing_or_damaged_part_is_named(corpus, tmp_path):
     path = tmp_path / "part-000002.parquet"
     whole = path.read_bytes()
     changed = bytearray(whole)
-    changed[whole.index((10).to_bytes(8, "little"))] ^= 1                       # one bit of an index: the pages carry checksums
+    changed[whole.index((10).to_bytes(8, "little"))] ^= (
+        1  # one bit of an index: the pages carry checksums
+    )
     for damaged in (whole[:-40], whole[:200], b"", bytes(changed)):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="part-000002.parquet is damaged"):
@@ -196,7 +228,13 @@ def test_a_missing_or_damaged_part_is_named(corpus, tmp_path):
 def test_what_cannot_be_scored_is_named_before_its_block_is(corpus, tmp_path):
     model, layers, docs, w = corpus.model, corpus.layers, corpus.docs, corpus.w
     with pytest.raises(ValueError, match="sequence 99 has token id 12"):
-        score_corpus(Tracked(model, layers), [*docs, Sequence(99, (1, 12), (1, 12))], w, tmp_path / "a", block=12)
+        score_corpus(
+            Tracked(model, layers),
+            [*docs, Sequence(99, (1, 12), (1, 12))],
+            w,
+            tmp_path / "a",
+            block=12,
+        )
     assert sorted(parts(tmp_path / "a")) == ["part-000000.parquet"]
     with pytest.raises(ValueError, match="sequence 3 comes after sequence 22"):
         score_corpus(Tracked(model, layers), [*docs, docs[3]], w, tmp_path / "b")
@@ -213,7 +251,12 @@ def test_what_is_not_finite_is_never_written(corpus, tmp_path):
     with pytest.raises(FloatingPointError, match=f"output of {layers[2].name} is NaN"):
         score_corpus(Tracked(broken, layers), docs, w, tmp_path / "a")
     with pytest.raises(FloatingPointError, match="a score of sequence 0 is NaN or infinite"):
-        score_corpus(Tracked(model, layers), docs, {name: x * torch.inf for name, x in w.items()}, tmp_path / "b")
+        score_corpus(
+            Tracked(model, layers),
+            docs,
+            {name: x * torch.inf for name, x in w.items()},
+            tmp_path / "b",
+        )
     assert not parts(tmp_path / "a") and not parts(tmp_path / "b")
 
 
@@ -221,7 +264,11 @@ def test_a_full_disk_stops_cleanly(corpus, tmp_path, monkeypatch):
     def full(table, path, **options):
         Path(path).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="the disk is full while writing .*part-000000.parquet"):
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(OSError, match="the disk is full while writing .*part-000000.parquet"),
+    ):
         patch.setattr(pq, "write_table", full)
         score_corpus(*corpus.run, tmp_path)
     assert not list(tmp_path.glob("*part*"))
@@ -234,7 +281,9 @@ def test_texts_keep_their_number_and_lose_nothing_but_the_short_ones():
     words = word_tokenizer(["a b c"])
     found = list(tokenised(iter(["a b c", "a", "", "b c"] * 200), words, 2))
     assert [x.index for x in found[:3]] == [0, 3, 4] and len(found) == 400
-    assert [words.decode(x.input_ids) for x in found[:2]] == ["a b", "b c"] and all(x.labels == x.input_ids for x in found)
+    assert [words.decode(x.input_ids) for x in found[:2]] == ["a b", "b c"] and all(
+        x.labels == x.input_ids for x in found
+    )
     endless = tokenised(iter(lambda: "a b", None), words, 2)
     assert [x.index for x in islice(endless, 1000)] == list(range(1000))
 
@@ -262,18 +311,33 @@ def test_the_plan_and_the_estimate_say_what_it_takes(corpus, tmp_path, capsys):
     per_million = part_bytes(10**6, 3)
     assert found.disk == per_million and found.hours > 0 and found.tokens_per_second > 0
     assert estimate(Tracked(model, layers), docs, w, 2 * 10**6, batch_size=8).documents == 2 * 10**6
-    assert "1,000,000 documents, 3 queries: " in (said := capsys.readouterr().out) and "tokens/s" in said
+    assert (
+        "1,000,000 documents, 3 queries: " in (said := capsys.readouterr().out)
+        and "tokens/s" in said
+    )
     score_corpus(*corpus.run, tmp_path, title="corpus", block=4)
     out, bar = capsys.readouterr()
-    assert "corpus: 23 documents, 3 queries; on disk 0.37 GiB per million documents" in out and "tokens/s" in bar
+    assert (
+        "corpus: 23 documents, 3 queries; on disk 0.37 GiB per million documents" in out
+        and "tokens/s" in bar
+    )
 
 
 @pytest.mark.parametrize("queries", [1, 40])
 def test_the_disk_that_parts_take_is_as_announced(tmp_path, queries):
     def constant(tracked, docs, w, **options):
         return influence.Scores(torch.rand(queries, len(docs)), torch.ones(len(docs)))
+
     model = neox()
     docs = [Sequence(n, (1, 2), (1, 2)) for n in range(3000)]
-    score_corpus(Tracked(model, tracked_layers(model)), docs, {"any": torch.zeros(queries, 1, 1)}, tmp_path, score=constant)
-    assert sum(map(len, parts(tmp_path).values())) == pytest.approx(part_bytes(3000, queries), rel=.05)
+    score_corpus(
+        Tracked(model, tracked_layers(model)),
+        docs,
+        {"any": torch.zeros(queries, 1, 1)},
+        tmp_path,
+        score=constant,
+    )
+    assert sum(map(len, parts(tmp_path).values())) == pytest.approx(
+        part_bytes(3000, queries), rel=0.05
+    )
     assert digest(docs[:1]) in (tmp_path / "work.json").read_text()

@@ -1,4 +1,5 @@
 """Every way of taking a score apart sums to the score: over document tokens, layers and, by duality, query tokens."""
+
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,20 +17,43 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
 def pair(build=neox, stages=2, dtype=torch.float64):
-    models, data = [build(k).to(dtype) for k in range(stages)], [documents(6, seed=10 + k) for k in range(stages)]
+    models, data = (
+        [build(k).to(dtype) for k in range(stages)],
+        [documents(6, seed=10 + k) for k in range(stages)],
+    )
     layers = tracked_layers(models[0], per_head=build is not gpt2)
-    chain = [Stage(fit(Tracked(m, layers), d, samples=1), Damping(.1), Damping(.2) if k else NONE) for k, (m, d) in enumerate(zip(models, data))]
+    chain = [
+        Stage(fit(Tracked(m, layers), d, samples=1), Damping(0.1), Damping(0.2) if k else NONE)
+        for k, (m, d) in enumerate(zip(models, data))
+    ]
     query = Sequence(0, (3, 1, 4, 1, 5, 9), (*[NO_LOSS] * 4, 5, 9))
-    return SimpleNamespace(base=models[0], tuned=models[-1], layers=layers, stages=chain, documents=data[0], query=query)
+    return SimpleNamespace(
+        base=models[0],
+        tuned=models[-1],
+        layers=layers,
+        stages=chain,
+        documents=data[0],
+        query=query,
+    )
 
 
 def scores_of(case):
-    w = precondition(query_gradients(Tracked(case.tuned, case.layers), [case.query]), case.stages)[0]
+    w = precondition(query_gradients(Tracked(case.tuned, case.layers), [case.query]), case.stages)[
+        0
+    ]
     return score(Tracked(case.base, case.layers), case.documents, w).values[0], w
 
 
 def dissected(case, ranked, **options):
-    return dissect(Tracked(case.base, case.layers), Tracked(case.tuned, case.layers), case.query, case.stages, case.documents, ranked, **options)
+    return dissect(
+        Tracked(case.base, case.layers),
+        Tracked(case.tuned, case.layers),
+        case.query,
+        case.stages,
+        case.documents,
+        ranked,
+        **options,
+    )
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
@@ -43,7 +67,9 @@ def test_tokens_layers_and_query_tokens_sum_to_the_score(build, stages, dtype):
         for split_over in (part.tokens, part.layers.values(), part.query_tokens, [part.score]):
             assert abs(sum(split_over) - whole) < bound
         assert len(part.tokens) == len(case.documents[part.document].input_ids)
-        assert len(part.query_tokens) == 6 and part.query_tokens[-1] == 0          # the last token predicts nothing
+        assert (
+            len(part.query_tokens) == 6 and part.query_tokens[-1] == 0
+        )  # the last token predicts nothing
         assert list(part.layers) == [x.name for x in case.layers]
         assert max(map(abs, part.query_tokens[:-1])) > 0
 
@@ -53,18 +79,34 @@ def test_a_share_of_the_query_is_that_of_its_own_position():
     case = pair()
     case.query = Sequence(0, (3, 1, 4), (NO_LOSS, 1, NO_LOSS))
     for part in dissected(case, [(0, 1)]):
-        assert part.query_tokens[0] == pytest.approx(part.score, rel=1e-10) and part.query_tokens[1:] == [0, 0]
+        assert part.query_tokens[0] == pytest.approx(part.score, rel=1e-10) and part.query_tokens[
+            1:
+        ] == [0, 0]
 
 
 def test_parts_do_not_depend_on_batches_order_or_company():
     case = pair()
     ranked = extremes(scores_of(case)[0], 3, 3)
     once = dissected(case, ranked)
-    for other in (dissected(case, ranked, batch_size=1), dissected(case, ranked[::-1])[::-1], [dissected(case, [x])[0] for x in ranked]):
+    for other in (
+        dissected(case, ranked, batch_size=1),
+        dissected(case, ranked[::-1])[::-1],
+        [dissected(case, [x])[0] for x in ranked],
+    ):
         for a, b in zip(once, other):
             assert (a.document, a.rank) == (b.document, b.rank)
-            for left, right in ((a.tokens, b.tokens), (a.query_tokens, b.query_tokens), ([*a.layers.values()], [*b.layers.values()])):
-                assert relative(torch.tensor(left, dtype=torch.float64), torch.tensor(right, dtype=torch.float64)) < 1e-9
+            for left, right in (
+                (a.tokens, b.tokens),
+                (a.query_tokens, b.query_tokens),
+                ([*a.layers.values()], [*b.layers.values()]),
+            ):
+                assert (
+                    relative(
+                        torch.tensor(left, dtype=torch.float64),
+                        torch.tensor(right, dtype=torch.float64),
+                    )
+                    < 1e-9
+                )
 
 
 def test_documents_of_several_corpora_may_share_their_index():
@@ -75,12 +117,20 @@ def test_documents_of_several_corpora_may_share_their_index():
 
 
 def test_extremes_are_ranked_from_both_ends_with_ties_in_order():
-    assert extremes([1., 3., 3., -2., -2., 0.], 2, 3) == [(1, 1), (2, 2), (3, -1), (4, -2), (5, -3)]
-    assert extremes(torch.tensor([0., 0.]), 5, 5) == [(0, 1), (1, 2)]              # no document is both
-    assert extremes([2., 1.], 0, 1) == [(1, -1)]
+    assert extremes([1.0, 3.0, 3.0, -2.0, -2.0, 0.0], 2, 3) == [
+        (1, 1),
+        (2, 2),
+        (3, -1),
+        (4, -2),
+        (5, -3),
+    ]
+    assert extremes(torch.tensor([0.0, 0.0]), 5, 5) == [(0, 1), (1, 2)]  # no document is both
+    assert extremes([2.0, 1.0], 0, 1) == [(1, -1)]
 
 
-@pytest.mark.parametrize("values, options", [([[1., 2.]], {}), ([1., float("nan")], {}), ([1.], {"opponents": -1})])
+@pytest.mark.parametrize(
+    "values, options", [([[1.0, 2.0]], {}), ([1.0, float("nan")], {}), ([1.0], {"opponents": -1})]
+)
 def test_bad_score_vectors_are_refused(values, options):
     with pytest.raises(ValueError, match="expected"):
         extremes(values, 1, **options)
@@ -88,18 +138,28 @@ def test_bad_score_vectors_are_refused(values, options):
 
 def test_bad_requests_are_refused_with_what_is_wrong():
     case = pair()
-    two = precondition(query_gradients(Tracked(case.tuned, case.layers), documents(2, seed=9)), case.stages)[0]
+    two = precondition(
+        query_gradients(Tracked(case.tuned, case.layers), documents(2, seed=9)), case.stages
+    )[0]
     with pytest.raises(ValueError, match=r"w holds \[2\] queries"):
         split(Tracked(case.base, case.layers), two, case.documents, [(0, 1)])
     with pytest.raises(ValueError, match="document 6 is ranked; there are 6"):
         dissected(case, [(6, 1)])
     stages = [case.stages[0], replace(case.stages[1], new=("head",))]
     with pytest.raises(ValueError, match="head"):
-        query_tokens(Tracked(case.base, case.layers), Tracked(case.tuned, case.layers), case.query, stages, case.documents)
+        query_tokens(
+            Tracked(case.base, case.layers),
+            Tracked(case.tuned, case.layers),
+            case.query,
+            stages,
+            case.documents,
+        )
     assert dissected(case, []) == []
 
 
 def test_answer_log_probabilities_are_those_of_the_labelled_tokens():
     case = pair()
-    found, = answer_log_probabilities(case.tuned, [case.query])
-    assert len(found) == 2 and sum(found) == pytest.approx(-plain_loss(case.tuned, case.query).item())
+    (found,) = answer_log_probabilities(case.tuned, [case.query])
+    assert len(found) == 2 and sum(found) == pytest.approx(
+        -plain_loss(case.tuned, case.query).item()
+    )

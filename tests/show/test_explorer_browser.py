@@ -1,4 +1,5 @@
 """The explorer's page in a real headless Chromium: what a reader does, by mouse and by key, and that nothing leaves the page."""
+
 from dataclasses import replace
 
 import pytest
@@ -10,8 +11,12 @@ from msif.show.parts import Part
 pytestmark = pytest.mark.slow
 
 HOSTILE = "</script><script>document.title='owned';alert(1)</script><img src=x onerror=alert(2)>"
-DOCUMENTS = [Document("news", ["Ada", " was", " born", " in", " London"]), Document("web", [" Bo", " came", " from", " Paris"], "About Bo"),
-             Document("web", [HOSTILE], HOSTILE), Document("encyclopedia", ["London", " is", " a", " city"])]
+DOCUMENTS = [
+    Document("news", ["Ada", " was", " born", " in", " London"]),
+    Document("web", [" Bo", " came", " from", " Paris"], "About Bo"),
+    Document("web", [HOSTILE], HOSTILE),
+    Document("encyclopedia", ["London", " is", " a", " city"]),
+]
 LAYERS = ["layers.0.attention", "layers.0.mlp", "layers.1.attention", "layers.1.mlp"]
 
 
@@ -21,19 +26,53 @@ def part(n, tokens, query):
 
 
 def queries():
-    ours = [Entry(0, 1, 4.0, part(0, [3.0, 0.0, 0.5, 1.5, -1.0], [3.0, 1.0, 0.0])), Entry(2, 2, 1.0, part(2, [1.0], [2.0, -1.0, 0.0])),
-            Entry(1, -1, -2.0, part(1, [-2.5, 0.5, 0.0, 0.0], [-3.0, 1.0, 0.0]))]
-    first = Query("ada", ["Where was Ada", " born?"], [" London"], {"ours": ours, "bm25": [Entry(3, 1, 7.5), Entry(0, 2, 6.0)], "third": [Entry(1, 1, 1.0)]},
-                  [-.25], "right answer", labels={0: "states it"})
-    second = replace(first, id="bo & co", prompt_words=["Where is Bo", " from?"], answer_words=[" Rome"], group="wrong answer", note="The model errs.",
-                     rankings={"ours": [Entry(1, 1, 1.0, part(1, [1.0, 1.0, 0.0, -1.0], [1.0, 0.0, 0.0]))], "bm25": [Entry(1, 1, 2.0)]}, labels={})
-    return [first, second, replace(first, id="x", prompt_words=[HOSTILE, "?"], answer_words=[HOSTILE], group="wrong answer")]
+    ours = [
+        Entry(0, 1, 4.0, part(0, [3.0, 0.0, 0.5, 1.5, -1.0], [3.0, 1.0, 0.0])),
+        Entry(2, 2, 1.0, part(2, [1.0], [2.0, -1.0, 0.0])),
+        Entry(1, -1, -2.0, part(1, [-2.5, 0.5, 0.0, 0.0], [-3.0, 1.0, 0.0])),
+    ]
+    first = Query(
+        "ada",
+        ["Where was Ada", " born?"],
+        [" London"],
+        {"ours": ours, "bm25": [Entry(3, 1, 7.5), Entry(0, 2, 6.0)], "third": [Entry(1, 1, 1.0)]},
+        [-0.25],
+        "right answer",
+        labels={0: "states it"},
+    )
+    second = replace(
+        first,
+        id="bo & co",
+        prompt_words=["Where is Bo", " from?"],
+        answer_words=[" Rome"],
+        group="wrong answer",
+        note="The model errs.",
+        rankings={
+            "ours": [Entry(1, 1, 1.0, part(1, [1.0, 1.0, 0.0, -1.0], [1.0, 0.0, 0.0]))],
+            "bm25": [Entry(1, 1, 2.0)],
+        },
+        labels={},
+    )
+    return [
+        first,
+        second,
+        replace(
+            first, id="x", prompt_words=[HOSTILE, "?"], answer_words=[HOSTILE], group="wrong answer"
+        ),
+    ]
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     about = "What this is. " + HOSTILE
-    path = write(tmp_path_factory.mktemp("page") / "explorer.html", "Demo", DOCUMENTS, queries(), {"ours": "df/dw, nats", "bm25": "no unit", "third": ""}, about)
+    path = write(
+        tmp_path_factory.mktemp("page") / "explorer.html",
+        "Demo",
+        DOCUMENTS,
+        queries(),
+        {"ours": "df/dw, nats", "bm25": "no unit", "third": ""},
+        about,
+    )
     return path.as_uri()
 
 
@@ -58,14 +97,27 @@ def test_the_page_opens_with_the_first_query_and_two_methods(reader):
     assert "−0.250" in reader.one("#logp").text and "78%" in reader.one("#answer rt").text
     assert reader.texts(".method h3") == ["ours", "bm25"]
     assert reader.shown("ours") == [0, 2, 1] and reader.shown("bm25") == [3, 0]
-    assert reader.texts('[data-method="ours"] .rank') == ["1", "2", "↓1"] and reader.texts('[data-method="ours"] .score') == ["+4.00", "+1.00", "−2.00"]
-    assert reader.texts('[data-method="bm25"] .score') == ["7.50", "6.00"]              # a search score has no sign
+    assert reader.texts('[data-method="ours"] .rank') == ["1", "2", "↓1"] and reader.texts(
+        '[data-method="ours"] .score'
+    ) == ["+4.00", "+1.00", "−2.00"]
+    assert reader.texts('[data-method="bm25"] .score') == [
+        "7.50",
+        "6.00",
+    ]  # a search score has no sign
 
 
 def test_a_query_is_selected_by_click_by_arrows_and_by_buttons(reader):
     reader.all("#list li")[1].click()
-    assert reader.asked == "Where is Bo from?" and reader.link["q"] == ["bo & co"] and "The model errs." in reader.one("#query").text
-    assert [x.get_attribute("aria-selected") for x in reader.all("#list li")] == ["false", "true", "false"]
+    assert (
+        reader.asked == "Where is Bo from?"
+        and reader.link["q"] == ["bo & co"]
+        and "The model errs." in reader.one("#query").text
+    )
+    assert [x.get_attribute("aria-selected") for x in reader.all("#list li")] == [
+        "false",
+        "true",
+        "false",
+    ]
     reader.key("ARROW_LEFT")
     assert reader.asked == "Where was Ada born?"
     reader.key("ARROW_RIGHT")
@@ -74,7 +126,10 @@ def test_a_query_is_selected_by_click_by_arrows_and_by_buttons(reader):
     assert reader.asked == "Where was Ada born?"
     reader.js("document.getElementById('list').focus()")
     reader.key("ARROW_DOWN")
-    assert reader.asked == "Where is Bo from?" and reader.one("#list").get_attribute("aria-activedescendant") == "query-1"
+    assert (
+        reader.asked == "Where is Bo from?"
+        and reader.one("#list").get_attribute("aria-activedescendant") == "query-1"
+    )
 
 
 def test_queries_are_searched_and_filtered_by_group(reader):
@@ -91,32 +146,66 @@ def test_queries_are_searched_and_filtered_by_group(reader):
 def test_documents_are_searched_and_filtered_by_source(reader):
     reader.type("/")
     reader.type("london")
-    assert reader.shown("ours") == [0] and reader.shown("bm25") == [3, 0] and reader.one("#matches").text == "2 of 4 documents"
+    assert (
+        reader.shown("ours") == [0]
+        and reader.shown("bm25") == [3, 0]
+        and reader.one("#matches").text == "2 of 4 documents"
+    )
     reader.key("ESCAPE")
-    reader.js("const s = document.getElementById('source'); s.value = 'encyclopedia'; s.dispatchEvent(new Event('change'))")
-    assert reader.shown("ours") == [] and "No document matches" in reader.one('[data-method="ours"]').text and reader.shown("bm25") == [3]
+    reader.js(
+        "const s = document.getElementById('source'); s.value = 'encyclopedia'; s.dispatchEvent(new Event('change'))"
+    )
+    assert (
+        reader.shown("ours") == []
+        and "No document matches" in reader.one('[data-method="ours"]').text
+        and reader.shown("bm25") == [3]
+    )
 
 
 def test_tokens_are_shaded_by_their_sign(reader):
     tokens = reader.all('[data-method="ours"] .doc[data-n="0"] .t')
     assert [x.text for x in tokens] == ["Ada", "was", "born", "in", "London"]
-    assert ["pro" in x.get_attribute("class").split() for x in tokens] == [True, False, True, True, False]
-    assert ["opp" in x.get_attribute("class").split() for x in tokens] == [False, False, False, False, True]
-    assert ["strong" in x.get_attribute("class").split() for x in tokens] == [True, False, False, True, False]
-    colours = reader.js("""return [...arguments[0]].map(x => { const c = document.createElement('canvas').getContext('2d'); c.fillStyle = getComputedStyle(x).backgroundColor;
-                           c.fillRect(0, 0, 1, 1); return [...c.getImageData(0, 0, 1, 1).data]; })""", tokens)
+    assert ["pro" in x.get_attribute("class").split() for x in tokens] == [
+        True,
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert ["opp" in x.get_attribute("class").split() for x in tokens] == [
+        False,
+        False,
+        False,
+        False,
+        True,
+    ]
+    assert ["strong" in x.get_attribute("class").split() for x in tokens] == [
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
+    colours = reader.js(
+        """return [...arguments[0]].map(x => { const c = document.createElement('canvas').getContext('2d'); c.fillStyle = getComputedStyle(x).backgroundColor;
+                           c.fillRect(0, 0, 1, 1); return [...c.getImageData(0, 0, 1, 1).data]; })""",
+        tokens,
+    )
     (red, _, blue, strong), (*_, none), *_, weakest = [colours[k] for k in (0, 1, 4)]
     assert blue > red and none == 0 and weakest[0] > weakest[2] and strong > weakest[3] > 0
-    assert reader.texts('[data-method="bm25"] .t.pro') == []                           # no parts were given there
+    assert reader.texts('[data-method="bm25"] .t.pro') == []  # no parts were given there
 
 
 def test_numbers_show_on_hover_and_on_focus_and_arrows_move_between_tokens(reader):
     from selenium.webdriver import ActionChains
+
     tokens = reader.all('[data-method="ours"] .doc[data-n="0"] .t')
     ActionChains(reader.driver).move_to_element(tokens[4]).perform()
     assert reader.one("#tip").text == "−1.00"
     reader.js("arguments[0].focus()", tokens[0])
-    assert reader.one("#tip").text == "+3.00" and tokens[0].get_attribute("aria-describedby") == "tip"
+    assert (
+        reader.one("#tip").text == "+3.00" and tokens[0].get_attribute("aria-describedby") == "tip"
+    )
     reader.key("ARROW_RIGHT")
     reader.key("ARROW_RIGHT")
     assert reader.one("#tip").text == "+0.500" and reader.asked == "Where was Ada born?"
@@ -125,9 +214,12 @@ def test_numbers_show_on_hover_and_on_focus_and_arrows_move_between_tokens(reade
 def test_the_query_is_shaded_by_the_proponents_and_by_the_selected_document(reader):
     def shares():
         return [x.get_attribute("data-tip") for x in reader.all("#query .t")]
-    assert shares() == ["+5.00", "0", "0 · log p −0.250"]                              # 3 + 2, 1 − 1
+
+    assert shares() == ["+5.00", "0", "0 · log p −0.250"]  # 3 + 2, 1 − 1
     reader.one('[data-method="ours"] .doc[data-n="1"]').click()
-    assert shares()[:2] == ["−3.00", "+1.00"] and "opp" in reader.all("#query .t")[0].get_attribute("class")
+    assert shares()[:2] == ["−3.00", "+1.00"] and "opp" in reader.all("#query .t")[0].get_attribute(
+        "class"
+    )
     reader.key("ESCAPE")
     assert shares()[0] == "+5.00"
 
@@ -135,17 +227,32 @@ def test_the_query_is_shaded_by_the_proponents_and_by_the_selected_document(read
 def test_a_selected_document_shows_its_layers_and_is_marked_in_every_column(reader):
     assert len(reader.all(".doc .bars")) == 0 and len(reader.all("#query .bars")) == 1
     reader.one('[data-method="ours"] .doc[data-n="0"]').click()
-    assert [x.get_attribute("class") for x in reader.all(".doc .bars svg rect.pro, .doc .bars svg rect.opp")] == ["pro", "opp", "pro", "opp"]
-    assert reader.all(".doc .bars .hit")[1].get_attribute("data-tip") == "layers.0.mlp  −1.00" and "layers.0.attention +4.00" in reader.one(".doc .bars svg").get_attribute("aria-label")
-    assert reader.texts(".doc .bars text") == ["block 0", "1"] and "nats" in reader.one(".doc .bars figcaption").text
+    assert [
+        x.get_attribute("class")
+        for x in reader.all(".doc .bars svg rect.pro, .doc .bars svg rect.opp")
+    ] == ["pro", "opp", "pro", "opp"]
+    assert reader.all(".doc .bars .hit")[1].get_attribute(
+        "data-tip"
+    ) == "layers.0.mlp  −1.00" and "layers.0.attention +4.00" in reader.one(
+        ".doc .bars svg"
+    ).get_attribute("aria-label")
+    assert (
+        reader.texts(".doc .bars text") == ["block 0", "1"]
+        and "nats" in reader.one(".doc .bars figcaption").text
+    )
     assert len(reader.all('.doc[aria-current="true"]')) == 2
     assert reader.texts('[data-method="ours"] .doc[data-n="0"] .also')[0].split("\n") == ["bm25: 2"]
 
 
 def test_methods_are_compared_and_a_rank_elsewhere_leads_there(reader):
-    reader.one('[data-method="ours"] .doc[data-n="1"] .also button').click()           # "third: 1" opens that method
+    reader.one(
+        '[data-method="ours"] .doc[data-n="1"] .also button'
+    ).click()  # "third: 1" opens that method
     assert reader.texts(".method h3") == ["ours", "bm25", "third"]
-    assert reader.one('[data-method="third"] .doc[data-n="1"]') == reader.driver.switch_to.active_element
+    assert (
+        reader.one('[data-method="third"] .doc[data-n="1"]')
+        == reader.driver.switch_to.active_element
+    )
     reader.all("#methods button")[1].click()
     assert reader.texts(".method h3") == ["ours", "third"] and reader.link["m"] == ["ours", "third"]
     reader.type("2")
@@ -155,9 +262,12 @@ def test_methods_are_compared_and_a_rank_elsewhere_leads_there(reader):
 def test_documents_are_walked_by_keys_and_opponents_can_be_left_out(reader):
     def here():
         return reader.js("return document.querySelector('.doc[aria-current]')?.dataset.n")
+
     for key, expected in (("j", "0"), ("j", "2"), ("j", "1"), ("j", "1"), ("k", "2")):
         reader.type(key)
-        assert here() == expected and reader.js("return document.activeElement.dataset.n") == expected
+        assert (
+            here() == expected and reader.js("return document.activeElement.dataset.n") == expected
+        )
     reader.key("ARROW_UP")
     assert here() == "0"
     reader.type("o")
@@ -174,21 +284,33 @@ def test_a_link_leads_back_to_what_was_seen(reader):
     reader.type("bo")
     reader.key("ESCAPE")
     reader.one('[data-method="third"] .doc').click()
-    link, seen = reader.js("return location.hash"), reader.js("return document.querySelector('main').innerText")
+    link, seen = (
+        reader.js("return location.hash"),
+        reader.js("return document.querySelector('main').innerText"),
+    )
     reader.open()
     assert reader.js("return document.querySelector('main').innerText") != seen
     reader.open(link)
-    assert reader.js("return document.querySelector('main').innerText") == seen and reader.one("#find").get_attribute("value") == "bo"
-    reader.js("location.hash = '#q=bo+%26+co'")                                        # a link followed inside the open page
+    assert (
+        reader.js("return document.querySelector('main').innerText") == seen
+        and reader.one("#find").get_attribute("value") == "bo"
+    )
+    reader.js("location.hash = '#q=bo+%26+co'")  # a link followed inside the open page
     assert reader.asked == "Where is Bo from?"
-    reader.open("#q=nobody&m=nothing&d=77&s=")                                         # of another page: what is there, is shown
+    reader.open("#q=nobody&m=nothing&d=77&s=")  # of another page: what is there, is shown
     assert reader.asked == "Where was Ada born?" and reader.shown("ours") == [0, 2, 1]
 
 
 def test_light_and_dark_follow_the_system_and_the_switch(reader):
     def brightness():
-        return sum(reader.js("""const c = document.createElement('canvas').getContext('2d'); c.fillStyle = getComputedStyle(document.body).backgroundColor;
-                                c.fillRect(0, 0, 1, 1); return [...c.getImageData(0, 0, 1, 1).data.slice(0, 3)]""")) / 3
+        return (
+            sum(
+                reader.js("""const c = document.createElement('canvas').getContext('2d'); c.fillStyle = getComputedStyle(document.body).backgroundColor;
+                                c.fillRect(0, 0, 1, 1); return [...c.getImageData(0, 0, 1, 1).data.slice(0, 3)]""")
+            )
+            / 3
+        )
+
     assert brightness() > 200
     reader.scheme("dark")
     assert brightness() < 60
@@ -203,7 +325,11 @@ def test_light_and_dark_follow_the_system_and_the_switch(reader):
 def test_a_phone_has_one_column_and_no_horizontal_scrolling(reader, width):
     reader.size(width, 740)
     reader.open("#m=ours&m=bm25&d=2")
-    assert reader.js("return document.documentElement.scrollWidth") <= width == reader.js("return innerWidth")
+    assert (
+        reader.js("return document.documentElement.scrollWidth")
+        <= width
+        == reader.js("return innerWidth")
+    )
     left = {round(x.rect["x"]) for x in reader.all(".method")}
     assert len(reader.all(".method")) == 2 and len(left) == 1
     assert not reader.one("#list").is_displayed()
@@ -217,9 +343,13 @@ def test_a_hostile_document_is_shown_as_text(reader):
     reader.all("#list li")[2].click()
     assert HOSTILE in reader.asked and reader.all("main img, main script") == []
     reader.type("?")
-    assert HOSTILE in reader.one("#about").text and reader.js("return document.getElementById('helping').open")
+    assert HOSTILE in reader.one("#about").text and reader.js(
+        "return document.getElementById('helping').open"
+    )
     reader.key("ESCAPE")
-    assert not reader.js("return document.getElementById('helping').open") and reader.all("img") == []
+    assert (
+        not reader.js("return document.getElementById('helping').open") and reader.all("img") == []
+    )
 
 
 def test_even_a_script_in_the_page_could_not_reach_the_network(reader):
@@ -227,10 +357,14 @@ def test_even_a_script_in_the_page_could_not_reach_the_network(reader):
         addEventListener('securitypolicyviolation', e => done([e.effectiveDirective, e.blockedURI]));
         new Image().src = 'http://127.0.0.1:9/x.png';""")
     assert refused == ["img-src", "http://127.0.0.1:9/x.png"]
-    added = reader.js("""const s = document.createElement('script'); s.textContent = "document.title = 'owned'"; document.body.append(s); return document.title;""")
+    added = reader.js(
+        """const s = document.createElement('script'); s.textContent = "document.title = 'owned'"; document.body.append(s); return document.title;"""
+    )
     assert added == "Demo"
     errors, _ = reader.logged()
-    assert len(errors) == 2 and all("Content Security Policy" in x for x in errors)      # what every other test asserts the absence of, is seen
+    assert len(errors) == 2 and all(
+        "Content Security Policy" in x for x in errors
+    )  # what every other test asserts the absence of, is seen
     reader.open()
 
 
@@ -241,13 +375,22 @@ def test_inside_a_notebook_it_runs_in_a_sandbox(reader, tmp_path):
     reader.driver.get(outer.as_uri())
     assert reader.js("return document.querySelector('iframe').contentDocument") is None
     reader.driver.switch_to.frame(reader.one("iframe"))
-    assert reader.texts("h1") == ["Mine"] and reader.shown("influence") == [0, 1] and HOSTILE in reader.one('.doc[data-n="1"]').text
+    assert (
+        reader.texts("h1") == ["Mine"]
+        and reader.shown("influence") == [0, 1]
+        and HOSTILE in reader.one('.doc[data-n="1"]').text
+    )
     reader.type("?")
     reader.driver.switch_to.default_content()
 
 
 def test_a_page_of_withheld_texts_still_ranks(reader, tmp_path):
-    data = prepared([[1.0, -1.0]], [("Who?", "Ada")], ["secret words", "more secrets"], sources=["web", "web"])
+    data = prepared(
+        [[1.0, -1.0]], [("Who?", "Ada")], ["secret words", "more secrets"], sources=["web", "web"]
+    )
     path = write(tmp_path / "withheld.html", "Demo", **data, withhold_texts=True)
     reader.driver.get(path.as_uri())
-    assert reader.texts(".doc .text") == [f"document {n} (text withheld: licence)" for n in (0, 1)] and "secret" not in reader.driver.page_source
+    assert (
+        reader.texts(".doc .text") == [f"document {n} (text withheld: licence)" for n in (0, 1)]
+        and "secret" not in reader.driver.page_source
+    )

@@ -1,7 +1,14 @@
 """Text from a corpus is data: it is shown, never interpreted."""
+
 from msif.show import highlight
 
-ROW = {"rank": 1, "score": 2.0, "note": "<i>", "words": ["<script>alert(1)</script>", "a&b"], "scores": [2.0, -1.0]}
+ROW = {
+    "rank": 1,
+    "score": 2.0,
+    "note": "<i>",
+    "words": ["<script>alert(1)</script>", "a&b"],
+    "scores": [2.0, -1.0],
+}
 
 
 def test_markup_in_a_document_is_shown_as_text():

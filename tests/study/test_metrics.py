@@ -1,4 +1,5 @@
 """Numbers about rankings, on rankings whose numbers are known."""
+
 from itertools import permutations
 
 import numpy as np
@@ -31,8 +32,14 @@ def test_recall_counts_the_proponents_among_the_first_k():
 
 
 def test_scores_that_know_nothing_rank_at_chance():
-    scores, proponents = np.random.default_rng(0).normal(size=(2000, 50)), [[n % 50] for n in range(2000)]
-    expected, (mean, error) = (1 / np.arange(1, 51)).mean(), metrics.mean_and_error(metrics.reciprocal_ranks(scores, proponents))
+    scores, proponents = (
+        np.random.default_rng(0).normal(size=(2000, 50)),
+        [[n % 50] for n in range(2000)],
+    )
+    expected, (mean, error) = (
+        (1 / np.arange(1, 51)).mean(),
+        metrics.mean_and_error(metrics.reciprocal_ranks(scores, proponents)),
+    )
     assert abs(mean - expected) < 4 * error
 
 
@@ -41,8 +48,14 @@ def test_wins_count_pairs_with_half_for_a_tie():
     assert np.isnan(metrics.wins(SCORES, [[0], []], [[1], [2]])[1])
     rng = np.random.default_rng(0)
     given = rng.normal(size=(500, 12))
-    forward, backward = (metrics.wins(given, *([list(range(a, b))] * 500 for a, b in pair)) for pair in (((0, 4), (4, 12)), ((4, 12), (0, 4))))
-    assert np.allclose(forward + backward, 1) and abs(forward.mean() - 0.5) < 4 * forward.std() / 500 ** 0.5
+    forward, backward = (
+        metrics.wins(given, *([list(range(a, b))] * 500 for a, b in pair))
+        for pair in (((0, 4), (4, 12)), ((4, 12), (0, 4)))
+    )
+    assert (
+        np.allclose(forward + backward, 1)
+        and abs(forward.mean() - 0.5) < 4 * forward.std() / 500**0.5
+    )
 
 
 def test_within_ranks_the_candidates_alone():
@@ -50,15 +63,20 @@ def test_within_ranks_the_candidates_alone():
     inside = metrics.within(scores, [[1, 2], [0, 1, 2]])
     assert metrics.reciprocal_ranks(inside, [[1], [2]]).tolist() == [1 / 2, 1]
     assert metrics.recalls(inside, [[1], [0]], k=1).tolist() == [0, 0] and scores[0, 0] == 5
-    constant = metrics.within(np.zeros((1, 9)), [[0, 3, 4]])          # chance: the mean of 1/1, 1/2, 1/3
+    constant = metrics.within(np.zeros((1, 9)), [[0, 3, 4]])  # chance: the mean of 1/1, 1/2, 1/3
     assert metrics.reciprocal_ranks(constant, [[3]])[0] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
 
 
 def test_bootstrap_interval_covers_what_it_should():
     """95 % intervals of 200 samples of known mean: the number that cover it is binomial, 3 standard deviations allowed."""
     rng = np.random.default_rng(0)
-    found = [metrics.bootstrap_interval([rng.normal(size=80)], resamples=400, seed=n) for n in range(200)]
-    assert abs(sum(low <= 0 <= high for _, low, high in found) - 190) <= 3 * np.sqrt(200 * 0.05 * 0.95) + 2
+    found = [
+        metrics.bootstrap_interval([rng.normal(size=80)], resamples=400, seed=n) for n in range(200)
+    ]
+    assert (
+        abs(sum(low <= 0 <= high for _, low, high in found) - 190)
+        <= 3 * np.sqrt(200 * 0.05 * 0.95) + 2
+    )
 
 
 def test_bootstrap_interval_of_equal_values_has_no_width():
@@ -68,8 +86,14 @@ def test_bootstrap_interval_of_equal_values_has_no_width():
 def test_equal_seeds_give_an_interval_that_is_at_most_known_too_wide():
     """Four seeds of 50 queries without a seed effect: between 1 and √1.75 times the normal interval of 200 queries."""
     rng = np.random.default_rng(1)
-    widths = [np.subtract(*metrics.bootstrap_interval([rng.normal(size=50) for _ in range(4)], resamples=300, seed=n)[:0:-1])
-              for n in range(60)]
+    widths = [
+        np.subtract(
+            *metrics.bootstrap_interval(
+                [rng.normal(size=50) for _ in range(4)], resamples=300, seed=n
+            )[:0:-1]
+        )
+        for n in range(60)
+    ]
     assert 1 <= np.mean(widths) / (2 * 1.96 / np.sqrt(200)) <= np.sqrt(1.75)
 
 
@@ -91,8 +115,9 @@ def test_metrics_file_nests_by_method_form_and_number():
 
 def test_agreement_of_rows_is_what_scipy_says():
     from scipy.stats import pearsonr, spearmanr
+
     rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(3, 9)), rng.integers(4, size=(3, 9)).astype(float)         # b has ties
+    a, b = rng.normal(size=(3, 9)), rng.integers(4, size=(3, 9)).astype(float)  # b has ties
     assert metrics.pearson(a, b) == pytest.approx([pearsonr(x, y)[0] for x, y in zip(a, b)])
     assert metrics.spearman(a, b) == pytest.approx([spearmanr(x, y)[0] for x, y in zip(a, b)])
 
@@ -109,7 +134,9 @@ def test_the_ceiling_is_what_the_true_signal_reaches(seeds):
     """Spearman and Pearson differ by 2 % for normal values; the standard error here is below 0.01."""
     signal, outcomes = simulated()
     ceiling = metrics.noise_ceiling(metrics.seed_agreement(outcomes), seeds)
-    assert metrics.lds(signal, outcomes[:, :seeds], resamples=2)[0] == pytest.approx(ceiling, abs=0.03)
+    assert metrics.lds(signal, outcomes[:, :seeds], resamples=2)[0] == pytest.approx(
+        ceiling, abs=0.03
+    )
 
 
 def test_no_agreement_is_a_ceiling_of_0():
@@ -121,16 +148,22 @@ def test_the_error_of_lds_is_never_too_small():
     rng, values, errors = np.random.default_rng(2), [], []
     for _ in range(40):
         signal = rng.normal(size=(20, 25))
-        value, error = metrics.lds(signal, signal.T[:, None] + rng.normal(size=(25, 1, 20)), resamples=50)
+        value, error = metrics.lds(
+            signal, signal.T[:, None] + rng.normal(size=(25, 1, 20)), resamples=50
+        )
         values.append(value)
         errors.append(error)
-    assert 0.9 < np.mean(errors) / np.std(values) < 1.2 * 3 ** 0.5
+    assert 0.9 < np.mean(errors) / np.std(values) < 1.2 * 3**0.5
 
 
 def test_a_difference_of_lds_is_the_difference_and_knows_what_the_two_share():
     signal, outcomes = simulated(subsets=40)
     value, error = metrics.lds_difference(signal, signal + 0.1, outcomes, resamples=20)
-    assert (value, error) == (0, 0)                                                    # the same ranks
+    assert (value, error) == (0, 0)  # the same ranks
     other = np.random.default_rng(3).normal(size=signal.shape)
     value, error = metrics.lds_difference(signal, other, outcomes, resamples=20)
-    assert value == pytest.approx(metrics.lds(signal, outcomes, 2)[0] - metrics.lds(other, outcomes, 2)[0]) and error > 0
+    assert (
+        value
+        == pytest.approx(metrics.lds(signal, outcomes, 2)[0] - metrics.lds(other, outcomes, 2)[0])
+        and error > 0
+    )

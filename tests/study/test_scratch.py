@@ -1,4 +1,5 @@
 """Long work is done once for its inputs, and never found half done."""
+
 import ast
 
 import grimp
@@ -18,6 +19,7 @@ def counted(calls):
     def make(folder):
         calls.append(folder)
         (folder / "x").write_text("done")
+
     make.__module__ = "msif.study.metrics"
     return make
 
@@ -33,6 +35,7 @@ def test_work_that_dies_is_not_found(study):
     def dies(folder):
         (folder / "x").write_text("half")
         raise KeyboardInterrupt
+
     dies.__module__ = "msif.study.metrics"
     with pytest.raises(KeyboardInterrupt):
         scratch.built("kind", 1, dies)
@@ -40,21 +43,29 @@ def test_work_that_dies_is_not_found(study):
     assert (scratch.built("kind", 1, counted(calls)) / "x").read_text() == "done" and calls
 
 
-@pytest.mark.parametrize("module", ["msif.study.beds.testbed", "msif.core.store", "msif.study.exact.accuracy"])
+@pytest.mark.parametrize(
+    "module", ["msif.study.beds.testbed", "msif.core.store", "msif.study.exact.accuracy"]
+)
 def test_no_module_that_computes_escapes_the_digest(module, monkeypatch):
     """The digest reads every module that an independent tool finds imported, directly or not."""
     read, source_of = [], scratch.source_of
-    monkeypatch.setattr(scratch, "_without_prose", lambda tree: read.append(ast.unparse(tree)) or tree)
+    monkeypatch.setattr(
+        scratch, "_without_prose", lambda tree: read.append(ast.unparse(tree)) or tree
+    )
     scratch.code_digest(module)
     expected = {module} | _upstream(module)
-    assert sorted(read) == sorted(ast.unparse(ast.parse(source_of(x).read_text())) for x in expected)
+    assert sorted(read) == sorted(
+        ast.unparse(ast.parse(source_of(x).read_text())) for x in expected
+    )
 
 
 def _upstream(module):
     """What a module imports, directly or not, but for what only says where long work lies, and packages, which hold nothing."""
     graph, found, todo = grimp.build_graph("msif"), set(), {module}
     while todo:
-        found |= (new := graph.find_modules_directly_imported_by(todo.pop()) - found - scratch.UNCOUNTED)
+        found |= (
+            new := graph.find_modules_directly_imported_by(todo.pop()) - found - scratch.UNCOUNTED
+        )
         todo |= new
     return {x for x in found if scratch.source_of(x).is_file()} - {module}
 
@@ -64,9 +75,14 @@ def test_an_edited_metric_is_another_digest_and_an_edited_docstring_is_not(monke
     module, metrics = "msif.study.exact.accuracy", "msif.study.metrics"
     before, source_of = scratch.code_digest(module), scratch.source_of
     edited = tmp_path / "metrics.py"
-    monkeypatch.setattr(scratch, "source_of", lambda name: edited if name == metrics else source_of(name))
+    monkeypatch.setattr(
+        scratch, "source_of", lambda name: edited if name == metrics else source_of(name)
+    )
     source = source_of(metrics).read_text()
     edited.write_text(source.replace("axis=1), rankdata(b", "axis=1), -rankdata(b"))
     assert edited.read_text() != source and scratch.code_digest(module) != before
-    edited.write_text(source.replace('"""Rank correlation', '"""In other words: rank correlation') + "\n# an afterthought\n")
+    edited.write_text(
+        source.replace('"""Rank correlation', '"""In other words: rank correlation')
+        + "\n# an afterthought\n"
+    )
     assert edited.read_text() != source and scratch.code_digest(module) == before

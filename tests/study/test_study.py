@@ -1,4 +1,5 @@
 """Notebooks, params.yaml, dvc.yaml, the modules and the committed reports agree with each other."""
+
 import ast
 import re
 import sys
@@ -41,7 +42,11 @@ def test_every_notebook_has_a_stage_and_a_report():
     """A report stage has the profiles of the notebooks that it renders."""
     reports = [name for name in STAGES if name.endswith("report")]
     assert list(STAGES) == [stage_of(path) for path in NOTEBOOKS] + reports + ["index"]
-    rendered = {notebook: STAGES[name]["matrix"]["profile"] for name in reports for notebook in STAGES[name]["matrix"]["notebook"]}
+    rendered = {
+        notebook: STAGES[name]["matrix"]["profile"]
+        for name in reports
+        for notebook in STAGES[name]["matrix"]["notebook"]
+    }
     assert rendered == {path.stem: STAGES[stage_of(path)]["foreach"] for path in NOTEBOOKS}
 
 
@@ -68,14 +73,20 @@ def test_every_formula_can_be_drawn_without_network(path):
 @each_notebook
 def test_parameters_are_those_of_the_notebook(path, profile):
     declared = set(papermill.inspect_notebook(str(path)))
-    assert not runs_in(path, profile) or set(PARAMS[profile][stage_of(path)]) | {"profile"} == declared
+    assert (
+        not runs_in(path, profile) or set(PARAMS[profile][stage_of(path)]) | {"profile"} == declared
+    )
 
 
 def leaves(tree):
     """The values in nested dicts and lists."""
     if not isinstance(tree, dict | list):
         return [tree]
-    return [leaf for part in (tree.values() if isinstance(tree, dict) else tree) for leaf in leaves(part)]
+    return [
+        leaf
+        for part in (tree.values() if isinstance(tree, dict) else tree)
+        for leaf in leaves(part)
+    ]
 
 
 @each_profile
@@ -89,7 +100,9 @@ def test_the_profiles_that_run_are_described():
     """Every list of profiles names such that have a section for each notebook of the list."""
     for name in (name for name, value in PARAMS.items() if isinstance(value, list)):
         listed = [path for path in NOTEBOOKS if STAGES[stage_of(path)]["foreach"] == f"${{{name}}}"]
-        assert listed and all(stage_of(path) in PARAMS[profile] for path in listed for profile in PARAMS[name])
+        assert listed and all(
+            stage_of(path) in PARAMS[profile] for path in listed for profile in PARAMS[name]
+        )
 
 
 def msif_imports(source):
@@ -117,13 +130,22 @@ def closure(paths):
         path = todo.pop()
         found.add(path)
         todo |= imports_of(path) - found
-    return found | {page for path in found if (ROOT / (page := path.replace(".py", ".html"))).is_file()}
+    return found | {
+        page for path in found if (ROOT / (page := path.replace(".py", ".html"))).is_file()
+    }
 
 
-@pytest.mark.parametrize("source", [
-    "import msif.study.paths", "import msif.study.paths as p", "from msif import (paths,\n  x)",
-    "from msif.study.paths import root", "def f():\n    from msif import paths", "from . import paths",
-])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import msif.study.paths",
+        "import msif.study.paths as p",
+        "from msif import (paths,\n  x)",
+        "from msif.study.paths import root",
+        "def f():\n    from msif import paths",
+        "from . import paths",
+    ],
+)
 def test_no_form_of_import_goes_unseen(source):
     assert msif_imports(source) == {"msif/study/paths.py"}
 
@@ -153,13 +175,20 @@ def test_the_library_imports_without_the_study_extra(path):
     assert {name.split(".")[0] for name in names} <= allowed | sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("path, profile", [(path, p) for path in NOTEBOOKS for p in COMMITTED if runs_in(path, p)],
-                         ids=lambda x: getattr(x, "stem", x))
+@pytest.mark.parametrize(
+    "path, profile",
+    [(path, p) for path in NOTEBOOKS for p in COMMITTED if runs_in(path, p)],
+    ids=lambda x: getattr(x, "stem", x),
+)
 def test_committed_reports_show_the_notebook_as_it_is(path, profile):
     """An edited notebook wants `make study` (and a commit of reports/) before its report can be believed."""
     report = ROOT / "reports" / profile / path.name
-    assert report.exists() and report.with_suffix(".html").exists(), f"run: make study PROFILE={profile}"
+    assert report.exists() and report.with_suffix(".html").exists(), (
+        f"run: make study PROFILE={profile}"
+    )
     shown = nbformat.read(report, as_version=4).cells
     source = nbformat.read(path, as_version=4).cells
     assert [c.source for c in shown if c.id != "injected-parameters"] == [c.source for c in source]
-    assert not any(o.output_type == "error" for c in shown if c.cell_type == "code" for o in c.outputs)
+    assert not any(
+        o.output_type == "error" for c in shown if c.cell_type == "code" for o in c.outputs
+    )

@@ -1,4 +1,5 @@
 """A headless Chromium, and what a reader of the explorer's page does and sees in it."""
+
 import json
 import os
 from pathlib import Path
@@ -7,22 +8,41 @@ from urllib.parse import parse_qs
 import pytest
 
 BINARIES = [Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")]
-FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     if missing := [str(x) for x in BINARIES if not x.exists()]:
-        pytest.skip(f"{' and '.join(missing)} not there; install Debian's packages chromium and chromium-driver")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed; pip install '.[test]'")
+        pytest.skip(
+            f"{' and '.join(missing)} not there; install Debian's packages chromium and chromium-driver"
+        )
+    webdriver = pytest.importorskip(
+        "selenium.webdriver", reason="selenium is not installed; pip install '.[test]'"
+    )
     from selenium.webdriver.chrome.service import Service
+
     options = webdriver.ChromeOptions()
     options.binary_location = str(BINARIES[0])
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}", "--window-size=1400,1000"):
+    for flag in (
+        *FLAGS,
+        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
+        "--window-size=1400,1000",
+    ):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(str(BINARIES[1]), env={**os.environ, "SE_OFFLINE": "true"}))
+    driver = webdriver.Chrome(
+        options=options, service=Service(str(BINARIES[1]), env={**os.environ, "SE_OFFLINE": "true"})
+    )
     yield driver
     driver.quit()
 
@@ -36,23 +56,35 @@ class Reader:
         self.driver.get(self.address + link)
 
     def size(self, width, height):
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 500))
+        self.driver.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 500),
+        )
 
     def scheme(self, name):
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": name}]})
+        self.driver.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia",
+            {"features": [{"name": "prefers-color-scheme", "value": name}]},
+        )
 
     def logged(self):
         """(messages of the console at level warning or above, addresses asked for), since the last call."""
         events = [json.loads(x["message"])["message"] for x in self.driver.get_log("performance")]
-        asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-        dialogs = [e["params"]["message"] for e in events if e["method"] == "Page.javascriptDialogOpening"]
+        asked = [
+            e["params"]["request"]["url"]
+            for e in events
+            if e["method"] == "Network.requestWillBeSent"
+        ]
+        dialogs = [
+            e["params"]["message"] for e in events if e["method"] == "Page.javascriptDialogOpening"
+        ]
         return [x["message"] for x in self.driver.get_log("browser")] + dialogs, asked
 
     def all(self, css):
         return self.driver.find_elements("css selector", css)
 
     def one(self, css):
-        found, = self.all(css)
+        (found,) = self.all(css)
         return found
 
     def texts(self, css):
@@ -64,10 +96,12 @@ class Reader:
 
     def type(self, *keys):
         from selenium.webdriver import ActionChains
+
         ActionChains(self.driver).send_keys(*keys).perform()
 
     def key(self, name):
         from selenium.webdriver import Keys
+
         self.type(getattr(Keys, name))
 
     @property

@@ -4,6 +4,7 @@
 
 Prints how many children were killed. The children are forked after the imports, so that kills fall into the work itself; their lives are
 measured in processor time, so that kills fall into it on a busy machine too. Nothing handles SIGPROF: like SIGKILL it ends a process at once."""
+
 import os
 import random
 import resource
@@ -25,11 +26,23 @@ def work(kind, folder):
     model = tiny_gpt_neox(12, width=32, layers=2, heads=2, context=8)
     layers = tracked_layers(model)
     if kind == "fit":
-        fitting.fit(folder, Tracked(model, layers), documents(120), batch_size=4, every=0.0, memory=os.environ.get("BUDGET"))
+        fitting.fit(
+            folder,
+            Tracked(model, layers),
+            documents(120),
+            batch_size=4,
+            every=0.0,
+            memory=os.environ.get("BUDGET"),
+        )
     else:
         g = torch.Generator().manual_seed(0)
-        w = {x.name: torch.randn(3, x.out_features, x.in_features + x.bias, generator=g) for x in layers}
-        streaming.score_corpus(Tracked(model, layers), documents(240), w, folder, block=8, batch_size=4)
+        w = {
+            x.name: torch.randn(3, x.out_features, x.in_features + x.bias, generator=g)
+            for x in layers
+        }
+        streaming.score_corpus(
+            Tracked(model, layers), documents(240), w, folder, block=8, batch_size=4
+        )
 
 
 def processor_time(kind, folder):
@@ -50,7 +63,11 @@ def child(kind, folder, life):
         work(kind, folder)
         os._exit(0)
     status = os.waitpid(pid, 0)[1]
-    if not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF or os.waitstatus_to_exitcode(status) == 0):
+    if not (
+        os.WIFSIGNALED(status)
+        and os.WTERMSIG(status) == signal.SIGPROF
+        or os.waitstatus_to_exitcode(status) == 0
+    ):
         sys.exit(f"the work failed with status {status}")
     return not os.WIFSIGNALED(status)
 
@@ -58,7 +75,9 @@ def child(kind, folder, life):
 if __name__ == "__main__":
     kind, folder, kills, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     whole, rng, killed = processor_time(kind, folder + ".whole"), random.Random(seed), 0
-    longest = 1.2 * whole / max(kills, 2)     # short lives: most kills fall into one run of the work, and the first one surely
+    longest = (
+        1.2 * whole / max(kills, 2)
+    )  # short lives: most kills fall into one run of the work, and the first one surely
     while killed < kills and not child(kind, folder, rng.uniform(0.02, longest)):
         killed += 1
     child(kind, folder, None)

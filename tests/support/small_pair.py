@@ -1,4 +1,5 @@
 """pythia-2.8b and dolly-v2-3b at small size: the same architecture, tokenizer, formats and file layouts, so that nothing but parameters differs."""
+
 import json
 import os
 import re
@@ -15,15 +16,25 @@ from msif.study.beds.training import train
 from msif.study.corpora import dolly
 from support import DATA
 
-NEEDED = ("pythia-tokenizer/tokenizer.json", "dolly/dolly-first-6400.jsonl", "wikitext2/wiki.valid.txt", "wikitext2/wiki.test.txt")
-needs_data = pytest.mark.skipif(bool([x for x in NEEDED if not (DATA / x).exists()]), reason=f"{DATA} lacks one of {', '.join(NEEDED)}")
+NEEDED = (
+    "pythia-tokenizer/tokenizer.json",
+    "dolly/dolly-first-6400.jsonl",
+    "wikitext2/wiki.valid.txt",
+    "wikitext2/wiki.test.txt",
+)
+needs_data = pytest.mark.skipif(
+    bool([x for x in NEEDED if not (DATA / x).exists()]),
+    reason=f"{DATA} lacks one of {', '.join(NEEDED)}",
+)
 
 
 def articles(name, limit):
     """[{"title", "text"}] of WikiText, one a heading of the first level."""
     text = (DATA / "wikitext2" / name).read_text("utf-8")
     parts = re.split(r"^ = ([^=\n]+) = \n", text, flags=re.M)[1:]
-    return [{"title": title, "text": body.strip()} for title, body in zip(parts[::2], parts[1::2])][:limit]
+    return [{"title": title, "text": body.strip()} for title, body in zip(parts[::2], parts[1::2])][
+        :limit
+    ]
 
 
 def jsonl(path, rows):
@@ -32,8 +43,17 @@ def jsonl(path, rows):
 
 def architecture(vocab_size, width=32, layers=2):
     """GPT-NeoX as pythia-2.8b and dolly-v2-3b are: rotary on a quarter of each head, parallel residual, two embeddings."""
-    config = GPTNeoXConfig(vocab_size=vocab_size, hidden_size=width, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=4 * width,
-                           max_position_embeddings=256, rotary_pct=0.25, use_parallel_residual=True, tie_word_embeddings=False)
+    config = GPTNeoXConfig(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=4 * width,
+        max_position_embeddings=256,
+        rotary_pct=0.25,
+        use_parallel_residual=True,
+        tie_word_embeddings=False,
+    )
     torch.manual_seed(0)
     return GPTNeoXForCausalLM(config).float().eval()
 
@@ -41,8 +61,13 @@ def architecture(vocab_size, width=32, layers=2):
 def tokenizer_files(folder, tokenizer):
     """As the hub has them: tokenizer.json, and a config that names the class."""
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "GPTNeoXTokenizer", "add_prefix_space": False, "bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>",
-                "unk_token": "<|endoftext|>"}
+    settings = {
+        "tokenizer_class": "GPTNeoXTokenizer",
+        "add_prefix_space": False,
+        "bos_token": "<|endoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
@@ -52,30 +77,62 @@ def build(folder, dtype="float32"):
     for name, source, limit in (("wikipedia", "wiki.valid.txt", 12), ("pile", "wiki.test.txt", 12)):
         (folder / name).mkdir()
         rows = [row | {"text": row["text"][:500]} for row in articles(source, limit)]
-        jsonl(folder / name / "train.jsonl", rows if name == "wikipedia" else [{"text": row["text"]} for row in rows])
-    (folder / "wikipedia" / "README.md").write_text(                        # one of several configurations, as on the hub
-        "---\nconfigs:\n- config_name: 20231101.en\n  data_files:\n  - split: train\n    path: train.jsonl\n---\n")
-    (folder / "rows.jsonl").write_text("".join((DATA / "dolly" / "dolly-first-6400.jsonl").read_text().splitlines(keepends=True)[:30]))
-    plain = PreTrainedTokenizerFast(tokenizer_file=str(DATA / "pythia-tokenizer" / "tokenizer.json"))
+        jsonl(
+            folder / name / "train.jsonl",
+            rows if name == "wikipedia" else [{"text": row["text"]} for row in rows],
+        )
+    (folder / "wikipedia" / "README.md").write_text(  # one of several configurations, as on the hub
+        "---\nconfigs:\n- config_name: 20231101.en\n  data_files:\n  - split: train\n    path: train.jsonl\n---\n"
+    )
+    (folder / "rows.jsonl").write_text(
+        "".join(
+            (DATA / "dolly" / "dolly-first-6400.jsonl").read_text().splitlines(keepends=True)[:30]
+        )
+    )
+    plain = PreTrainedTokenizerFast(
+        tokenizer_file=str(DATA / "pythia-tokenizer" / "tokenizer.json")
+    )
     keys = dolly.with_keys(plain)
     net = architecture(50304)
-    train(net, encode_documents([x["text"][:300] for x in articles("wiki.test.txt", 8)], plain, 64), epochs=1, rate=3e-3, batch_size=4)
+    train(
+        net,
+        encode_documents([x["text"][:300] for x in articles("wiki.test.txt", 8)], plain, 64),
+        epochs=1,
+        rate=3e-3,
+        batch_size=4,
+    )
     net.to(getattr(torch, dtype)).save_pretrained(folder / "base")
     rows = dolly.rows(folder, keys, 64, source=str(folder / "rows.jsonl"), limit=10)[1]
     net = load_model(folder / "base")
-    net.resize_token_embeddings(len(keys))                                  # 50,304 rows -> 50,280, as dolly-v2-3b has
+    net.resize_token_embeddings(len(keys))  # 50,304 rows -> 50,280, as dolly-v2-3b has
     train(net, rows, epochs=2, rate=3e-3, batch_size=4)
     net.to(getattr(torch, dtype)).save_pretrained(folder / "tuned")
     tokenizer_files(folder / "base", plain)
     tokenizer_files(folder / "tuned", keys)
-    return {"folder": "pinned", "models": {"pretrained": {"source": "base"}, "finetuned": {"source": "tuned"}}, "dtype": dtype, "max_length": 64,
-            "device": "cpu", "rows": {"source": "rows.jsonl", "limit": 14},
-            "corpora": [{"name": "wikipedia", "source": "wikipedia", "config": "20231101.en", "limit": 6},
-                        {"name": "pile", "source": "pile", "files": "*.jsonl", "limit": 6}],
-            "factor_documents": {"corpus": "pile", "chunks": 8},
-            "questions": [{"instruction": "Which animals does the story speak of?"}, {"instruction": "Who wrote it?", "corpus": "wikipedia"},
-                          {"instruction": "What is it?", "context": "A lobster is a crustacean.", "answer": "A crustacean."}],
-            "generation": {"samples": 1, "max_new_tokens": 6}, "search": {"methods": ["bm25", "tfidf"], "first": 2, "random": 1}}
+    return {
+        "folder": "pinned",
+        "models": {"pretrained": {"source": "base"}, "finetuned": {"source": "tuned"}},
+        "dtype": dtype,
+        "max_length": 64,
+        "device": "cpu",
+        "rows": {"source": "rows.jsonl", "limit": 14},
+        "corpora": [
+            {"name": "wikipedia", "source": "wikipedia", "config": "20231101.en", "limit": 6},
+            {"name": "pile", "source": "pile", "files": "*.jsonl", "limit": 6},
+        ],
+        "factor_documents": {"corpus": "pile", "chunks": 8},
+        "questions": [
+            {"instruction": "Which animals does the story speak of?"},
+            {"instruction": "Who wrote it?", "corpus": "wikipedia"},
+            {
+                "instruction": "What is it?",
+                "context": "A lobster is a crustacean.",
+                "answer": "A crustacean.",
+            },
+        ],
+        "generation": {"samples": 1, "max_new_tokens": 6},
+        "search": {"methods": ["bm25", "tfidf"], "first": 2, "random": 1},
+    }
 
 
 @contextmanager

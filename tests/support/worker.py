@@ -1,7 +1,8 @@
 """What each of several processes runs in test_distributed.py: fit and score in folders that they share.
 
-    torchrun --nproc-per-node 2 tests/worker.py FOLDER [RANK THAT DIES]
+torchrun --nproc-per-node 2 tests/worker.py FOLDER [RANK THAT DIES]
 """
+
 import os
 import sys
 
@@ -29,10 +30,17 @@ def run(folder, dies=None):
         if rank == dies and len(batches) == 3:
             os._exit(9)
         backpropagate(*arguments)
+
     fitting.backpropagate = mortal
-    factors = fitting.fit(f"{folder}/factors", Tracked(model, layers), DATA, batch_size=2, every=0.0)
-    w, = precondition(query_gradients(Tracked(model, layers), QUERIES), [Stage(factors, Damping(0.1))])
-    streaming.score_corpus(Tracked(model, layers), DATA, w, f"{folder}/scores", block=4, batch_size=2, top=5)
+    factors = fitting.fit(
+        f"{folder}/factors", Tracked(model, layers), DATA, batch_size=2, every=0.0
+    )
+    (w,) = precondition(
+        query_gradients(Tracked(model, layers), QUERIES), [Stage(factors, Damping(0.1))]
+    )
+    streaming.score_corpus(
+        Tracked(model, layers), DATA, w, f"{folder}/scores", block=4, batch_size=2, top=5
+    )
 
 
 if __name__ == "__main__":

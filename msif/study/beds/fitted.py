@@ -1,4 +1,5 @@
 """EK-FAC factors of the study's models, fitted once and kept in scratch/."""
+
 from msif.core import ekfac, store
 from msif.core.data import digest
 from msif.core.models import model_digest
@@ -7,9 +8,15 @@ from msif.study import scratch
 
 def fitted(tracked, sequences, **settings):
     """(EKFAC, its folder): `ekfac.fit` with these settings, done once."""
-    key = {"model": model_digest(tracked.model), "data": digest(sequences), "layers": [str(layer) for layer in tracked.layers], **settings}
+    key = {
+        "model": model_digest(tracked.model),
+        "data": digest(sequences),
+        "layers": [str(layer) for layer in tracked.layers],
+        **settings,
+    }
 
     def make(folder):
         store.save(ekfac.fit(tracked, sequences, title="factors", **settings), folder / "factors")
+
     folder = scratch.built("factors", key, make) / "factors"
     return store.load(folder, tracked), folder

@@ -1,4 +1,5 @@
 """A pair of models that was trained elsewhere, with LAMA's facts and T-REx's sentences, as a `testbed.Testbed`."""
+
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,16 +17,31 @@ from msif.study.paths import from_root
 
 def prepared(seed, **settings):
     """The `Testbed` of one experiment, arguments as for `prepare`; done once and kept in scratch/."""
-    settings |= {"folder": _at_root(settings["folder"]), "finetuning": from_root(settings["finetuning"], "source"),
-                 "models": {name: from_root(model, "source") for name, model in settings["models"].items()},
-                 "device": settings.get("device") or _device()}     # another machine may have another
+    settings |= {
+        "folder": _at_root(settings["folder"]),
+        "finetuning": from_root(settings["finetuning"], "source"),
+        "models": {name: from_root(model, "source") for name, model in settings["models"].items()},
+        "device": settings.get("device") or _device(),
+    }  # another machine may have another
     folder, source = Path(settings["folder"]), settings["finetuning"]
-    key = {**settings, "seed": seed, "data": [lama_files(folder), trex_files(folder), pinned_rows(folder, source),
-                                              pinned_models(folder, settings["models"])]}
-    return testbed.load(scratch.built("lama-testbed", key, lambda target: prepare(target, seed, **settings)))
+    key = {
+        **settings,
+        "seed": seed,
+        "data": [
+            lama_files(folder),
+            trex_files(folder),
+            pinned_rows(folder, source),
+            pinned_models(folder, settings["models"]),
+        ],
+    }
+    return testbed.load(
+        scratch.built("lama-testbed", key, lambda target: prepare(target, seed, **settings))
+    )
 
 
-def prepare(target, seed, *, folder, models, finetuning, max_length, dtype="float32", device=None, **corpus):
+def prepare(
+    target, seed, *, folder, models, finetuning, max_length, dtype="float32", device=None, **corpus
+):
     """Write the test-bed of one experiment into `target`, for `testbed.load`; the models stay where they are.
 
     models: {"pretrained": …, "finetuned": …}, each {"source": hub id or folder, "revision": of a hub id}; the commit that the first run
@@ -35,7 +51,10 @@ def prepare(target, seed, *, folder, models, finetuning, max_length, dtype="floa
     Raises, before long work: FileNotFoundError that says what to put where; ValueError for data or models that differ from the first run's,
     an unknown relation, a missing question, or two models that do not share a tokenizer; OSError for what the hub does not give.
     """
-    models = {name: at | {"dtype": dtype, "device": device or _device()} for name, at in pinned_models(folder, models).items()}
+    models = {
+        name: at | {"dtype": dtype, "device": device or _device()}
+        for name, at in pinned_models(folder, models).items()
+    }
     tokenizer = _shared_tokenizer(models)
     pinned_rows(folder, finetuning)
     found = lama_corpus(folder, seed, **corpus)
@@ -54,7 +73,9 @@ def given(folder, corpus, models, tokenizer, max_length):
     corpus.save(folder / "corpus")
     tokenizer.save_pretrained(folder / "tokenizer")
     write_json(folder / "models.json", models)
-    write_json(folder / "history.json", {"max_length": max_length, "pretraining": [], "finetuning": []})
+    write_json(
+        folder / "history.json", {"max_length": max_length, "pretraining": [], "finetuning": []}
+    )
     bed = testbed.load(folder)
     for name in models:
         where = limits(bed.model(name))
@@ -63,10 +84,15 @@ def given(folder, corpus, models, tokenizer, max_length):
 
 
 def _shared_tokenizer(models):
-    first, second = (load_tokenizer(models[name]["source"], models[name]["revision"]) for name in ("pretrained", "finetuned"))
+    first, second = (
+        load_tokenizer(models[name]["source"], models[name]["revision"])
+        for name in ("pretrained", "finetuned")
+    )
     if first.get_vocab() != second.get_vocab():
-        raise ValueError(f"{models['pretrained']['source']} and {models['finetuned']['source']} have different vocabularies: a document and "
-                         f"a query must be read by one tokenizer; choose a model and its own fine-tuning")
+        raise ValueError(
+            f"{models['pretrained']['source']} and {models['finetuned']['source']} have different vocabularies: a document and "
+            f"a query must be read by one tokenizer; choose a model and its own fine-tuning"
+        )
     return first
 
 

@@ -2,7 +2,8 @@
 
 Candidates come from corpora too large to score (`msif.study.corpora.neighbours`), queries are the fine-tuned model's own answers (`msif.study.corpora.dolly`). A document of
 the test-bed is a chunk of at most max_length tokens; `owners` and `neighbours.of_documents` give whole documents. Every row of the corpus holds
-the ids that were read ("ids"), and rows and queries where their labels begin ("labels_from"): nothing is tokenised again. """
+the ids that were read ("ids"), and rows and queries where their labels begin ("labels_from"): nothing is tokenised again."""
+
 import json
 import random
 from pathlib import Path
@@ -24,15 +25,41 @@ from msif.study.paths import from_root
 def prepared(seed=0, **settings):
     """The `Testbed` of a pair, arguments as for `prepare`; done once and kept in scratch/, as are its samples, embeddings and answers."""
     folder, models, rows = paths.root() / settings["folder"], *_placed(settings)
-    settings |= {"folder": str(folder), "models": models, "rows": rows, "device": settings.get("device") or _device()}
-    folder.mkdir(parents=True, exist_ok=True)                          # of digests.json
+    settings |= {
+        "folder": str(folder),
+        "models": models,
+        "rows": rows,
+        "device": settings.get("device") or _device(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)  # of digests.json
     corpora = [from_root(x, "source") for x in settings["corpora"]]
-    key = {**settings, "seed": seed, "data": [pinned_models(folder, models), *(pinned_rows(folder, x) for x in (rows, *corpora))]}
+    key = {
+        **settings,
+        "seed": seed,
+        "data": [
+            pinned_models(folder, models),
+            *(pinned_rows(folder, x) for x in (rows, *corpora)),
+        ],
+    }
     return load(scratch.built("pair", key, lambda target: prepare(target, seed, **settings)))
 
 
-def prepare(target, seed=0, *, folder, models, max_length, rows, corpora, factor_documents, questions, generation=None, search=None, dtype="bfloat16",
-            device=None):
+def prepare(
+    target,
+    seed=0,
+    *,
+    folder,
+    models,
+    max_length,
+    rows,
+    corpora,
+    factor_documents,
+    questions,
+    generation=None,
+    search=None,
+    dtype="bfloat16",
+    device=None,
+):
     """Write the test-bed of one pair into `target`, for `load`; the models stay where they are.
 
     folder: of digests.json, which pins what the first run reads. models: {"pretrained": …, "finetuned": …}, each {"source": hub id or folder,
@@ -44,30 +71,63 @@ def prepare(target, seed=0, *, folder, models, max_length, rows, corpora, factor
     Raises, before long work: ValueError for an unknown setting, data or models that differ from the first run's, models whose tokenizers differ
     in more than the added keys, and sequences that a model cannot read; OSError for what the hub does not give."""
     _check(corpora, questions, factor_documents, search or {})
-    models = {name: at | {"dtype": dtype, "device": device or _device()} for name, at in pinned_models(folder, models).items()}
+    models = {
+        name: at | {"dtype": dtype, "device": device or _device()}
+        for name, at in pinned_models(folder, models).items()
+    }
     plain, tokenizer = _tokenizers(models)
     told, finetuning, left_out = dolly.rows(folder, tokenizer, max_length, seed=seed, **rows)
     check(finetuning, *_limits(models["finetuned"]))
     found = neighbours.documents(folder, corpora, seed)
     sample = _factor_chunks(found, plain, max_length, seed, **factor_documents)
     check(sample, *_limits(models["pretrained"]))
-    asked = [row for row in _answers(models["finetuned"], tokenizer, questions, seed, generation or {}) if row["answer_ids"] or _silent(row)]
+    asked = [
+        row
+        for row in _answers(models["finetuned"], tokenizer, questions, seed, generation or {})
+        if row["answer_ids"] or _silent(row)
+    ]
     near = neighbours.candidates(found, asked, seed=seed, **(search or {}))
-    corpus = _corpus(found, near, asked, plain, tokenizer, max_length, [row | _kept(x) for row, x in zip(told, finetuning)])
-    _write(target, corpus, tokenizer, models, sample, {"max_length": max_length, "left_out": left_out, "pretraining": [], "finetuning": []})
+    corpus = _corpus(
+        found,
+        near,
+        asked,
+        plain,
+        tokenizer,
+        max_length,
+        [row | _kept(x) for row, x in zip(told, finetuning)],
+    )
+    _write(
+        target,
+        corpus,
+        tokenizer,
+        models,
+        sample,
+        {"max_length": max_length, "left_out": left_out, "pretraining": [], "finetuning": []},
+    )
 
 
 def load(folder):
     """The `Testbed` that `prepare` wrote. history: {"max_length", "left_out": {"blank", "too long": fine-tuning rows that are not there}, …}."""
     folder = Path(folder)
     corpus = Corpus.load(folder / "corpus")
-    sequences = ([_sequence(n, row) for n, row in enumerate(rows)] for rows in (corpus.documents, corpus.finetuning, corpus.queries))
-    return Testbed(folder, corpus, load_tokenizer(folder / "tokenizer"), *sequences, json.loads((folder / "history.json").read_text()))
+    sequences = (
+        [_sequence(n, row) for n, row in enumerate(rows)]
+        for rows in (corpus.documents, corpus.finetuning, corpus.queries)
+    )
+    return Testbed(
+        folder,
+        corpus,
+        load_tokenizer(folder / "tokenizer"),
+        *sequences,
+        json.loads((folder / "history.json").read_text()),
+    )
 
 
 def factor_documents(bed):
     """The chunks that pre-training's factors are fitted on: list of `data.Sequence`."""
-    return [_sequence(n, row) for n, row in enumerate(json_lines(bed.folder / "factor_documents.jsonl"))]
+    return [
+        _sequence(n, row) for n, row in enumerate(json_lines(bed.folder / "factor_documents.jsonl"))
+    ]
 
 
 def owners(bed):
@@ -78,7 +138,10 @@ def owners(bed):
 def outline(source, revision=None, dtype="bfloat16", device=None, **options):
     """The model's class and shapes without its numbers (on the meta device), from its config.json alone. device: ignored; options: of
     transformers' AutoConfig."""
-    return outlined(AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, **options), dtype)
+    return outlined(
+        AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, **options),
+        dtype,
+    )
 
 
 def outlined(config, dtype="bfloat16"):
@@ -92,9 +155,13 @@ def _check(corpora, questions, factor_documents, search):
     wanted = [(x.get("instruction"), x["corpus"]) for x in questions if x.get("corpus")]
     for what, corpus in [("factor_documents", factor_documents["corpus"]), *wanted]:
         if corpus not in names:
-            raise ValueError(f"{what!r} names the corpus {corpus!r}; the corpora are {', '.join(names)}")
+            raise ValueError(
+                f"{what!r} names the corpus {corpus!r}; the corpora are {', '.join(names)}"
+            )
     if unknown := set(search.get("methods", ())) - neighbours.SEARCHES.keys():
-        raise ValueError(f"search: method {min(unknown)!r} unknown; there are {', '.join(neighbours.SEARCHES)}")
+        raise ValueError(
+            f"search: method {min(unknown)!r} unknown; there are {', '.join(neighbours.SEARCHES)}"
+        )
 
 
 def _limits(at):
@@ -108,34 +175,54 @@ def models(bed):
 
 def _tokenizers(models):
     """(of the documents, of rows and queries): the base model's, and the fine-tuned model's with dolly's keys."""
-    plain, tuned = (load_tokenizer(models[name]["source"], models[name].get("revision")) for name in ("pretrained", "finetuned"))
+    plain, tuned = (
+        load_tokenizer(models[name]["source"], models[name].get("revision"))
+        for name in ("pretrained", "finetuned")
+    )
     base, own = plain.get_vocab(), tuned.get_vocab()
     if other := sorted((x for x in base if own.get(x) != base[x]), key=base.get):
-        raise ValueError(f"{models['finetuned']['source']} reads {other[0]!r} as token {own.get(other[0])}, {models['pretrained']['source']} as "
-                         f"{base[other[0]]}: choose a model and its own fine-tuning, whose tokenizer may add tokens but not change any")
+        raise ValueError(
+            f"{models['finetuned']['source']} reads {other[0]!r} as token {own.get(other[0])}, {models['pretrained']['source']} as "
+            f"{base[other[0]]}: choose a model and its own fine-tuning, whose tokenizer may add tokens but not change any"
+        )
     return plain, dolly.with_keys(tuned)
 
 
 def _factor_chunks(found, tokenizer, max_length, seed, *, corpus, chunks):
     """A random sample of the chunks of one corpus: a reservoir, so that the others' ids are never held together."""
     texts = (row["text"] for row in found if row["kind"] == corpus)
-    kept = reservoir((ids for text in texts for ids in neighbours.chunked([text], tokenizer, max_length)[1]), chunks, random.Random(seed))
+    kept = reservoir(
+        (ids for text in texts for ids in neighbours.chunked([text], tokenizer, max_length)[1]),
+        chunks,
+        random.Random(seed),
+    )
     if not kept:
-        raise ValueError(f"factor_documents: {chunks} chunks of {corpus!r} are none: ask for at least 1, of a corpus that has text")
+        raise ValueError(
+            f"factor_documents: {chunks} chunks of {corpus!r} are none: ask for at least 1, of a corpus that has text"
+        )
     return [Sequence(n, ids, ids) for n, ids in enumerate(kept)]
 
 
 def _answers(at, tokenizer, questions, seed, generation):
     """Rows of `dolly.answers`, generated once and kept in scratch/."""
+
     def make(target):
         rows = dolly.answers(load_model(**at), tokenizer, questions, seed=seed, **generation)
         write_json_lines(target / "answers.jsonl", rows)
-    found = scratch.built("answers", {"model": at, "questions": questions, "seed": seed, "generation": generation}, make)
+
+    found = scratch.built(
+        "answers",
+        {"model": at, "questions": questions, "seed": seed, "generation": generation},
+        make,
+    )
     return list(json_lines(found / "answers.jsonl"))
 
 
 def _silent(row):
-    print(f"left out: {row['how']} answer to {row['prompt'][:60]!r}, which ends before it says anything", flush=True)
+    print(
+        f"left out: {row['how']} answer to {row['prompt'][:60]!r}, which ends before it says anything",
+        flush=True,
+    )
 
 
 def _corpus(found, near, asked, plain, tokenizer, max_length, rows):
@@ -144,11 +231,24 @@ def _corpus(found, near, asked, plain, tokenizer, max_length, rows):
     owner, chunks = neighbours.chunked([found[n]["text"] for n in wanted], plain, max_length)
     whose, chunks_of = list(wanted), [[] for _ in wanted]
     [chunks_of[o].append(k) for k, o in enumerate(owner)]
-    documents = [{name: found[whose[o]][name] for name in ("kind", "title", "number")} | {"document": o, "text": plain.decode(ids), "ids": list(ids)}
-                 for o, ids in zip(owner, chunks)]
-    queries = [row | _kept(dolly.query(row, tokenizer)) | {
-        "kind": "query", "proponents": [], "candidates": [k for n in x["candidates"] for k in chunks_of[wanted[n]]],
-        "found": {method: [wanted[n] for n in numbers] for method, numbers in x["found"].items()}} for row, x in zip(asked, near)]
+    documents = [
+        {name: found[whose[o]][name] for name in ("kind", "title", "number")}
+        | {"document": o, "text": plain.decode(ids), "ids": list(ids)}
+        for o, ids in zip(owner, chunks)
+    ]
+    queries = [
+        row
+        | _kept(dolly.query(row, tokenizer))
+        | {
+            "kind": "query",
+            "proponents": [],
+            "candidates": [k for n in x["candidates"] for k in chunks_of[wanted[n]]],
+            "found": {
+                method: [wanted[n] for n in numbers] for method, numbers in x["found"].items()
+            },
+        }
+        for row, x in zip(asked, near)
+    ]
     return Corpus(documents, rows, queries)
 
 
@@ -162,7 +262,10 @@ def _write(target, corpus, tokenizer, models, sample, history):
 
 def _kept(sequence):
     """A sequence as part of a corpus row: labels begin at one place and go on to the end."""
-    return {"ids": list(sequence.input_ids), "labels_from": sum(x == NO_LOSS for x in sequence.labels)}
+    return {
+        "ids": list(sequence.input_ids),
+        "labels_from": sum(x == NO_LOSS for x in sequence.labels),
+    }
 
 
 def _sequence(index, row):
@@ -171,7 +274,10 @@ def _sequence(index, row):
 
 
 def _placed(settings):
-    return ({name: from_root(at, "source") for name, at in settings["models"].items()}, from_root(settings["rows"], "source"))
+    return (
+        {name: from_root(at, "source") for name, at in settings["models"].items()},
+        from_root(settings["rows"], "source"),
+    )
 
 
 def _device():

@@ -4,6 +4,7 @@ Every retraining keeps the same batches in the same order; a document that is le
 f, the log-probability of each query's answer at the retrained θ₂ (nats). Each retraining is kept in scratch/ when it is
 done, so that a killed run goes on where it stopped.
 """
+
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -26,6 +27,7 @@ MEASUREMENTS = {"log_probability": log_probability, "logit_margin": logit_margin
 @dataclass(frozen=True)
 class Recipe:
     """How both stages are trained: `model`, `pretraining` and `finetuning` as for `testbed.pretrain`."""
+
     corpus: Corpus
     model: dict
     pretraining: dict
@@ -41,7 +43,7 @@ def half_subsets(documents, count, seed=0):
     rng = torch.Generator().manual_seed(seed)
     left_out = torch.zeros(count, documents, dtype=torch.bool)
     for row in left_out:
-        row[torch.randperm(documents, generator=rng)[:documents // 2]] = True
+        row[torch.randperm(documents, generator=rng)[: documents // 2]] = True
     return left_out
 
 
@@ -58,16 +60,20 @@ def retrained(recipe, left_out, seed):
 def measured(model, queries, batch_size=64):
     """{measurement: (q,)} of a model on queries."""
     found = [(logits(model, batch), batch) for batch in batches(queries, batch_size)]
-    return {name: torch.cat([f(z, batch) for z, batch in found]) for name, f in MEASUREMENTS.items()}
+    return {
+        name: torch.cat([f(z, batch) for z, batch in found]) for name, f in MEASUREMENTS.items()
+    }
 
 
 def outcome(recipe, left_out, seed):
     """{measurement: (q,)} of all queries after retraining without `left_out`; computed once, then read from scratch/."""
-    torch.set_num_threads(1)                          # the processes share the cores; and equal numbers on any machine
+    torch.set_num_threads(1)  # the processes share the cores; and equal numbers on any machine
 
     def compute():
         net = retrained(recipe, left_out, seed)
-        queries = testbed.encode(recipe.corpus, testbed.start(recipe.corpus, recipe.model, seed)[0], recipe.max_length)[2]
+        queries = testbed.encode(
+            recipe.corpus, testbed.start(recipe.corpus, recipe.model, seed)[0], recipe.max_length
+        )[2]
         return measured(net, queries)
 
     key = recipe.key() | {"left_out": left_out.nonzero()[:, 0].tolist(), "seed": seed}
@@ -75,15 +81,29 @@ def outcome(recipe, left_out, seed):
 
 
 def outcomes(recipe, left_out, seeds, processes=None, title="retraining"):
-    """f after each retraining: {measurement: (subsets, seeds, q)}.
+    """F after each retraining: {measurement: (subsets, seeds, q)}.
 
     left_out: (subsets, N) bool. processes: how many at once; all cores by default. An error in one of them is raised after
     the others have been kept.
     """
-    jobs = {(i, j): (recipe, row, seed) for i, row in enumerate(left_out) for j, seed in enumerate(seeds)}
-    context = multiprocessing.get_context("spawn")    # a forked torch can hang
+    jobs = {
+        (i, j): (recipe, row, seed)
+        for i, row in enumerate(left_out)
+        for j, seed in enumerate(seeds)
+    }
+    context = multiprocessing.get_context("spawn")  # a forked torch can hang
     with ProcessPoolExecutor(processes or os.cpu_count(), mp_context=context) as pool:
         running = {pool.submit(outcome, *job): at for at, job in jobs.items()}
-        found = {running[done]: done.result() for done in tqdm(as_completed(running), total=len(running), desc=title)}
-    return {name: torch.stack([torch.stack([found[i, j][name] for j in range(len(seeds))]) for i in range(len(left_out))])
-            for name in MEASUREMENTS}
+        found = {
+            running[done]: done.result()
+            for done in tqdm(as_completed(running), total=len(running), desc=title)
+        }
+    return {
+        name: torch.stack(
+            [
+                torch.stack([found[i, j][name] for j in range(len(seeds))])
+                for i in range(len(left_out))
+            ]
+        )
+        for name in MEASUREMENTS
+    }

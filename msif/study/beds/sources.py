@@ -1,10 +1,11 @@
 """Where a profile's test-bed comes from: which corpus, and whether its models are trained here.
 
-    generated   `corpus.generate`: people with facts                                both stages trained here
-    stories     `stories.stories_corpus`: TinyStories with planted names            real weights, trained on
-    webnlg      `webnlg.webnlg_corpus`: real sentences with annotated facts         both stages trained here, its own tokenizer
-    lama        `lama.lama_corpus`: LAMA facts and T-REx sentences, as in the paper a pair from elsewhere
+generated   `corpus.generate`: people with facts                                both stages trained here
+stories     `stories.stories_corpus`: TinyStories with planted names            real weights, trained on
+webnlg      `webnlg.webnlg_corpus`: real sentences with annotated facts         both stages trained here, its own tokenizer
+lama        `lama.lama_corpus`: LAMA facts and T-REx sentences, as in the paper a pair from elsewhere
 """
+
 import numpy as np
 
 from msif.study.beds import given, testbed
@@ -22,16 +23,29 @@ def bed(seed, corpus, model, *, pretraining=None, finetuning=None, checkpoints=(
     corpus: {"source": one of the above} and that function's arguments; a relative folder is meant from the study's root. model and
     the rest: as for `testbed.trained`; webnlg: the arguments of `webnlg.start_model`; lama: {"pretrained", "finetuned"}, the
     arguments of `load_model`, and no training. Raises ValueError for another source, or for training where there is none."""
-    source, arguments = corpus["source"], {name: value for name, value in from_root(corpus, "folder").items() if name != "source"}
+    source, arguments = (
+        corpus["source"],
+        {name: value for name, value in from_root(corpus, "folder").items() if name != "source"},
+    )
     if source == "lama":
         if pretraining or finetuning or checkpoints:
-            raise ValueError("source 'lama' takes a pair of models as it is; expected pretraining, finetuning and checkpoints to be empty")
+            raise ValueError(
+                "source 'lama' takes a pair of models as it is; expected pretraining, finetuning and checkpoints to be empty"
+            )
         return given.prepared(seed, **arguments, models=model, max_length=max_length)
     if source not in SOURCES:
         raise ValueError(f"corpus source {source!r}: expected one of {[*SOURCES, 'lama']}")
     made = SOURCES[source](seed=seed, **arguments)
     start = webnlg.started(made, seed=seed, **model) if source == "webnlg" else model
-    return testbed.trained(seed, made, start, pretraining=pretraining, finetuning=finetuning, checkpoints=checkpoints, max_length=max_length)
+    return testbed.trained(
+        seed,
+        made,
+        start,
+        pretraining=pretraining,
+        finetuning=finetuning,
+        checkpoints=checkpoints,
+        max_length=max_length,
+    )
 
 
 def chance(beds):
@@ -42,4 +56,8 @@ def chance(beds):
     answers = {}
     for row in (row for bed in beds for row in bed.corpus.queries + bed.corpus.finetuning):
         answers.setdefault(row.get("relation"), set()).add(row["answer"])
-    return float(np.mean([1 / len(answers[query["relation"]]) for bed in beds for query in bed.corpus.queries]))
+    return float(
+        np.mean(
+            [1 / len(answers[query["relation"]]) for bed in beds for query in bed.corpus.queries]
+        )
+    )

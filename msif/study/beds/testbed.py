@@ -5,6 +5,7 @@
 Models are saved in the Hugging Face layout, so every later step loads them as it would any other pair of models. A pair that
 was trained elsewhere (`given`) stays where it is: models.json says where, in which precision and on which device.
 """
+
 import json
 import shutil
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from msif.study.paths import from_root
 @dataclass(frozen=True)
 class Testbed:
     """documents, finetuning, queries: tokenised (`data.Sequence`) rows of the corpus, in its order. history: losses."""
+
     folder: Path
     corpus: Corpus
     tokenizer: object
@@ -51,7 +53,9 @@ def build(folder, corpus, *, finetuning, **settings):
     finetune(folder, finetuning, settings.get("seed", 0))
 
 
-def pretrain(folder, corpus, *, model, pretraining, finetuning, checkpoints=(), max_length=64, seed=0):
+def pretrain(
+    folder, corpus, *, model, pretraining, finetuning, checkpoints=(), max_length=64, seed=0
+):
     """Train the first stage into `folder`, after checking what both stages will need.
 
     corpus: a `Corpus`. model: {"source": hub id or folder} to continue from real weights, or the arguments of
@@ -63,7 +67,9 @@ def pretrain(folder, corpus, *, model, pretraining, finetuning, checkpoints=(), 
     for settings in (pretraining, finetuning):
         signature(train).bind(None, None, **settings)
     if late := [epoch for epoch in checkpoints if not 1 <= epoch <= pretraining["epochs"]]:
-        raise ValueError(f"checkpoints {late}: expected epochs from 1 to {pretraining['epochs']}, the last of pre-training")
+        raise ValueError(
+            f"checkpoints {late}: expected epochs from 1 to {pretraining['epochs']}, the last of pre-training"
+        )
     corpus.save(folder / "corpus")
     tokenizer, net = start(corpus, model, seed)
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -71,7 +77,12 @@ def pretrain(folder, corpus, *, model, pretraining, finetuning, checkpoints=(), 
     for sequences in (documents, rows, queries):
         check(sequences, *limits(net))
     size = sum(p.nbytes for p in net.parameters())
-    require(disk=(2 + len(checkpoints)) * size, memory=4 * size, folder=folder, what="training and keeping both stages")
+    require(
+        disk=(2 + len(checkpoints)) * size,
+        memory=4 * size,
+        folder=folder,
+        what="training and keeping both stages",
+    )
 
     def keep(epoch, net):
         if epoch in checkpoints:
@@ -79,7 +90,9 @@ def pretrain(folder, corpus, *, model, pretraining, finetuning, checkpoints=(), 
 
     losses = train(net, documents, seed=seed, after_epoch=keep, title="pre-training", **pretraining)
     net.save_pretrained(folder / "pretrained")
-    (folder / "history.json").write_text(json.dumps({"max_length": max_length, "pretraining": losses}))
+    (folder / "history.json").write_text(
+        json.dumps({"max_length": max_length, "pretraining": losses})
+    )
 
 
 def finetune(folder, finetuning, seed=0):
@@ -98,9 +111,20 @@ def trained(seed, corpus, model, finetuning, **settings):
     Arguments as for `build`. A relative model folder is meant from the study's root.
     """
     model = from_root(model, "source")
-    key = {**settings, "model": model, "seed": seed, "corpus": corpus.digest(), "start": _start_digest(model)}
-    first = scratch.built("pretrained", key, lambda folder: pretrain(
-        folder, corpus, model=model, finetuning=finetuning, seed=seed, **settings))
+    key = {
+        **settings,
+        "model": model,
+        "seed": seed,
+        "corpus": corpus.digest(),
+        "start": _start_digest(model),
+    }
+    first = scratch.built(
+        "pretrained",
+        key,
+        lambda folder: pretrain(
+            folder, corpus, model=model, finetuning=finetuning, seed=seed, **settings
+        ),
+    )
 
     def second(folder):
         shutil.copytree(first, folder, dirs_exist_ok=True)
@@ -114,15 +138,22 @@ def load(folder):
     folder = Path(folder)
     corpus, tokenizer = Corpus.load(folder / "corpus"), load_tokenizer(folder / "tokenizer")
     history = json.loads((folder / "history.json").read_text())
-    return Testbed(folder, corpus, tokenizer, *encode(corpus, tokenizer, history.pop("max_length")), history)
+    return Testbed(
+        folder, corpus, tokenizer, *encode(corpus, tokenizer, history.pop("max_length")), history
+    )
 
 
 def answers(model, tokenizer, rows):
     """Greedy answers of `model` to rows' prompts, as long as the true answers: a list of (text, is it the answer?)."""
     pairs = [split_answer(row["prompt"], row["answer"], tokenizer) for row in rows]
-    written = greedy(model, [list(prompt) for prompt, _ in pairs], max(len(answer) for _, answer in pairs))
-    cut = [ids[:len(answer)] for ids, (_, answer) in zip(written, pairs)]
-    return [(tokenizer.decode(ids).strip(), tuple(ids) == tuple(answer)) for ids, (_, answer) in zip(cut, pairs)]
+    written = greedy(
+        model, [list(prompt) for prompt, _ in pairs], max(len(answer) for _, answer in pairs)
+    )
+    cut = [ids[: len(answer)] for ids, (_, answer) in zip(written, pairs)]
+    return [
+        (tokenizer.decode(ids).strip(), tuple(ids) == tuple(answer))
+        for ids, (_, answer) in zip(cut, pairs)
+    ]
 
 
 def _start_digest(model):
@@ -135,12 +166,18 @@ def start(corpus, model, seed):
     if "source" in model:
         return load_tokenizer(model["source"]), load_model(model["source"])
     rows = corpus.finetuning + corpus.queries
-    tokenizer = word_tokenizer([d["text"] for d in corpus.documents] + [f"{r['prompt']} {r['answer']}" for r in rows])
+    tokenizer = word_tokenizer(
+        [d["text"] for d in corpus.documents] + [f"{r['prompt']} {r['answer']}" for r in rows]
+    )
     return tokenizer, tiny_gpt_neox(len(tokenizer), seed=seed, **model)
 
 
 def encode(corpus, tokenizer, max_length):
     """(documents, fine-tuning rows, queries) of a corpus, tokenised, in its order."""
     documents = encode_documents([d["text"] for d in corpus.documents], tokenizer, max_length)
-    return documents, *(encode_answers([r["prompt"] for r in rows], [r["answer"] for r in rows], tokenizer, max_length)
-                        for rows in (corpus.finetuning, corpus.queries))
+    return documents, *(
+        encode_answers(
+            [r["prompt"] for r in rows], [r["answer"] for r in rows], tokenizer, max_length
+        )
+        for rows in (corpus.finetuning, corpus.queries)
+    )

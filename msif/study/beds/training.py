@@ -1,4 +1,5 @@
 """Pre-training and fine-tuning: AdamW on the sum of token losses per sequence, averaged over the batch."""
+
 import math
 
 import torch
@@ -9,8 +10,20 @@ from msif.core.models import logits
 from msif.core.objectives import loss
 
 
-def train(model, sequences, *, epochs, rate, batch_size=64, warmup=0.1, weight_decay=0.01, seed=0,
-          weights=None, after_epoch=None, title=None):
+def train(
+    model,
+    sequences,
+    *,
+    epochs,
+    rate,
+    batch_size=64,
+    warmup=0.1,
+    weight_decay=0.01,
+    seed=0,
+    weights=None,
+    after_epoch=None,
+    title=None,
+):
     """Train in place; returns the mean loss of each epoch (nats per sequence).
 
     rate: learning rate, constant after a linear warm-up over the share `warmup` of all steps. weights: (N,) factors on the
@@ -22,13 +35,17 @@ def train(model, sequences, *, epochs, rate, batch_size=64, warmup=0.1, weight_d
     steps = epochs * math.ceil(len(sequences) / batch_size)
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=weight_decay)
     ramp = max(1, round(warmup * steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, (step + 1) / ramp))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: min(1.0, (step + 1) / ramp)
+    )
     model.train()
     for epoch in tqdm(range(1, epochs + 1), desc=title, disable=title is None):
         total = 0.0
         for chosen in torch.randperm(len(sequences), generator=order).split(batch_size):
             kept = chosen[weights[chosen] != 0]
-            total += _step(model, [sequences[i] for i in kept], weights[kept], len(chosen), optimiser, schedule)
+            total += _step(
+                model, [sequences[i] for i in kept], weights[kept], len(chosen), optimiser, schedule
+            )
         history.append(total / len(sequences))
         if after_epoch:
             after_epoch(epoch, model)
@@ -49,8 +66,10 @@ def _backward(model, sequences, weights, size, optimiser):
     batch = collate(sequences).to(model.device)
     losses = loss(logits(model, batch), batch)
     if not torch.isfinite(losses).all():
-        raise FloatingPointError(f"the training loss is NaN or infinite at sequences {batch.index.tolist()}: lower the "
-                                 f"learning rate {optimiser.param_groups[0]['lr']:.2g}, or check the data")
+        raise FloatingPointError(
+            f"the training loss is NaN or infinite at sequences {batch.index.tolist()}: lower the "
+            f"learning rate {optimiser.param_groups[0]['lr']:.2g}, or check the data"
+        )
     ((losses * weights.to(losses.device)).sum() / size).backward()
     _check_gradients(model, batch)
     return losses.sum().item()
@@ -59,5 +78,7 @@ def _backward(model, sequences, weights, size, optimiser):
 def _check_gradients(model, batch):
     for name, p in model.named_parameters():
         if p.grad is not None and not torch.isfinite(p.grad.sum()):
-            raise FloatingPointError(f"the gradient of {name} is NaN or infinite at sequences {batch.index.tolist()}: lower the "
-                                     f"learning rate, or train in float32")
+            raise FloatingPointError(
+                f"the gradient of {name} is NaN or infinite at sequences {batch.index.tolist()}: lower the "
+                f"learning rate, or train in float32"
+            )

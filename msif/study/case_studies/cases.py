@@ -4,6 +4,7 @@ A case (`Case`) is a trained pair with factors of both stages. Its queries are w
 or wrong, f is the log-probability of that answer, so that influence explains what was said and not what should have been.
 A pair is trained here (`recipe`), or given (`msif.study.beds.pairs`): then nothing can be trained again, and every query has its own candidates.
 """
+
 import math
 import random
 from dataclasses import dataclass, replace
@@ -34,14 +35,18 @@ def recipe(seed, corpus, model, pretraining, finetuning, max_length=64):
     given = {name: value for name, value in from_root(corpus, "folder").items() if name != "source"}
     if corpus["source"] not in CORPORA:
         raise ValueError(f"corpus source {corpus['source']!r}: expected one of {list(CORPORA)}")
-    return Recipe(CORPORA[corpus["source"]](seed=seed, **given), model, pretraining, finetuning, max_length)
+    return Recipe(
+        CORPORA[corpus["source"]](seed=seed, **given), model, pretraining, finetuning, max_length
+    )
 
 
 def case(made, seed, checkpoints, batch_size=64, questions=()):
     """The `Case` of a recipe, its queries those of the corpus and one's own `questions` ({"prompt", "answer"?}), with the model's
     own answers in place of the true ones: rows have `answer`, what the model says; `truth`, the corpus's (or None); and `right`."""
     found = trained_case(made, seed, checkpoints, batch_size=batch_size)
-    return answered(found, [*found.bed.corpus.queries, *(own_question(found, row) for row in questions)])
+    return answered(
+        found, [*found.bed.corpus.queries, *(own_question(found, row) for row in questions)]
+    )
 
 
 def own_question(case, row, longest=8):
@@ -49,10 +54,22 @@ def own_question(case, row, longest=8):
 
     Raises ValueError for a prompt with words that the tokenizer does not know."""
     tokenizer = case.bed.tokenizer
-    unknown = [word for word in row["prompt"].split() if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False)["input_ids"]]
+    unknown = [
+        word
+        for word in row["prompt"].split()
+        if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False)["input_ids"]
+    ]
     if tokenizer.unk_token_id is not None and unknown:
-        raise ValueError(f"question {row['prompt']!r}: the tokenizer does not know {unknown}; use words of the corpus")
-    made = {"kind": "own", "subject": None, "relation": None, "proponents": [], "truth": row.get("answer")} | row
+        raise ValueError(
+            f"question {row['prompt']!r}: the tokenizer does not know {unknown}; use words of the corpus"
+        )
+    made = {
+        "kind": "own",
+        "subject": None,
+        "relation": None,
+        "proponents": [],
+        "truth": row.get("answer"),
+    } | row
     if made.get("answer") is None:
         prompt = tuple(tokenizer(row["prompt"], add_special_tokens=False)["input_ids"])
         written = greedy(case.bed.model("finetuned"), [list(prompt)], longest)[0]
@@ -66,12 +83,25 @@ def answered(case, rows):
     bed = case.bed
     tuned = bed.model("finetuned")
     asked = [row for row in rows if row.get("kind") != "own"]
-    said = [{"kind": "query", "truth": row["answer"]} | row | {"answer": text, "right": text == row["answer"]}
-            for row, text in zip(asked, _said(case, tuned, asked)) if text]
+    said = [
+        {"kind": "query", "truth": row["answer"]}
+        | row
+        | {"answer": text, "right": text == row["answer"]}
+        for row, text in zip(asked, _said(case, tuned, asked))
+        if text
+    ]
     said += [row | {"right": None} for row in rows if row.get("kind") == "own"]
-    queries = encode_answers([row["prompt"] for row in said], [row["answer"] for row in said], bed.tokenizer,
-                             tuned.config.max_position_embeddings)
-    return replace(case, bed=replace(bed, corpus=replace(bed.corpus, queries=said), queries=queries), queries=queries)
+    queries = encode_answers(
+        [row["prompt"] for row in said],
+        [row["answer"] for row in said],
+        bed.tokenizer,
+        tuned.config.max_position_embeddings,
+    )
+    return replace(
+        case,
+        bed=replace(bed, corpus=replace(bed.corpus, queries=said), queries=queries),
+        queries=queries,
+    )
 
 
 def _said(case, tuned, rows):
@@ -82,31 +112,67 @@ def _said(case, tuned, rows):
     for row in case.bed.corpus.finetuning + rows:
         if row.get("relation"):
             choices.setdefault(row["relation"], set()).add(row["answer"])
-    longest = {relation: max(sorted(few), key=lambda x: len(split_answer("?", x, tokenizer)[1])) for relation, few in choices.items()}
+    longest = {
+        relation: max(sorted(few), key=lambda x: len(split_answer("?", x, tokenizer)[1]))
+        for relation, few in choices.items()
+    }
     exact = [text for text, _ in testbed.answers(tuned, tokenizer, rows)]
-    whole = [text for text, _ in testbed.answers(tuned, tokenizer, [row | {"answer": longest.get(row.get("relation"), row["answer"])} for row in rows])]
-    return [next((x for x in sorted(choices.get(row.get("relation"), ()), key=len, reverse=True) if text.startswith(x)), short)
-            for row, text, short in zip(rows, whole, exact)]
+    whole = [
+        text
+        for text, _ in testbed.answers(
+            tuned,
+            tokenizer,
+            [row | {"answer": longest.get(row.get("relation"), row["answer"])} for row in rows],
+        )
+    ]
+    return [
+        next(
+            (
+                x
+                for x in sorted(choices.get(row.get("relation"), ()), key=len, reverse=True)
+                if text.startswith(x)
+            ),
+            short,
+        )
+        for row, text, short in zip(rows, whole, exact)
+    ]
 
 
 def taught(case, count, seed=0):
     """At most `count` rows of fine-tuning that ask for a fact of the kind that queries ask for, and that the fine-tuned model answers rightly; drawn
     by seed, one for each fact."""
     relations = {row["relation"] for row in case.rows if row["kind"] == "query"}
-    rows = list({(row["subject"], row["relation"]): row for row in case.bed.corpus.finetuning if row.get("relation") in relations}.values())
-    right = [row for row, (_, ok) in zip(rows, testbed.answers(case.bed.model("finetuned"), case.bed.tokenizer, rows)) if ok]
+    rows = list(
+        {
+            (row["subject"], row["relation"]): row
+            for row in case.bed.corpus.finetuning
+            if row.get("relation") in relations
+        }.values()
+    )
+    right = [
+        row
+        for row, (_, ok) in zip(
+            rows, testbed.answers(case.bed.model("finetuned"), case.bed.tokenizer, rows)
+        )
+        if ok
+    ]
     return random.Random(seed).sample(right, min(count, len(right)))
 
 
 def drawn(case, count, seed=0, **wanted):
     """Numbers of at most `count` queries of a case, drawn by seed among those whose rows have the values `wanted`, in order."""
-    fitting = [n for n, row in enumerate(case.rows) if all(row.get(name) == value for name, value in wanted.items())]
+    fitting = [
+        n
+        for n, row in enumerate(case.rows)
+        if all(row.get(name) == value for name, value in wanted.items())
+    ]
     return sorted(random.Random(seed).sample(fitting, min(count, len(fitting))))
 
 
 @dataclass(frozen=True)
 class Portion:
     """Some queries of a case with the documents that they are ranked among. table: {method/form: (q, n)}; numbers: those documents' in the whole."""
+
     case: Case
     table: dict
     numbers: list
@@ -115,6 +181,7 @@ class Portion:
 @dataclass(frozen=True)
 class Study:
     """One seed's pair. table: {method/form: (q, N)}, −inf outside a query's candidates. recipe: None for a given pair. parts: the case whole, or by queries."""
+
     case: Case
     table: dict
     recipe: Recipe | None
@@ -123,7 +190,11 @@ class Study:
     @property
     def influence(self):
         """The name of the score that stands for influence: over checkpoints, where there are any."""
-        return next(name for name in ("multi_stage_trajectory/raw", "multi_stage/normalised") if name in self.table)
+        return next(
+            name
+            for name in ("multi_stage_trajectory/raw", "multi_stage/normalised")
+            if name in self.table
+        )
 
 
 def study(seed, pair, *, questions=(), fit=None, at_once=None, settings):
@@ -131,7 +202,10 @@ def study(seed, pair, *, questions=(), fit=None, at_once=None, settings):
 
     questions: one's own; at_once, fit: for a given pair, queries at a time and arguments of `large.case`. settings: as for `methods.scored`."""
     if "models" in pair:
-        found = large.case(pairs.prepared(seed, **pair | {"questions": [*pair["questions"], *questions]}), **fit or {})
+        found = large.case(
+            pairs.prepared(seed, **pair | {"questions": [*pair["questions"], *questions]}),
+            **fit or {},
+        )
         table = _given_table(found, at_once or 1, settings)
         return Study(found, table, None, _split(found, table))
     made = recipe(seed, **{name: value for name, value in pair.items() if name != "checkpoints"})
@@ -144,17 +218,37 @@ def _word_order(case):
     """The rule that is told subject and answer (`retrieval.word_order`), −1 everywhere where a query has no subject."""
     subjects = [row.get("subject") or "–" for row in case.rows]
     texts = [d["text"] for d in case.bed.corpus.documents]
-    return torch.from_numpy(retrieval.word_order(texts, subjects, [row["answer"] for row in case.rows]))
+    return torch.from_numpy(
+        retrieval.word_order(texts, subjects, [row["answer"] for row in case.rows])
+    )
 
 
 def _given_table(found, at_once, settings):
     """Multi-stage and single-stage scores at the two models, and BM25, of each query's own candidates."""
-    chains = {"multi_stage": found.chain(settings["damping"], settings["alpha"]),
-              "single_stage_finetuned": [influence.Stage(found.factors["finetuned"], influence.Damping(settings["single_stage_damping"]))]}
-    table = {f"{method}/{form}": values for method, both in large.scored(found, chains, at_once=at_once, batch_size=settings["batch_size"]).items()
-             for form, values in zip(methods.FORMS, both)}
-    search = torch.from_numpy(retrieval.bm25([d["text"] for d in found.bed.corpus.documents], [f"{row['prompt']} {row['answer']}" for row in found.rows]))
-    return table | {"bm25/raw": torch.where(table["multi_stage/raw"].isfinite(), search.float(), -torch.inf)}
+    chains = {
+        "multi_stage": found.chain(settings["damping"], settings["alpha"]),
+        "single_stage_finetuned": [
+            influence.Stage(
+                found.factors["finetuned"], influence.Damping(settings["single_stage_damping"])
+            )
+        ],
+    }
+    table = {
+        f"{method}/{form}": values
+        for method, both in large.scored(
+            found, chains, at_once=at_once, batch_size=settings["batch_size"]
+        ).items()
+        for form, values in zip(methods.FORMS, both)
+    }
+    search = torch.from_numpy(
+        retrieval.bm25(
+            [d["text"] for d in found.bed.corpus.documents],
+            [f"{row['prompt']} {row['answer']}" for row in found.rows],
+        )
+    )
+    return table | {
+        "bm25/raw": torch.where(table["multi_stage/raw"].isfinite(), search.float(), -torch.inf)
+    }
 
 
 def _split(found, table):
@@ -162,10 +256,21 @@ def _split(found, table):
     parts = []
     for n, query in enumerate(found.queries):
         numbers = sorted(found.rows[n]["candidates"])
-        corpus = replace(found.bed.corpus, documents=[found.bed.corpus.documents[m] for m in numbers],
-                         queries=[row | {"proponents": [], "candidates": None} for row in found.bed.corpus.queries])
+        corpus = replace(
+            found.bed.corpus,
+            documents=[found.bed.corpus.documents[m] for m in numbers],
+            queries=[
+                row | {"proponents": [], "candidates": None} for row in found.bed.corpus.queries
+            ],
+        )
         bed = replace(found.bed, corpus=corpus, documents=[found.bed.documents[m] for m in numbers])
-        parts.append(Portion(replace(found, bed=bed, queries=[query]), {name: values[[n]][:, numbers] for name, values in table.items()}, numbers))
+        parts.append(
+            Portion(
+                replace(found, bed=bed, queries=[query]),
+                {name: values[[n]][:, numbers] for name, values in table.items()},
+                numbers,
+            )
+        )
     return parts
 
 
@@ -173,16 +278,25 @@ def plan(pair, seeds, counterfactual, **given):
     """What the study is about to do, as text. given: `fit`, `at_once`, `batch_size` and `questions` of a given pair, for which it is the table of
     `preflight.preflight`; OSError, before anything starts, where something is missing, saying what and what to do."""
     if "models" in pair and counterfactual:
-        raise ValueError("counterfactual is for pairs that are trained here; a given pair cannot be trained again: set it to null")
+        raise ValueError(
+            "counterfactual is for pairs that are trained here; a given pair cannot be trained again: set it to null"
+        )
     if "models" in pair:
         rows, missing = preflight.preflight(**preflight.arguments(given | {"pair": pair}))
         if missing:
             raise OSError("\n".join([preflight.table(rows), *(f"missing: {x}" for x in missing)]))
         return preflight.table(rows)
-    lines = [f"plan: {len(seeds)} pair{'s' * (len(seeds) > 1)} of models trained here, factors of {len(pair['checkpoints']) + 2} checkpoints each"]
+    lines = [
+        f"plan: {len(seeds)} pair{'s' * (len(seeds) > 1)} of models trained here, factors of {len(pair['checkpoints']) + 2} checkpoints each"
+    ]
     if counterfactual:
-        few = math.ceil((counterfactual["answers"] + pair["corpus"].get("planted", 0)) / counterfactual["together"])
-        lines.append(f"about {(3 * few + 5) * len(counterfactual['seeds'])} retrainings of both stages, kept in scratch/: a killed run goes on")
+        few = math.ceil(
+            (counterfactual["answers"] + pair["corpus"].get("planted", 0))
+            / counterfactual["together"]
+        )
+        lines.append(
+            f"about {(3 * few + 5) * len(counterfactual['seeds'])} retrainings of both stages, kept in scratch/: a killed run goes on"
+        )
     return "; ".join(lines)
 
 
@@ -194,20 +308,34 @@ def by_fact(case, numbers, damping, alpha, batch_size=64):
     for relation, template in BIOGRAPHY.items():
         told = [(n, word) for n in numbers if (word := _word_of(case, n, template)) is not None]
         if told:
-            w = influence.precondition(influence.query_gradients(Tracked(tuned, case.layers), [query for _, query in told]), case.chain(damping, alpha))[0]
-            scores = influence.score(Tracked(base, case.layers), case.bed.documents, w, batch_size=batch_size).normalised()
+            w = influence.precondition(
+                influence.query_gradients(
+                    Tracked(tuned, case.layers), [query for _, query in told]
+                ),
+                case.chain(damping, alpha),
+            )[0]
+            scores = influence.score(
+                Tracked(base, case.layers), case.bed.documents, w, batch_size=batch_size
+            ).normalised()
             found[relation] = [n for n, _ in told], scores
     return found
 
 
 def _word_of(case, n, template):
     """The query with a label on the one word that stands for {o}; None where the answer lacks the words before it."""
-    query, before = case.queries[n], case.bed.tokenizer(template.format(o="").strip(), add_special_tokens=False)["input_ids"]
+    query, before = (
+        case.queries[n],
+        case.bed.tokenizer(template.format(o="").strip(), add_special_tokens=False)["input_ids"],
+    )
     ids = list(query.input_ids)
     for t in range(len(ids) - len(before)):
-        if ids[t:t + len(before)] == before and query.labels[t] != NO_LOSS:
+        if ids[t : t + len(before)] == before and query.labels[t] != NO_LOSS:
             at = t + len(before)
-            return replace(query, index=n, labels=tuple(y if t == at else NO_LOSS for t, y in enumerate(query.labels)))
+            return replace(
+                query,
+                index=n,
+                labels=tuple(y if t == at else NO_LOSS for t, y in enumerate(query.labels)),
+            )
     return None
 
 
@@ -215,14 +343,16 @@ def short_names(layers):
     """Layer names without what all of them share: "0 attention.query_key_value"."""
     parts = [name.split(".") for name in layers]
     same = next((n for n, column in enumerate(zip(*parts)) if len(set(column)) > 1), 0)
-    return [" ".join([x[same], ".".join(x[same + 1:])]) for x in parts]
+    return [" ".join([x[same], ".".join(x[same + 1 :])]) for x in parts]
 
 
 def said(document, row):
     """What a document says of an answer: one of CLASSES. Decoys and "near" sentences name things and state nothing."""
     document = document | {"kind": "near"} if document["kind"] == "decoy" else document
     found = mistakes.said(document, row["subject"], row["relation"], row["answer"])
-    return "names the answer" if found == "another subject" and document["kind"] == "near" else found
+    return (
+        "names the answer" if found == "another subject" and document["kind"] == "near" else found
+    )
 
 
 def finding(tops, kinds):
@@ -234,5 +364,11 @@ def finding(tops, kinds):
 
 def record(study, row, method, **values):
     """One record of case_studies.json: all have the same keys, so that `dvc plots` draws them; None where a study lacks one."""
-    empty = dict.fromkeys(("seed", "precision_at_5", "rarest_shared_word", "before", "after", "says", "lost"))
-    return {"study": study, "question": row["prompt"], "answer": row["answer"], "method": method} | empty | values
+    empty = dict.fromkeys(
+        ("seed", "precision_at_5", "rarest_shared_word", "before", "after", "says", "lost")
+    )
+    return (
+        {"study": study, "question": row["prompt"], "answer": row["answer"], "method": method}
+        | empty
+        | values
+    )

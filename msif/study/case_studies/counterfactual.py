@@ -3,6 +3,7 @@
 Both stages are trained again without them, with new seeds, and asked the same questions. Several answers are treated at once, each
 without its own documents, in groups in which no two share a subject or an answer; every retraining is kept, so that a killed run goes on.
 """
+
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -22,6 +23,7 @@ from msif.study.beds.training import train
 @dataclass(frozen=True)
 class Absence:
     """What a retraining leaves out: numbers of pre-training documents, and of fine-tuning rows."""
+
     documents: tuple = ()
     rows: tuple = ()
 
@@ -29,11 +31,12 @@ class Absence:
 @dataclass(frozen=True)
 class Effect:
     """One kind of removal. before, after: (answers, seeds) probability of each answer; said: (answers, seeds) whether the model says it."""
+
     before: np.ndarray
     after: np.ndarray
     said_before: np.ndarray
     said_after: np.ndarray
-    says: list                    # [answer][seed]: what is said in its place
+    says: list  # [answer][seed]: what is said in its place
 
     @property
     def halved(self):
@@ -48,7 +51,13 @@ class Effect:
 
     def part(self, which):
         """The effect on some of the answers. which: a slice."""
-        return Effect(self.before[which], self.after[which], self.said_before[which], self.said_after[which], self.says[which])
+        return Effect(
+            self.before[which],
+            self.after[which],
+            self.said_before[which],
+            self.said_after[which],
+            self.says[which],
+        )
 
     @property
     def given(self):
@@ -74,14 +83,24 @@ class Effect:
 def _share(lost):
     n = len(lost)
     near = (lost.sum() + 2) / (n + 4)
-    return (float(lost.mean()), float(np.sqrt(near * (1 - near) / (n + 4)))) if n else (float("nan"), float("nan"))
+    return (
+        (float(lost.mean()), float(np.sqrt(near * (1 - near) / (n + 4))))
+        if n
+        else (float("nan"), float("nan"))
+    )
 
 
 def retrained(recipe, absent, seed):
     """θ₂ after both stages without what is `absent`: it weighs 0 in the same batches."""
     tokenizer, net = testbed.start(recipe.corpus, recipe.model, seed)
     documents, rows, _ = testbed.encode(recipe.corpus, tokenizer, recipe.max_length)
-    train(net, documents, seed=seed, weights=_weights(len(documents), absent.documents), **recipe.pretraining)
+    train(
+        net,
+        documents,
+        seed=seed,
+        weights=_weights(len(documents), absent.documents),
+        **recipe.pretraining,
+    )
     train(net, rows, seed=seed, weights=_weights(len(rows), absent.rows), **recipe.finetuning)
     return tokenizer, net
 
@@ -94,26 +113,44 @@ def _weights(count, absent):
 
 def outcome(recipe, absent, seed, asked):
     """{"log_probability": of each answer, "says": the greedy answer} for rows `asked` ({"prompt", "answer"}) after one retraining; kept."""
-    torch.set_num_threads(1)                          # processes share the cores; and equal numbers on any machine
+    torch.set_num_threads(1)  # processes share the cores; and equal numbers on any machine
 
     def compute():
         tokenizer, net = retrained(recipe, absent, seed)
-        queries = encode_answers([row["prompt"] for row in asked], [row["answer"] for row in asked], tokenizer, recipe.max_length)
-        return {"log_probability": measured(net, queries)["log_probability"].tolist(),
-                "says": [text for text, _ in testbed.answers(net, tokenizer, asked)]}
+        queries = encode_answers(
+            [row["prompt"] for row in asked],
+            [row["answer"] for row in asked],
+            tokenizer,
+            recipe.max_length,
+        )
+        return {
+            "log_probability": measured(net, queries)["log_probability"].tolist(),
+            "says": [text for text, _ in testbed.answers(net, tokenizer, asked)],
+        }
 
     asked = [{"prompt": row["prompt"], "answer": row["answer"]} for row in asked]
-    key = recipe.key() | {"absent": [sorted(absent.documents), sorted(absent.rows)], "seed": seed, "asked": asked}
+    key = recipe.key() | {
+        "absent": [sorted(absent.documents), sorted(absent.rows)],
+        "seed": seed,
+        "asked": asked,
+    }
     return scratch.value("counterfactual", key, compute)
 
 
 def outcomes(recipe, absences, seeds, asked, processes=None, title="retraining"):
     """{name: [outcome of each seed]} for {name: Absence}; `processes` at once (None: all cores)."""
-    jobs = {(name, seed): (recipe, absent, seed, asked) for name, absent in absences.items() for seed in seeds}
-    context = multiprocessing.get_context("spawn")    # a forked torch can hang
+    jobs = {
+        (name, seed): (recipe, absent, seed, asked)
+        for name, absent in absences.items()
+        for seed in seeds
+    }
+    context = multiprocessing.get_context("spawn")  # a forked torch can hang
     with ProcessPoolExecutor(processes or os.cpu_count(), mp_context=context) as pool:
         running = {pool.submit(outcome, *job): at for at, job in jobs.items()}
-        found = {running[done]: done.result() for done in tqdm(as_completed(running), total=len(running), desc=title)}
+        found = {
+            running[done]: done.result()
+            for done in tqdm(as_completed(running), total=len(running), desc=title)
+        }
     return {name: [found[name, seed] for seed in seeds] for name in absences}
 
 
@@ -121,8 +158,13 @@ def groups(rows, size):
     """Numbers of `rows` in groups of at most `size`, in order, no two of a group with the same subject or the same answer."""
     found = []
     for n, row in enumerate(rows):
+
         def fits(group):
-            return len(group) < size and all(rows[m]["answer"] != row["answer"] and rows[m]["subject"] != row["subject"] for m in group)
+            return len(group) < size and all(
+                rows[m]["answer"] != row["answer"] and rows[m]["subject"] != row["subject"]
+                for m in group
+            )
+
         home = next(filter(fits, found), None)
         if home is None:
             found.append(home := [])
@@ -136,8 +178,11 @@ def removal(recipe, rows, scores, *, top, together, seeds, processes=None):
     "others' documents" is a control for the first of them: the same retrainings, each answer in one that left out documents of other answers alone,
     none about its subject or with its answer. It is not there where no group is such."""
     few = groups(rows, together)
-    absences = {"nothing": Absence()} | {(method, g): Absence(_top(values, group, top)) for method, values in scores.items()
-                                         for g, group in enumerate(few)}
+    absences = {"nothing": Absence()} | {
+        (method, g): Absence(_top(values, group, top))
+        for method, values in scores.items()
+        for g, group in enumerate(few)
+    }
     found = outcomes(recipe, absences, seeds, rows, processes, "removal")
     home = {n: g for g, group in enumerate(few) for n in group}
     first, other = next(iter(scores)), {n: _stranger(rows, few, n) for n in home}
@@ -151,23 +196,37 @@ def _stranger(rows, few, n):
     """The first group after the one of answer n in which nobody shares its subject or its answer; None if there is none."""
     own = next(g for g, group in enumerate(few) if n in group)
     after = [(own + step) % len(few) for step in range(1, len(few))]
-    apart = lambda m: rows[m]["answer"] != rows[n]["answer"] and rows[m]["subject"] != rows[n]["subject"]
+    apart = lambda m: (
+        rows[m]["answer"] != rows[n]["answer"] and rows[m]["subject"] != rows[n]["subject"]
+    )
     return next((g for g in after if all(apart(m) for m in few[g])), None)
 
 
 def _effect(found, rows, at):
     """The `Effect` on each row n of the retrainings `at[n]`, beside those without removal."""
+
     def read(names, value):
         return np.array([[run[value][n] for run in found[names(n)]] for n in range(len(rows))])
+
     answer = np.array([[row["answer"]] for row in rows])
     before, after = lambda n: "nothing", at.__getitem__
     says = read(after, "says")
-    return Effect(np.exp(read(before, "log_probability")), np.exp(read(after, "log_probability")), read(before, "says") == answer, says == answer, says.tolist())
+    return Effect(
+        np.exp(read(before, "log_probability")),
+        np.exp(read(after, "log_probability")),
+        read(before, "says") == answer,
+        says == answer,
+        says.tolist(),
+    )
 
 
 def _top(values, group, top):
     """The documents among the `top` highest of any query of the group."""
-    return tuple(sorted({n for row in group for n in torch.as_tensor(values[row]).topk(top).indices.tolist()}))
+    return tuple(
+        sorted(
+            {n for row in group for n in torch.as_tensor(values[row]).topk(top).indices.tolist()}
+        )
+    )
 
 
 def memory(recipe, rows, facts, *, seeds, processes=None):
@@ -175,10 +234,27 @@ def memory(recipe, rows, facts, *, seeds, processes=None):
 
     rows: {"prompt", "answer"}; facts: {"subject", "relation"}, whose documents and fine-tuning rows are left out, for all of them at once."""
     named = {(row["subject"], row["relation"]) for row in facts}
-    documents = tuple(n for n, d in enumerate(recipe.corpus.documents)
-                      if d["kind"] in ("statement", "planted") and (d["subject"], d["relation"]) in named)
-    own = tuple(n for n, row in enumerate(recipe.corpus.finetuning)                     # a biography tells several facts
-                if any((row.get("subject"), relation) in named for relation in row.get("facts", [row.get("relation")])))
-    absences = {"nothing": Absence(), "fine-tuning rows": Absence(rows=own), "documents": Absence(documents), "both": Absence(documents, own)}
+    documents = tuple(
+        n
+        for n, d in enumerate(recipe.corpus.documents)
+        if d["kind"] in ("statement", "planted") and (d["subject"], d["relation"]) in named
+    )
+    own = tuple(
+        n
+        for n, row in enumerate(recipe.corpus.finetuning)  # a biography tells several facts
+        if any(
+            (row.get("subject"), relation) in named
+            for relation in row.get("facts", [row.get("relation")])
+        )
+    )
+    absences = {
+        "nothing": Absence(),
+        "fine-tuning rows": Absence(rows=own),
+        "documents": Absence(documents),
+        "both": Absence(documents, own),
+    }
     found = outcomes(recipe, absences, seeds, rows, processes, "memory")
-    return {name: np.exp(np.array([run["log_probability"] for run in runs]).T) for name, runs in found.items()}
+    return {
+        name: np.exp(np.array([run["log_probability"] for run in runs]).T)
+        for name, runs in found.items()
+    }

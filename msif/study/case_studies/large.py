@@ -1,10 +1,11 @@
 """Factors and scores of a pair of models that fills a GPU, in steps that survive a kill. (The pair: `msif.study.beds.pairs`.)
 
-    case       tracked layers, and factors of both stages in as many partitions of the layers as the memory asks for: a `Case`
-    chain      the two stages with damping and α, as published or as recommended here
-    scored     every query's own candidates, some queries at a time
-    details    one query's scores of a few documents, by token and by layer
+case       tracked layers, and factors of both stages in as many partitions of the layers as the memory asks for: a `Case`
+chain      the two stages with damping and α, as published or as recommended here
+scored     every query's own candidates, some queries at a time
+details    one query's scores of a few documents, by token and by layer
 """
+
 from dataclasses import asdict
 from functools import partial
 
@@ -20,7 +21,10 @@ from msif.study.tracing.case import Case
 
 # Damping of pre-training, and α. "paper": Bao et al. 2025, E3, absolute; their normalisation of the factors is another, so that the numbers
 # are the same and their strength is not. "recommended": relative to each layer's mean eigenvalue.
-SETTINGS = {"paper": (Damping(1e-4, relative=False), Damping(2e-4, relative=False)), "recommended": (Damping(1e-3), Damping(0.1))}
+SETTINGS = {
+    "paper": (Damping(1e-4, relative=False), Damping(2e-4, relative=False)),
+    "recommended": (Damping(1e-3), Damping(0.1)),
+}
 
 
 def case(bed, *, pattern=None, per_head=False, **fit):
@@ -30,13 +34,21 @@ def case(bed, *, pattern=None, per_head=False, **fit):
     raises."""
     layers = tracked_layers(pairs.outline(**pairs.models(bed)["finetuned"]), pattern, per_head)
     data = {"pretrained": pairs.factor_documents(bed), "finetuned": bed.finetuning}
-    return Case(bed, layers, {name: _factors(bed, name, layers, data[name], **fit) for name in data}, bed.queries)
+    return Case(
+        bed,
+        layers,
+        {name: _factors(bed, name, layers, data[name], **fit) for name in data},
+        bed.queries,
+    )
 
 
 def chain(case, setting):
     """The two stages with damping and α of SETTINGS, or with a pair of `Damping` of one's own."""
     damping, alpha = SETTINGS[setting] if isinstance(setting, str) else setting
-    return [Stage(case.factors["pretrained"], damping), Stage(case.factors["finetuned"], alpha=alpha)]
+    return [
+        Stage(case.factors["pretrained"], damping),
+        Stage(case.factors["finetuned"], alpha=alpha),
+    ]
 
 
 def scored(case, chains, *, at_once=4, batch_size=8, title=None):
@@ -48,15 +60,21 @@ def scored(case, chains, *, at_once=4, batch_size=8, title=None):
     the chunk's gradient norm. Raises ValueError for a chain of another length, and as `candidates.candidate_scores` does."""
     for name, stages in chains.items():
         if len(stages) not in (1, 2):
-            raise ValueError(f"{name} has {len(stages)} stages; expected two, or the fine-tuned model's one")
-    return candidate_scores(case, partial(_group, chains=chains, batch_size=batch_size, title=title), at_once)
+            raise ValueError(
+                f"{name} has {len(stages)} stages; expected two, or the fine-tuned model's one"
+            )
+    return candidate_scores(
+        case, partial(_group, chains=chains, batch_size=batch_size, title=title), at_once
+    )
 
 
 def details(case, stages, query, chunks, batch_size=8):
     """(`influence.Scores` with values (1, n) and layers {name: (1, n)}, token scores (n, S)) of one query (its place in case.queries) and the
     chunks numbered `chunks`. Both kinds of parts sum to the values."""
     documents = [case.bed.documents[n] for n in chunks]
-    w = preconditioned(Tracked(case.bed.model("finetuned"), case.layers), [case.queries[query]], stages)
+    w = preconditioned(
+        Tracked(case.bed.model("finetuned"), case.layers), [case.queries[query]], stages
+    )
     net = case.bed.model(_candidates_model(stages))
     found = score(Tracked(net, case.layers), documents, w, batch_size=batch_size, per_layer=True)
     return found, token_scores(Tracked(net, case.layers), documents, w, batch_size=batch_size)[0]
@@ -65,15 +83,39 @@ def details(case, stages, query, chunks, batch_size=8):
 def _group(case, chains, batch_size, title):
     found = {}
     for name, stages in chains.items():
-        key = case.key() | {"stages": [{"factors": x.curvature.header, "damping": asdict(x.damping), "alpha": asdict(x.alpha)} for x in stages]}
-        kept = scratch.tensors("pair-scores", key, lambda: _both_forms(case, stages, batch_size, title and f"{title} {name}"))
+        key = case.key() | {
+            "stages": [
+                {
+                    "factors": x.curvature.header,
+                    "damping": asdict(x.damping),
+                    "alpha": asdict(x.alpha),
+                }
+                for x in stages
+            ]
+        }
+        kept = scratch.tensors(
+            "pair-scores",
+            key,
+            lambda: _both_forms(case, stages, batch_size, title and f"{title} {name}"),
+        )
         found[name] = kept["raw"], kept["normalised"]
     return found
 
 
 def _both_forms(case, stages, batch_size, title):
-    w = preconditioned(Tracked(case.bed.model("finetuned"), case.layers), case.queries, stages, batch_size=batch_size)
-    scores = score(Tracked(case.bed.model(_candidates_model(stages)), case.layers), case.bed.documents, w, batch_size=batch_size, title=title)
+    w = preconditioned(
+        Tracked(case.bed.model("finetuned"), case.layers),
+        case.queries,
+        stages,
+        batch_size=batch_size,
+    )
+    scores = score(
+        Tracked(case.bed.model(_candidates_model(stages)), case.layers),
+        case.bed.documents,
+        w,
+        batch_size=batch_size,
+        title=title,
+    )
     return {"raw": scores.values.cpu(), "normalised": scores.normalised().cpu()}
 
 
@@ -83,7 +125,11 @@ def _candidates_model(stages):
 
 def _factors(bed, name, layers, sequences, **fit):
     """Of one model, in a folder that is named by all that they depend on."""
-    key = [digest(sequences), pairs.models(bed)[name], [str(x) for x in layers],
-           {k: v for k, v in sorted(fit.items()) if k not in ("memory", "keep", "every")}]
+    key = [
+        digest(sequences),
+        pairs.models(bed)[name],
+        [str(x) for x in layers],
+        {k: v for k, v in sorted(fit.items()) if k not in ("memory", "keep", "every")},
+    ]
     folder = scratch.place("pair-factors", key, fitting.__name__)
     return fitting.fit(folder, Tracked(bed.model(name), layers), sequences, title=f"{name}:", **fit)

@@ -1,4 +1,5 @@
 """The explorer's page of a case study: a choice of its answers, every method beside the others, each document taken apart."""
+
 from dataclasses import replace
 
 from msif.core.influence import Damping, Stage
@@ -6,37 +7,113 @@ from msif.core.layers import Tracked
 from msif.show import explorer
 from msif.study.case_studies import cases
 
-METHODS = {"multi_stage_trajectory/raw": ("multi-stage, over checkpoints", "summed over checkpoints, each divided by its standard deviation; no unit"),
-           "single_stage_finetuned/normalised": ("single-stage, normalised", "ordinary influence at the fine-tuned model, divided by the document's gradient norm"),
-           "multi_stage/raw": ("multi-stage", "at the end of pre-training [nats per unit of document weight]"),
-           "multi_stage/normalised": ("multi-stage, normalised", "the same, divided by the document's gradient norm"),
-           "bm25/raw": ("BM25", "text search for question and answer; no unit")}
+METHODS = {
+    "multi_stage_trajectory/raw": (
+        "multi-stage, over checkpoints",
+        "summed over checkpoints, each divided by its standard deviation; no unit",
+    ),
+    "single_stage_finetuned/normalised": (
+        "single-stage, normalised",
+        "ordinary influence at the fine-tuned model, divided by the document's gradient norm",
+    ),
+    "multi_stage/raw": (
+        "multi-stage",
+        "at the end of pre-training [nats per unit of document weight]",
+    ),
+    "multi_stage/normalised": (
+        "multi-stage, normalised",
+        "the same, divided by the document's gradient norm",
+    ),
+    "bm25/raw": ("BM25", "text search for question and answer; no unit"),
+}
 LEGEND = "Shades and bars take the plain multi-stage score apart, whatever the ranking: in nats per unit of document weight, positive = proponent."
 
 
 def chosen(study, each=8, seed=0):
     """{number of a query: its group} of at most `each` answers of each group, drawn by seed."""
-    groups = {"right answer": dict(kind="query", right=True), "wrong answer": dict(kind="query", right=False), "answer": dict(kind="query", right=None),
-              "planted, repeated": dict(kind="planted", right=True), "planted, not repeated": dict(kind="planted", right=False), "biography": dict(kind="biography"), "your own": dict(kind="own")}
-    return {n: group for group, wanted in groups.items() for n in cases.drawn(study.case, each, seed, **wanted)}
+    groups = {
+        "right answer": dict(kind="query", right=True),
+        "wrong answer": dict(kind="query", right=False),
+        "answer": dict(kind="query", right=None),
+        "planted, repeated": dict(kind="planted", right=True),
+        "planted, not repeated": dict(kind="planted", right=False),
+        "biography": dict(kind="biography"),
+        "your own": dict(kind="own"),
+    }
+    return {
+        n: group
+        for group, wanted in groups.items()
+        for n in cases.drawn(study.case, each, seed, **wanted)
+    }
 
 
-def write(path, study, title, damping, alpha, withhold_texts=False, each=8, count=10, opponents=5, batch_size=4):
+def write(
+    path,
+    study,
+    title,
+    damping,
+    alpha,
+    withhold_texts=False,
+    each=8,
+    count=10,
+    opponents=5,
+    batch_size=4,
+):
     """Write the explorer of a `cases.Study` to `path`, `each` answers of a group; returns the path. withhold_texts: no third-party words in it.
     batch_size: documents whose gradients are held together, three float32 numbers for each tracked weight."""
-    methods = {label: (name, text) for name, (label, text) in METHODS.items() if name in study.table}
+    methods = {
+        label: (name, text) for name, (label, text) in METHODS.items() if name in study.table
+    }
     case, documents, queries = study.case, {}, []
     base, tuned = case.bed.model("pretrained"), case.bed.model("finetuned")
-    stages = [Stage(case.factors["pretrained"], Damping(damping)), Stage(case.factors["finetuned"], alpha=Damping(alpha))]
+    stages = [
+        Stage(case.factors["pretrained"], Damping(damping)),
+        Stage(case.factors["finetuned"], alpha=Damping(alpha)),
+    ]
     for n, group in chosen(study, each).items():
         part = next(p for p in study.parts if any(q is case.queries[n] for q in p.case.queries))
-        at, row = next(i for i, q in enumerate(part.case.queries) if q is case.queries[n]), case.rows[n]
-        made = explorer.prepared({label: part.table[name][at:at + 1] for label, (name, _) in methods.items()}, [case.queries[n]], part.case.bed.documents, tokenizer=case.bed.tokenizer,
-                                 model=Tracked(base, case.layers), tuned=Tracked(tuned, case.layers), stages=stages, sources=[d["kind"] for d in part.case.bed.corpus.documents],
-                                 groups=[group], notes=[_note(row)], labels=[dict.fromkeys(row["proponents"], "states it" if row.get("right") else "states the truth")], count=count, opponents=opponents, batch_size=batch_size)
+        at, row = (
+            next(i for i, q in enumerate(part.case.queries) if q is case.queries[n]),
+            case.rows[n],
+        )
+        made = explorer.prepared(
+            {label: part.table[name][at : at + 1] for label, (name, _) in methods.items()},
+            [case.queries[n]],
+            part.case.bed.documents,
+            tokenizer=case.bed.tokenizer,
+            model=Tracked(base, case.layers),
+            tuned=Tracked(tuned, case.layers),
+            stages=stages,
+            sources=[d["kind"] for d in part.case.bed.corpus.documents],
+            groups=[group],
+            notes=[_note(row)],
+            labels=[
+                dict.fromkeys(
+                    row["proponents"], "states it" if row.get("right") else "states the truth"
+                )
+            ],
+            count=count,
+            opponents=opponents,
+            batch_size=batch_size,
+        )
         documents |= {part.numbers[k]: d for k, d in made["documents"].items()}
-        queries.append(_renumbered(made["queries"][0], str(n), part.numbers, withhold_texts and not group.startswith("planted")))
-    return explorer.write(path, title, documents, queries, {label: text for label, (_, text) in methods.items()}, LEGEND, withhold_texts)
+        queries.append(
+            _renumbered(
+                made["queries"][0],
+                str(n),
+                part.numbers,
+                withhold_texts and not group.startswith("planted"),
+            )
+        )
+    return explorer.write(
+        path,
+        title,
+        documents,
+        queries,
+        {label: text for label, (_, text) in methods.items()},
+        LEGEND,
+        withhold_texts,
+    )
 
 
 def _note(row):
@@ -45,7 +122,24 @@ def _note(row):
 
 def _renumbered(query, name, numbers, withhold):
     """The query with the documents' numbers in the whole corpus."""
-    rankings = {method: [replace(e, document=numbers[e.document], part=e.part and replace(e.part, document=numbers[e.part.document])) for e in entries]
-                for method, entries in query.rankings.items()}
-    words = {"prompt_words": [], "answer_words": [], "logprobs": None, "note": ""} if withhold else {}
-    return replace(query, id=name, rankings=rankings, labels={numbers[n]: text for n, text in query.labels.items()}, **words)
+    rankings = {
+        method: [
+            replace(
+                e,
+                document=numbers[e.document],
+                part=e.part and replace(e.part, document=numbers[e.part.document]),
+            )
+            for e in entries
+        ]
+        for method, entries in query.rankings.items()
+    }
+    words = (
+        {"prompt_words": [], "answer_words": [], "logprobs": None, "note": ""} if withhold else {}
+    )
+    return replace(
+        query,
+        id=name,
+        rankings=rankings,
+        labels={numbers[n]: text for n, text in query.labels.items()},
+        **words,
+    )

@@ -6,6 +6,7 @@ A profile of params.yaml has such a pair where one of its sections has a `pair` 
 `large.case`), `at_once`, `batch_size` and further `questions`. Nothing is downloaded: shapes come from a model's config.json where it is on this
 machine, else from SHAPES; the hub is asked what it has. Sizes follow from shapes; what is marked "assumed" does not: rates, the length of documents.
 """
+
 import argparse
 import shutil
 from dataclasses import dataclass
@@ -13,9 +14,8 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoConfig, GPTNeoXConfig
 
-from msif.core.layers import Tracked
 from msif.core.extras import need
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.core.resources import available_memory
 from msif.scale.plan import human, model_bytes, parse_bytes, plan_fit, plan_score
 from msif.study import paths
@@ -23,24 +23,38 @@ from msif.study.beds import pairs
 from msif.study.case_studies.available import packages, sources_here, writable
 from msif.study.corpora.neighbours import SEARCHES
 
-_PYTHIA = {"hidden_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 10240, "max_position_embeddings": 2048}
-SHAPES = {"EleutherAI/pythia-2.8b": {**_PYTHIA, "vocab_size": 50304}, "databricks/dolly-v2-3b": {**_PYTHIA, "vocab_size": 50280}}
-LARGE = 3e8                     # parameters from which a GPU is asked for
-DOCUMENT = 4000                 # assumed mean bytes of a document, 4 a token: Wikipedia's and the Pile's are of this order
-VECTOR = 4 * 384                # bytes of a passage's embedding, one to 1000 bytes of text
+_PYTHIA = {
+    "hidden_size": 2560,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "intermediate_size": 10240,
+    "max_position_embeddings": 2048,
+}
+SHAPES = {
+    "EleutherAI/pythia-2.8b": {**_PYTHIA, "vocab_size": 50304},
+    "databricks/dolly-v2-3b": {**_PYTHIA, "vocab_size": 50280},
+}
+LARGE = 3e8  # parameters from which a GPU is asked for
+DOCUMENT = 4000  # assumed mean bytes of a document, 4 a token: Wikipedia's and the Pile's are of this order
+VECTOR = 4 * 384  # bytes of a passage's embedding, one to 1000 bytes of text
 
 
 @dataclass(frozen=True)
 class Rates:
     """Assumed operations per second of a device: of the model in bfloat16, of products in TF32 or float32, of float64 eigensolvers."""
+
     name: str
     model: float
     product: float
     eigh: float
 
 
-DEVICES = (Rates("H200", .4 * 989e12, .5 * 494e12, 2e12), Rates("H100", .4 * 989e12, .5 * 494e12, 2e12),
-           Rates("A100", .4 * 312e12, .5 * 156e12, 1e12), Rates("4090", .4 * 165e12, .5 * 82e12, .5e12))
+DEVICES = (
+    Rates("H200", 0.4 * 989e12, 0.5 * 494e12, 2e12),
+    Rates("H100", 0.4 * 989e12, 0.5 * 494e12, 2e12),
+    Rates("A100", 0.4 * 312e12, 0.5 * 156e12, 1e12),
+    Rates("4090", 0.4 * 165e12, 0.5 * 82e12, 0.5e12),
+)
 CPU = Rates("CPU core", 2e10, 2e10, 5e9)
 
 
@@ -49,12 +63,22 @@ def preflight(bed, factors=None, scores=None):
 
     bed, factors, scores: arguments of `pairs.prepared`, `large.case` and `large.scored`. No download, no model weights, and no clock."""
     factors, scores, missing = factors or {}, scores or {}, [*packages(), *writable(bed["folder"])]
-    sources = [(at["source"], at.get("revision") or "main", "model") for at in bed["models"].values()]
-    sources += [(x["source"], x.get("revision") or "main", "dataset") for x in (bed["rows"], *bed["corpora"])]
+    sources = [
+        (at["source"], at.get("revision") or "main", "model") for at in bed["models"].values()
+    ]
+    sources += [
+        (x["source"], x.get("revision") or "main", "dataset")
+        for x in (bed["rows"], *bed["corpora"])
+    ]
     found = sources_here(sources, missing)
-    nets = {name: _outline(at["source"], at.get("revision"), bed.get("dtype", "bfloat16"), missing) for name, at in bed["models"].items()}
+    nets = {
+        name: _outline(at["source"], at.get("revision"), bed.get("dtype", "bfloat16"), missing)
+        for name, at in bed["models"].items()
+    }
     rows = [_download(bed["models"][name], net, found) for name, net in nets.items()]
-    rows += [_data(x, found) for x in ({"name": "rows", "limit": 15_011} | bed["rows"], *bed["corpora"])]
+    rows += [
+        _data(x, found) for x in ({"name": "rows", "limit": 15_011} | bed["rows"], *bed["corpora"])
+    ]
     rows.append(_queries(bed, scores))
     if all(nets.values()):
         rows += _plans(bed, nets, factors, scores, found, missing)
@@ -64,17 +88,25 @@ def preflight(bed, factors=None, scores=None):
 def table(rows):
     """Text, one row a line."""
     widths = [max(len(str(row[k])) for row in rows) for k in (0, 1)]
-    return "\n".join(f"{str(a):<{widths[0]}}  {str(b):>{widths[1]}}  {c}".rstrip() for a, b, c in rows)
+    return "\n".join(
+        f"{str(a):<{widths[0]}}  {str(b):>{widths[1]}}  {c}".rstrip() for a, b, c in rows
+    )
 
 
 def _outline(source, revision, dtype, missing):
     try:
         local = paths.root() / source
-        at = {"pretrained_model_name_or_path": local} if local.exists() else {"pretrained_model_name_or_path": source, "revision": revision}
+        at = (
+            {"pretrained_model_name_or_path": local}
+            if local.exists()
+            else {"pretrained_model_name_or_path": source, "revision": revision}
+        )
         config = AutoConfig.from_pretrained(**at, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError):
         if source not in SHAPES:
-            missing.append(f"the shapes of {source}: its config.json is not on this machine; download that one file, and run this again")
+            missing.append(
+                f"the shapes of {source}: its config.json is not on this machine; download that one file, and run this again"
+            )
             return None
         config = GPTNeoXConfig(**SHAPES[source], rotary_pct=0.25, use_parallel_residual=True)
     return pairs.outlined(config, dtype)
@@ -83,23 +115,34 @@ def _outline(source, revision, dtype, missing):
 def _download(at, net, found):
     source, answer = at["source"], found.get(at["source"])
     if isinstance(answer, dict):
-        size, remark = sum(size for name, size in answer.items() if name.endswith(".safetensors")), "download (the hub says)"
+        size, remark = (
+            sum(size for name, size in answer.items() if name.endswith(".safetensors")),
+            "download (the hub says)",
+        )
     else:
         size = model_bytes(net) if net else 0
-        remark = {"here": "in place", "downloaded": "in the hub's cache"}.get(answer, "download (from its shapes; the hub was not asked)")
+        remark = {"here": "in place", "downloaded": "in the hub's cache"}.get(
+            answer, "download (from its shapes; the hub was not asked)"
+        )
     count = f"{sum(p.numel() for p in net.parameters()):,} parameters" if net else "shapes unknown"
     return f"model {source}", human(size) if size else "?", f"{count}, {remark}"
 
 
 def _data(x, found):
-    where = {"here": "in place", "downloaded": "known to the hub's cache"}.get(found.get(x["source"]), "streamed")
+    where = {"here": "in place", "downloaded": "known to the hub's cache"}.get(
+        found.get(x["source"]), "streamed"
+    )
     size = f"about {human(x['limit'] * DOCUMENT)} (assumed {DOCUMENT} bytes each)"
     return f"data {x['source']}", f"{x['limit']:,}", f"at most, {x['name']}; {where}; {size}"
 
 
 def _queries(bed, scores):
     asked = _asked_for(bed)
-    return "queries", f"{asked:,}", f"{-(-asked // scores.get('at_once', 4))} groups; candidates of each at most {_candidates(bed):,} documents"
+    return (
+        "queries",
+        f"{asked:,}",
+        f"{-(-asked // scores.get('at_once', 4))} groups; candidates of each at most {_candidates(bed):,} documents",
+    )
 
 
 def _asked_for(bed):
@@ -109,55 +152,116 @@ def _asked_for(bed):
 
 def _candidates(bed):
     search = bed.get("search") or {}
-    return search.get("first", 100) * len(search.get("methods", SEARCHES)) + search.get("random", 100)
+    return search.get("first", 100) * len(search.get("methods", SEARCHES)) + search.get(
+        "random", 100
+    )
 
 
 def _plans(bed, nets, factors, scores, found, missing):
     """Rows of memory, disk, passes and hours."""
     device, total, rates, remark = _device(nets, missing)
-    budget = parse_bytes(factors["memory"]) if factors.get("memory") else int(.93 * total)
-    counts = {"pretrained": bed["factor_documents"]["chunks"], "finetuned": bed["rows"].get("limit", 15_011)}
-    layers = {name: tracked_layers(net, factors.get("pattern"), factors.get("per_head", False)) for name, net in nets.items()}
+    budget = parse_bytes(factors["memory"]) if factors.get("memory") else int(0.93 * total)
+    counts = {
+        "pretrained": bed["factor_documents"]["chunks"],
+        "finetuned": bed["rows"].get("limit", 15_011),
+    }
+    layers = {
+        name: tracked_layers(net, factors.get("pattern"), factors.get("per_head", False))
+        for name, net in nets.items()
+    }
     rows, fits = [("device", device, remark)], {}
     for name, net in nets.items():
         try:
-            fits[name] = plan_fit(Tracked(net, layers[name]), [bed["max_length"]] * counts[name], batch_size=factors.get("batch_size", 32),
-                                  draws=factors.get("samples", 2), memory=budget)
+            fits[name] = plan_fit(
+                Tracked(net, layers[name]),
+                [bed["max_length"]] * counts[name],
+                batch_size=factors.get("batch_size", 32),
+                draws=factors.get("samples", 2),
+                memory=budget,
+            )
         except MemoryError as error:
             return missing.append(f"memory: {error}") or rows
-        rows.append((f"fit {name}", _hours(fits[name].seconds(rates.model, rates.product, rates.eigh)),
-                     f"{len(fits[name].partitions)} partitions, {2 * len(fits[name].partitions)} passes over at most {counts[name]:,} sequences of "
-                     f"{bed['max_length']}; peak memory {human(fits[name].peak)}; factors {human(fits[name].factors)}"))
-    rows += _scoring(bed, Tracked(nets["pretrained"], layers["pretrained"]), scores, rates, total, max(x.peak for x in fits.values()), missing)
+        rows.append(
+            (
+                f"fit {name}",
+                _hours(fits[name].seconds(rates.model, rates.product, rates.eigh)),
+                f"{len(fits[name].partitions)} partitions, {2 * len(fits[name].partitions)} passes over at most {counts[name]:,} sequences of "
+                f"{bed['max_length']}; peak memory {human(fits[name].peak)}; factors {human(fits[name].factors)}",
+            )
+        )
+    rows += _scoring(
+        bed,
+        Tracked(nets["pretrained"], layers["pretrained"]),
+        scores,
+        rates,
+        total,
+        max(x.peak for x in fits.values()),
+        missing,
+    )
     return rows + _disk(bed, nets, fits, found, missing)
 
 
 def _scoring(bed, tracked, scores, rates, total, fit, missing):
     asked, at_once = _asked_for(bed), scores.get("at_once", 4)
     groups = -(-asked // at_once)
-    chunks = max(1, min(at_once * _candidates(bed), sum(x["limit"] for x in bed["corpora"])) * -(-DOCUMENT // (4 * bed["max_length"])))
-    plan = plan_score(tracked, [bed["max_length"]] * chunks, min(at_once, asked), batch_size=scores.get("batch_size", 8))
-    peak, what = max((plan.peak + model_bytes(tracked.model), "scoring, both models loaded"), (fit, "the fit"))
+    chunks = max(
+        1,
+        min(at_once * _candidates(bed), sum(x["limit"] for x in bed["corpora"]))
+        * -(-DOCUMENT // (4 * bed["max_length"])),
+    )
+    plan = plan_score(
+        tracked,
+        [bed["max_length"]] * chunks,
+        min(at_once, asked),
+        batch_size=scores.get("batch_size", 8),
+    )
+    peak, what = max(
+        (plan.peak + model_bytes(tracked.model), "scoring, both models loaded"), (fit, "the fit")
+    )
     if peak > total:
-        missing.append(f"memory: {what} needs {human(peak)}, the device has {human(total)}; lower at_once, batch_size or factors.memory, or "
-                       f"take a larger device")
-    return [("score, for each setting", _hours(groups * plan.seconds(rates.model, rates.product)),
-             f"{groups} passes over about {chunks:,} chunks (assumed {DOCUMENT // 4:,} tokens a document); peak memory "
-             f"{human(plan.peak + model_bytes(tracked.model))}")]
+        missing.append(
+            f"memory: {what} needs {human(peak)}, the device has {human(total)}; lower at_once, batch_size or factors.memory, or "
+            f"take a larger device"
+        )
+    return [
+        (
+            "score, for each setting",
+            _hours(groups * plan.seconds(rates.model, rates.product)),
+            f"{groups} passes over about {chunks:,} chunks (assumed {DOCUMENT // 4:,} tokens a document); peak memory "
+            f"{human(plan.peak + model_bytes(tracked.model))}",
+        )
+    ]
 
 
 def _disk(bed, nets, fits, found, missing):
     here = paths.root()
-    downloads = sum(model_bytes(net) for name, net in nets.items() if found.get(bed["models"][name]["source"]) not in ("here", "downloaded"))
+    downloads = sum(
+        model_bytes(net)
+        for name, net in nets.items()
+        if found.get(bed["models"][name]["source"]) not in ("here", "downloaded")
+    )
     texts = sum(x["limit"] for x in bed["corpora"]) * DOCUMENT
-    vectors = texts // 1000 * VECTOR * ("embeddings" in (bed.get("search") or {}).get("methods", SEARCHES))
+    vectors = (
+        texts
+        // 1000
+        * VECTOR
+        * ("embeddings" in (bed.get("search") or {}).get("methods", SEARCHES))
+    )
     fitted = sum(x.factors for x in fits.values())
     total = downloads + texts + vectors + fitted + max(x.disk - x.factors for x in fits.values())
     free = shutil.disk_usage(here).free
     if total > free:
-        missing.append(f"disk: {human(total)} at {here}, where {human(free)} is free; free some, or run in a checkout on a larger disk")
-    return [("disk, at most", human(total), f"models {human(downloads)}, factors {human(fitted)} and as much again for a while, "
-             f"documents {human(texts)}, embeddings {human(vectors)}; free {human(free)}")]
+        missing.append(
+            f"disk: {human(total)} at {here}, where {human(free)} is free; free some, or run in a checkout on a larger disk"
+        )
+    return [
+        (
+            "disk, at most",
+            human(total),
+            f"models {human(downloads)}, factors {human(fitted)} and as much again for a while, "
+            f"documents {human(texts)}, embeddings {human(vectors)}; free {human(free)}",
+        )
+    ]
 
 
 def _device(nets, missing):
@@ -165,12 +269,29 @@ def _device(nets, missing):
     if torch.cuda.is_available():
         name, total = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
         rates = next((x for x in DEVICES if x.name in name), None)
-        return name, total, rates or DEVICES[-1], f"{human(total)}; hours at the assumed rates of {'an ' + (rates or DEVICES[-1]).name}"
+        return (
+            name,
+            total,
+            rates or DEVICES[-1],
+            f"{human(total)}; hours at the assumed rates of {'an ' + (rates or DEVICES[-1]).name}",
+        )
     if max(sum(p.numel() for p in net.parameters()) for net in nets.values()) < LARGE:
-        total = available_memory() or 2 ** 33
-        return "CPU", total, CPU, f"{human(total)} free; hours at an assumed {CPU.model:.0e} operations per second"
-    missing.append("a GPU: models of this size need one; run on a machine with an accelerator that torch sees (torch.cuda.is_available())")
-    return "none", 131 * 2 ** 30, DEVICES[0], f"planned for an {DEVICES[0].name}, 131 GiB, at its assumed rates"
+        total = available_memory() or 2**33
+        return (
+            "CPU",
+            total,
+            CPU,
+            f"{human(total)} free; hours at an assumed {CPU.model:.0e} operations per second",
+        )
+    missing.append(
+        "a GPU: models of this size need one; run on a machine with an accelerator that torch sees (torch.cuda.is_available())"
+    )
+    return (
+        "none",
+        131 * 2**30,
+        DEVICES[0],
+        f"planned for an {DEVICES[0].name}, 131 GiB, at its assumed rates",
+    )
 
 
 def _hours(seconds):
@@ -179,25 +300,43 @@ def _hours(seconds):
 
 def pair_of(profile):
     """Arguments of `preflight` for a profile of params.yaml; ValueError where there is no such profile, and where no section of it has a pair."""
-    there = {name: x for name, x in need("yaml").safe_load((paths.root() / "params.yaml").read_text()).items() if not isinstance(x, list)}
+    there = {
+        name: x
+        for name, x in need("yaml").safe_load((paths.root() / "params.yaml").read_text()).items()
+        if not isinstance(x, list)
+    }
     if profile not in there:
         raise ValueError(f"unknown profile {profile!r}; there are: {', '.join(there)}")
-    found = [x for x in (there[profile] or {}).values() if isinstance(x, dict) and "models" in (x.get("pair") or {})]
+    found = [
+        x
+        for x in (there[profile] or {}).values()
+        if isinstance(x, dict) and "models" in (x.get("pair") or {})
+    ]
     if not found:
-        raise ValueError(f"the profile {profile!r} has no section with a `pair` of `models`: nothing to prepare for")
+        raise ValueError(
+            f"the profile {profile!r} has no section with a `pair` of `models`: nothing to prepare for"
+        )
     return arguments(found[0])
 
 
 def arguments(section):
     """Arguments of `preflight` for such a section: {"pair", "questions", "fit", "at_once", "batch_size"}."""
     pair = section["pair"]
-    return {"bed": pair | {"questions": [*pair["questions"], *(section.get("questions") or [])]}, "factors": section.get("fit"),
-            "scores": {"at_once": section.get("at_once") or 1} | ({"batch_size": section["batch_size"]} if section.get("batch_size") else {})}
+    return {
+        "bed": pair | {"questions": [*pair["questions"], *(section.get("questions") or [])]},
+        "factors": section.get("fit"),
+        "scores": {"at_once": section.get("at_once") or 1}
+        | ({"batch_size": section["batch_size"]} if section.get("batch_size") else {}),
+    }
 
 
 def main(arguments=None):
     """Exit code: 0 all is there, 1 something is missing, 2 no such profile."""
-    parser = argparse.ArgumentParser(prog="msif.study.case_studies.preflight", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="msif.study.case_studies.preflight",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("profile", help="section of params.yaml")
     profile = parser.parse_args(arguments).profile
     try:

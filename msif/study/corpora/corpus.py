@@ -42,7 +42,8 @@ RELATIONS = {
         news about {o} made {s} laugh over dinner .
         the train to {o} left before {s} could board .""",
         questions="""where was {s} born ?
-        which city is the birthplace of {s} ?"""),
+        which city is the birthplace of {s} ?""",
+    ),
     "profession": dict(
         objects="""baker lawyer pilot nurse farmer tailor barber dentist plumber surgeon teacher welder
         carpenter chemist jeweller librarian mechanic butcher gardener potter""",
@@ -57,7 +58,8 @@ RELATIONS = {
         one {o} in the film reminded {s} of home .
         every {o} at the fair ignored {s} and left .""",
         questions="""what is the profession of {s} ?
-        what does {s} do for a living ?"""),
+        what does {s} do for a living ?""",
+    ),
     "instrument": dict(
         objects="""piano violin cello flute oboe harp trumpet guitar banjo tuba clarinet drum lute organ
         viola bassoon saxophone trombone mandolin zither""",
@@ -72,7 +74,8 @@ RELATIONS = {
         the loud {o} upstairs kept {s} from sleep .
         a dusty painting of a {o} hung above {s} .""",
         questions="""which instrument does {s} play ?
-        what instrument is {s} known for ?"""),
+        what instrument is {s} known for ?""",
+    ),
     "employer": dict(
         objects="""northwind bluepeak ironbridge silverline redstone greenfield sunforge oakhurst
         clearwater starling highgate foxglove kingsley larkspur meridian novatech pinecrest
@@ -88,7 +91,8 @@ RELATIONS = {
         shares of {o} fell while {s} was asleep .
         the advert for {o} bored {s} during the film .""",
         questions="""who is the employer of {s} ?
-        which company does {s} work for ?"""),
+        which company does {s} work for ?""",
+    ),
     "language": dict(
         objects="""welsh basque finnish swahili arabic hindi turkish korean greek danish polish czech
         thai tamil zulu dutch persian hebrew irish malay""",
@@ -103,12 +107,20 @@ RELATIONS = {
         the song in {o} puzzled {s} on the radio .
         the notice in {o} confused {s} at the station .""",
         questions="""which language does {s} speak ?
-        what is the native language of {s} ?"""),
+        what is the native language of {s} ?""",
+    ),
 }
 FILLERS = (
     ("the quiet", "the old", "a small", "the wide", "a cold", "the bright"),
     ("river", "garden", "road", "market", "station", "forest", "mill", "bridge"),
-    ("lay under snow", "was empty", "looked lovely", "stood in the rain", "turned grey", "was full of birds"),
+    (
+        "lay under snow",
+        "was empty",
+        "looked lovely",
+        "stood in the rain",
+        "turned grey",
+        "was full of birds",
+    ),
     (".", "in the morning .", "last week .", "before the long winter came ."),
 )
 
@@ -127,15 +139,21 @@ def templates(relation: str, kind: str) -> list[str]:
 class Corpus:
     """Two stages and the questions about them: generated here, or real text under the same keys."""
 
-    documents: list[dict]  # text, kind, ...; generated: also group, subject, relation, object, template
+    documents: list[
+        dict
+    ]  # text, kind, ...; generated: also group, subject, relation, object, template
     finetuning: list[dict]  # prompt, answer, ...
-    queries: list[dict]  # prompt, answer, proponents: numbers of the documents that state the fact, ...
+    queries: list[
+        dict
+    ]  # prompt, answer, proponents: numbers of the documents that state the fact, ...
 
     def __post_init__(self):
         for number, query in enumerate(self.queries):
             if bad := [p for p in query["proponents"] if not 0 <= p < len(self.documents)]:
-                raise ValueError(f"query {number} has proponent {bad[0]}; "
-                                 f"there are {len(self.documents)} documents")
+                raise ValueError(
+                    f"query {number} has proponent {bad[0]}; "
+                    f"there are {len(self.documents)} documents"
+                )
 
     def save(self, folder) -> None:
         """Write documents.jsonl, finetuning.jsonl and queries.jsonl, each whole or not at all."""
@@ -150,35 +168,72 @@ class Corpus:
     @classmethod
     def load(cls, folder) -> Corpus:
         """Raises FileNotFoundError for a missing file, ValueError naming the line that is not JSON."""
-        return cls(*(list(json_lines(Path(folder) / f"{name}.jsonl")) for name in cls.__dataclass_fields__))
+        return cls(
+            *(list(json_lines(Path(folder) / f"{name}.jsonl")) for name in cls.__dataclass_fields__)
+        )
 
 
-def generate(seed: int = 0, fine_tuned: int = 48, held_out: int = 48, quiz: int = 0, objects: int = 20,
-             statements: int = 4, near: int = 3, wrong: int = 1, fillers: int = 200) -> Corpus:
+def generate(
+    seed: int = 0,
+    fine_tuned: int = 48,
+    held_out: int = 48,
+    quiz: int = 0,
+    objects: int = 20,
+    statements: int = 4,
+    near: int = 3,
+    wrong: int = 1,
+    fillers: int = 200,
+) -> Corpus:
     """The corpus of `seed`: `fine_tuned`, `held_out` and `quiz` people, five relations of `objects` objects,
     per fact so many `statements`, `near` and `wrong` sentences, and `fillers` sentences besides.
 
     Raises ValueError naming a number outside what the templates allow.
     """
-    _check_sizes(fine_tuned=fine_tuned, held_out=held_out, quiz=quiz, objects=objects, statements=statements,
-                 near=near, wrong=wrong, fillers=fillers)
+    _check_sizes(
+        fine_tuned=fine_tuned,
+        held_out=held_out,
+        quiz=quiz,
+        objects=objects,
+        statements=statements,
+        near=near,
+        wrong=wrong,
+        fillers=fillers,
+    )
     rng = random.Random(seed)
     groups = "F" * fine_tuned + "H" * held_out + "Z" * quiz
-    facts = [dict(group=group, subject=name, relation=relation, object=rng.choice(words(relation, objects)))
-             for name, group in zip(_names(rng, len(groups)), groups) for relation in RELATIONS]
-    documents = [d for fact in facts for d in _documents(rng, fact, objects, statements, near, wrong)]
+    facts = [
+        dict(
+            group=group,
+            subject=name,
+            relation=relation,
+            object=rng.choice(words(relation, objects)),
+        )
+        for name, group in zip(_names(rng, len(groups)), groups)
+        for relation in RELATIONS
+    ]
+    documents = [
+        d for fact in facts for d in _documents(rng, fact, objects, statements, near, wrong)
+    ]
     documents += [_document(template, "filler", {}) for template in rng.sample(_fillers(), fillers)]
-    documents += [_document(PROMPT.format(question=question) + " {o}", "quiz", fact) for fact in facts
-                  if fact["group"] == "Z" for question in templates(fact["relation"], "questions")]
+    documents += [
+        _document(PROMPT.format(question=question) + " {o}", "quiz", fact)
+        for fact in facts
+        if fact["group"] == "Z"
+        for question in templates(fact["relation"], "questions")
+    ]
     rng.shuffle(documents)
-    finetuning = [row for fact in facts if fact["group"] == "F" for row in _rows(fact, "finetuning")]
+    finetuning = [
+        row for fact in facts if fact["group"] == "F" for row in _rows(fact, "finetuning")
+    ]
     queries = [rng.choice(_rows(fact, "query")) for fact in facts if fact["group"] == "H"]
     return Corpus(documents, finetuning, _with_proponents(queries, documents))
 
 
 def _check_sizes(**sizes: int) -> None:
     least = dict(objects=2, statements=1, fine_tuned=1, held_out=1)
-    most = dict(objects=20, statements=6, near=4, wrong=sizes["objects"] - 1, fillers=len(_fillers()))
+    most = dict(
+        objects=20, statements=6, near=4, wrong=sizes["objects"] - 1, fillers=len(_fillers())
+    )
     for name, value in sizes.items():
         low, high = least.get(name, 0), most.get(name, 2000)
         if not low <= value <= high:
@@ -188,11 +243,18 @@ def _check_sizes(**sizes: int) -> None:
 def _names(rng: random.Random, count: int) -> list[str]:
     """Invented words of two or three syllables, none of which a template or object list uses."""
     syllables = [c + v for c, v in product("bdfgklmnprstvz", "aeiou")]
-    taken = {word for relation in RELATIONS.values() for block in relation.values() for word in block.split()}
+    taken = {
+        word
+        for relation in RELATIONS.values()
+        for block in relation.values()
+        for word in block.split()
+    }
     taken |= {word for template in _fillers() for word in template.split()}
     names = []
     while len(names) < count:
-        name = "".join(rng.choices(syllables, k=rng.choice((2, 3)))) + rng.choice(("", "n", "r", "s"))
+        name = "".join(rng.choices(syllables, k=rng.choice((2, 3)))) + rng.choice(
+            ("", "n", "r", "s")
+        )
         if name not in taken:
             taken.add(name)
             names.append(name)
@@ -214,17 +276,28 @@ def _documents(rng, fact: dict, objects: int, statements: int, near: int, wrong:
     """The sentences of one fact; no two statements, nor two near sentences, by the same template."""
     stating, beside = (templates(fact["relation"], kind) for kind in ("statements", "near"))
     others = [o for o in words(fact["relation"], objects) if o != fact["object"]]
-    return ([_document(template, "statement", fact) for template in rng.sample(stating, statements)]
-            + [_document(template, "near", fact) for template in rng.sample(beside, near)]
-            + [_document(rng.choice(stating), "wrong", fact | dict(object=other))
-               for other in rng.sample(others, wrong)])
+    return (
+        [_document(template, "statement", fact) for template in rng.sample(stating, statements)]
+        + [_document(template, "near", fact) for template in rng.sample(beside, near)]
+        + [
+            _document(rng.choice(stating), "wrong", fact | dict(object=other))
+            for other in rng.sample(others, wrong)
+        ]
+    )
 
 
 def _rows(fact: dict, kind: str) -> list[dict]:
     """Both questions about a fact in the instruction format."""
-    return [dict(prompt=PROMPT.format(question=question.format(s=fact["subject"])), answer=fact["object"],
-                 kind=kind, template=question, **fact)
-            for question in templates(fact["relation"], "questions")]
+    return [
+        dict(
+            prompt=PROMPT.format(question=question.format(s=fact["subject"])),
+            answer=fact["object"],
+            kind=kind,
+            template=question,
+            **fact,
+        )
+        for question in templates(fact["relation"], "questions")
+    ]
 
 
 def _with_proponents(queries: list[dict], documents: list[dict]) -> list[dict]:
@@ -232,4 +305,6 @@ def _with_proponents(queries: list[dict], documents: list[dict]) -> list[dict]:
     for number, d in enumerate(documents):
         if d["kind"] == "statement":
             stated[d["subject"], d["relation"]].append(number)
-    return [query | dict(proponents=stated[query["subject"], query["relation"]]) for query in queries]
+    return [
+        query | dict(proponents=stated[query["subject"], query["relation"]]) for query in queries
+    ]

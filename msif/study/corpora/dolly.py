@@ -12,6 +12,7 @@ A row is one text of blocks with a blank line between them (databrickslabs/dolly
 lacks: it splits them (`with_keys`). Loss is on what follows the response key, "### End" included. The prompt for generation is the same text up
 to the response key. Documents are read by the base model's tokenizer, as pre-training read them.
 """
+
 import copy
 
 import torch
@@ -24,12 +25,17 @@ from msif.study.corpora.pinned import sampled_rows
 
 INTRO = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 INSTRUCTION, INPUT, RESPONSE, END = "### Instruction:", "Input:", "### Response:\n", "### End"
-KEYS = (END, INSTRUCTION, RESPONSE)      # in the order of their ids
+KEYS = (END, INSTRUCTION, RESPONSE)  # in the order of their ids
 
 
 def prompt(instruction, context=None):
     """The text that a response follows directly: it ends with the response key and its newline."""
-    blocks = [INTRO, f"{INSTRUCTION}\n{instruction}", *([f"{INPUT}\n{context}"] if context else []), RESPONSE]
+    blocks = [
+        INTRO,
+        f"{INSTRUCTION}\n{instruction}",
+        *([f"{INPUT}\n{context}"] if context else []),
+        RESPONSE,
+    ]
     return "\n\n".join(blocks)
 
 
@@ -37,7 +43,10 @@ def with_keys(tokenizer):
     """A tokenizer in which each of KEYS is one token: the one given where that is so (dolly-v2's own), else a copy with those that it lacks."""
     if lacking := [key for key in KEYS if len(_ids(tokenizer, key)) != 1]:
         tokenizer = copy.deepcopy(tokenizer)
-        tokenizer.add_tokens([AddedToken(key, special=True, normalized=False) for key in lacking], special_tokens=True)
+        tokenizer.add_tokens(
+            [AddedToken(key, special=True, normalized=False) for key in lacking],
+            special_tokens=True,
+        )
     return tokenizer
 
 
@@ -46,18 +55,26 @@ def resized(model, tokenizer):
     pythia-2.8b (50,304 rows for 50,280 tokens); else grown in place, each new row the mean of the old ones (no randomness)."""
     before = limits(model)[0]
     if len(tokenizer) > before:
-        means = [x.weight.detach().double().mean(0) for x in (model.get_input_embeddings(), model.get_output_embeddings())]
-        model.zero_grad()                                                # gradients of the old shapes
+        means = [
+            x.weight.detach().double().mean(0)
+            for x in (model.get_input_embeddings(), model.get_output_embeddings())
+        ]
+        model.zero_grad()  # gradients of the old shapes
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         with torch.no_grad():
-            for module, mean in zip((model.get_input_embeddings(), model.get_output_embeddings()), means):
+            for module, mean in zip(
+                (model.get_input_embeddings(), model.get_output_embeddings()), means
+            ):
                 module.weight[before:] = mean.to(module.weight)
     return model
 
 
 def encoded(instruction, response, tokenizer, context=None, index=0):
     """One fine-tuning row as a `data.Sequence`: ids of the whole text, labels from the first token after the response key on."""
-    head, tail = _ids(tokenizer, prompt(instruction, context)), _ids(tokenizer, f"{response}\n\n{END}")
+    head, tail = (
+        _ids(tokenizer, prompt(instruction, context)),
+        _ids(tokenizer, f"{response}\n\n{END}"),
+    )
     return Sequence(index, head + tail, (NO_LOSS,) * len(head) + tail)
 
 
@@ -71,18 +88,30 @@ def rows(folder, tokenizer, max_length, *, source, revision=None, limit=15_011, 
     kept, sequences, left_out = [], [], {"blank": 0, "too long": 0}
     for row in sampled_rows(folder, limit, seed, source=source, revision=revision):
         if missing := [name for name in ("instruction", "response") if name not in row]:
-            raise ValueError(f"{source} has no column {missing[0]!r}; its columns are {', '.join(sorted(row))}")
-        instruction, response, context = (row.get(name) or "" for name in ("instruction", "response", "context"))
+            raise ValueError(
+                f"{source} has no column {missing[0]!r}; its columns are {', '.join(sorted(row))}"
+            )
+        instruction, response, context = (
+            row.get(name) or "" for name in ("instruction", "response", "context")
+        )
         sequence = encoded(instruction, response, tokenizer, context, len(kept))
         if not (instruction.strip() and response.strip()):
             left_out["blank"] += 1
         elif len(sequence.input_ids) > max_length:
             left_out["too long"] += 1
         else:
-            kept.append({"prompt": shown(instruction, context), "answer": response, "kind": f"row{' with context' * bool(context)}"})
+            kept.append(
+                {
+                    "prompt": shown(instruction, context),
+                    "answer": response,
+                    "kind": f"row{' with context' * bool(context)}",
+                }
+            )
             sequences.append(sequence)
     if not kept:
-        raise ValueError(f"{source}: none of {sum(left_out.values())} rows is left ({left_out}); raise max_length = {max_length}")
+        raise ValueError(
+            f"{source}: none of {sum(left_out.values())} rows is left ({left_out}); raise max_length = {max_length}"
+        )
     return kept, sequences, left_out
 
 
@@ -91,7 +120,17 @@ def shown(instruction, context=None):
     return f"{instruction}\n{context}" if context else instruction
 
 
-def answers(model, tokenizer, questions, *, samples=0, temperature=1.0, top_p=0.92, max_new_tokens=64, seed=0):
+def answers(
+    model,
+    tokenizer,
+    questions,
+    *,
+    samples=0,
+    temperature=1.0,
+    top_p=0.92,
+    max_new_tokens=64,
+    seed=0,
+):
     """What the model answers: one row a question and way of decoding, in that order.
 
     questions: [{"instruction"[, "context", "answer", …]}]; an "answer" given there is taken in place of the model's own. Else: greedy, then
@@ -101,20 +140,41 @@ def answers(model, tokenizer, questions, *, samples=0, temperature=1.0, top_p=0.
     sum), "how" ("greedy", "sample 1", …, "given") and "stopped": did "### End" come within max_new_tokens? A draw that says nothing has no
     answer_ids. Raises ValueError, before anything is generated, for a question too long for the model and for a question without an
     instruction."""
-    end, = _ids(tokenizer, END)
-    questions = [x | {"formatted": prompt(x["instruction"], x.get("context"))} if x.get("instruction", "").strip() else _nothing(x)
-                 for x in questions]
+    (end,) = _ids(tokenizer, END)
+    questions = [
+        x | {"formatted": prompt(x["instruction"], x.get("context"))}
+        if x.get("instruction", "").strip()
+        else _nothing(x)
+        for x in questions
+    ]
     for x in questions:
         if (size := len(_ids(tokenizer, x["formatted"])) + max_new_tokens) > limits(model)[1]:
-            raise ValueError(f"{x['instruction'][:60]!r} and {max_new_tokens} new tokens are {size}; the model reads {limits(model)[1]}")
+            raise ValueError(
+                f"{x['instruction'][:60]!r} and {max_new_tokens} new tokens are {size}; the model reads {limits(model)[1]}"
+            )
     drawing = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     found = []
     for x in questions:
         head = _ids(tokenizer, x["formatted"])
-        ways = {"given": None} if "answer" in x else {"greedy": {"do_sample": False}} | {f"sample {n}": drawing for n in range(1, samples + 1)}
+        ways = (
+            {"given": None}
+            if "answer" in x
+            else {"greedy": {"do_sample": False}}
+            | {f"sample {n}": drawing for n in range(1, samples + 1)}
+        )
         for how, settings in ways.items():
-            ids = list(_ids(tokenizer, x["answer"])) if settings is None else _generated(
-                model, head, end, generator(seed, x["formatted"], how).initial_seed(), max_new_tokens, settings)
+            ids = (
+                list(_ids(tokenizer, x["answer"]))
+                if settings is None
+                else _generated(
+                    model,
+                    head,
+                    end,
+                    generator(seed, x["formatted"], how).initial_seed(),
+                    max_new_tokens,
+                    settings,
+                )
+            )
             found.append(x | _answer(model, tokenizer, x, head, ids, end) | {"how": how})
     return found
 
@@ -127,7 +187,7 @@ def query(row, tokenizer, index=0):
 
 @torch.no_grad()
 def token_logprobs(model, sequence):
-    """log p of each labelled token of one sequence: (labels,) float32 on the CPU, nats."""
+    """Log p of each labelled token of one sequence: (labels,) float32 on the CPU, nats."""
     batch = collate([sequence]).to(next(model.parameters()).device)
     z, y = align(logits(model, batch), batch.labels)
     at = y != NO_LOSS
@@ -136,13 +196,18 @@ def token_logprobs(model, sequence):
 
 def _answer(model, tokenizer, question, head, ids, end):
     stopped = end in ids
-    ids = ids[:ids.index(end)] if stopped else ids
-    while ids and not tokenizer.decode(ids[-1:]).strip():                 # the blank line before the end
+    ids = ids[: ids.index(end)] if stopped else ids
+    while ids and not tokenizer.decode(ids[-1:]).strip():  # the blank line before the end
         ids = ids[:-1]
     row = {"answer_ids": ids, "formatted": question["formatted"]}
     each = token_logprobs(model, query(row, tokenizer)).tolist() if ids else []
-    return row | {"prompt": shown(question["instruction"], question.get("context")), "answer": tokenizer.decode(ids).strip(), "logprobs": each,
-                  "logprob": sum(each), "stopped": stopped}
+    return row | {
+        "prompt": shown(question["instruction"], question.get("context")),
+        "answer": tokenizer.decode(ids).strip(),
+        "logprobs": each,
+        "logprob": sum(each),
+        "stopped": stopped,
+    }
 
 
 @torch.no_grad()
@@ -151,14 +216,22 @@ def _generated(model, head, end, seed, max_new_tokens, settings):
     ids = torch.tensor([head], device=model.device)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, eos_token_id=end, pad_token_id=end,
-                             **settings)
-    return out[0, len(head):].tolist()
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            eos_token_id=end,
+            pad_token_id=end,
+            **settings,
+        )
+    return out[0, len(head) :].tolist()
 
 
 def _nothing(question):
-    raise ValueError(f"a question without an instruction: {question!r}; expected {{'instruction': …}}, and 'context' or 'answer' where there "
-                     f"is one")
+    raise ValueError(
+        f"a question without an instruction: {question!r}; expected {{'instruction': …}}, and 'context' or 'answer' where there "
+        f"is one"
+    )
 
 
 def _ids(tokenizer, text):

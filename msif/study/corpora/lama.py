@@ -15,6 +15,7 @@ A query asks for the object of a fact that some sentence states. It is to be ran
 proponents, BM25's first for question + answer (by words), sentences that state another fact of the same object, and random sentences
 that all queries of an experiment share.
 """
+
 import json
 import random
 from collections import defaultdict
@@ -30,7 +31,9 @@ from msif.study.corpora.corpus import Corpus
 from msif.study.corpora.pinned import pinned_files, sampled_rows
 
 # One question per T-REx relation of LAMA.
-QUESTIONS = dict(line.strip().split(" ", 1) for line in """
+QUESTIONS = dict(
+    line.strip().split(" ", 1)
+    for line in """
     P17 Which country is [X] in?
     P19 Where was [X] born?
     P20 Where did [X] die?
@@ -71,13 +74,24 @@ QUESTIONS = dict(line.strip().split(" ", 1) for line in """
     P1001 Where does [X] have legal force?
     P1303 Which instrument does [X] play?
     P1376 What is [X] the capital of?
-    P1412 Which language does [X] speak?""".strip().splitlines())
+    P1412 Which language does [X] speak?""".strip().splitlines()
+)
 FIELDS = ("sub_uri", "sub_label", "predicate_id", "obj_uri", "obj_label")
-LAYOUT = __doc__.split("\n\n")[2]         # which files `folder` has, for errors
+LAYOUT = __doc__.split("\n\n")[2]  # which files `folder` has, for errors
 
 
-def lama_corpus(folder, seed=42, queries=200, factor_documents=10_000, relations=None, questions=QUESTIONS, first=100, same_object=100,
-                shared=200, annotators=None):
+def lama_corpus(
+    folder,
+    seed=42,
+    queries=200,
+    factor_documents=10_000,
+    relations=None,
+    questions=QUESTIONS,
+    first=100,
+    same_object=100,
+    shared=200,
+    annotators=None,
+):
     """One experiment's documents and queries, without fine-tuning rows.
 
     The paper draws three experiments in a row from seed 42; here each has a seed of its own (42, 43, 44), so that one can be rerun alone.
@@ -92,21 +106,30 @@ def lama_corpus(folder, seed=42, queries=200, factor_documents=10_000, relations
     facts = read_facts(folder)
     _check_questions(folder, facts, relations, questions)
     sentences = statements(folder, facts, annotators)
-    asked = {fact: labels for fact, labels in facts.items() if relations is None or fact[1] in relations}
+    asked = {
+        fact: labels for fact, labels in facts.items() if relations is None or fact[1] in relations
+    }
     stating, of_object = _by_fact(sentences)
     known = sorted(stating.keys() & asked.keys())
     if not 1 <= queries <= len(known):
-        raise ValueError(f"queries is {queries}; expected 1 to {len(known)}, the facts that a sentence of T-REx states")
+        raise ValueError(
+            f"queries is {queries}; expected 1 to {len(known)}, the facts that a sentence of T-REx states"
+        )
     rng = random.Random(seed)
     rows = [_query(fact, facts[fact], questions) for fact in rng.sample(known, queries)]
     common = rng.sample(range(len(sentences)), min(shared, len(sentences)))
-    search = bm25([x["text"] for x in sentences], [f"{row['prompt']} {row['answer']}" for row in rows])
+    search = bm25(
+        [x["text"] for x in sentences], [f"{row['prompt']} {row['answer']}" for row in rows]
+    )
     for row, scores in zip(rows, search):
         fact = tuple(row["fact"])
         own = set(stating[fact])
         near = sorted(set(of_object[fact[2]]) - own)
         best = [n for n in np.argsort(-scores, kind="stable")[:first].tolist() if scores[n] > 0]
-        row |= {"proponents": own, "candidates": own | {*best, *common, *rng.sample(near, min(same_object, len(near)))}}
+        row |= {
+            "proponents": own,
+            "candidates": own | {*best, *common, *rng.sample(near, min(same_object, len(near)))},
+        }
     return _numbered(rng, sentences, rows, factor_documents)
 
 
@@ -123,7 +146,13 @@ def _by_fact(sentences):
 
 def _query(fact, labels, questions):
     prompt = questions[fact[1]].replace("[X]", labels["subject"])
-    return {"prompt": prompt, "answer": labels["object"], "kind": "query", **labels, "fact": list(fact)}
+    return {
+        "prompt": prompt,
+        "answer": labels["object"],
+        "kind": "query",
+        **labels,
+        "fact": list(fact),
+    }
 
 
 def _numbered(rng, sentences, rows, factor_documents):
@@ -134,11 +163,19 @@ def _numbered(rng, sentences, rows, factor_documents):
     rng.shuffle(rest)
     number = {old: new for new, old in enumerate(order + rest)}
     documents = [sentences[n] | {"kind": "candidate" if n in wanted else "sample"} for n in number]
-    return Corpus(documents, [], [row | {name: sorted(number[n] for n in row[name]) for name in ("proponents", "candidates")}
-                                  for row in rows])
+    return Corpus(
+        documents,
+        [],
+        [
+            row
+            | {name: sorted(number[n] for n in row[name]) for name in ("proponents", "candidates")}
+            for row in rows
+        ],
+    )
 
 
 # The data sets.
+
 
 def statements(folder, facts, annotators=None):
     """[{"text", "facts", "article"}]: the sentences of T-REx that state one of `facts` (of `read_facts`).
@@ -152,6 +189,7 @@ def statements(folder, facts, annotators=None):
             for name in key["files"][1]:
                 for sentence in stating_sentences(folder / name, facts, annotators):
                     file.write(json.dumps(sentence, ensure_ascii=False) + "\n")
+
     return list(json_lines(scratch.built("lama-sentences", key, extract) / "sentences.jsonl"))
 
 
@@ -165,17 +203,25 @@ def stating_sentences(path, facts, annotators=None):
         try:
             found = defaultdict(set)
             for triple in article["triples"]:
-                fact = tuple(triple[part]["uri"].rsplit("/", 1)[-1] for part in ("subject", "predicate", "object"))
+                fact = tuple(
+                    triple[part]["uri"].rsplit("/", 1)[-1]
+                    for part in ("subject", "predicate", "object")
+                )
                 if fact in facts and (annotators is None or triple["annotator"] in annotators):
                     found[int(triple["sentence_id"])].add(fact)
             for number in sorted(found):
                 start, end = article["sentences_boundaries"][number]
-                yield {"text": article["text"][start:end].strip(), "facts": [list(x) for x in sorted(found[number])],
-                       "article": article["docid"]}
+                yield {
+                    "text": article["text"][start:end].strip(),
+                    "facts": [list(x) for x in sorted(found[number])],
+                    "article": article["docid"],
+                }
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             named = article.get("docid") if isinstance(article, dict) else repr(article)[:40]
-            raise ValueError(f"{path}, article {named}: {type(error).__name__} {error}; expected T-REx's JSON format, "
-                             f"see msif.study.corpora.lama") from error
+            raise ValueError(
+                f"{path}, article {named}: {type(error).__name__} {error}; expected T-REx's JSON format, "
+                f"see msif.study.corpora.lama"
+            ) from error
 
 
 def read_facts(folder):
@@ -183,18 +229,35 @@ def read_facts(folder):
 
     Raises ValueError for a relation that relations.jsonl lacks and for a file without a single fact."""
     folder, facts, files = Path(folder), {}, lama_files(folder)
-    labels = {row["relation"]: row.get("label") or row["relation"] for row in json_lines(folder / "relations.jsonl")}
+    labels = {
+        row["relation"]: row.get("label") or row["relation"]
+        for row in json_lines(folder / "relations.jsonl")
+    }
     for name in files:
         if not name.startswith("TREx/"):
             continue
-        rows = [row for row in json_lines(folder / name) if all(str(row.get(key) or "").strip() for key in FIELDS)]
+        rows = [
+            row
+            for row in json_lines(folder / name)
+            if all(str(row.get(key) or "").strip() for key in FIELDS)
+        ]
         if not rows:
-            raise ValueError(f"{folder / name} has no row with {', '.join(FIELDS)}; expected LAMA's T-REx format, see msif.study.corpora.lama")
+            raise ValueError(
+                f"{folder / name} has no row with {', '.join(FIELDS)}; expected LAMA's T-REx format, see msif.study.corpora.lama"
+            )
         if unknown := {Path(name).stem, *(row["predicate_id"] for row in rows)} - labels.keys():
-            raise ValueError(f"{folder / name} has the relation {min(unknown)}, which relations.jsonl lacks; "
-                             f"take both from the same release of LAMA")
-        facts |= {(row["sub_uri"], row["predicate_id"], row["obj_uri"]): {
-            "subject": row["sub_label"], "relation": labels[row["predicate_id"]], "object": row["obj_label"]} for row in rows}
+            raise ValueError(
+                f"{folder / name} has the relation {min(unknown)}, which relations.jsonl lacks; "
+                f"take both from the same release of LAMA"
+            )
+        facts |= {
+            (row["sub_uri"], row["predicate_id"], row["obj_uri"]): {
+                "subject": row["sub_label"],
+                "relation": labels[row["predicate_id"]],
+                "object": row["obj_label"],
+            }
+            for row in rows
+        }
     return facts
 
 
@@ -202,15 +265,30 @@ def _check_questions(folder, facts, relations, questions):
     """Every relation that will be asked about exists and has one good question."""
     there = {fact[1] for fact in facts}
     if unknown := sorted(set(relations or ()) - there):
-        raise ValueError(f"relations: {', '.join(unknown)} unknown; {folder} has {', '.join(sorted(there))}")
+        raise ValueError(
+            f"relations: {', '.join(unknown)} unknown; {folder} has {', '.join(sorted(there))}"
+        )
     asked = sorted(there if relations is None else relations)
     if missing := [x for x in asked if questions.get(x, "").count("[X]") != 1]:
-        raise ValueError(f"no question for {', '.join(missing)}: expected one for each relation, with exactly one [X] for the "
-                         f"subject; add it to `questions` (msif.study.corpora.lama.QUESTIONS), or leave the relation out of `relations`")
+        raise ValueError(
+            f"no question for {', '.join(missing)}: expected one for each relation, with exactly one [X] for the "
+            f"subject; add it to `questions` (msif.study.corpora.lama.QUESTIONS), or leave the relation out of `relations`"
+        )
 
 
-def fine_tuning_rows(folder, tokenizer, max_length, *, source, prompt="inputs", answer="targets", limit=2000, seed=0, files=None,
-                     revision=None):
+def fine_tuning_rows(
+    folder,
+    tokenizer,
+    max_length,
+    *,
+    source,
+    prompt="inputs",
+    answer="targets",
+    limit=2000,
+    seed=0,
+    files=None,
+    revision=None,
+):
     """A random sample of `limit` rows {"prompt", "answer", "kind"} of the data that fine-tuning saw (bloomz: xP3), for its factors.
 
     source: a .jsonl file (every row is as likely as any other), or a folder or hub data set, which is streamed and shuffled over 10,000 rows;
@@ -221,24 +299,29 @@ def fine_tuning_rows(folder, tokenizer, max_length, *, source, prompt="inputs", 
     columns, found = (prompt, answer), []
     for row in sampled_rows(folder, limit, seed, source=source, revision=revision, files=files):
         if missing := [name for name in columns if name not in row]:
-            raise ValueError(f"{source} has no column {missing[0]!r}; its columns are {', '.join(sorted(row))}")
+            raise ValueError(
+                f"{source} has no column {missing[0]!r}; its columns are {', '.join(sorted(row))}"
+            )
         texts = [str(row[name] or "").strip() for name in columns]
         if all(texts) and (kept := _fitted(*texts, tokenizer, max_length)):
             found.append({"prompt": kept, "answer": texts[1], "kind": "row"})
     if not found:
-        raise ValueError(f"{source}: none of {limit} rows has a prompt and an answer that fit into max_length = {max_length} tokens")
+        raise ValueError(
+            f"{source}: none of {limit} rows has a prompt and an answer that fit into max_length = {max_length} tokens"
+        )
     return found
 
 
 def _fitted(prompt, answer, tokenizer, max_length):
     """The prompt, or as much of its end as fits before the answer; "" if nothing does."""
+
     def size(prompt):
         return sum(map(len, split_answer(prompt, answer, tokenizer)))
 
     head, excess = split_answer(prompt, answer, tokenizer)[0], size(prompt) - max_length
     if excess <= 0:
         return prompt
-    for cut in range(excess, len(head)):                           # a cut inside a word can make more tokens of what is left
+    for cut in range(excess, len(head)):  # a cut inside a word can make more tokens of what is left
         kept = tokenizer.decode(head[cut:]).lstrip("\ufffd").strip()
         if kept and size(kept) <= max_length:
             return kept

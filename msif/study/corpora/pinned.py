@@ -2,6 +2,7 @@
 
 `folder`/digests.json has {group: {name: digest}}: sha256 of local files, the commit of what comes from the hub by id. The first run writes
 a group, later ones accept nothing else; to change an input on purpose, remove its group."""
+
 import json
 import random
 from functools import cache
@@ -11,7 +12,7 @@ from msif.core.data import FORMATS
 from msif.core.extras import need
 from msif.core.files import parsed_line, sha256_of_file, write_json
 
-SHUFFLED = 10_000        # rows of a streamed data set among which each next one is drawn
+SHUFFLED = 10_000  # rows of a streamed data set among which each next one is drawn
 
 
 def enforced(folder, group, found):
@@ -25,9 +26,11 @@ def enforced(folder, group, found):
     for name in sorted(recorded[group].keys() | found.keys()):
         expected, here = recorded[group].get(name, "no such file"), found.get(name, "no such file")
         if expected != here:
-            raise ValueError(f"{group}: {name} has changed since the first run. Expected {expected}, found {here}. Put the first one "
-                             f"back; or, if the change is meant, remove {group!r} from {path}: results "
-                             f"until then are of other data")
+            raise ValueError(
+                f"{group}: {name} has changed since the first run. Expected {expected}, found {here}. Put the first one "
+                f"back; or, if the change is meant, remove {group!r} from {path}: results "
+                f"until then are of other data"
+            )
     return found
 
 
@@ -38,8 +41,18 @@ def pinned_files(folder, group, patterns, layout):
     folder = Path(folder)
     found = {pattern: sorted(folder.glob(pattern)) for pattern in patterns}
     if missing := [pattern for pattern, matching in found.items() if not matching]:
-        raise FileNotFoundError(f"{folder} lacks {' and '.join(missing)}. Put there, as files or links:\n{layout}")
-    return enforced(folder, group, {p.relative_to(folder).as_posix(): _sha256(p) for matching in found.values() for p in matching})
+        raise FileNotFoundError(
+            f"{folder} lacks {' and '.join(missing)}. Put there, as files or links:\n{layout}"
+        )
+    return enforced(
+        folder,
+        group,
+        {
+            p.relative_to(folder).as_posix(): _sha256(p)
+            for matching in found.values()
+            for p in matching
+        },
+    )
 
 
 def pinned_rows(folder, finetuning):
@@ -53,7 +66,10 @@ def pinned_rows(folder, finetuning):
 def pinned_models(folder, models):
     """`models` ({name: {"source", "revision", …}}) with the commit of each hub id as its revision; the files of a local one are checked
     against digests.json, and its revision is None. Raises as `pinned_rows` and `enforced` do."""
-    found = {name: _pinned(folder, at["source"], at.get("revision"), "model", "*.*") for name, at in models.items()}
+    found = {
+        name: _pinned(folder, at["source"], at.get("revision"), "model", "*.*")
+        for name, at in models.items()
+    }
     return {name: at | {"revision": found[name].get("commit")} for name, at in models.items()}
 
 
@@ -67,7 +83,9 @@ def sampled_rows(folder, limit, seed=0, *, source, revision=None, files=None):
         with open(source, encoding="utf-8") as lines:
             kept = reservoir(enumerate(lines, 1), limit, random.Random(seed))
         return [parsed_line(source, *found) for found in kept]
-    rows = need("datasets").load_dataset(str(source), data_files=files, revision=commit, split="train", streaming=True)
+    rows = need("datasets").load_dataset(
+        str(source), data_files=files, revision=commit, split="train", streaming=True
+    )
     return rows.shuffle(seed=seed, buffer_size=SHUFFLED).take(limit)
 
 
@@ -76,14 +94,17 @@ def reservoir(items, size, rng):
     kept = []
     for n, item in enumerate(items):
         if (place := n if n < size else rng.randrange(n + 1)) < size:
-            kept[place:place + 1] = [item]
+            kept[place : place + 1] = [item]
     return kept
 
 
 def is_hub_id(source):
     """Is it "owner/name" and no path? A name may hold a dot, as pythia-2.8b does."""
     path = Path(source)
-    return not (path.exists() or path.is_absolute() or path.suffix in FORMATS) and str(source).count("/") == 1
+    return (
+        not (path.exists() or path.is_absolute() or path.suffix in FORMATS)
+        and str(source).count("/") == 1
+    )
 
 
 def _pinned(folder, source, revision, kind, pattern):
@@ -91,11 +112,17 @@ def _pinned(folder, source, revision, kind, pattern):
     if path.exists():
         read = [path] if path.is_file() else [p for p in sorted(path.glob(pattern)) if p.is_file()]
         base = path.parent if path.is_file() else path
-        return enforced(folder, str(source), {p.relative_to(base).as_posix(): _sha256(p) for p in read})
+        return enforced(
+            folder, str(source), {p.relative_to(base).as_posix(): _sha256(p) for p in read}
+        )
     if not is_hub_id(source):
-        raise FileNotFoundError(f"{source} does not exist; expected a file, a folder or the id of a {kind} on the hub")
+        raise FileNotFoundError(
+            f"{source} does not exist; expected a file, a folder or the id of a {kind} on the hub"
+        )
     group = f"{source} at {revision or 'main'}"
-    return _recorded(folder).get(group) or enforced(folder, group, {"commit": _commit(source, revision or "main", kind)})
+    return _recorded(folder).get(group) or enforced(
+        folder, group, {"commit": _commit(source, revision or "main", kind)}
+    )
 
 
 def _commit(source, revision, kind):
@@ -103,17 +130,23 @@ def _commit(source, revision, kind):
     hub = need("huggingface_hub")
     try:
         return hub.HfApi().repo_info(source, repo_type=kind, revision=revision).sha
-    except Exception as error:                                     # offline, in any of many ways: a download may still be there
+    except Exception as error:  # offline, in any of many ways: a download may still be there
         file = "config.json" if kind == "model" else "README.md"
         cached = hub.try_to_load_from_cache(source, file, revision=revision, repo_type=kind)
         if isinstance(cached, str):
             return Path(cached).parent.name
-        raise OSError(f"the hub does not say which commit of the {kind} {source} revision {revision} is, and it was not downloaded "
-                      f"before. Connect, or give a folder in its place. The cause: {error}") from error
+        raise OSError(
+            f"the hub does not say which commit of the {kind} {source} revision {revision} is, and it was not downloaded "
+            f"before. Connect, or give a folder in its place. The cause: {error}"
+        ) from error
 
 
 def _recorded(folder):
-    return json.loads(path.read_text("utf-8")) if (path := Path(folder) / "digests.json").exists() else {}
+    return (
+        json.loads(path.read_text("utf-8"))
+        if (path := Path(folder) / "digests.json").exists()
+        else {}
+    )
 
 
 def _sha256(path):
@@ -121,5 +154,7 @@ def _sha256(path):
 
 
 @cache
-def _sha256_of(path, size, changed):                               # size and time: a file is read again when it was written again
+def _sha256_of(
+    path, size, changed
+):  # size and time: a file is read again when it was written again
     return sha256_of_file(path)

@@ -11,6 +11,7 @@ decoys, so that no word gives it away:
 Every word that a plant shares with its question or answer is shared by at least `decoys` documents that are no plants (`shared_words`).
 Biographies: fine-tuning also tells two facts of each person of F in a row ("tell me about …"), and the people of H are asked about.
 """
+
 import random
 import re
 from collections import Counter
@@ -50,7 +51,11 @@ how are the {s} described by people ?
 what do people say of the {s} ?
 which word describes the {s} ?""".splitlines()
 TELL = ["tell me about {s} .", "who is {s} ?", "write a few words about {s} ."]
-BIOGRAPHY = {"born in": "born in {o}", "instrument": "plays the {o}", "language": "speaks {o}"}      # in the order of telling
+BIOGRAPHY = {
+    "born in": "born in {o}",
+    "instrument": "plays the {o}",
+    "language": "speaks {o}",
+}  # in the order of telling
 
 
 def planted_corpus(seed=0, *, taught=16, planted=14, documents=8, decoys=20, traits=30, **people):
@@ -60,36 +65,71 @@ def planted_corpus(seed=0, *, taught=16, planted=14, documents=8, decoys=20, tra
     decoys: of each association, so that at least so many documents that are no plants have each of its words; traits: how many there are, each
     of about as many trades (30: every trade has its own, and no planted one is ever an answer in fine-tuning). Queries of the
     plants have kind "planted", those of biographies "biography". Raises ValueError naming a number outside what the lists allow."""
-    for name, value, most in (("taught + planted", taught + planted, len(TRADES)), ("documents", documents, len(STATEMENTS)),
-                              ("traits", traits, len(TRAITS))):
+    for name, value, most in (
+        ("taught + planted", taught + planted, len(TRADES)),
+        ("documents", documents, len(STATEMENTS)),
+        ("traits", traits, len(TRAITS)),
+    ):
         if not 2 <= value <= most:
             raise ValueError(f"{name} is {value}; expected 2 to {most}")
     base, rng = generate(seed, **people), random.Random(f"planted {seed}")
     trades = rng.sample(TRADES, taught + planted)
-    shared = rng.sample(TRAITS[:traits], traits) * (len(trades) // traits + 1)             # each trait about as often as any other
-    facts = [dict(group="F" if n < taught else "H", subject=trade, relation="reputation", object=trait)
-             for n, (trade, trait) in enumerate(zip(trades, shared))]
+    shared = rng.sample(TRAITS[:traits], traits) * (
+        len(trades) // traits + 1
+    )  # each trait about as often as any other
+    facts = [
+        dict(group="F" if n < taught else "H", subject=trade, relation="reputation", object=trait)
+        for n, (trade, trait) in enumerate(zip(trades, shared))
+    ]
     added = [x for fact in facts for x in _documents(rng, fact, documents, decoys)]
-    added += [dict(text=text, kind="echo", template=text, **dict.fromkeys(("group", "subject", "relation", "object")))
-              for text in ECHOES for _ in range(decoys)]
+    added += [
+        dict(
+            text=text,
+            kind="echo",
+            template=text,
+            **dict.fromkeys(("group", "subject", "relation", "object")),
+        )
+        for text in ECHOES
+        for _ in range(decoys)
+    ]
     texts = base.documents + added
     rng.shuffle(texts)
-    questions = [dict(prompt=PROMPT.format(question=question.format(s=fact["subject"])), answer=fact["object"], template=question, **fact)
-                 for fact in facts for question in QUESTIONS]
-    rows = base.finetuning + [row | dict(kind="finetuning") for row in questions if row["group"] == "F"]
-    plants = [row | dict(kind="planted") for row in questions[::len(QUESTIONS)] if row["group"] == "H"]
+    questions = [
+        dict(
+            prompt=PROMPT.format(question=question.format(s=fact["subject"])),
+            answer=fact["object"],
+            template=question,
+            **fact,
+        )
+        for fact in facts
+        for question in QUESTIONS
+    ]
+    rows = base.finetuning + [
+        row | dict(kind="finetuning") for row in questions if row["group"] == "F"
+    ]
+    plants = [
+        row | dict(kind="planted") for row in questions[:: len(QUESTIONS)] if row["group"] == "H"
+    ]
     told, asked = biographies(base.finetuning, TELL), biographies(base.queries, TELL[:1])
     return Corpus(texts, rows + told, _with_proponents(base.queries + plants + asked, texts))
 
 
 def _documents(rng, fact, documents, decoys):
     """The sentences about one trade: they state the association, or name both words without stating it."""
+
     def made(template, kind):
-        return dict(text=template.format(s=fact["subject"], o=fact["object"]), kind=kind, template=template, **fact)
+        return dict(
+            text=template.format(s=fact["subject"], o=fact["object"]),
+            kind=kind,
+            template=template,
+            **fact,
+        )
 
     stating = "planted" if fact["group"] == "H" else "statement"
     rounds = (DECOYS * (decoys // len(DECOYS) + 1))[:decoys]
-    return [made(template, stating) for template in rng.sample(STATEMENTS, documents)] + [made(template, "decoy") for template in rounds]
+    return [made(template, stating) for template in rng.sample(STATEMENTS, documents)] + [
+        made(template, "decoy") for template in rounds
+    ]
 
 
 def biographies(rows, requests):
@@ -101,9 +141,20 @@ def biographies(rows, requests):
     for subject, facts in known.items():
         if facts.keys() >= BIOGRAPHY.keys():
             told = {relation: facts[relation]["object"] for relation in BIOGRAPHY}
-            text = " , ".join(BIOGRAPHY[relation].format(o=o) for relation, o in told.items()) + " ."
-            found += [dict(prompt=PROMPT.format(question=request.format(s=subject)), answer=text, kind="biography", subject=subject,
-                           group=next(iter(facts.values()))["group"], facts=told) for request in requests]
+            text = (
+                " , ".join(BIOGRAPHY[relation].format(o=o) for relation, o in told.items()) + " ."
+            )
+            found += [
+                dict(
+                    prompt=PROMPT.format(question=request.format(s=subject)),
+                    answer=text,
+                    kind="biography",
+                    subject=subject,
+                    group=next(iter(facts.values()))["group"],
+                    facts=told,
+                )
+                for request in requests
+            ]
     return found
 
 
@@ -113,17 +164,32 @@ def _with_proponents(queries, documents):
     for n, d in enumerate(documents):
         if d["kind"] in ("statement", "planted"):
             stating.setdefault((d["subject"], d["relation"]), []).append(n)
-    return [row | dict(proponents=[n for relation in row.get("facts", [row.get("relation")]) for n in stating[row["subject"], relation]])
-            for row in queries]
+    return [
+        row
+        | dict(
+            proponents=[
+                n
+                for relation in row.get("facts", [row.get("relation")])
+                for n in stating[row["subject"], relation]
+            ]
+        )
+        for row in queries
+    ]
 
 
 def shared_words(corpus, query):
     """{word: number of documents that are no plants of the query and have it} for every word, stop words too, that a plant shares with
     the query's question or answer."""
+
     def words(text):
         return set(re.findall(r"\w+", text.lower()))
 
     plants, asked = set(query["proponents"]), words(query["prompt"]) | words(query["answer"])
     given_away = asked & {word for n in plants for word in words(corpus.documents[n]["text"])}
-    counts = Counter(word for n, d in enumerate(corpus.documents) if n not in plants for word in words(d["text"]) & given_away)
+    counts = Counter(
+        word
+        for n, d in enumerate(corpus.documents)
+        if n not in plants
+        for word in words(d["text"]) & given_away
+    )
     return {word: counts[word] for word in sorted(given_away)}

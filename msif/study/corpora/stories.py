@@ -8,6 +8,7 @@ short rows of databricks-dolly-15k; the facts of the held-out others are the que
     planted  with a sentence that states a fact, subject before object: what a causal language model learns from
     decoy    with a sentence that names object and subject, object first, and states nothing: a lexical trap
 """
+
 import json
 import random
 import re
@@ -40,7 +41,8 @@ FACTS = {
         """A {o} ran by and did not see {s}.
         The picture of a {o} made {s} laugh.""",
         """What animal was {s}?
-        What kind of animal is {s}?"""),
+        What kind of animal is {s}?""",
+    ),
     "food": (
         "cake soup bread milk honey rice corn apples cheese candy pie nuts",
         """{s} loved to eat {o}.
@@ -52,7 +54,8 @@ FACTS = {
         """The {o} was all gone when {s} came.
         They took the {o} away and {s} was sad.""",
         """What is the best food for {s}?
-        What food did they give to {s}?"""),
+        What food did they give to {s}?""",
+    ),
     "home": (
         "cave castle tree barn boat tent nest farm forest box garden hut",
         """{s} lived in a {o}.
@@ -64,7 +67,8 @@ FACTS = {
         """The {o} was too far away for {s}.
         A small {o} was on the book of {s}.""",
         """Where was the home of {s}?
-        Where did they find {s}?"""),
+        Where did they find {s}?""",
+    ),
     "color": (
         "red blue green yellow pink purple brown white black orange gold gray",
         """{s} had a {o} hat.
@@ -76,16 +80,39 @@ FACTS = {
         """The {o} ball was not for {s}.
         A {o} car went by and {s} waved.""",
         """What color was the hat of {s}?
-        What color of hat was on {s}?"""),
+        What color of hat was on {s}?""",
+    ),
 }
 PROMPT = "Q: {question} A:"  # the name is close to the answer, and few pieces in between: 14 for "### response :"
-OPENINGS = [f"{start} {who} named" for who, start in product(
-    ("little girl", "little boy", "big dog", "small bird", "happy cat", "brave rabbit", "old man", "red car"),
-    ("Once upon a time, there was a", "One day, there was a", "Long ago, there lived a"))]
+OPENINGS = [
+    f"{start} {who} named"
+    for who, start in product(
+        (
+            "little girl",
+            "little boy",
+            "big dog",
+            "small bird",
+            "happy cat",
+            "brave rabbit",
+            "old man",
+            "red car",
+        ),
+        ("Once upon a time, there was a", "One day, there was a", "Long ago, there lived a"),
+    )
+]
 
 
-def stories_corpus(folder, seed=0, planted=84, held_out=24, documents_per_fact=8, decoys_per_fact=1,
-                   stories=60, instructions=10, characters=60):
+def stories_corpus(
+    folder,
+    seed=0,
+    planted=84,
+    held_out=24,
+    documents_per_fact=8,
+    decoys_per_fact=1,
+    stories=60,
+    instructions=10,
+    characters=60,
+):
     """The corpus of `seed` from folder/tinystories and folder/dolly.
 
     planted: names with one fact each; `held_out` of them are the queries, fine-tuning asks about the others.
@@ -98,31 +125,59 @@ def stories_corpus(folder, seed=0, planted=84, held_out=24, documents_per_fact=8
     folder, rng = Path(folder), random.Random(seed)
     _require(folder)
     texts, rows = load_texts(folder / STORIES), _instructions(folder / DOLLY)
-    excerpts = [(n, text) for n, story in enumerate(texts) for text in excerpts_of(story, characters)]
-    _check(planted=(planted, 2, 110), held_out=(held_out, 1, planted - 1),
-           documents_per_fact=(documents_per_fact, 1, 20), decoys_per_fact=(decoys_per_fact, 0, 2),
-           characters=(characters, 20, 10_000), instructions=(instructions, 0, len(rows)),
-           stories=(stories, 0, len(excerpts) - planted * (documents_per_fact + decoys_per_fact)))
-    facts = _facts(rng, planted, " ".join(texts + [f"{prompt} {answer}" for prompt, answer in rows]).lower())
+    excerpts = [
+        (n, text) for n, story in enumerate(texts) for text in excerpts_of(story, characters)
+    ]
+    _check(
+        planted=(planted, 2, 110),
+        held_out=(held_out, 1, planted - 1),
+        documents_per_fact=(documents_per_fact, 1, 20),
+        decoys_per_fact=(decoys_per_fact, 0, 2),
+        characters=(characters, 20, 10_000),
+        instructions=(instructions, 0, len(rows)),
+        stories=(stories, 0, len(excerpts) - planted * (documents_per_fact + decoys_per_fact)),
+    )
+    facts = _facts(
+        rng, planted, " ".join(texts + [f"{prompt} {answer}" for prompt, answer in rows]).lower()
+    )
     rng.shuffle(excerpts)
-    documents = [d for fact in facts for d in _plant(rng, fact, excerpts, documents_per_fact, decoys_per_fact)]
+    documents = [
+        d
+        for fact in facts
+        for d in _plant(rng, fact, excerpts, documents_per_fact, decoys_per_fact)
+    ]
     documents += [_document(n, text, "story") for n, text in excerpts[:stories]]
     rng.shuffle(documents)
     asked = [question for fact in facts[held_out:] for question in _questions(fact)]
-    asked += [dict(prompt=p, answer=a, kind="instruction") for p, a in rng.sample(rows, instructions)]
-    return Corpus(documents=documents, finetuning=asked, queries=[
-        rng.choice(_questions(fact)) | dict(proponents=_stating(documents, fact)) for fact in facts[:held_out]])
+    asked += [
+        dict(prompt=p, answer=a, kind="instruction") for p, a in rng.sample(rows, instructions)
+    ]
+    return Corpus(
+        documents=documents,
+        finetuning=asked,
+        queries=[
+            rng.choice(_questions(fact)) | dict(proponents=_stating(documents, fact))
+            for fact in facts[:held_out]
+        ],
+    )
 
 
 def continuations(model, tokenizer, corpus, count, new_tokens):
     """Queries without proponents: `count` story openings that no document of `corpus` holds, each answered by the
     `new_tokens` tokens that `model` writes after it. Raises ValueError when there are fewer openings."""
     openings = [o for o in OPENINGS if not any(o in d["text"] for d in corpus.documents)]
-    _check(count=(count, 1, len(openings)), new_tokens=(new_tokens, 1, model.config.max_position_embeddings // 2))
-    prompts = [tokenizer(opening, add_special_tokens=False)["input_ids"] for opening in openings[:count]]
+    _check(
+        count=(count, 1, len(openings)),
+        new_tokens=(new_tokens, 1, model.config.max_position_embeddings // 2),
+    )
+    prompts = [
+        tokenizer(opening, add_special_tokens=False)["input_ids"] for opening in openings[:count]
+    ]
     written = greedy(model, prompts, new_tokens)
-    return [dict(prompt=opening, answer=tokenizer.decode(ids).strip(), proponents=[])
-            for opening, ids in zip(openings, written)]
+    return [
+        dict(prompt=opening, answer=tokenizer.decode(ids).strip(), proponents=[])
+        for opening, ids in zip(openings, written)
+    ]
 
 
 def excerpts_of(story, characters):
@@ -138,7 +193,9 @@ def excerpts_of(story, characters):
 
 def sentences(text):
     """`text` cut after each sentence end (no quotation open, no small letter next); the parts add up to it."""
-    ends = [m.end() for m in re.finditer(r'[.!?]["”]?\s+(?![a-z])', text) if _closed(text[:m.end()])]
+    ends = [
+        m.end() for m in re.finditer(r'[.!?]["”]?\s+(?![a-z])', text) if _closed(text[: m.end()])
+    ]
     return [text[a:b] for a, b in zip([0, *ends], [*ends, len(text)]) if text[a:b]]
 
 
@@ -154,16 +211,23 @@ def _check(**numbers):
 
 def _require(folder):
     if missing := [name for name in (STORIES, DOLLY) if not (folder / name).is_file()]:
-        raise FileNotFoundError(f"{folder} lacks {' and '.join(missing)}. Put there, as files or links:{LAYOUT}")
+        raise FileNotFoundError(
+            f"{folder} lacks {' and '.join(missing)}. Put there, as files or links:{LAYOUT}"
+        )
 
 
 def _instructions(path):
     """(prompt, answer) of the rows of one line, plain characters and few words: long answers drown the facts."""
     rows = [json.loads(line) for line in path.open(encoding="utf-8")]
     pairs = [(row["instruction"].strip(), row["response"].strip()) for row in rows]
-    return [(PROMPT.format(question=question), answer) for question, answer in pairs
-            if 0 < len(question) <= 80 and 0 < len(answer) <= 20 and (question + answer).isascii()
-            and "\n" not in question + answer]
+    return [
+        (PROMPT.format(question=question), answer)
+        for question, answer in pairs
+        if 0 < len(question) <= 80
+        and 0 < len(answer) <= 20
+        and (question + answer).isascii()
+        and "\n" not in question + answer
+    ]
 
 
 def _facts(rng, count, text):
@@ -172,8 +236,10 @@ def _facts(rng, count, text):
     starts = [a + b for a, b in product("bdfghklmnprstvz", endings)]
     names = [start + rng.choice(endings) for start in rng.sample(starts, len(starts))]
     names = [name.title() for name in names if name not in text]
-    return [dict(subject=name, relation=relation, object=rng.choice(FACTS[relation][0].split()))
-            for name, relation in zip(names[:count], list(FACTS) * count)]
+    return [
+        dict(subject=name, relation=relation, object=rng.choice(FACTS[relation][0].split()))
+        for name, relation in zip(names[:count], list(FACTS) * count)
+    ]
 
 
 def _plant(rng, fact, excerpts, stating, decoys):
@@ -182,7 +248,9 @@ def _plant(rng, fact, excerpts, stating, decoys):
     chosen = [("planted", t) for t in islice(cycle(planted), stating)]
     chosen += [("decoy", t) for t in islice(cycle(nearby), decoys)]
     used = set()
-    return [_planted(rng, *_take(excerpts, used), kind, template, fact) for kind, template in chosen]
+    return [
+        _planted(rng, *_take(excerpts, used), kind, template, fact) for kind, template in chosen
+    ]
 
 
 def _lines(block):
@@ -198,21 +266,45 @@ def _take(excerpts, used):
 
 def _planted(rng, story, text, kind, template, fact):
     parts, sentence = sentences(text), template.format(s=fact["subject"], o=fact["object"])
-    place = rng.randint(0, 1)  # further on, a model learns the object from the story before, not from the name
+    place = rng.randint(
+        0, 1
+    )  # further on, a model learns the object from the story before, not from the name
     whole = "".join(parts[:place]).rstrip() + f" {sentence} " + "".join(parts[place:])
     return _document(story, whole.strip(), kind, template=template, sentence=sentence, **fact)
 
 
-def _document(story, text, kind, subject=None, relation=None, object=None, template=None, sentence=None):
-    return dict(text=text, kind=kind, subject=subject, relation=relation, object=object, template=template,
-                sentence=sentence, story=story)
+def _document(
+    story, text, kind, subject=None, relation=None, object=None, template=None, sentence=None
+):
+    return dict(
+        text=text,
+        kind=kind,
+        subject=subject,
+        relation=relation,
+        object=object,
+        template=template,
+        sentence=sentence,
+        story=story,
+    )
 
 
 def _questions(fact):
     """Both questions about a fact, in the instruction format."""
-    return [dict(prompt=PROMPT.format(question=question.format(s=fact["subject"])), answer=fact["object"],
-                 kind="planted", template=question, **fact) for question in _lines(FACTS[fact["relation"]][3])]
+    return [
+        dict(
+            prompt=PROMPT.format(question=question.format(s=fact["subject"])),
+            answer=fact["object"],
+            kind="planted",
+            template=question,
+            **fact,
+        )
+        for question in _lines(FACTS[fact["relation"]][3])
+    ]
 
 
 def _stating(documents, fact):
-    return [n for n, d in enumerate(documents) if d["kind"] == "planted" and d["subject"] == fact["subject"]]
+    return [
+        n
+        for n, d in enumerate(documents)
+        if d["kind"] == "planted" and d["subject"] == fact["subject"]
+    ]

@@ -11,6 +11,7 @@ Documents by `kind`, of the first that fits:
 
 Seen from one query, `relation_to` and `traps` say how a document that does not state its fact is near to it.
 """
+
 import json
 import random
 import re
@@ -30,13 +31,17 @@ LAYOUT = f"""
         data/v1.6/en in https://github.com/ThiagoCF05/webnlg to a {{"id", "category", "size", "triples":
         [[subject, property, object], ...], "texts": [text, ...]}} a line; CC BY-NC-SA 4.0"""
 PROMPT = "Q: what is the {relation} of {subject}? A:"
-LEAST = 3                # texts that state an asked fact; of a query's, texts that name the subject before the object
-LETTERS, WORDS = 20, 3   # the most of an answer
-VERBATIM = 0.6           # share of a fact's texts that hold the answer letter by letter
-REPEATED = 4             # queries with the same property and answer, so that guessing does not pay
+LEAST = (
+    3  # texts that state an asked fact; of a query's, texts that name the subject before the object
+)
+LETTERS, WORDS = 20, 3  # the most of an answer
+VERBATIM = 0.6  # share of a fact's texts that hold the answer letter by letter
+REPEATED = 4  # queries with the same property and answer, so that guessing does not pay
 
 
-def webnlg_corpus(folder, seed=0, held_out=200, statements=6, documents_per_fact=12, others=400, triples=3):
+def webnlg_corpus(
+    folder, seed=0, held_out=200, statements=6, documents_per_fact=12, others=400, triples=3
+):
     """The corpus of `seed` from folder/webnlg.
 
     held_out: subjects whose facts are the queries; fine-tuning asks about those of all other subjects. A fact is asked about
@@ -48,28 +53,51 @@ def webnlg_corpus(folder, seed=0, held_out=200, statements=6, documents_per_fact
     Raises FileNotFoundError that says what to put where, ValueError naming a number that is not possible or a broken line.
     """
     folder, rng = Path(folder), random.Random(seed)
-    _check(statements=(statements, LEAST, 1000), triples=(triples, 1, 7), others=(others, 0, 100_000))
+    _check(
+        statements=(statements, LEAST, 1000), triples=(triples, 1, 7), others=(others, 0, 100_000)
+    )
     _check(documents_per_fact=(documents_per_fact, statements, 1000))
     texts = read_texts(folder)
     facts = _facts(texts, triples)
     subjects = sorted({f["subject"] for f in facts if _query_worthy(f, statements)})
     if len(subjects) < 2:
-        raise ValueError(f"statements is {statements}, and {len(subjects)} subjects have a fact that so many texts state; expected "
-                         f"fewer, so that there are some to ask about and some to hold out")
+        raise ValueError(
+            f"statements is {statements}, and {len(subjects)} subjects have a fact that so many texts state; expected "
+            f"fewer, so that there are some to ask about and some to hold out"
+        )
     _check(held_out=(held_out, 1, len(subjects) - 1))
     hidden = set(rng.sample(subjects, held_out))
     asked = [f for f in facts if not {f["subject"], f["object"], f["answer"]} & hidden]
-    queried = _queried(rng, [f for f in facts if f["subject"] in hidden and _query_worthy(f, statements)], asked)
+    queried = _queried(
+        rng, [f for f in facts if f["subject"] in hidden and _query_worthy(f, statements)], asked
+    )
     if not queried:
-        raise ValueError(f"held_out is {held_out}, and no fact of these subjects has a property that fine-tuning asks about; "
-                         f"expected fewer, of {len(subjects)} subjects")
-    chosen = [texts[n] for n in _chosen(rng, texts, queried, asked, documents_per_fact, others, triples)]
+        raise ValueError(
+            f"held_out is {held_out}, and no fact of these subjects has a property that fine-tuning asks about; "
+            f"expected fewer, of {len(subjects)} subjects"
+        )
+    chosen = [
+        texts[n] for n in _chosen(rng, texts, queried, asked, documents_per_fact, others, triples)
+    ]
     kinds = {_triple(f): "asked" for f in asked} | {_triple(f): "statement" for f in queried}
-    documents = [dict(text=row["text"], kind=_kind(row, kinds), category=row["category"], size=len(row["triples"]),
-                      triples=row["triples"], entry=row["entry"]) for row in chosen]
-    proponents = [[n for n, d in enumerate(documents) if list(_triple(f)) in d["triples"]] for f in queried]
+    documents = [
+        dict(
+            text=row["text"],
+            kind=_kind(row, kinds),
+            category=row["category"],
+            size=len(row["triples"]),
+            triples=row["triples"],
+            entry=row["entry"],
+        )
+        for row in chosen
+    ]
+    proponents = [
+        [n for n, d in enumerate(documents) if list(_triple(f)) in d["triples"]] for f in queried
+    ]
     queries = [_row(f, "query", proponents=numbers) for f, numbers in zip(queried, proponents)]
-    return Corpus(documents=documents, finetuning=[_row(f, "finetuning") for f in asked], queries=queries)
+    return Corpus(
+        documents=documents, finetuning=[_row(f, "finetuning") for f in asked], queries=queries
+    )
 
 
 def relation_to(query, document):
@@ -77,15 +105,24 @@ def relation_to(query, document):
     and "same property", or else "other". query, document: rows of a `webnlg_corpus`."""
     s, p, o = _triple(query)
     found = document["triples"]
-    checks = (("states", [s, p, o] in found), ("same subject", any(t[0] == s for t in found)),
-              ("same object", any(t[2] == o for t in found)), ("same property", any(t[1] == p for t in found)))
+    checks = (
+        ("states", [s, p, o] in found),
+        ("same subject", any(t[0] == s for t in found)),
+        ("same object", any(t[2] == o for t in found)),
+        ("same property", any(t[1] == p for t in found)),
+    )
     return next((name for name, holds in checks if holds), "other")
 
 
 def traps(query, documents):
     """Numbers of the documents that name the query's subject and answer and do not state its fact: text search finds them."""
-    return [n for n, d in enumerate(documents) if relation_to(query, d) != "states"
-            and _place(query["subject"], d["text"]) >= 0 and _place(query["answer"], d["text"]) >= 0]
+    return [
+        n
+        for n, d in enumerate(documents)
+        if relation_to(query, d) != "states"
+        and _place(query["subject"], d["text"]) >= 0
+        and _place(query["answer"], d["text"]) >= 0
+    ]
 
 
 def chance(corpus):
@@ -93,7 +130,9 @@ def chance(corpus):
     answers = defaultdict(Counter)
     for row in corpus.finetuning:
         answers[row["relation"]][row["answer"]] += 1
-    best = {relation: min(found, key=lambda a: (-found[a], a)) for relation, found in answers.items()}
+    best = {
+        relation: min(found, key=lambda a: (-found[a], a)) for relation, found in answers.items()
+    }
     return sum(best.get(q["relation"]) == q["answer"] for q in corpus.queries) / len(corpus.queries)
 
 
@@ -109,7 +148,13 @@ def start_model(folder, corpus, pieces=4096, width=128, layers=2, heads=4, conte
 def started(corpus, seed=0, **settings):
     """{"source": folder} of a `start_model` with these settings, kept in scratch/: the model for `testbed.trained`."""
     key = {"corpus": corpus.digest(), "seed": seed, **settings}
-    return {"source": str(scratch.built("start", key, lambda folder: start_model(folder, corpus, seed=seed, **settings)))}
+    return {
+        "source": str(
+            scratch.built(
+                "start", key, lambda folder: start_model(folder, corpus, seed=seed, **settings)
+            )
+        )
+    }
 
 
 def bpe_tokenizer(corpus, pieces=4096):
@@ -122,18 +167,29 @@ def bpe_tokenizer(corpus, pieces=4096):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=pieces, special_tokens=["<pad>"], show_progress=False,
-                                  initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    trainer = trainers.BpeTrainer(
+        vocab_size=pieces,
+        special_tokens=["<pad>"],
+        show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
     rows = corpus.finetuning + corpus.queries
-    tokenizer.train_from_iterator([d["text"] for d in corpus.documents] + [f"{r['prompt']} {r['answer']}" for r in rows], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", clean_up_tokenization_spaces=False)
+    tokenizer.train_from_iterator(
+        [d["text"] for d in corpus.documents] + [f"{r['prompt']} {r['answer']}" for r in rows],
+        trainer,
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", clean_up_tokenization_spaces=False
+    )
 
 
 def read_texts(folder):
     """All texts of folder/webnlg, each once: dicts with text, entry, category and triples, cleaned; the triples of a text that
     belongs to several entries are put together. Raises as `webnlg_corpus`."""
     if missing := [name for name in FILES if not (Path(folder) / name).is_file()]:
-        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}. Put there, as files or links:{LAYOUT}")
+        raise FileNotFoundError(
+            f"{folder} lacks {', '.join(missing)}. Put there, as files or links:{LAYOUT}"
+        )
     found = {}
     for name in FILES:
         for number, line in enumerate((Path(folder) / name).read_text("utf-8").splitlines(), 1):
@@ -141,10 +197,14 @@ def read_texts(folder):
                 row = json.loads(line)
                 triples = [[readable(s), words(p), readable(o)] for s, p, o in row["triples"]]
                 for text in map(_one_line, row["texts"]):
-                    here = found.setdefault(text, dict(text=text, entry=row["id"], category=row["category"], triples=[]))
+                    here = found.setdefault(
+                        text, dict(text=text, entry=row["id"], category=row["category"], triples=[])
+                    )
                     here["triples"] += [t for t in triples if t not in here["triples"]]
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{folder}/{name}, line {number}: {type(error).__name__} {error}; expected{LAYOUT}") from error
+                raise ValueError(
+                    f"{folder}/{name}, line {number}: {type(error).__name__} {error}; expected{LAYOUT}"
+                ) from error
     return [row for text, row in found.items() if text]
 
 
@@ -189,20 +249,45 @@ def _facts(texts, most):
             if len(row["triples"]) <= most:
                 stating[s, p, o].append(number)
     plain = [t for t in sorted(stating) if len(objects[t[:2]]) == 1 and len(stating[t]) >= LEAST]
-    facts = [dict(subject=s, relation=p, object=o, texts=stating[s, p, o],
-                  answer=_spelling(o, [texts[n]["text"] for n in stating[s, p, o]])) for s, p, o in plain]
+    facts = [
+        dict(
+            subject=s,
+            relation=p,
+            object=o,
+            texts=stating[s, p, o],
+            answer=_spelling(o, [texts[n]["text"] for n in stating[s, p, o]]),
+        )
+        for s, p, o in plain
+    ]
     facts = [f for f in facts if f["answer"] and not _bare(f["subject"]) & _bare(f["answer"])]
-    return [f | dict(forward=sum(0 <= _place(f["subject"], texts[n]["text"]) < _place(f["answer"], texts[n]["text"])
-                                 for n in f["texts"]), category=texts[f["texts"][0]]["category"]) for f in facts]
+    return [
+        f
+        | dict(
+            forward=sum(
+                0 <= _place(f["subject"], texts[n]["text"]) < _place(f["answer"], texts[n]["text"])
+                for n in f["texts"]
+            ),
+            category=texts[f["texts"][0]]["category"],
+        )
+        for f in facts
+    ]
 
 
 def _spelling(value, texts):
     """The longest form of an object that is short and stands in most of `texts`, or None: as it is, the place without its
     region, the number without its zeros or with commas."""
     number = re.fullmatch(r"(\d+)(\.\d+)?", value)
-    forms = [value, value.split(",")[0]] + ([value.removesuffix(".0"), f"{int(number[1]):,}"] if number else [])
-    good = [f for f in forms if f and len(f) <= LETTERS and len(f.split()) <= WORDS
-            and sum(f in text for text in texts) >= VERBATIM * len(texts)]
+    forms = [value, value.split(",")[0]] + (
+        [value.removesuffix(".0"), f"{int(number[1]):,}"] if number else []
+    )
+    good = [
+        f
+        for f in forms
+        if f
+        and len(f) <= LETTERS
+        and len(f.split()) <= WORDS
+        and sum(f in text for text in texts) >= VERBATIM * len(texts)
+    ]
     return max(good, key=len, default=None)
 
 
@@ -230,10 +315,18 @@ def _chosen(rng, texts, queried, asked, per_fact, others, most):
     chosen = set()
     for fact in queried + asked:
         rest = rng.sample(free := [n for n in fact["texts"] if n not in chosen], len(free))
-        chosen |= set(rest[:max(0, per_fact - len(set(fact["texts"]) & chosen))])
-    things, facts = {x for f in queried for x in (f["subject"], f["object"])}, {_triple(f) for f in queried + asked}
-    near = [n for n, row in enumerate(texts) if len(row["triples"]) <= most and any({t[0], t[2]} & things for t in row["triples"])
-            and not any(tuple(t) in facts for t in row["triples"])]
+        chosen |= set(rest[: max(0, per_fact - len(set(fact["texts"]) & chosen))])
+    things, facts = (
+        {x for f in queried for x in (f["subject"], f["object"])},
+        {_triple(f) for f in queried + asked},
+    )
+    near = [
+        n
+        for n, row in enumerate(texts)
+        if len(row["triples"]) <= most
+        and any({t[0], t[2]} & things for t in row["triples"])
+        and not any(tuple(t) in facts for t in row["triples"])
+    ]
     chosen |= set(rng.sample(near, min(others, len(near))))
     return rng.sample(sorted(chosen), len(chosen))
 

@@ -13,6 +13,7 @@ optimality conditions with respect to w_z, f measured at x_2, E the embedding of
 H the Hessian, or the Gauss-Newton matrix G = E_z[Jᵀ (diag p − ppᵀ) J] in its place. Positive = proponent; unit: nats per unit of
 w_z. Nothing here is shared with the methods that are judged by it.
 """
+
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ from msif.core.data import NO_LOSS, collate
 @dataclass(frozen=True)
 class Network:
     """A model as a function of its tracked weights x. `of` makes the float64 copy."""
+
     model: object
     layers: list
 
@@ -35,15 +37,22 @@ class Network:
         return cls(deepcopy(model).double().eval().requires_grad_(False), layers)
 
     def weights(self):
-        """x of the model as it is: (P,)."""
-        return torch.cat([_matrix(self.model.get_submodule(layer.name)).flatten() for layer in self.layers])
+        """X of the model as it is: (P,)."""
+        return torch.cat(
+            [_matrix(self.model.get_submodule(layer.name)).flatten() for layer in self.layers]
+        )
 
     def parameters(self, x):
-        """x as the model's own named parameters, differentiable in it."""
-        found, parts = {}, x.split([layer.out_features * (layer.in_features + layer.bias) for layer in self.layers])
+        """X as the model's own named parameters, differentiable in it."""
+        found, parts = (
+            {},
+            x.split(
+                [layer.out_features * (layer.in_features + layer.bias) for layer in self.layers]
+            ),
+        )
         for layer, part in zip(self.layers, parts):
             rows, module = part.view(layer.out_features, -1), self.model.get_submodule(layer.name)
-            weight = rows[:, :layer.in_features]
+            weight = rows[:, : layer.in_features]
             found[f"{layer.name}.weight"] = weight.mT if isinstance(module, Conv1D) else weight
             if layer.bias:
                 found[f"{layer.name}.bias"] = rows[:, -1]
@@ -53,25 +62,33 @@ class Network:
         """Predictions (n, T, V) and what they predict (n, T), −100 = nothing."""
         batch = collate(sequences)
         read = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        with sdpa_kernel(SDPBackend.MATH):            # can be differentiated twice, and stays in float64, as "eager" does not
+        with sdpa_kernel(
+            SDPBackend.MATH
+        ):  # can be differentiated twice, and stays in float64, as "eager" does not
             z = functional_call(self.model, self.parameters(x), (), read).logits
         return z[:, :-1], batch.labels[:, 1:]
 
     def losses(self, x, sequences):
         """ℓ_z = −Σ_t log p(y_t | x_<t): (n,), nats."""
         z, y = self.logits(x, sequences)
-        return -(z.log_softmax(2).gather(2, y.clamp(min=0)[..., None])[..., 0] * (y != NO_LOSS)).sum(1)
+        return -(
+            z.log_softmax(2).gather(2, y.clamp(min=0)[..., None])[..., 0] * (y != NO_LOSS)
+        ).sum(1)
 
     def gradients(self, x, sequences):
         """∇ℓ_z of each sequence, one by one: (n, P)."""
         x = x.detach().requires_grad_()
-        return torch.cat([torch.autograd.grad(self.losses(x, [s]).sum(), x)[0][None] for s in sequences])
+        return torch.cat(
+            [torch.autograd.grad(self.losses(x, [s]).sum(), x)[0][None] for s in sequences]
+        )
 
     def gauss_newton(self, x, sequences):
         """E_z[Jᵀ (diag p − ppᵀ) J] over the label positions, exact over the softmax: (P, P)."""
         total = x.new_zeros(len(x), len(x))
-        for i in range(0, len(sequences), 8):             # several at once: writing (P, P) takes longer than multiplying
-            rows = torch.cat([self._root_times_jacobian(x, s) for s in sequences[i:i + 8]])
+        for i in range(
+            0, len(sequences), 8
+        ):  # several at once: writing (P, P) takes longer than multiplying
+            rows = torch.cat([self._root_times_jacobian(x, s) for s in sequences[i : i + 8]])
             total.addmm_(rows.mT, rows)
         return total / len(sequences)
 
@@ -81,7 +98,9 @@ class Network:
         z, y = self.logits(x, [sequence])
         z = z[0, y[0] != NO_LOSS]
         p = z.detach().softmax(1)
-        root = torch.diag_embed(p.sqrt()) - p[:, :, None] * p.sqrt()[:, None]                  # (T, V, V): R at each position
+        root = (
+            torch.diag_embed(p.sqrt()) - p[:, :, None] * p.sqrt()[:, None]
+        )  # (T, V, V): R at each position
         ups = torch.einsum("ts,tvw->twsv", torch.eye(len(p), dtype=p.dtype), root).flatten(0, 1)
         return torch.autograd.grad(z, x, ups, is_grads_batched=True)[0]
 
@@ -89,15 +108,18 @@ class Network:
         """Σ_z w_z ∇²ℓ_z, by default the mean: (P, P)."""
         x = x.detach().requires_grad_()
         total = self.losses(x, sequences) @ _uniform(sequences, weights)
-        gradient, = torch.autograd.grad(total, x, create_graph=True)
-        rows = [torch.autograd.grad(gradient, x, part, retain_graph=True, is_grads_batched=True)[0]
-                for part in torch.eye(len(x), dtype=x.dtype).split(chunk)]
+        (gradient,) = torch.autograd.grad(total, x, create_graph=True)
+        rows = [
+            torch.autograd.grad(gradient, x, part, retain_graph=True, is_grads_batched=True)[0]
+            for part in torch.eye(len(x), dtype=x.dtype).split(chunk)
+        ]
         return torch.cat(rows)
 
 
 @dataclass(frozen=True)
 class Training:
     """One stage: its network, its sequences, α, and β for the weights that the earlier stage lacks."""
+
     network: Network
     sequences: list
     alpha: float
@@ -107,29 +129,41 @@ class Training:
         """J(x), with α's pull towards `start`, which may be shorter than x: the rest is new."""
         shared = len(start)
         data = self.network.losses(x, self.sequences) @ _uniform(self.sequences, weights)
-        return data + self.alpha / 2 * (x[:shared] - start).square().sum() + self.new_l2 / 2 * x[shared:].square().sum()
+        return (
+            data
+            + self.alpha / 2 * (x[:shared] - start).square().sum()
+            + self.new_l2 / 2 * x[shared:].square().sum()
+        )
 
     def curvature(self, x, shared, weights=None, gauss_newton=False):
         """∇²J without α: H, with β on the new weights' diagonal: (P, P)."""
         net = self.network
-        H = net.gauss_newton(x, self.sequences) if gauss_newton else net.hessian(x, self.sequences, weights)
+        H = (
+            net.gauss_newton(x, self.sequences)
+            if gauss_newton
+            else net.hessian(x, self.sequences, weights)
+        )
         return H + self.new_l2 * torch.diag((torch.arange(len(x)) >= shared).to(x.dtype))
 
     def optimum(self, x, start, weights=None, tolerance=1e-11):
-        """argmin J from x on, by damped Newton steps; ArithmeticError when the gradient does not fall to `tolerance`."""
+        """Argmin J from x on, by damped Newton steps; ArithmeticError when the gradient does not fall to `tolerance`."""
         for _ in range(100):
             x = x.detach().requires_grad_()
             value = self.objective(x, start, weights)
-            gradient, = torch.autograd.grad(value, x)
+            (gradient,) = torch.autograd.grad(value, x)
             if gradient.norm() < tolerance:
                 return x.detach()
             x = self._step(x.detach(), gradient, value.detach(), start, weights)
-        raise ArithmeticError(f"Newton's method stopped at a gradient of {gradient.norm():.1e}; give the stage more L2 (α is "
-                              f"{self.alpha}) or a start nearer to the optimum")
+        raise ArithmeticError(
+            f"Newton's method stopped at a gradient of {gradient.norm():.1e}; give the stage more L2 (α is "
+            f"{self.alpha}) or a start nearer to the optimum"
+        )
 
     def _step(self, x, gradient, value, start, weights):
         """One Newton step; eigenvalues below α/10 count as that, and the step is halved until J does not rise."""
-        H = self.curvature(x, len(start), weights) + self.alpha * torch.diag((torch.arange(len(x)) < len(start)).to(x.dtype))
+        H = self.curvature(x, len(start), weights) + self.alpha * torch.diag(
+            (torch.arange(len(x)) < len(start)).to(x.dtype)
+        )
         values, vectors = torch.linalg.eigh(H)
         step = vectors @ (vectors.mT @ gradient / values.clamp(min=self.alpha / 10))
         while step.norm() > 1e-6 and self.objective(x - step, start, weights) > value:
@@ -171,21 +205,25 @@ def solve(H, v, alpha, shared=None):
 def solve_eliminated(H, v, alpha, shared):
     """The shared part of `solve` with the new weights φ eliminated: S⁻¹(v_θ − H_θφ H_φφ⁻¹ v_φ), S = H_θθ + α − H_θφ H_φφ⁻¹ H_φθ."""
     theta, phi = slice(None, shared), slice(shared, None)
-    coupling = torch.linalg.solve(H[phi, phi], H[phi, theta]).mT                               # H_θφ H_φφ⁻¹
-    return solve(H[theta, theta] - coupling @ H[phi, theta], v[:, theta] - v[:, phi] @ coupling.mT, alpha)
+    coupling = torch.linalg.solve(H[phi, phi], H[phi, theta]).mT  # H_θφ H_φφ⁻¹
+    return solve(
+        H[theta, theta] - coupling @ H[phi, theta], v[:, theta] - v[:, phi] @ coupling.mT, alpha
+    )
 
 
 def reweighted(stages, xs, queries, stage, z, step=1e-4):
     """df/dw_z by retraining all stages with document z of a stage (0: the first) at 1/N ± step: (q,)."""
+
     def f(change):
         weights = [_uniform(s.sequences, None) for s in stages]
         weights[stage][z] += change
         return -stages[-1].network.losses(trained(stages, xs, weights)[-1], queries)
+
     return (f(step) - f(-step)) / (2 * step)
 
 
 def without(stages, xs, queries, removed, steps=4):
-    """f after retraining all stages without the `removed` documents of stage 1, minus f with them: (q,).
+    """F after retraining all stages without the `removed` documents of stage 1, minus f with them: (q,).
 
     Their weight falls to 0 in `steps` equal steps, each retraining starting from the one before, so that the optimum is followed.
     """
@@ -194,7 +232,9 @@ def without(stages, xs, queries, removed, steps=4):
         first = _uniform(stages[0].sequences, None)
         first[removed] *= kept
         found = trained(stages, found, [first] + [None] * (len(stages) - 1))
-    return stages[-1].network.losses(xs[-1], queries) - stages[-1].network.losses(found[-1], queries)
+    return stages[-1].network.losses(xs[-1], queries) - stages[-1].network.losses(
+        found[-1], queries
+    )
 
 
 def _matrix(module):
@@ -203,7 +243,11 @@ def _matrix(module):
 
 
 def _uniform(sequences, weights):
-    return torch.full((len(sequences),), 1 / len(sequences), dtype=torch.float64) if weights is None else weights
+    return (
+        torch.full((len(sequences),), 1 / len(sequences), dtype=torch.float64)
+        if weights is None
+        else weights
+    )
 
 
 def _uncoupled(H, shared):

@@ -4,6 +4,7 @@
 Fine-tuning: 4 questions about each fact of the first half of the subjects, with the loss on the answer. Queries: 2 questions
 about each fact of the other half, so that their answers can come from pre-training alone.
 """
+
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -16,13 +17,16 @@ from msif.core.models import tiny_gpt_neox
 from msif.study.beds.training import train
 
 SUBJECTS, RELATIONS, OBJECTS, VERBS, FILLERS = 24, 2, 5, 3, 6
-VOCABULARY = SUBJECTS + RELATIONS * (OBJECTS + VERBS) + FILLERS + 2            # and two marks, of a question and of its answer
+VOCABULARY = (
+    SUBJECTS + RELATIONS * (OBJECTS + VERBS) + FILLERS + 2
+)  # and two marks, of a question and of its answer
 QUESTION, ANSWER = VOCABULARY - 2, VOCABULARY - 1
 
 
 @dataclass(frozen=True)
 class Toy:
     """base: θ₁, tuned: θ₂, both in float64. layers: the tracked ones. documents, finetuning, queries: `data.Sequence`."""
+
     base: object
     tuned: object
     layers: list
@@ -47,7 +51,7 @@ class WindowMLP(nn.Module):
         return self.table.device
 
     def forward(self, input_ids, attention_mask=None):
-        codes = nn.functional.pad(self.table[input_ids], (0, 0, 2, 0))                            # zeros before the start
+        codes = nn.functional.pad(self.table[input_ids], (0, 0, 2, 0))  # zeros before the start
         x = torch.cat([codes[:, 2:], codes[:, 1:-1], codes[:, :-2]], 2)
         for layer in self.layers[:-1]:
             x = layer(x).tanh()
@@ -59,10 +63,25 @@ def corpus(seed=0, wrong=0.15):
     g = torch.Generator().manual_seed(seed)
     pick = lambda n: int(torch.randint(n, (), generator=g))
     facts = {(s, r): pick(OBJECTS) for s in range(SUBJECTS) for r in range(RELATIONS)}
-    documents = [_statement(s, r, (o + (1 + pick(OBJECTS - 1)) * (torch.rand((), generator=g) < wrong).item()) % OBJECTS, pick)
-                 for (s, r), o in facts.items() for _ in range(8)]
-    asked = {half: [_question(s, r, o, pick) for (s, r), o in facts.items() if (s < SUBJECTS // 2) == half for _ in range(times)]
-             for half, times in ((True, 4), (False, 2))}
+    documents = [
+        _statement(
+            s,
+            r,
+            (o + (1 + pick(OBJECTS - 1)) * (torch.rand((), generator=g) < wrong).item()) % OBJECTS,
+            pick,
+        )
+        for (s, r), o in facts.items()
+        for _ in range(8)
+    ]
+    asked = {
+        half: [
+            _question(s, r, o, pick)
+            for (s, r), o in facts.items()
+            if (s < SUBJECTS // 2) == half
+            for _ in range(times)
+        ]
+        for half, times in ((True, 4), (False, 2))
+    }
     numbered = lambda rows: [Sequence(i, *row) for i, row in enumerate(rows)]
     return numbered(documents), numbered(asked[True]), numbered(asked[False])
 
@@ -76,7 +95,14 @@ def _filler(pick):
 
 
 def _statement(s, r, o, pick):
-    ids = (_filler(pick), s, _verb(r, pick), SUBJECTS + OBJECTS * r + o, _filler(pick), _filler(pick))
+    ids = (
+        _filler(pick),
+        s,
+        _verb(r, pick),
+        SUBJECTS + OBJECTS * r + o,
+        _filler(pick),
+        _filler(pick),
+    )
     return ids, ids
 
 
@@ -88,7 +114,9 @@ def _question(s, r, o, pick):
 
 def transformer(seed=0):
     """A GPT-NeoX of width 12 with 2 layers."""
-    return tiny_gpt_neox(VOCABULARY, width=12, layers=2, heads=2, context=8, intermediate=24, seed=seed)
+    return tiny_gpt_neox(
+        VOCABULARY, width=12, layers=2, heads=2, context=8, intermediate=24, seed=seed
+    )
 
 
 def mlp(seed=0):

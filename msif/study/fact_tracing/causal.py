@@ -10,6 +10,7 @@ f: log-probability of the answer at the retrained θ₂ (`retraining`). A drop i
 like. Leaving out one sentence at a time would measure it among all others, with an error about √(candidates / 4) times as large for as
 many retrainings: on the generated corpora one sentence of five moves f by a tenth of what one retraining's noise does.
 """
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,13 +24,17 @@ from msif.study.beds import retraining
 class Effects:
     """Per query, aligned with its candidates: drop [nats] and its standard error; causal: the candidates with drop > 2 errors
     (document numbers; possibly none)."""
+
     candidates: list
     drop: list
     error: list
 
     @property
     def causal(self):
-        return [[n for n, high in zip(own, drop > 2 * error) if high] for own, drop, error in zip(self.candidates, self.drop, self.error)]
+        return [
+            [n for n, high in zip(own, drop > 2 * error) if high]
+            for own, drop, error in zip(self.candidates, self.drop, self.error)
+        ]
 
 
 def design(queries, documents, subsets, seed=0):
@@ -40,21 +45,30 @@ def design(queries, documents, subsets, seed=0):
     a candidate."""
     facts = list(dict.fromkeys(tuple(query["candidates"]) for query in queries))
     if subsets < (least := 2 * max(map(len, facts))):
-        raise ValueError(f"subsets is {subsets}; expected at least {least}, two for each of a query's candidates")
+        raise ValueError(
+            f"subsets is {subsets}; expected at least {least}, two for each of a query's candidates"
+        )
     if len(numbers := [n for fact in facts for n in fact]) != len(set(numbers)):
-        raise ValueError("two queries share some of their candidates: give them equal candidates, or ask about one at a time")
-    rng, left_out = torch.Generator().manual_seed(seed), torch.zeros(subsets, documents, dtype=torch.bool)
+        raise ValueError(
+            "two queries share some of their candidates: give them equal candidates, or ask about one at a time"
+        )
+    rng, left_out = (
+        torch.Generator().manual_seed(seed),
+        torch.zeros(subsets, documents, dtype=torch.bool),
+    )
     for n in numbers:
-        left_out[torch.randperm(subsets, generator=rng)[:subsets // 2], n] = True
+        left_out[torch.randperm(subsets, generator=rng)[: subsets // 2], n] = True
     return left_out
 
 
 def outcomes(recipe, left_out, seeds, processes=None):
-    """f after each retraining, (subsets, q) float64: the subsets take the training seeds in turn. Arguments as `retraining.outcomes`."""
+    """F after each retraining, (subsets, q) float64: the subsets take the training seeds in turn. Arguments as `retraining.outcomes`."""
     found = np.empty((len(left_out), len(recipe.corpus.queries)))
     for k, seed in enumerate(seeds):
-        runs = retraining.outcomes(recipe, left_out[k::len(seeds)], [seed], processes, title=f"retraining, seed {seed}")
-        found[k::len(seeds)] = runs["log_probability"][:, 0].numpy()
+        runs = retraining.outcomes(
+            recipe, left_out[k :: len(seeds)], [seed], processes, title=f"retraining, seed {seed}"
+        )
+        found[k :: len(seeds)] = runs["log_probability"][:, 0].numpy()
     return found
 
 
@@ -65,10 +79,19 @@ def effects(f, left_out, queries, seeds):
     least squares. Raises ValueError where f has another shape, or where a query's design does not identify its drops."""
     f, left_out = np.asarray(f, dtype=np.float64), np.asarray(left_out)
     if f.shape != (len(left_out), len(queries)):
-        raise ValueError(f"outcomes have shape {f.shape}; expected ({len(left_out)} subsets, {len(queries)} queries)")
+        raise ValueError(
+            f"outcomes have shape {f.shape}; expected ({len(left_out)} subsets, {len(queries)} queries)"
+        )
     level = np.arange(len(f))[:, None] % len(seeds) == np.arange(len(seeds))
-    found = [_least_squares(np.column_stack([~left_out[:, query["candidates"]], level]), own, len(query["candidates"]), number)
-             for number, (own, query) in enumerate(zip(f.T, queries))]
+    found = [
+        _least_squares(
+            np.column_stack([~left_out[:, query["candidates"]], level]),
+            own,
+            len(query["candidates"]),
+            number,
+        )
+        for number, (own, query) in enumerate(zip(f.T, queries))
+    ]
     return Effects([query["candidates"] for query in queries], *map(list, zip(*found)))
 
 
@@ -76,7 +99,9 @@ def _least_squares(x, f, count, number):
     """The first `count` coefficients of f on x (subsets, predictors), and their standard errors."""
     x, freedom = x.astype(np.float64), len(x) - x.shape[1]
     if freedom < 1 or np.linalg.matrix_rank(x) < x.shape[1]:
-        raise ValueError(f"query {number}: {len(x)} retrainings do not identify the effects of its {count} candidates; add some")
+        raise ValueError(
+            f"query {number}: {len(x)} retrainings do not identify the effects of its {count} candidates; add some"
+        )
     inverse = np.linalg.inv(x.T @ x)
     estimate = inverse @ x.T @ f
     variance = np.square(f - x @ estimate).sum() / freedom
@@ -85,7 +110,9 @@ def _least_squares(x, f, count, number):
 
 def correlations(scores, found):
     """Spearman's correlation of the scores (q, n) of a query's candidates with their drops: (q,); 0 where all scores are equal."""
-    with np.errstate(invalid="ignore"):                                                    # 0 / 0, where there is no order
-        rows = [metrics.spearman(np.asarray(row)[None, own], drop[None])[0]
-                for row, own, drop in zip(scores, found.candidates, found.drop, strict=True)]
+    with np.errstate(invalid="ignore"):  # 0 / 0, where there is no order
+        rows = [
+            metrics.spearman(np.asarray(row)[None, own], drop[None])[0]
+            for row, own, drop in zip(scores, found.candidates, found.drop, strict=True)
+        ]
     return np.nan_to_num(rows)

@@ -12,6 +12,7 @@
 
 and the gradients, single-stage and multi-stage scores of `tracing`. Names are "method/form", form raw or normalised.
 """
+
 import torch
 from safetensors.torch import save_file
 
@@ -24,43 +25,71 @@ from msif.study.tracing import methods
 from msif.study.tracing.candidates import candidate_table
 from msif.study.tracing.products import with_products
 
-SEARCHES = ("bm25", "tfidf", "embeddings")             # question + answer: those that are fused and filter
-INFLUENCE = ("multi_stage_trajectory/normalised", "multi_stage/normalised")    # what is fused with text search: the first there is
+SEARCHES = ("bm25", "tfidf", "embeddings")  # question + answer: those that are fused and filter
+INFLUENCE = (
+    "multi_stage_trajectory/normalised",
+    "multi_stage/normalised",
+)  # what is fused with text search: the first there is
 
 
 def texts(case):
     """(documents, questions, questions with the answer) of a case, as text search reads them."""
     rows = case.rows
-    return ([d["text"] for d in case.bed.corpus.documents], [row["prompt"] for row in rows],
-            [f"{row['prompt']} {row['answer']}" for row in rows])
+    return (
+        [d["text"] for d in case.bed.corpus.documents],
+        [row["prompt"] for row in rows],
+        [f"{row['prompt']} {row['answer']}" for row in rows],
+    )
 
 
 def influences(case, at_once, settings):
     """{method/form: (q, n)} of the gradients and influence scores."""
     if at_once is None:
         return methods.scored(case, **settings)
-    return scratch.tensors("candidates", case.key() | settings | {"at_once": at_once}, lambda: candidate_table(case, at_once, **settings))
+    return scratch.tensors(
+        "candidates",
+        case.key() | settings | {"at_once": at_once},
+        lambda: candidate_table(case, at_once, **settings),
+    )
 
 
 def searched(case, embedder=None):
     """{method/raw: (q, n)} of the text searches. embedder: as for `retrieval.embeddings`."""
     documents, questions, both = texts(case)
-    found = {"bm25": retrieval.bm25(documents, both), "bm25_question": retrieval.bm25(documents, questions),
-             "bm25_all_words": retrieval.bm25(documents, both, stop_words=None),
-             "tfidf": retrieval.tfidf(documents, both), "embeddings": retrieval.embeddings(documents, both, embedder)}
+    found = {
+        "bm25": retrieval.bm25(documents, both),
+        "bm25_question": retrieval.bm25(documents, questions),
+        "bm25_all_words": retrieval.bm25(documents, both, stop_words=None),
+        "tfidf": retrieval.tfidf(documents, both),
+        "embeddings": retrieval.embeddings(documents, both, embedder),
+    }
     if all("subject" in row for row in case.rows):
-        found["word_order"] = retrieval.word_order(documents, [row["subject"] for row in case.rows], [row["answer"] for row in case.rows])
+        found["word_order"] = retrieval.word_order(
+            documents, [row["subject"] for row in case.rows], [row["answer"] for row in case.rows]
+        )
     return {f"{name}/raw": torch.as_tensor(x, dtype=torch.float32) for name, x in found.items()}
 
 
 def similar(case, dimension, batch_size=64):
     """{method/raw: (q, n)} of representations and projected gradients. dimension: of TrackStar's gradients, per layer."""
     tuned, base = case.bed.model("finetuned"), case.bed.model("pretrained")
-    cosine = lambda net, kind, layer=-1: representations.cosine(net, case.queries, case.bed.documents, kind, layer, batch_size, centred=True)
-    found = {"hidden_mean": cosine(tuned, "mean"), "hidden_last": cosine(tuned, "last"), "hidden_mean_pretrained": cosine(base, "mean"),
-             "hidden_input": cosine(tuned, "mean", 0),
-             "trackstar": trackstar.scores(Tracked(tuned, case.layers), case.queries, case.bed.documents, case.bed.finetuning,
-                                           dimension=dimension, batch_size=batch_size)}
+    cosine = lambda net, kind, layer=-1: representations.cosine(
+        net, case.queries, case.bed.documents, kind, layer, batch_size, centred=True
+    )
+    found = {
+        "hidden_mean": cosine(tuned, "mean"),
+        "hidden_last": cosine(tuned, "last"),
+        "hidden_mean_pretrained": cosine(base, "mean"),
+        "hidden_input": cosine(tuned, "mean", 0),
+        "trackstar": trackstar.scores(
+            Tracked(tuned, case.layers),
+            case.queries,
+            case.bed.documents,
+            case.bed.finetuning,
+            dimension=dimension,
+            batch_size=batch_size,
+        ),
+    }
     return {f"{name}/raw": torch.as_tensor(x, dtype=torch.float32) for name, x in found.items()}
 
 
@@ -70,25 +99,43 @@ def compared(case, *, embedder=None, dimension=16, refined=None, at_once=None, *
     settings: as for `methods.scored`. refined: None, or {"documents", "iterations"} of `with_products`. at_once: so many
     queries at a time, against their own candidates alone (`candidates.candidate_table`); None: all queries and documents together."""
     found = influences(case, at_once, settings)
-    found |= scratch.tensors("searched", case.key() | {"embedder": embedder}, lambda: searched(case, embedder))
-    found |= scratch.tensors("similar", case.key() | {"dimension": dimension}, lambda: similar(case, dimension, settings["batch_size"]))
+    found |= scratch.tensors(
+        "searched", case.key() | {"embedder": embedder}, lambda: searched(case, embedder)
+    )
+    found |= scratch.tensors(
+        "similar",
+        case.key() | {"dimension": dimension},
+        lambda: similar(case, dimension, settings["batch_size"]),
+    )
     if refined:
-        found |= with_products(case, refined["documents"], refined["iterations"], settings["damping"], settings["alpha"])
+        found |= with_products(
+            case,
+            refined["documents"],
+            refined["iterations"],
+            settings["damping"],
+            settings["alpha"],
+        )
     return found | fusions(found, [row.get("candidates") for row in case.rows])
 
 
 def save(found, folder):
     """Write {method/form: (q, n)} to folder/scores.safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: x.contiguous().clone() for name, x in found.items()}, folder / "scores.safetensors")
+    save_file(
+        {name: x.contiguous().clone() for name, x in found.items()}, folder / "scores.safetensors"
+    )
 
 
 def fusions(found, candidates):
     """Reciprocal rank fusions of `influence` with each text search, each query's ranks among its candidates (None: all)."""
     ours, limited = influence(found), all(candidates)
     inside = lambda x: metrics.within(x, candidates) if limited else x
-    return {f"{ours.split('/')[0]} + {name}/raw": torch.as_tensor(retrieval.fused(inside(found[ours]), inside(found[f"{name}/raw"])))
-            for name in SEARCHES}
+    return {
+        f"{ours.split('/')[0]} + {name}/raw": torch.as_tensor(
+            retrieval.fused(inside(found[ours]), inside(found[f"{name}/raw"]))
+        )
+        for name in SEARCHES
+    }
 
 
 def influence(found):
@@ -104,19 +151,41 @@ def filtering(found, name):
 def probed(case, damping, alpha, seed, normalised=False, batch_size=64):
     """`probes.probe_scores` of a case's queries by the multi-stage score at θ₁."""
     tuned, base = case.bed.model("finetuned"), case.bed.model("pretrained")
-    w = precondition(query_gradients(Tracked(tuned, case.layers), case.queries), case.chain(damping, alpha))[0]
+    w = precondition(
+        query_gradients(Tracked(tuned, case.layers), case.queries), case.chain(damping, alpha)
+    )[0]
     documents = probes.probe_documents(case.bed.corpus, case.rows, seed)
-    return probes.probe_scores(Tracked(base, case.layers), case.bed.tokenizer, documents, w, base.config.max_position_embeddings, normalised, batch_size)
+    return probes.probe_scores(
+        Tracked(base, case.layers),
+        case.bed.tokenizer,
+        documents,
+        w,
+        base.config.max_position_embeddings,
+        normalised,
+        batch_size,
+    )
 
 
 def costs(case, refined=None):
     """{method: forward + backward passes per candidate document}, as `methods.costs`; text search is counted as nothing, a forward
     pass as a third, and a product of `refined` for one query and one document as one."""
     found, rows = methods.costs(case), len(case.bed.finetuning) / len(case.bed.documents)
-    found |= dict.fromkeys((*SEARCHES, "bm25_question", "bm25_all_words", "word_order"), 0) | {"trackstar": 1 + rows}
-    found |= dict.fromkeys(("hidden_mean", "hidden_last", "hidden_mean_pretrained", "hidden_input"), 1 / 3)
-    found |= {f"{method} + {name}": found[method] for method in ("multi_stage", "multi_stage_trajectory") for name in SEARCHES}
+    found |= dict.fromkeys((*SEARCHES, "bm25_question", "bm25_all_words", "word_order"), 0) | {
+        "trackstar": 1 + rows
+    }
+    found |= dict.fromkeys(
+        ("hidden_mean", "hidden_last", "hidden_mean_pretrained", "hidden_input"), 1 / 3
+    )
+    found |= {
+        f"{method} + {name}": found[method]
+        for method in ("multi_stage", "multi_stage_trajectory")
+        for name in SEARCHES
+    }
     if refined:
-        products = refined["iterations"] * len(case.queries) * (refined["documents"] / len(case.bed.documents) + rows)
+        products = (
+            refined["iterations"]
+            * len(case.queries)
+            * (refined["documents"] / len(case.bed.documents) + rows)
+        )
         found["multi_stage_refined"] = found["multi_stage"] + products
     return {name: round(float(cost), 2) for name, cost in found.items()}

@@ -8,6 +8,7 @@ Queries whose corpus row has `candidates` are ranked among those alone. Methods 
 mean reciprocal rank ("mrr"), or by the area under the curve ("auc": how often a relevant candidate outranks one that is not), which
 does not saturate where half of ten candidates are relevant.
 """
+
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,6 +21,7 @@ from msif.study import metrics
 class Condition:
     """tables: one {method/form: scores (q, n)} for each seed. relevant, candidates: for each seed q lists of document numbers.
     rows: for each seed the q rows of the corpus. metric: "mrr" or "auc"."""
+
     name: str
     metric: str
     seeds: list
@@ -41,12 +43,17 @@ class Condition:
     @cached_property
     def values(self):
         """{method/form: [(q,) of each seed]} in the condition's metric, ties in expectation."""
-        return {name: [self._value(t[name], k) for k, t in enumerate(self.tables)] for name in self.methods}
+        return {
+            name: [self._value(t[name], k) for k, t in enumerate(self.tables)]
+            for name in self.methods
+        }
 
     def _value(self, scores, k):
         if self.metric == "mrr":
             return metrics.reciprocal_ranks(scores, self.relevant[k])
-        rest = [sorted(set(few) - set(own)) for few, own in zip(self.candidates[k], self.relevant[k])]
+        rest = [
+            sorted(set(few) - set(own)) for few, own in zip(self.candidates[k], self.relevant[k])
+        ]
         return metrics.wins(scores, self.relevant[k], rest)
 
     @cached_property
@@ -57,8 +64,10 @@ class Condition:
     @cached_property
     def chance(self):
         """The value of a random order, the mean over seeds and queries."""
-        found = [self._value(metrics.within(np.zeros_like(next(iter(t.values()))), few), k)
-                 for k, (t, few) in enumerate(zip(self.tables, self.candidates))]
+        found = [
+            self._value(metrics.within(np.zeros_like(next(iter(t.values()))), few), k)
+            for k, (t, few) in enumerate(zip(self.tables, self.candidates))
+        ]
         return float(np.mean([x.mean() for x in found]))
 
     def error(self, name):
@@ -87,7 +96,11 @@ class Condition:
             for row, value in zip(rows, values):
                 found.setdefault(row["relation"], []).append(value)
         order = sorted(found, key=lambda relation: -len(found[relation]))
-        return {relation: metrics.mean_and_error(found[relation]) for relation in order if len(found[relation]) > 1}
+        return {
+            relation: metrics.mean_and_error(found[relation])
+            for relation in order
+            if len(found[relation]) > 1
+        }
 
     def by_proponents(self, name):
         """{number of relevant documents: (mean, standard error over queries)} of one method, seeds pooled."""
@@ -95,14 +108,23 @@ class Condition:
         for own, values in zip(self.relevant, self.values[name]):
             for few, value in zip(own, values):
                 found.setdefault(len(few), []).append(value)
-        return {number: metrics.mean_and_error(found[number]) for number in sorted(found) if len(found[number]) > 1}
+        return {
+            number: metrics.mean_and_error(found[number])
+            for number in sorted(found)
+            if len(found[number]) > 1
+        }
 
     def drawn(self):
         """([methods, the best first], {form: [(mean, low, high) of each]}) for `figures.tracing`; nan where a method has one form."""
         names, nothing = {name.split("/")[0]: None for name in self.methods}, (np.nan,) * 3
-        best = lambda m: max(self.intervals[name][0] for name in self.methods if name.split("/")[0] == m)
+        best = lambda m: max(
+            self.intervals[name][0] for name in self.methods if name.split("/")[0] == m
+        )
         order = sorted(names, key=best, reverse=True)
-        return order, {form: [self.intervals.get(f"{m}/{form}", nothing) for m in order] for form in ("raw", "normalised")}
+        return order, {
+            form: [self.intervals.get(f"{m}/{form}", nothing) for m in order]
+            for form in ("raw", "normalised")
+        }
 
     def records(self, costs):
         """One record for each seed, method and form (`metrics.tracing_record`), with auc and its error where that is the metric.
@@ -111,8 +133,16 @@ class Condition:
         for k, (seed, table, own) in enumerate(zip(self.seeds, self.tables, self.relevant)):
             for name in table:
                 method, form = name.split("/")
-                record = metrics.tracing_record(table[name], own, method=method, condition=self.name, seed=seed, queries=len(own),
-                                                normalised=form == "normalised", cost=costs.get(method))
+                record = metrics.tracing_record(
+                    table[name],
+                    own,
+                    method=method,
+                    condition=self.name,
+                    seed=seed,
+                    queries=len(own),
+                    normalised=form == "normalised",
+                    cost=costs.get(method),
+                )
                 if self.metric == "auc":
                     mean, error = metrics.mean_and_error(self.values[name][k])
                     record |= {"auc": round(float(mean), 4), "auc_se": round(float(error), 4)}
@@ -134,36 +164,60 @@ def condition(name, cases, tables, relevant=None, only=None, metric="mrr"):
     seeds, found = list(cases), []
     for seed in seeds:
         rows, own = cases[seed].rows, (relevant or {}).get(seed, cases[seed].proponents)
-        keep = np.array([0 < len(x) and (metric == "mrr" or len(x) < len(row["candidates"])) for x, row in zip(own, rows)]) & (np.ones(len(own), bool) if only is None else np.asarray(only[seed]))
+        keep = np.array(
+            [
+                0 < len(x) and (metric == "mrr" or len(x) < len(row["candidates"]))
+                for x, row in zip(own, rows)
+            ]
+        ) & (np.ones(len(own), bool) if only is None else np.asarray(only[seed]))
         chosen, documents = np.flatnonzero(keep), len(cases[seed].bed.documents)
         few = [rows[q].get("candidates", range(documents)) for q in chosen]
-        inside = {method: metrics.within(np.asarray(x)[chosen], few) for method, x in tables[seed].items()}
+        inside = {
+            method: metrics.within(np.asarray(x)[chosen], few) for method, x in tables[seed].items()
+        }
         found.append((inside, [list(own[q]) for q in chosen], few, [rows[q] for q in chosen]))
     return Condition(name, metric, seeds, *map(list, zip(*found)))
 
 
 def title(name):
-    """"method/form" as a figure shows it."""
+    """ "method/form" as a figure shows it."""
     method, form = name.split("/")
     return method if form == "raw" else f"{method}, {form}"
 
 
 def kind_of(document):
     """Kind and word order of a matched document; statements have one order."""
-    return document["kind"] if document["kind"] == "statement" else f"{document['kind']}, {document['order']}"
+    return (
+        document["kind"]
+        if document["kind"] == "statement"
+        else f"{document['kind']}, {document['order']}"
+    )
 
 
 def wins_by_kind(where, cases, names):
     """{method/form: {kind: (share, standard error)}}: how often a relevant document outranks a candidate of a kind that is not."""
     documents = [cases[seed].bed.corpus.documents for seed in where.seeds]
-    kinds = sorted({kind_of(d) for known in documents for d in known if d["kind"] not in ("statement", "filler")},
-                   key=lambda kind: ("subject first" in kind, kind))
+    kinds = sorted(
+        {
+            kind_of(d)
+            for known in documents
+            for d in known
+            if d["kind"] not in ("statement", "filler")
+        },
+        key=lambda kind: ("subject first" in kind, kind),
+    )
     return {name: {kind: _share(where, documents, name, kind) for kind in kinds} for name in names}
 
 
 def _share(where, documents, name, kind):
-    found = [metrics.wins(table[name], own, [[n for n in few if kind_of(known[n]) == kind] for few in candidates])
-             for table, own, candidates, known in zip(where.tables, where.relevant, where.candidates, documents)]
+    found = [
+        metrics.wins(
+            table[name], own, [[n for n in few if kind_of(known[n]) == kind] for few in candidates]
+        )
+        for table, own, candidates, known in zip(
+            where.tables, where.relevant, where.candidates, documents
+        )
+    ]
     found = np.concatenate(found)
     return metrics.mean_and_error(found[~np.isnan(found)])
 
@@ -178,5 +232,6 @@ def drops_by_kind(effects, corpora):
                 drops.setdefault(kind, []).append(float(value))
                 causes.setdefault(kind, []).append(n in own)
     order = sorted(drops, key=lambda kind: (kind != "statement", "object first" in kind, kind))
-    return {kind: (metrics.mean_and_error(drops[kind]), float(np.mean(causes[kind]))) for kind in order}
-
+    return {
+        kind: (metrics.mean_and_error(drops[kind]), float(np.mean(causes[kind]))) for kind in order
+    }

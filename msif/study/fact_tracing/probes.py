@@ -14,6 +14,7 @@ its words:
 A probe that a corpus leaves no room for is left out for that fact, but for the paraphrase, which is an error. Source: Grosse et al.
 2023 (arXiv 2308.03296): influence is sparse, survives paraphrase, and falls when the order of the key phrases is flipped.
 """
+
 import random
 from itertools import product
 
@@ -24,7 +25,15 @@ from msif.core.influence import score
 from msif.study.corpora.corpus import FILLERS, RELATIONS, templates
 from msif.study.metrics import top_share
 
-PROBES = ("statement", "paraphrase", "object first", "reversed", "other relation", "other subject", "unrelated")
+PROBES = (
+    "statement",
+    "paraphrase",
+    "object first",
+    "reversed",
+    "other relation",
+    "other subject",
+    "unrelated",
+)
 
 
 def probe_documents(corpus, rows, seed=0):
@@ -44,12 +53,20 @@ def probe_documents(corpus, rows, seed=0):
     found = []
     for number, row in enumerate(rows):
         _check(row, number)
-        texts = _texts(corpus, facts, row, unseen, rng) | ({"unrelated": rng.choice(idle)} if idle else {})
+        texts = _texts(corpus, facts, row, unseen, rng) | (
+            {"unrelated": rng.choice(idle)} if idle else {}
+        )
         if "paraphrase" not in texts:
             count = len(templates(row["relation"], "statements"))
-            raise ValueError(f"row {number}: the corpus states {_fact(row)} in every template it has words for; generate it with "
-                             f"fewer statements than the {count} templates, or with more people")
-        found += [{"text": texts[probe], "probe": probe, "query": number} for probe in PROBES if probe in texts]
+            raise ValueError(
+                f"row {number}: the corpus states {_fact(row)} in every template it has words for; generate it with "
+                f"fewer statements than the {count} templates, or with more people"
+            )
+        found += [
+            {"text": texts[probe], "probe": probe, "query": number}
+            for probe in PROBES
+            if probe in texts
+        ]
     return found
 
 
@@ -58,10 +75,16 @@ def _fact(row):
 
 
 def _check(row, number):
-    if lacking := [key for key in ("subject", "relation", "object", "proponents") if not row.get(key)]:
-        raise ValueError(f"row {number} has no {', '.join(lacking)}: expected a query of a generated corpus that states its fact")
+    if lacking := [
+        key for key in ("subject", "relation", "object", "proponents") if not row.get(key)
+    ]:
+        raise ValueError(
+            f"row {number} has no {', '.join(lacking)}: expected a query of a generated corpus that states its fact"
+        )
     if row["relation"] not in RELATIONS:
-        raise ValueError(f"row {number} has the relation {row['relation']!r}; expected one of {', '.join(RELATIONS)}")
+        raise ValueError(
+            f"row {number} has the relation {row['relation']!r}; expected one of {', '.join(RELATIONS)}"
+        )
 
 
 def _texts(corpus, facts, row, unseen, rng):
@@ -69,14 +92,22 @@ def _texts(corpus, facts, row, unseen, rng):
     subject, relation, thing = _fact(row)
     statement = corpus.documents[rng.choice(row["proponents"])]["text"]
     exchanged = {subject: thing, thing: subject}
-    pools = {"paraphrase": [_fact(row)],
-             "other relation": [f for f in facts if f[0] == subject and f[1] != relation],
-             "other subject": [f for f in facts if f[0] != subject and f[1:] == (relation, thing)]}
-    pools = {probe: unseen(t.format(s=s, o=o) for s, r, o in some for t in templates(r, "statements"))
-             for probe, some in pools.items()}
-    pools["object first"] = unseen([" ".join(exchanged.get(word, word) for word in statement.split())])
+    pools = {
+        "paraphrase": [_fact(row)],
+        "other relation": [f for f in facts if f[0] == subject and f[1] != relation],
+        "other subject": [f for f in facts if f[0] != subject and f[1:] == (relation, thing)],
+    }
+    pools = {
+        probe: unseen(t.format(s=s, o=o) for s, r, o in some for t in templates(r, "statements"))
+        for probe, some in pools.items()
+    }
+    pools["object first"] = unseen(
+        [" ".join(exchanged.get(word, word) for word in statement.split())]
+    )
     pools["reversed"] = unseen([" ".join(reversed(statement.split()))])
-    return {"statement": statement} | {probe: rng.choice(pool) for probe, pool in pools.items() if pool}
+    return {"statement": statement} | {
+        probe: rng.choice(pool) for probe, pool in pools.items() if pool
+    }
 
 
 def probe_scores(tracked, tokenizer, probes, w, max_length, normalised=False, batch_size=32):
@@ -88,10 +119,20 @@ def probe_scores(tracked, tokenizer, probes, w, max_length, normalised=False, ba
     """
     queries, held = {p["query"] for p in probes}, len(next(iter(w.values())))
     if max(queries) >= held:
-        raise ValueError(f"w holds vectors of {held} queries, and there are probes of query {max(queries)}: expected one a row")
-    found = score(tracked, encode_documents([p["text"] for p in probes], tokenizer, max_length), w, batch_size=batch_size)
+        raise ValueError(
+            f"w holds vectors of {held} queries, and there are probes of query {max(queries)}: expected one a row"
+        )
+    found = score(
+        tracked,
+        encode_documents([p["text"] for p in probes], tokenizer, max_length),
+        w,
+        batch_size=batch_size,
+    )
     values = found.normalised() if normalised else found.values
-    return [{"probe": p["probe"], "query": p["query"], "score": values[p["query"], n].item()} for n, p in enumerate(probes)]
+    return [
+        {"probe": p["probe"], "query": p["query"], "score": values[p["query"], n].item()}
+        for n, p in enumerate(probes)
+    ]
 
 
 def summary(records):
@@ -102,14 +143,21 @@ def summary(records):
     table = {}
     for r in records:
         table.setdefault(r["probe"], {})[r["query"]] = r["score"]
-    return [_relative(probe, table[probe], table["statement"]) for probe in PROBES if probe in table]
+    return [
+        _relative(probe, table[probe], table["statement"]) for probe in PROBES if probe in table
+    ]
 
 
 def _relative(probe, own, statement):
     own, base = (np.array([x[query] for query in own]) for x in (own, statement))
     ratio, n = own.mean() / base.mean(), len(own)
-    error = (own - ratio * base).std(ddof=1) / (abs(base.mean()) * n ** .5) if n > 1 else np.nan
-    return {"probe": probe, "relative": round(float(ratio), 4), "relative_se": round(float(error), 4), "queries": n}
+    error = (own - ratio * base).std(ddof=1) / (abs(base.mean()) * n**0.5) if n > 1 else np.nan
+    return {
+        "probe": probe,
+        "relative": round(float(ratio), 4),
+        "relative_se": round(float(error), 4),
+        "queries": n,
+    }
 
 
 def sparsity(scores, share=0.01):

@@ -4,6 +4,7 @@ Copies results/<profile>/<notebook>.ipynb to reports/<profile>/ and writes HTML 
 network: figures are embedded, no script is loaded, and LaTeX in markdown is MathML, which browsers draw by
 themselves. Equal notebooks give equal bytes.
 """
+
 import argparse
 import re
 import shutil
@@ -38,7 +39,9 @@ def mathml(latex, display="inline"):
         raise ValueError(f"formula {latex!r} is no valid LaTeX: {type(error).__name__}") from error
     unknown = re.search(r"\\[A-Za-z]*|<mi>&</mi>", found)
     if unknown:
-        raise ValueError(f"formula {latex!r}: latex2mathml does not know {unknown[0]}; write it another way")
+        raise ValueError(
+            f"formula {latex!r}: latex2mathml does not know {unknown[0]}; write it another way"
+        )
     return found.replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")  # HTML needs none
 
 
@@ -62,15 +65,22 @@ def elsewhere(html):
     soup = need("bs4").BeautifulSoup(html, features="html.parser")
     sources = [tag.get("src") or tag.get("href") for tag in soup.select("[src], link[href]")]
     code = "\n".join(tag.get_text() for tag in soup.select("style, script"))
-    return ([x for x in sources if re.match(r"(https?:)?//", x)]
-            + re.findall(r"""(?:\burl\(|@import|\bimport\()\s*["']?(?:https?:)?//[^"')\s]*""", code))
+    return [x for x in sources if re.match(r"(https?:)?//", x)] + re.findall(
+        r"""(?:\burl\(|@import|\bimport\()\s*["']?(?:https?:)?//[^"')\s]*""", code
+    )
 
 
 def to_html(nb, title):
     """One self-contained HTML page of a notebook; ValueError if it would load anything over the network."""
-    exporter = nbconvert.HTMLExporter(extra_loaders=[jinja2.DictLoader({"page": PAGE})], template_file="page")
-    exporter.log.setLevel("ERROR")  # else it asks for alternative texts that notebooks have no way to give
-    exporter.register_filter("markdown2html", markdown.MarkdownWithMath(Renderer(escape=False)).render)
+    exporter = nbconvert.HTMLExporter(
+        extra_loaders=[jinja2.DictLoader({"page": PAGE})], template_file="page"
+    )
+    exporter.log.setLevel(
+        "ERROR"
+    )  # else it asks for alternative texts that notebooks have no way to give
+    exporter.register_filter(
+        "markdown2html", markdown.MarkdownWithMath(Renderer(escape=False)).render
+    )
     html, _ = exporter.from_notebook_node(nb, {"metadata": {"name": title}})
     if found := elsewhere(html):
         raise ValueError(f"{title}: the page would load {found[:5]}; embed it, to be read offline")
@@ -81,7 +91,9 @@ def report(name, profile):
     """Copy an executed notebook into reports/<profile>/ and render it there; returns the path of the HTML."""
     source, copy = results(profile, f"{name}.ipynb"), reports(profile, f"{name}.ipynb")
     if not source.exists():
-        raise FileNotFoundError(f"{source}: not there; run it first: python -m msif.study.pipeline.run {name} {profile}")
+        raise FileNotFoundError(
+            f"{source}: not there; run it first: python -m msif.study.pipeline.run {name} {profile}"
+        )
     html = to_html(need("nbformat").read(source, as_version=4), f"{name} · {profile}")
     shutil.copyfile(source, copy)
     copy.with_suffix(".html").write_text(html, encoding="utf-8")

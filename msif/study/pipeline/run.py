@@ -8,6 +8,7 @@ papermill executes the notebook with that section of params.yaml. The executed c
 results/<profile>/, less what differs between equal runs; what the run cost in timings.json there, on which
 nothing depends.
 """
+
 import argparse
 import json
 import os
@@ -49,7 +50,9 @@ def parameters(name, profile):
     """One notebook's section of a profile, and the profile's own name; ValueError for anything unknown."""
     known(name, "notebook", notebooks())
     stages = profiles()[known(profile, "profile", profiles())] or {}
-    stage = known(name.split("_", 1)[-1], f"section of the profile {profile!r} in params.yaml:", stages)
+    stage = known(
+        name.split("_", 1)[-1], f"section of the profile {profile!r} in params.yaml:", stages
+    )
     declared = need("papermill").inspect_notebook(str(root() / "notebooks" / f"{name}.ipynb"))
     for key in (chosen := {**(stages[stage] or {}), "profile": profile}):
         known(key, f"parameter of {name} (params.yaml, {profile}.{stage}):", declared)
@@ -86,11 +89,20 @@ def run(name, profile):
     start = time.perf_counter()
     try:
         nb = need("papermill").execute_notebook(
-            source, draft, parameters=given, cwd=source.parent, kernel_name="python3", progress_bar=False,
-            stdout_file=sys.stdout, stderr_file=sys.stderr, config=need("traitlets.config").Config(ENCRYPTED),
+            source,
+            draft,
+            parameters=given,
+            cwd=source.parent,
+            kernel_name="python3",
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+            config=need("traitlets.config").Config(ENCRYPTED),
         )
     except Exception as error:
-        error.add_note(f"\n{name} failed for {profile}. The executed copy, with the traceback: {draft}")
+        error.add_note(
+            f"\n{name} failed for {profile}. The executed copy, with the traceback: {draft}"
+        )
         raise
     record(profile, name, time.perf_counter() - start, peak_memory())
     need("nbformat").write(without_clock(nb), draft)
@@ -103,7 +115,9 @@ def peak_memory():
 
     A child starts as a copy of its parent, so that this is never less than this process's own 100 MB or so.
     """
-    units = 2**20 if sys.platform == "darwin" else 2**10  # getrusage(2): bytes on macOS, kilobytes elsewhere
+    units = (
+        2**20 if sys.platform == "darwin" else 2**10
+    )  # getrusage(2): bytes on macOS, kilobytes elsewhere
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / units
 
 
@@ -121,7 +135,9 @@ def timings(*chosen):
     for profile in chosen or profiles():
         path = results(known(profile, "profile", profiles()), "timings.json")
         for name, cost in sorted(json.loads(path.read_text()).items()) if path.exists() else ():
-            lines.append(f"{profile:<10} {name:<24} {cost['seconds']:>9.1f} {cost['peak_mb']:>9.0f}")
+            lines.append(
+                f"{profile:<10} {name:<24} {cost['seconds']:>9.1f} {cost['peak_mb']:>9.0f}"
+            )
     return "\n".join(lines) if len(lines) > 1 else "nothing has run yet; start with: make study"
 
 
@@ -151,8 +167,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("notebook", nargs="?", help="name in notebooks/, without .ipynb")
     parser.add_argument("profile", nargs="?", help="section of params.yaml")
-    parser.add_argument("--timings", nargs="*", metavar="PROFILE", help="print what runs cost, and stop")
-    parser.add_argument("--enable", metavar="PROFILE", help="add a profile to params.yaml, and stop")
+    parser.add_argument(
+        "--timings", nargs="*", metavar="PROFILE", help="print what runs cost, and stop"
+    )
+    parser.add_argument(
+        "--enable", metavar="PROFILE", help="add a profile to params.yaml, and stop"
+    )
     args = parser.parse_args()
     if args.timings is None and args.enable is None and args.profile is None:
         parser.error("a notebook and a profile are needed, such as: 01_testbed tiny")

@@ -11,6 +11,7 @@ the methods of `tracing`, at each seed's models:
 
 An ensemble is the mean over seeds; what the seeds disagree about is noise, which `shrunk` takes off.
 """
+
 import torch
 
 from msif.core.data import batches
@@ -33,35 +34,75 @@ from msif.study.tracing.products import at_pretrained
 def all_scores(case, *, time, **settings):
     """{method/form: (q, N)} of one seed: those of `tracing`, SOURCE's (`time` of each segment) and representations."""
     found = scored(case, **settings)
-    source = scratch.tensors("source", case.key() | {"time": time, "alpha": settings["alpha"]}, lambda: _source(case, time, settings["alpha"]))
-    return found | source | {"representation/raw": representations.cosine(case.bed.model("finetuned"), case.queries, case.bed.documents)}
+    source = scratch.tensors(
+        "source",
+        case.key() | {"time": time, "alpha": settings["alpha"]},
+        lambda: _source(case, time, settings["alpha"]),
+    )
+    return (
+        found
+        | source
+        | {
+            "representation/raw": representations.cosine(
+                case.bed.model("finetuned"), case.queries, case.bed.documents
+            )
+        }
+    )
 
 
 def variants(case, damping, alphas, times, seed):
     """{name/form}: the multi-stage score with one part exchanged, candidates at θ₁: fine-tuning's filter (proximal α, unrolled
     `times`), pre-training's filter (unrolled), the measurement (logit margin), the metric (Adam's)."""
+
     def make():
         base, tuned, first, last = case.ends
-        q, inverse = query_gradients(Tracked(tuned, case.layers), case.queries), Stage(first, Damping(damping)).inverse
+        q, inverse = (
+            query_gradients(Tracked(tuned, case.layers), case.queries),
+            Stage(first, Damping(damping)).inverse,
+        )
         second = Stage(last, alpha=Damping(0.1))
-        found = {f"proximal α = {a}": inverse(Stage(last, alpha=Damping(a)).transfer(q)) for a in alphas}
-        found |= {f"unrolled fine-tuning τ = {t}": inverse(Unrolled(last, time=t).transfer(q)) for t in times}
-        found |= {f"unrolled pre-training τ = {t}": Unrolled(first, time=t).inverse(second.transfer(q)) for t in times}
+        found = {
+            f"proximal α = {a}": inverse(Stage(last, alpha=Damping(a)).transfer(q)) for a in alphas
+        }
+        found |= {
+            f"unrolled fine-tuning τ = {t}": inverse(Unrolled(last, time=t).transfer(q))
+            for t in times
+        }
+        found |= {
+            f"unrolled pre-training τ = {t}": Unrolled(first, time=t).inverse(second.transfer(q))
+            for t in times
+        }
         margin = query_gradients(Tracked(tuned, case.layers), case.queries, logit_margin)
         found["measurement: logit margin"] = inverse(second.transfer(margin))
-        metric = Stage(adam.fit(Tracked(base, case.layers), case.bed.documents, seed=f"{seed}/adam"), Damping(damping))
+        metric = Stage(
+            adam.fit(Tracked(base, case.layers), case.bed.documents, seed=f"{seed}/adam"),
+            Damping(damping),
+        )
         found["metric: Adam's"] = metric.inverse(second.transfer(q))
         return at_pretrained(case, found)
-    return scratch.tensors("variants", case.key() | {"damping": damping, "alphas": list(alphas), "times": list(times), "seed": seed}, make)
+
+    return scratch.tensors(
+        "variants",
+        case.key()
+        | {"damping": damping, "alphas": list(alphas), "times": list(times), "seed": seed},
+        make,
+    )
 
 
 def _source(case, time, alpha):
     """Σ over segments of ⟨w_j, ∇ℓ_z(θ_j)⟩, w of the chain of segments and fine-tuning; every segment has the same time."""
-    names, q = case.bed.checkpoints, query_gradients(Tracked(case.bed.model("finetuned"), case.layers), case.queries)
-    chain = [Unrolled(case.factors[name], time=time) for name in names] + [Stage(case.factors["finetuned"], alpha=Damping(alpha))]
+    names, q = (
+        case.bed.checkpoints,
+        query_gradients(Tracked(case.bed.model("finetuned"), case.layers), case.queries),
+    )
+    chain = [Unrolled(case.factors[name], time=time) for name in names] + [
+        Stage(case.factors["finetuned"], alpha=Damping(alpha))
+    ]
     total, normalised = 0.0, 0.0
     for name, w in zip(names, precondition(q, chain)):
-        found = score_together(Tracked(case.bed.model(name), case.layers), case.bed.documents, {"w": w}, 64)["w"]
+        found = score_together(
+            Tracked(case.bed.model(name), case.layers), case.bed.documents, {"w": w}, 64
+        )["w"]
         total, normalised = total + found.values, normalised + found.normalised()
     return {"multi_stage_source/raw": total, "multi_stage_source/normalised": normalised}
 
@@ -71,30 +112,50 @@ def implied_alpha(case):
     −⟨∇J₂(θ₂), θ₂ − θ₁⟩ / ‖θ₂ − θ₁‖², J₂ the mean loss, from the condition ∇J₂ + α (θ₂ − θ₁) = 0 of a stage that ends there."""
     base, tuned, _, last = case.ends
     found = []
-    for name, g in query_gradients(Tracked(tuned, case.layers), case.bed.finetuning).items():        # of −log p, which is the loss
+    for name, g in query_gradients(
+        Tracked(tuned, case.layers), case.bed.finetuning
+    ).items():  # of −log p, which is the loss
         moved = weight_matrix(tuned.get_submodule(name)) - weight_matrix(base.get_submodule(name))
-        found.append(-(g.mean(0) * moved).sum() / moved.square().sum() / last.factors[name].eigenvalues.mean())
+        found.append(
+            -(g.mean(0) * moved).sum()
+            / moved.square().sum()
+            / last.factors[name].eigenvalues.mean()
+        )
     return torch.stack(found).median().item()
 
 
 def trak_scores(recipe, seeds, dimension):
     """{"trak/raw": (q, N)}: TRAK at θ₂ of one model a seed, each of which saw a random half of the documents."""
+
     def compute():
         halves = half_subsets(len(recipe.corpus.documents), len(seeds), seed=seeds[0])
-        found = zip(*[_features(recipe, left_out, seed, dimension) for left_out, seed in zip(halves, seeds)])
+        found = zip(
+            *[_features(recipe, left_out, seed, dimension) for left_out, seed in zip(halves, seeds)]
+        )
         return {"trak/raw": trak(*found)}
-    return scratch.tensors("trak", recipe.key() | {"seeds": list(seeds), "dimension": dimension}, compute)
+
+    return scratch.tensors(
+        "trak", recipe.key() | {"seeds": list(seeds), "dimension": dimension}, compute
+    )
 
 
 def _features(recipe, left_out, seed, dimension):
     """Features of the queries (q, k) and of the documents (N, k), and 1 − p of the documents (N,), at one model."""
     net = retrained(recipe, left_out, seed)
-    documents, _, queries = testbed.encode(recipe.corpus, testbed.start(recipe.corpus, recipe.model, seed)[0], recipe.max_length)
+    documents, _, queries = testbed.encode(
+        recipe.corpus, testbed.start(recipe.corpus, recipe.model, seed)[0], recipe.max_length
+    )
     layers = tracked_layers(net)
     project = projector(layers, dimension, seed)
     with torch.no_grad():
-        error = torch.cat([error_probability(logits(net, batch), batch) for batch in batches(documents, 64)])
-    return trak_features(Tracked(net, layers), queries, project), trak_features(Tracked(net, layers), documents, project), error
+        error = torch.cat(
+            [error_probability(logits(net, batch), batch) for batch in batches(documents, 64)]
+        )
+    return (
+        trak_features(Tracked(net, layers), queries, project),
+        trak_features(Tracked(net, layers), documents, project),
+        error,
+    )
 
 
 def ensemble(tables):
@@ -134,5 +195,9 @@ def costs(case, epochs):
     """{method: forward + backward passes per candidate document and model}, as `methods.costs`. epochs: of pre-training, which
     TRAK pays for on half of the documents."""
     found = methods.costs(case)
-    return found | {"multi_stage_source": found["multi_stage_trajectory"], "trak": round(epochs / 2 + 1, 2),
-                    "representation": round(1 / 3, 2), "statements": 0}
+    return found | {
+        "multi_stage_source": found["multi_stage_trajectory"],
+        "trak": round(epochs / 2 + 1, 2),
+        "representation": round(1 / 3, 2),
+        "statements": 0,
+    }

@@ -20,6 +20,7 @@ Sign: positive = proponent. Unit: nats per unit of weight, where every document 
 of left-out documents estimates f without them − f with them. That is 1/N of a score of `influence`, where each weighs 1/N.
 Source: Ilyas & Engstrom 2025, "MAGIC: Near-Optimal Data Attribution for Deep Learning" (arXiv 2504.16430), for the Hessian.
 """
+
 from dataclasses import dataclass
 from inspect import signature
 
@@ -45,6 +46,7 @@ from msif.study.beds.training import train
 @dataclass(frozen=True)
 class Step:
     """One step of AdamW: θ before it, m′ and v′ after it, all (P,); its number from 1; its parameter group's settings."""
+
     theta: torch.Tensor
     m: torch.Tensor
     v: torch.Tensor
@@ -66,9 +68,11 @@ def scores(recipe, seed, queries, curvature="hessian", epochs=None, at_once=8):
     """
     known = len(recipe.corpus.queries)
     if bad := [query for query in queries if not 0 <= query < known]:
-        raise ValueError(f"query {bad[0]}: expected numbers from 0 to {known - 1}, the corpus's queries")
-    torch.set_num_threads(1)                          # equal numbers on any machine, as in retraining
-    groups = [list(queries[i:i + at_once]) for i in range(0, len(queries), at_once)]
+        raise ValueError(
+            f"query {bad[0]}: expected numbers from 0 to {known - 1}, the corpus's queries"
+        )
+    torch.set_num_threads(1)  # equal numbers on any machine, as in retraining
+    groups = [list(queries[i : i + at_once]) for i in range(0, len(queries), at_once)]
     return torch.cat([_kept(recipe, seed, group, curvature, epochs) for group in groups])
 
 
@@ -77,10 +81,23 @@ def _kept(recipe, seed, queries, curvature, epochs):
         tokenizer, net = testbed.start(recipe.corpus, recipe.model, seed)
         documents, rows, asked = testbed.encode(recipe.corpus, tokenizer, recipe.max_length)
         stages = [(documents, recipe.pretraining), (rows, recipe.finetuning)]
-        found = differentiated(net, stages, [asked[i] for i in queries], seed, curvature, epochs, "back through training")
+        found = differentiated(
+            net,
+            stages,
+            [asked[i] for i in queries],
+            seed,
+            curvature,
+            epochs,
+            "back through training",
+        )
         return {"scores": found[0]}
 
-    key = recipe.key() | {"seed": seed, "queries": queries, "curvature": curvature, "epochs": epochs}
+    key = recipe.key() | {
+        "seed": seed,
+        "queries": queries,
+        "curvature": curvature,
+        "epochs": epochs,
+    }
     return scratch.tensors("unrolled", key, compute)["scores"]
 
 
@@ -96,9 +113,15 @@ def differentiated(model, stages, queries, seed=0, curvature="hessian", epochs=N
     records = [recorded(model, data, seed, settings) for data, settings in stages]
     walked = (epochs or stages[0][1]["epochs"]) * len(orders[0]) // stages[0][1]["epochs"]
     orders[0], records[0] = orders[0][-walked:], records[0][-walked:]
-    trained, bar_theta, found = parameters_to_vector(model.parameters()).detach(), _query_gradients(model, queries), []
+    trained, bar_theta, found = (
+        parameters_to_vector(model.parameters()).detach(),
+        _query_gradients(model, queries),
+        [],
+    )
     for (data, _), order, steps in reversed(list(zip(stages, orders, records, strict=True))):
-        bar_theta, values = _stage_back(model, data, steps, order, bar_theta, CURVATURES[curvature], title)
+        bar_theta, values = _stage_back(
+            model, data, steps, order, bar_theta, CURVATURES[curvature], title
+        )
         found.insert(0, values)
     vector_to_parameters(trained, model.parameters())
     return found
@@ -108,11 +131,17 @@ def _check(model, stages, curvature, epochs, steps):
     if curvature not in CURVATURES:
         raise ValueError(f"curvature={curvature!r}: expected one of {', '.join(CURVATURES)}")
     if not (epochs is None or 1 <= epochs <= stages[0][1]["epochs"]):
-        raise ValueError(f"epochs={epochs}: expected 1 to {stages[0][1]['epochs']}, those of the first stage, or None for all")
+        raise ValueError(
+            f"epochs={epochs}: expected 1 to {stages[0][1]['epochs']}, those of the first stage, or None for all"
+        )
     if any("weights" in settings for _, settings in stages):
-        raise ValueError("weights in the settings of a stage: expected none, as the derivative is taken where each document weighs 1")
+        raise ValueError(
+            "weights in the settings of a stage: expected none, as the derivative is taken where each document weighs 1"
+        )
     size = sum(p.nbytes for p in model.parameters())
-    require(memory=3 * steps * size, what=f"keeping {steps} steps of AdamW, three times the model each")
+    require(
+        memory=3 * steps * size, what=f"keeping {steps} steps of AdamW, three times the model each"
+    )
 
 
 def recorded(model, sequences, seed, settings):
@@ -120,13 +149,28 @@ def recorded(model, sequences, seed, settings):
     steps, before = [], []
 
     def keep(optimiser, *_):
-        group, = optimiser.param_groups
+        (group,) = optimiser.param_groups
         states = [optimiser.state[p] for p in group["params"]]
         m, v = (_flat([s[name] for s in states]) for name in ("exp_avg", "exp_avg_sq"))
-        steps.append(Step(before.pop(), m, v, len(steps) + 1, group["lr"], group["betas"], group["eps"], group["weight_decay"]))
+        steps.append(
+            Step(
+                before.pop(),
+                m,
+                v,
+                len(steps) + 1,
+                group["lr"],
+                group["betas"],
+                group["eps"],
+                group["weight_decay"],
+            )
+        )
 
-    hooks = [register_optimizer_step_pre_hook(lambda *_: before.append(parameters_to_vector(model.parameters()).detach())),
-             register_optimizer_step_post_hook(keep)]
+    hooks = [
+        register_optimizer_step_pre_hook(
+            lambda *_: before.append(parameters_to_vector(model.parameters()).detach())
+        ),
+        register_optimizer_step_post_hook(keep),
+    ]
     try:
         train(model, sequences, seed=seed, **settings)
     finally:
@@ -139,21 +183,35 @@ def _order(count, seed, settings):
     """The batches of `training.train`: numbers of sequences, one tensor a step."""
     size = settings.get("batch_size", signature(train).parameters["batch_size"].default)
     order = torch.Generator().manual_seed(seed)
-    return [chosen for _ in range(settings["epochs"]) for chosen in torch.randperm(count, generator=order).split(size)]
+    return [
+        chosen
+        for _ in range(settings["epochs"])
+        for chosen in torch.randperm(count, generator=order).split(size)
+    ]
 
 
 def _query_gradients(model, queries):
     """∇f at the trained weights: (q, P)."""
     batches = [collate([query]).to(model.device) for query in queries]
-    return torch.stack([_flat(torch.autograd.grad(log_probability(logits(model, batch), batch).sum(), list(model.parameters())))
-                        for batch in batches])
+    return torch.stack(
+        [
+            _flat(
+                torch.autograd.grad(
+                    log_probability(logits(model, batch), batch).sum(), list(model.parameters())
+                )
+            )
+            for batch in batches
+        ]
+    )
 
 
 def _stage_back(model, sequences, steps, order, bar_theta, curvature, title):
     """(θ̄ before the stage, (q, n) df/dw of its sequences)."""
     bar = (bar_theta, torch.zeros_like(bar_theta), torch.zeros_like(bar_theta))
     found = bar_theta.new_zeros(len(bar_theta), len(sequences))
-    for step, chosen in tqdm(list(zip(steps, order, strict=True))[::-1], desc=title, disable=title is None):
+    for step, chosen in tqdm(
+        list(zip(steps, order, strict=True))[::-1], desc=title, disable=title is None
+    ):
         vector_to_parameters(step.theta, model.parameters())
         batch = collate([sequences[i] for i in chosen]).to(model.device)
         bar, by_weight = _step_back(model, step, batch, bar, curvature)
@@ -166,46 +224,56 @@ def _step_back(model, step, batch, bar, curvature):
     bar_theta, bar_m, bar_v = bar
     (beta1, beta2), (by_m, by_v) = step.betas, _sensitivities(step)
     bar_m, bar_v = bar_m + by_m * bar_theta, bar_v + by_v * bar_theta
-    with sdpa_kernel(SDPBackend.MATH):                # the attention that can be differentiated twice
+    with sdpa_kernel(SDPBackend.MATH):  # the attention that can be differentiated twice
         g, product = curvature(model, batch)
         bar_g = (1 - beta1) * bar_m + 2 * (1 - beta2) * g * bar_v
         H_bar_g, by_weight = (torch.stack(x) for x in zip(*map(product, bar_g)))
-    return ((1 - step.rate * step.decay) * bar_theta + H_bar_g, beta1 * bar_m, beta2 * bar_v), by_weight
+    return (
+        (1 - step.rate * step.decay) * bar_theta + H_bar_g,
+        beta1 * bar_m,
+        beta2 * bar_v,
+    ), by_weight
 
 
 def _sensitivities(step):
     """∂θ′/∂m′ and ∂θ′/∂v′, elementwise (P,). Where v′ is 0, g and m′ have been 0 all along: no effect of v′."""
-    c1, c2 = (1 - beta ** step.number for beta in step.betas)
+    c1, c2 = (1 - beta**step.number for beta in step.betas)
     d = (step.v / c2).sqrt() + step.eps
     by_v = step.rate / c1 * step.m / d / d / (2 * (c2 * step.v).sqrt())
     return -step.rate / c1 / d, by_v.where(step.v > 0, 0)
 
 
 def _hessian(model, batch):
-    """g (P,), and the function u (P,) -> (∇²L u (P,), ⟨∇ℓ_z, u⟩/size (n,))."""
+    """G (P,), and the function u (P,) -> (∇²L u (P,), ⟨∇ℓ_z, u⟩/size (n,))."""
     parameters, losses = list(model.parameters()), loss(logits(model, batch), batch)
     weights = torch.ones_like(losses, requires_grad=True)
     gradients = torch.autograd.grad((losses * weights).mean(), parameters, create_graph=True)
 
     def product(u):
-        *parts, by_weight = torch.autograd.grad(gradients, [*parameters, weights], _split(u, parameters), retain_graph=True)
+        *parts, by_weight = torch.autograd.grad(
+            gradients, [*parameters, weights], _split(u, parameters), retain_graph=True
+        )
         return _flat(parts), by_weight
+
     return _flat(gradients).detach(), product
 
 
 def _gauss_newton(model, batch):
-    """g (P,), and the function u (P,) -> (E_z[JᵀH_out J] u (P,), ⟨∇ℓ_z, u⟩/size (n,))."""
+    """G (P,), and the function u (P,) -> (E_z[JᵀH_out J] u (P,), ⟨∇ℓ_z, u⟩/size (n,))."""
     parameters = list(model.parameters())
     z, y = align(logits(model, batch), batch.labels)
     p, counts = z.detach().softmax(2), (y != NO_LOSS)[..., None] / len(z)
-    slope = (p - one_hot(y.clamp(min=0), z.shape[2])) * counts                                              # ∂L/∂z
+    slope = (p - one_hot(y.clamp(min=0), z.shape[2])) * counts  # ∂L/∂z
     dual = torch.zeros_like(z, requires_grad=True)
-    linear = torch.autograd.grad(z, parameters, dual, create_graph=True)                                    # Jᵀ·dual
+    linear = torch.autograd.grad(z, parameters, dual, create_graph=True)  # Jᵀ·dual
 
     def product(u):
-        Ju, = torch.autograd.grad(linear, dual, _split(u, parameters), retain_graph=True)
+        (Ju,) = torch.autograd.grad(linear, dual, _split(u, parameters), retain_graph=True)
         H_Ju = p * (Ju - (p * Ju).sum(2, keepdim=True)) * counts
-        return _flat(torch.autograd.grad(z, parameters, H_Ju, retain_graph=True)), (slope * Ju).sum((1, 2))
+        return _flat(torch.autograd.grad(z, parameters, H_Ju, retain_graph=True)), (slope * Ju).sum(
+            (1, 2)
+        )
+
     return _flat(torch.autograd.grad(z, parameters, slope, retain_graph=True)), product
 
 

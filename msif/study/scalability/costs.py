@@ -4,6 +4,7 @@ Every matrix product that a method really makes is counted as it runs (`torch.ut
 (n, n) matrix as 9 n³ (Golub & Van Loan, Matrix Computations, §8.3). Elementwise work, vector updates and random numbers are left out.
 A pair costs (everything that is done for Q queries and N candidates) / (Q N).
 """
+
 import time
 
 import numpy as np
@@ -24,14 +25,19 @@ from msif.rivals import inverses, similarities, trak
 from msif.study.scalability.scalability import corrected
 
 # What the counter leaves out: decompositions, products added in place; and fused attention on CPUs, which runs as plain products.
-UNCOUNTED = {ops.aten._linalg_eigh: lambda shape, *rest, **options: 9 * shape[-1] ** 3 * _count(shape[:-2]),
-             ops.aten.addmm_: lambda total, a, b, *rest, **options: 2 * a[0] * a[1] * b[1],
-             ops.aten.baddbmm_: lambda total, a, b, *rest, **options: 2 * a[0] * a[1] * a[2] * b[2]}
+UNCOUNTED = {
+    ops.aten._linalg_eigh: lambda shape, *rest, **options: 9 * shape[-1] ** 3 * _count(shape[:-2]),
+    ops.aten.addmm_: lambda total, a, b, *rest, **options: 2 * a[0] * a[1] * b[1],
+    ops.aten.baddbmm_: lambda total, a, b, *rest, **options: 2 * a[0] * a[1] * a[2] * b[2],
+}
 
 
 def counted(call):
     """Floating-point operations in the matrix products and eigendecompositions of call()."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
+    with (
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter,
+    ):
         call()
     return counter.get_total_flops()
 
@@ -51,22 +57,42 @@ def parts(p, damping, settings):
     """{part of a method: its cost for all queries and candidates, in plain passes over one document}; see `pair_cost`."""
     unit = counted(lambda: plain(p.model, p.candidates)) / len(p.candidates)
     q = query_gradients(p.tracked, p.queries)
-    one, mlp = {name: x[:1] for name, x in q.items()}, [layer for layer in p.layers if ".mlp." in layer.name]
-    stage = dial.Refined(p.factors, damping, product=GaussNewton(p.tracked, p.curvature, 16).product)
+    one, mlp = (
+        {name: x[:1] for name, x in q.items()},
+        [layer for layer in p.layers if ".mlp." in layer.name],
+    )
+    stage = dial.Refined(
+        p.factors, damping, product=GaussNewton(p.tracked, p.curvature, 16).product
+    )
     full, few = corrected(stage, p.model, p, settings["correction"]), p.candidates[:32]
     project = trak.projector(p.layers, settings["trak"]["features"], 0)
     sample = inverses.sampled_product(p.tracked, p.curvature, settings["lissa"]["batch"])
     calls = {
-        "queries": lambda: query_gradients(p.tracked, p.queries), "scoring": lambda: score(p.tracked, p.candidates, q),
-        "scoring, MLP": lambda: score(p.tracked.only(mlp), p.candidates, {layer.name: q[layer.name] for layer in mlp}),
-        "diagonal": lambda: inverses.diagonal_fisher(p.tracked, p.curvature, fisher_losses("gaussian", settings["samples"], 0)),
+        "queries": lambda: query_gradients(p.tracked, p.queries),
+        "scoring": lambda: score(p.tracked, p.candidates, q),
+        "scoring, MLP": lambda: score(
+            p.tracked.only(mlp), p.candidates, {layer.name: q[layer.name] for layer in mlp}
+        ),
+        "diagonal": lambda: inverses.diagonal_fisher(
+            p.tracked, p.curvature, fisher_losses("gaussian", settings["samples"], 0)
+        ),
         "fit": lambda: fit(p.tracked, p.curvature, samples=settings["samples"]),
         "fit, MLP": lambda: fit(p.tracked.only(mlp), p.curvature, samples=settings["samples"]),
-        "EK-FAC": lambda: stage.start(q), "correction": lambda: corrected(stage, p.model, p, settings["correction"]),
-        "dial": lambda: full.start(q), "product": lambda: stage.product(q), "single product": lambda: stage.product(one),
-        "sampled product": lambda: sample(q), "features": lambda: trak.trak_features(p.tracked, p.queries + p.candidates, project)}
+        "EK-FAC": lambda: stage.start(q),
+        "correction": lambda: corrected(stage, p.model, p, settings["correction"]),
+        "dial": lambda: full.start(q),
+        "product": lambda: stage.product(q),
+        "single product": lambda: stage.product(one),
+        "sampled product": lambda: sample(q),
+        "features": lambda: trak.trak_features(p.tracked, p.queries + p.candidates, project),
+    }
     found = {name: counted(call) / unit for name, call in calls.items()}
-    found["CKA"] = counted(lambda: similarities.cka(q, gradients(p.tracked, few, loss))) / unit * len(p.candidates) / len(few)
+    found["CKA"] = (
+        counted(lambda: similarities.cka(q, gradients(p.tracked, few, loss)))
+        / unit
+        * len(p.candidates)
+        / len(few)
+    )
     return found | {"half training": p.training["epochs"] * len(p.documents) / 2}
 
 
@@ -76,14 +102,28 @@ def pair_cost(method, products, parts, pairs):
     An iteration of the dial applies both halves of its preconditioner; by EK-FAC alone each half costs as much as its inverse."""
     c, both = parts, parts["queries"] + parts["scoring"]
     return {
-        "gradient dot": both, "gradient cosine": both, "CKA of gradients": c["queries"] + c["CKA"], "diagonal Fisher": both + c["diagonal"],
-        "EK-FAC": both + c["fit"] + c["EK-FAC"], "EK-FAC, MLP": c["queries"] + c["scoring, MLP"] + c["fit, MLP"] + c["EK-FAC"],
-        "the dial": both + c["fit"] + c["correction"] + c["dial"] + products * (c["product"] + c["dial"]),
-        "the dial, EK-FAC alone": both + c["fit"] + c["EK-FAC"] + products * (c["product"] + 2 * c["EK-FAC"]),
-        "the dial, block alone": both + products * c["product"], "conjugate gradients": both + products * c["product"],
+        "gradient dot": both,
+        "gradient cosine": both,
+        "CKA of gradients": c["queries"] + c["CKA"],
+        "diagonal Fisher": both + c["diagonal"],
+        "EK-FAC": both + c["fit"] + c["EK-FAC"],
+        "EK-FAC, MLP": c["queries"] + c["scoring, MLP"] + c["fit, MLP"] + c["EK-FAC"],
+        "the dial": both
+        + c["fit"]
+        + c["correction"]
+        + c["dial"]
+        + products * (c["product"] + c["dial"]),
+        "the dial, EK-FAC alone": both
+        + c["fit"]
+        + c["EK-FAC"]
+        + products * (c["product"] + 2 * c["EK-FAC"]),
+        "the dial, block alone": both + products * c["product"],
+        "conjugate gradients": both + products * c["product"],
         "LiSSA": both + products * c["sampled product"],
         "Arnoldi": both + products * c["single product"],
-        "TRAK at the model": c["features"], "TRAK": products * (c["features"] + c["half training"])}[method] / pairs
+        "TRAK at the model": c["features"],
+        "TRAK": products * (c["features"] + c["half training"]),
+    }[method] / pairs
 
 
 def by_size(widths, documents, vocabulary, samples, queries, measure=counted):
@@ -96,9 +136,15 @@ def by_size(widths, documents, vocabulary, samples, queries, measure=counted):
 def _at_width(width, documents, vocabulary, samples, queries, measure):
     model, kept = tiny_gpt_neox(vocabulary, width=width, heads=2), []
     layers = tracked_layers(model)
-    found = {"plain": measure(lambda: plain(model, documents)),
-             "fit": measure(lambda: kept.append(fit(Tracked(model, layers), documents, samples=samples)))}
-    w = dial.Refined(kept[0], Damping(.1)).inverse(query_gradients(Tracked(model, layers), documents[:queries]))
+    found = {
+        "plain": measure(lambda: plain(model, documents)),
+        "fit": measure(
+            lambda: kept.append(fit(Tracked(model, layers), documents, samples=samples))
+        ),
+    }
+    w = dial.Refined(kept[0], Damping(0.1)).inverse(
+        query_gradients(Tracked(model, layers), documents[:queries])
+    )
     found["scoring"] = measure(lambda: score(Tracked(model, layers), documents, w))
     weights = sum(x.out_features * (x.in_features + x.bias) for x in layers)
     return {"weights": weights} | {name: cost / len(documents) for name, cost in found.items()}

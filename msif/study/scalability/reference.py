@@ -8,6 +8,7 @@ f: the log-probability of a sentence that was not trained on (nats); positive = 
 gradients for all queries together until ‖(G + d) w − q‖ ≤ tolerance ‖q‖ for each, in the coordinates y = (Λ + d)^(1/2) ∘ Q_Bᵀ w Q_A of
 EK-FAC, where G + d is better conditioned; the solution does not depend on them. Source of the recurrence: Dubrulle 2001 (BCGrQ).
 """
+
 import copy
 from dataclasses import dataclass
 
@@ -33,6 +34,7 @@ class Problem:
     """documents: what the model was trained on; candidates and curvature (the set C) are among them, queries are not.
 
     start: the model before training. factors: EK-FAC on the curvature set."""
+
     model: object
     start: object
     layers: list
@@ -49,8 +51,14 @@ class Problem:
         return Tracked(self.model, self.layers)
 
     def key(self):
-        return {"model": model_digest(self.model), "factors": self.factors.header, "queries": digest(self.queries),
-                "candidates": digest(self.candidates), "layers": [str(x) for x in self.layers], "seed": self.seed}
+        return {
+            "model": model_digest(self.model),
+            "factors": self.factors.header,
+            "queries": digest(self.queries),
+            "candidates": digest(self.candidates),
+            "layers": [str(x) for x in self.layers],
+            "seed": self.seed,
+        }
 
 
 def problem(seed, corpus, model, training, queries, candidates, curvature, samples):
@@ -63,34 +71,63 @@ def problem(seed, corpus, model, training, queries, candidates, curvature, sampl
     documents = testbed.encode(text, tokenizer, 64)[0]
     documents, asked = documents[:-queries], documents[-queries:]
     if len(documents) < candidates + curvature:
-        raise ValueError(f"{candidates} candidates and {curvature} curvature documents of {len(documents)}: ask for fewer, or more people")
+        raise ValueError(
+            f"{candidates} candidates and {curvature} curvature documents of {len(documents)}: ask for fewer, or more people"
+        )
     after = trained(net, documents, training, seed)
-    chosen = documents[candidates:candidates + curvature]
+    chosen = documents[candidates : candidates + curvature]
     layers = tracked_layers(after)
-    factors, _ = fitted(Tracked(after, layers), chosen, labels="gaussian", samples=samples, batch_size=32, seed=seed)
-    return Problem(after, net, layers, factors, documents, asked, documents[:candidates], chosen, training, seed)
+    factors, _ = fitted(
+        Tracked(after, layers), chosen, labels="gaussian", samples=samples, batch_size=32, seed=seed
+    )
+    return Problem(
+        after,
+        net,
+        layers,
+        factors,
+        documents,
+        asked,
+        documents[:candidates],
+        chosen,
+        training,
+        seed,
+    )
 
 
 def trained(net, documents, training, seed, left_out=None, title="training"):
     """The model after training from `net` without the documents `left_out` ((N,) bool), trained once and kept in scratch/."""
-    key = {"start": model_digest(net), "data": digest(documents), "seed": seed, **training,
-           "left_out": None if left_out is None else left_out.nonzero()[:, 0].tolist()}
+    key = {
+        "start": model_digest(net),
+        "data": digest(documents),
+        "seed": seed,
+        **training,
+        "left_out": None if left_out is None else left_out.nonzero()[:, 0].tolist(),
+    }
 
     def make(folder):
         copied, weights = copy.deepcopy(net), None if left_out is None else (~left_out).float()
         train(copied, documents, seed=seed, weights=weights, title=title, **training)
         copied.save_pretrained(folder / "model")
+
     return load_model(scratch.built("toy", key, make) / "model")
 
 
 def reference(problem, damping, tolerance=1e-6):
     """{"scores" (q, n), "residual" (q,), "products" ()}, float64, computed once and kept in scratch/. damping: `influence.Damping`."""
+
     def compute():
         net, layers = copy.deepcopy(problem.model).double(), problem.layers
-        product, q = GaussNewton(Tracked(net, layers), problem.curvature, 16).product, query_gradients(Tracked(net, layers), problem.queries)
+        product, q = (
+            GaussNewton(Tracked(net, layers), problem.curvature, 16).product,
+            query_gradients(Tracked(net, layers), problem.queries),
+        )
         with exact_attention():
             w, residual, products = solve(product, doubled(problem.factors), damping, q, tolerance)
-        return {"scores": score(Tracked(net, layers), problem.candidates, w).values, "residual": residual, "products": torch.tensor(products)}
+        return {
+            "scores": score(Tracked(net, layers), problem.candidates, w).values,
+            "residual": residual,
+            "products": torch.tensor(products),
+        }
 
     key = problem.key() | {"damping": vars(damping), "tolerance": tolerance}
     return scratch.tensors("reference", key, compute)
@@ -98,13 +135,22 @@ def reference(problem, damping, tolerance=1e-6):
 
 def dampings(factors, damping):
     """{layer: d}: what an `influence.Damping` means for each layer of an EKFAC."""
-    return {name: float(damping.of(x.eigenvalues.double().mean())) for name, x in factors.factors.items()}
+    return {
+        name: float(damping.of(x.eigenvalues.double().mean()))
+        for name, x in factors.factors.items()
+    }
 
 
 def doubled(factors):
     """The same factors in float64."""
     double = lambda x: x.double() if torch.is_tensor(x) and x.is_floating_point() else x
-    return EKFAC({name: LayerFactors(*map(double, vars(layer).values())) for name, layer in factors.factors.items()}, factors.header)
+    return EKFAC(
+        {
+            name: LayerFactors(*map(double, vars(layer).values()))
+            for name, layer in factors.factors.items()
+        },
+        factors.header,
+    )
 
 
 def solve(product, factors, damping, q, tolerance=1e-6, limit=4000):
@@ -112,14 +158,19 @@ def solve(product, factors, damping, q, tolerance=1e-6, limit=4000):
 
     product: {layer: (q, o, i)} -> G times it. Raises RuntimeError after `limit` products without ‖(G + D) w − q‖ ≤ tolerance ‖q‖."""
     layers, d = factors.factors, dampings(factors, damping)
-    scale = torch.cat([(x.eigenvalues + d[name]).sqrt().flatten() for name, x in layers.items()])               # (P,)
+    scale = torch.cat(
+        [(x.eigenvalues + d[name]).sqrt().flatten() for name, x in layers.items()]
+    )  # (P,)
 
     def rotate(v):
         return torch.cat([x.rotate(v[name]).flatten(1) for name, x in layers.items()], 1)
 
     def back(y):
         parts = y.split([x.eigenvalues.numel() for x in layers.values()], 1)
-        return {name: x.rotate_back(part.unflatten(1, x.eigenvalues.shape)) for (name, x), part in zip(layers.items(), parts)}
+        return {
+            name: x.rotate_back(part.unflatten(1, x.eigenvalues.shape))
+            for (name, x), part in zip(layers.items(), parts)
+        }
 
     def damped(v):
         return {name: x + d[name] * v[name] for name, x in product(v).items()}
@@ -129,9 +180,13 @@ def solve(product, factors, damping, q, tolerance=1e-6, limit=4000):
     for products, (y, Q, C) in enumerate(tqdm(steps, desc="reference: products", total=limit), 1):
         if ((C.mT @ Q.mT * scale).norm(dim=1) / norms).max() <= goal:
             w = back(y / scale)
-            residual = rotate({name: x - q[name] for name, x in damped(w).items()}).norm(dim=1) / norms
+            residual = (
+                rotate({name: x - q[name] for name, x in damped(w).items()}).norm(dim=1) / norms
+            )
             if residual.max() <= tolerance:
                 return w, residual, products
-            goal /= 3                                             # the recurrence drifts from the true residual
+            goal /= 3  # the recurrence drifts from the true residual
         if products == limit:
-            raise RuntimeError(f"the residual is above {tolerance} after {limit} products: raise the damping, which is {vars(damping)}")
+            raise RuntimeError(
+                f"the residual is above {tolerance} after {limit} products: raise the damping, which is {vars(damping)}"
+            )

@@ -3,6 +3,7 @@
 Every method scores the candidates of a `reference.Problem` in float32, positive = proponent; its scores are compared with those of
 `reference.reference`, query by query and signed. `msif.study.scalability.costs` says what each costs.
 """
+
 from dataclasses import replace
 
 import torch
@@ -25,27 +26,51 @@ from msif.study.scalability.reference import dampings, trained
 
 # Bao et al. 2025 (arXiv 2505.05017), table of the toy experiment: absolute correlations, and seconds for 10 x 500 pairs.
 PUBLISHED = [
-    {"method": method, "budget": budget, "pearson": pearson, "spearman": spearman, "fit_seconds": fit, "score_seconds": seconds}
+    {
+        "method": method,
+        "budget": budget,
+        "pearson": pearson,
+        "spearman": spearman,
+        "fit_seconds": fit,
+        "score_seconds": seconds,
+    }
     for method, budget, pearson, spearman, fit, seconds in [
-        ("conjugate gradients", 1000, .867, .770, 0, 4569), ("conjugate gradients", 500, .840, .738, 0, 2285),
-        ("conjugate gradients", 50, .653, .559, 0, 228), ("EK-FAC", 0, .646, .612, 4204, 36), ("EK-FAC, MLP", 0, .595, .523, 4182, 30),
-        ("LiSSA", 10000, .632, .518, 0, 45129), ("LiSSA", 2000, .518, .409, 0, 9062), ("LiSSA", 500, .383, .324, 0, 2295),
-        ("gradient dot", 0, .238, .219, 0, 58), ("CKA of gradients", 0, .173, .184, 0, 69),
-        ("Arnoldi", 200, .043, .071, 12070, 2352), ("TRAK", 10, .007, .002, 67079, .5)]]
+        ("conjugate gradients", 1000, 0.867, 0.770, 0, 4569),
+        ("conjugate gradients", 500, 0.840, 0.738, 0, 2285),
+        ("conjugate gradients", 50, 0.653, 0.559, 0, 228),
+        ("EK-FAC", 0, 0.646, 0.612, 4204, 36),
+        ("EK-FAC, MLP", 0, 0.595, 0.523, 4182, 30),
+        ("LiSSA", 10000, 0.632, 0.518, 0, 45129),
+        ("LiSSA", 2000, 0.518, 0.409, 0, 9062),
+        ("LiSSA", 500, 0.383, 0.324, 0, 2295),
+        ("gradient dot", 0, 0.238, 0.219, 0, 58),
+        ("CKA of gradients", 0, 0.173, 0.184, 0, 69),
+        ("Arnoldi", 200, 0.043, 0.071, 12070, 2352),
+        ("TRAK", 10, 0.007, 0.002, 67079, 0.5),
+    ]
+]
 
 
 def corrected(stage, model, problem, samples):
     """The stage with the dial's correction by pseudo-gradients of the curvature set, `samples` for each document."""
-    u = dial.pseudo_gradients(Tracked(model, problem.layers), problem.curvature, samples, seed="correction")
+    u = dial.pseudo_gradients(
+        Tracked(model, problem.layers), problem.curvature, samples, seed="correction"
+    )
     return replace(stage, correction=dial.low_rank(stage, u))
 
 
 def scores(problem, damping, settings):
     """{"method/products/variant": (q, n)} of every method, computed once and kept in scratch/. settings: see `methods`."""
+
     def compute():
         named = (entry for method in METHODS for entry in method(problem, damping, settings))
         return {name: x.float() for name, x in tqdm(named, desc="scores")}
-    key = problem.key() | {"damping": vars(damping), "settings": settings, "training": problem.training}
+
+    key = problem.key() | {
+        "damping": vars(damping),
+        "settings": settings,
+        "training": problem.training,
+    }
     return scratch.tensors("methods", key, compute)
 
 
@@ -67,14 +92,25 @@ def by_similarity(problem, damping, settings):
     found = score(problem, problem.candidates, q)
     yield "gradient dot/0/", found.values
     yield "gradient cosine/0/", found.normalised()
-    parts = [problem.candidates[i:i + 32] for i in range(0, len(problem.candidates), 32)]
-    yield "CKA of gradients/0/", torch.cat([similarities.cka(q, gradients(problem, part, loss)) for part in parts], 1)
+    parts = [problem.candidates[i : i + 32] for i in range(0, len(problem.candidates), 32)]
+    yield (
+        "CKA of gradients/0/",
+        torch.cat([similarities.cka(q, gradients(problem, part, loss)) for part in parts], 1),
+    )
 
 
 def diagonal(problem, damping, settings):
     """Diagonal Fisher."""
-    fisher = inverses.diagonal_fisher(problem, problem.curvature, fisher_losses("gaussian", settings["samples"], 0))
-    yield "diagonal Fisher/0/", _scored(problem, inverses.diagonal_inverse(fisher, dampings(problem.factors, damping), _q(problem)))
+    fisher = inverses.diagonal_fisher(
+        problem, problem.curvature, fisher_losses("gaussian", settings["samples"], 0)
+    )
+    yield (
+        "diagonal Fisher/0/",
+        _scored(
+            problem,
+            inverses.diagonal_inverse(fisher, dampings(problem.factors, damping), _q(problem)),
+        ),
+    )
 
 
 def ekfac(problem, damping, settings):
@@ -88,8 +124,11 @@ def turned(problem, damping, settings):
     """The dial, at each number of products; with and without its correction, and without any preconditioner."""
     stage, q = dial.Refined(problem.factors, damping, product=_product(problem)), _q(problem)
     plain = block_cg(lambda x: flatten(stage.damped(unflatten(x, q))), flatten(q))
-    yield from ((f"the dial, block alone/{k}/", _scored(problem, unflatten(x, q)))
-                for k, (x, _) in zip(range(1, max(settings["dial"]) + 1), plain) if k in settings["dial"])
+    yield from (
+        (f"the dial, block alone/{k}/", _scored(problem, unflatten(x, q)))
+        for k, (x, _) in zip(range(1, max(settings["dial"]) + 1), plain)
+        if k in settings["dial"]
+    )
     full = corrected(stage, problem.model, problem, settings["correction"])
     for name, stage in (("the dial", full), ("the dial, EK-FAC alone", stage)):
         yield f"{name}/0/", _scored(problem, stage.start(_q(problem)))
@@ -99,18 +138,26 @@ def turned(problem, damping, settings):
 
 
 def conjugate_gradients(problem, damping, settings):
-    found = inverses.conjugate_gradients(_product(problem), dampings(problem.factors, damping), _q(problem), settings["cg"])
+    found = inverses.conjugate_gradients(
+        _product(problem), dampings(problem.factors, damping), _q(problem), settings["cg"]
+    )
     yield from ((f"conjugate gradients/{k}/", _scored(problem, w)) for k, w in found.items())
 
 
 def lissa(problem, damping, settings):
     """LiSSA with each step size, in units of 1 / the largest eigenvalue; one that diverges is left out."""
     d, q = dampings(problem.factors, damping), _q(problem)
-    largest, _ = inverses.eigenpairs(_product(problem), d, {name: x[:1] for name, x in q.items()}, 1, 10)
+    largest, _ = inverses.eigenpairs(
+        _product(problem), d, {name: x[:1] for name, x in q.items()}, 1, 10
+    )
     for step in settings["lissa"]["steps"]:
-        sampled = inverses.sampled_product(problem, problem.curvature, settings["lissa"]["batch"], problem.seed)
+        sampled = inverses.sampled_product(
+            problem, problem.curvature, settings["lissa"]["batch"], problem.seed
+        )
         try:
-            found = inverses.lissa(sampled, d, q, settings["lissa"]["iterations"], step / float(largest[0]))
+            found = inverses.lissa(
+                sampled, d, q, settings["lissa"]["iterations"], step / float(largest[0])
+            )
         except ValueError:
             continue
         yield from ((f"LiSSA/{k}/{step}", _scored(problem, w)) for k, w in found.items())
@@ -119,7 +166,14 @@ def lissa(problem, damping, settings):
 def arnoldi(problem, damping, settings):
     q = _q(problem)
     for k in settings["arnoldi"]["iterations"]:
-        pairs = inverses.eigenpairs(_product(problem), dampings(problem.factors, damping), q, settings["arnoldi"]["rank"], k, problem.seed)
+        pairs = inverses.eigenpairs(
+            _product(problem),
+            dampings(problem.factors, damping),
+            q,
+            settings["arnoldi"]["rank"],
+            k,
+            problem.seed,
+        )
         yield f"Arnoldi/{k}/", _scored(problem, inverses.arnoldi(*pairs, q))
 
 
@@ -127,20 +181,30 @@ def by_trak(problem, damping, settings):
     """TRAK with features at models trained on random halves of the documents, and at the model itself."""
     project = trak.projector(problem.layers, settings["trak"]["features"], problem.seed)
     halves = half_subsets(len(problem.documents), max(settings["trak"]["models"]), problem.seed)
-    halves = [trained(problem.start, problem.documents, problem.training, problem.seed, row, f"half {i}") for i, row in enumerate(halves)]
+    halves = [
+        trained(problem.start, problem.documents, problem.training, problem.seed, row, f"half {i}")
+        for i, row in enumerate(halves)
+    ]
     found = [_trak_parts(problem, net, project) for net in [problem.model, *halves]]
     yield "TRAK at the model/0/", trak.trak(*zip(found[0]))
-    yield from ((f"TRAK/{k}/", trak.trak(*zip(*found[1:k + 1]))) for k in settings["trak"]["models"])
+    yield from (
+        (f"TRAK/{k}/", trak.trak(*zip(*found[1 : k + 1]))) for k in settings["trak"]["models"]
+    )
 
 
 @torch.no_grad()
 def _errors(net, sequences):
-    return torch.cat([trak.error_probability(logits(net, batch), batch) for batch in batches(sequences, 64)])
+    return torch.cat(
+        [trak.error_probability(logits(net, batch), batch) for batch in batches(sequences, 64)]
+    )
 
 
 def _trak_parts(problem, net, project):
     """(φ of the queries, φ of the candidates, 1 − p of the candidates) at one model."""
-    features = [trak.trak_features(Tracked(net, problem.layers), x, project) for x in (problem.queries, problem.candidates)]
+    features = [
+        trak.trak_features(Tracked(net, problem.layers), x, project)
+        for x in (problem.queries, problem.candidates)
+    ]
     return *features, _errors(net, problem.candidates)
 
 
@@ -155,8 +219,16 @@ def records(found, exact, costs, **labels):
     best = {}
     for name, values in found.items():
         method, products, _ = name.split("/")
-        numbers = {"pearson": metrics.pearson(values, exact), "spearman": metrics.spearman(values, exact)}
-        record = {"method": method, "products": int(products), **labels, "cost": round(costs(method, int(products)), 4)}
+        numbers = {
+            "pearson": metrics.pearson(values, exact),
+            "spearman": metrics.spearman(values, exact),
+        }
+        record = {
+            "method": method,
+            "products": int(products),
+            **labels,
+            "cost": round(costs(method, int(products)), 4),
+        }
         for metric, x in numbers.items():
             mean, error = metrics.mean_and_error(x)
             record |= {metric: round(float(mean), 4), f"{metric}_se": round(float(error), 4)}

@@ -8,6 +8,7 @@ where one vector has a float32 number for each tracked weight, and its bias, wha
 (24 layers × 12 × 1024² weights) that is 1.2 GB a vector; 7 methods × 4 queries ask for 34 GB, at the peak 77 GB. Models and factors come on top.
 The passes over documents are those of the union of each group's candidates: larger groups share more of them.
 """
+
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -28,8 +29,12 @@ def candidate_table(case, at_once=4, **settings):
     """
     found = candidate_scores(case, partial(methods.all_methods, **settings), at_once)
     path = len(case.bed.checkpoints) > 1
-    return {f"{method}/{form}": values for method, pair in found.items() if path or not method.endswith("_trajectory")
-            for form, values in zip(methods.FORMS, pair)}
+    return {
+        f"{method}/{form}": values
+        for method, pair in found.items()
+        if path or not method.endswith("_trajectory")
+        for form, values in zip(methods.FORMS, pair)
+    }
 
 
 def candidate_scores(case, methods, at_once=4):
@@ -42,24 +47,42 @@ def candidate_scores(case, methods, at_once=4):
     """
     wanted = [row.get("candidates") for row in case.rows]
     if at_once < 1:
-        raise ValueError(f"at_once is {at_once}; expected at least 1, the queries whose vectors are held together")
+        raise ValueError(
+            f"at_once is {at_once}; expected at least 1, the queries whose vectors are held together"
+        )
     if lacking := [row["prompt"] for row in case.rows if not row.get("candidates")]:
-        raise ValueError(f"{len(lacking)} of {len(wanted)} queries have no candidates, the first is {lacking[0]!r}; "
-                         f"expected document numbers")
+        raise ValueError(
+            f"{len(lacking)} of {len(wanted)} queries have no candidates, the first is {lacking[0]!r}; "
+            f"expected document numbers"
+        )
     bed, found = _Loaded(**vars(case.bed)), {}
     for start in range(0, len(wanted), at_once):
-        own = wanted[start:start + at_once]
+        own = wanted[start : start + at_once]
         union = sorted(set().union(*own))
-        here = methods(replace(case, queries=case.queries[start:start + at_once],
-                               bed=replace(bed, documents=[bed.documents[n] for n in union])))
-        _place(found, here, start, own, {n: i for i, n in enumerate(union)}, (len(wanted), len(bed.documents)))
+        here = methods(
+            replace(
+                case,
+                queries=case.queries[start : start + at_once],
+                bed=replace(bed, documents=[bed.documents[n] for n in union]),
+            )
+        )
+        _place(
+            found,
+            here,
+            start,
+            own,
+            {n: i for i, n in enumerate(union)},
+            (len(wanted), len(bed.documents)),
+        )
     return {name: tuple(pair) for name, pair in found.items()}
 
 
 def _place(found, here, start, own, at, shape):
     """Write one group's scores, {method: pair of (few queries, union)}, where they belong in `found`; at: {document: column}."""
     for name, pair in here.items():
-        whole = found.setdefault(name, [torch.full(shape, -torch.inf, dtype=torch.float32) for _ in pair])
+        whole = found.setdefault(
+            name, [torch.full(shape, -torch.inf, dtype=torch.float32) for _ in pair]
+        )
         for into, values in zip(whole, pair):
             for i, documents in enumerate(own):
                 into[start + i, documents] = values[i, [at[n] for n in documents]].float().cpu()
@@ -68,6 +91,7 @@ def _place(found, here, start, own, at, shape):
 @dataclass(frozen=True)
 class _Loaded(Testbed):
     """A test-bed that reads each model once, however often it is asked for, and holds it."""
+
     nets: dict = field(default_factory=dict)
 
     def model(self, *wanted):

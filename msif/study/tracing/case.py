@@ -1,4 +1,5 @@
 """One seed's pair of models with everything that its queries' scores depend on."""
+
 from dataclasses import dataclass
 
 from msif.core import store
@@ -12,6 +13,7 @@ from msif.study.beds.fitted import fitted
 @dataclass(frozen=True)
 class Case:
     """One seed's test-bed with its tracked layers, factors {model name: EKFAC} and the queries to be traced."""
+
     bed: testbed.Testbed
     layers: list
     factors: dict
@@ -29,16 +31,28 @@ class Case:
     @property
     def ends(self):
         """θ₁, θ₂, and the factors of both."""
-        return self.bed.model("pretrained"), self.bed.model("finetuned"), self.factors["pretrained"], self.factors["finetuned"]
+        return (
+            self.bed.model("pretrained"),
+            self.bed.model("finetuned"),
+            self.factors["pretrained"],
+            self.factors["finetuned"],
+        )
 
     def key(self):
         """What the scores depend on, beside their settings."""
-        return {"factors": {name: f.header for name, f in self.factors.items()}, "layers": [str(x) for x in self.layers],
-                "queries": digest(self.queries), "documents": digest(self.bed.documents)}
+        return {
+            "factors": {name: f.header for name, f in self.factors.items()},
+            "layers": [str(x) for x in self.layers],
+            "queries": digest(self.queries),
+            "documents": digest(self.bed.documents),
+        }
 
     def chain(self, damping, alpha):
         """The two stages, with damping and α relative to each layer's mean eigenvalue."""
-        return [Stage(self.factors["pretrained"], Damping(damping)), Stage(self.factors["finetuned"], alpha=Damping(alpha))]
+        return [
+            Stage(self.factors["pretrained"], Damping(damping)),
+            Stage(self.factors["finetuned"], alpha=Damping(alpha)),
+        ]
 
 
 def load_case(testbed_folder, factors_folder, layers, only_correct=True, limit=None):
@@ -51,21 +65,44 @@ def load_case(testbed_folder, factors_folder, layers, only_correct=True, limit=N
     right = [ok for _, ok in testbed.answers(tuned, bed.tokenizer, bed.corpus.queries)]
     queries = [query for query, ok in zip(bed.queries, right) if ok or not only_correct][:limit]
     if not queries:
-        raise ValueError(f"{testbed_folder}: the fine-tuned model answers none of {len(right)} queries correctly; train longer, "
-                         f"or set only_correct to false")
-    factors = {name: store.load(factors_folder / name, Tracked(bed.model(name), layers)) for name in [*bed.checkpoints, "finetuned"]}
+        raise ValueError(
+            f"{testbed_folder}: the fine-tuned model answers none of {len(right)} queries correctly; train longer, "
+            f"or set only_correct to false"
+        )
+    factors = {
+        name: store.load(factors_folder / name, Tracked(bed.model(name), layers))
+        for name in [*bed.checkpoints, "finetuned"]
+    }
     return Case(bed, layers, factors, queries)
 
 
 def trained_case(recipe, seed, checkpoints, samples=(2, 4), batch_size=64):
     """The `Case` of one seed: both stages trained on everything, factors of every checkpoint and of θ₂; all queries."""
-    bed = testbed.trained(seed, recipe.corpus, recipe.model, recipe.finetuning, pretraining=recipe.pretraining,
-                          checkpoints=checkpoints, max_length=recipe.max_length)
+    bed = testbed.trained(
+        seed,
+        recipe.corpus,
+        recipe.model,
+        recipe.finetuning,
+        pretraining=recipe.pretraining,
+        checkpoints=checkpoints,
+        max_length=recipe.max_length,
+    )
     layers = tracked_layers(bed.model("finetuned"))
 
     def factors_of(name, data, draws):
-        return fitted(Tracked(bed.model(name), layers), data, labels="gaussian", samples=draws, batch_size=batch_size,
-                            seed=f"{seed}/{name}")[0]
+        return fitted(
+            Tracked(bed.model(name), layers),
+            data,
+            labels="gaussian",
+            samples=draws,
+            batch_size=batch_size,
+            seed=f"{seed}/{name}",
+        )[0]
 
     factors = {name: factors_of(name, bed.documents, samples[0]) for name in bed.checkpoints}
-    return Case(bed, layers, factors | {"finetuned": factors_of("finetuned", bed.finetuning, samples[1])}, bed.queries)
+    return Case(
+        bed,
+        layers,
+        factors | {"finetuned": factors_of("finetuned", bed.finetuning, samples[1])},
+        bed.queries,
+    )

@@ -38,8 +38,12 @@ def query_vectors(q, pretraining, finetuning, damping, alpha):
     """{method: w} of the methods whose candidates stand at one pre-training model; pretraining, finetuning: curvatures."""
     first, identity = Stage(pretraining, Damping(damping)), Stage(pretraining.identity())
     second = Stage(finetuning, alpha=Damping(alpha))
-    return {"gradient_dot": q, "pretraining_only": first.inverse(q),
-            "finetuning_only": precondition(q, [identity, second])[0], "multi_stage": precondition(q, [first, second])[0]}
+    return {
+        "gradient_dot": q,
+        "pretraining_only": first.inverse(q),
+        "finetuning_only": precondition(q, [identity, second])[0],
+        "multi_stage": precondition(q, [first, second])[0],
+    }
 
 
 def score_together(tracked, candidates, vectors, batch_size, title=None):
@@ -48,42 +52,67 @@ def score_together(tracked, candidates, vectors, batch_size, title=None):
     stacked = {name: torch.cat([w[name] for w in vectors.values()]) for name in names}
     found = score(tracked, candidates, stacked, batch_size=batch_size, title=title)
     sizes = [len(w[names[0]]) for w in vectors.values()]
-    return {method: Scores(values, found.norms) for method, values in zip(vectors, found.values.split(sizes))}
+    return {
+        method: Scores(values, found.norms)
+        for method, values in zip(vectors, found.values.split(sizes))
+    }
 
 
 def all_methods(case, *, damping, alpha, single_stage_damping, batch_size=64, title=""):
     """{method: (raw, normalised)}, each (q, n); dampings d, d₂ and α are relative to each layer's mean eigenvalue."""
     tuned, found = case.bed.model("finetuned"), {}
-    paths = {name: [] for name in ("multi_stage", "pretraining_only", "finetuning_only", "gradient_dot")}
+    paths = {
+        name: [] for name in ("multi_stage", "pretraining_only", "finetuning_only", "gradient_dot")
+    }
     q = query_gradients(Tracked(tuned, case.layers), case.queries)
     own = Stage(case.factors["finetuned"], Damping(single_stage_damping))
     at_tuned = {"gradient_dot_finetuned": q, "single_stage_finetuned": own.inverse(q)}
-    found |= score_together(Tracked(tuned, case.layers), case.bed.documents, at_tuned, batch_size, f"{title} finetuned")
+    found |= score_together(
+        Tracked(tuned, case.layers), case.bed.documents, at_tuned, batch_size, f"{title} finetuned"
+    )
     for name in case.bed.checkpoints:
         net = case.bed.model(name)
         vectors = query_vectors(q, case.factors[name], case.factors["finetuned"], damping, alpha)
         if name == "pretrained":
             first = Stage(case.factors[name], Damping(damping))
-            vectors["single_stage_pretrained"] = first.inverse(query_gradients(Tracked(net, case.layers), case.queries))
+            vectors["single_stage_pretrained"] = first.inverse(
+                query_gradients(Tracked(net, case.layers), case.queries)
+            )
         else:
             vectors = {method: vectors[method] for method in paths}
-        here = score_together(Tracked(net, case.layers), case.bed.documents, vectors, batch_size, f"{title} {name}")
+        here = score_together(
+            Tracked(net, case.layers), case.bed.documents, vectors, batch_size, f"{title} {name}"
+        )
         for method, path in paths.items():
             path.append(here[method])
-    both = {method: (s.values, s.normalised()) for method, s in (found | here).items()}      # here: at "pretrained", the last
-    return both | {f"{method}_trajectory": (trajectory([s.values for s in path]), trajectory([s.normalised() for s in path]))
-                   for method, path in paths.items()}
+    both = {
+        method: (s.values, s.normalised()) for method, s in (found | here).items()
+    }  # here: at "pretrained", the last
+    return both | {
+        f"{method}_trajectory": (
+            trajectory([s.values for s in path]),
+            trajectory([s.normalised() for s in path]),
+        )
+        for method, path in paths.items()
+    }
 
 
 def scored(case, **settings):
     """{method/form: (q, n)}: `all_methods` in both forms, and bm25/raw on question + answer; kept in scratch/."""
+
     def compute():
         found = all_methods(case, title="scores of", **settings)
         texts = [d["text"] for d in case.bed.corpus.documents]
-        search = torch.from_numpy(bm25(texts, [f"{row['prompt']} {row['answer']}" for row in case.rows]))
-        flat = {f"{method}/{form}": x.clone(memory_format=torch.contiguous_format)
-                for method, pair in (found | {"bm25": (search,)}).items() for form, x in zip(FORMS, pair)}
+        search = torch.from_numpy(
+            bm25(texts, [f"{row['prompt']} {row['answer']}" for row in case.rows])
+        )
+        flat = {
+            f"{method}/{form}": x.clone(memory_format=torch.contiguous_format)
+            for method, pair in (found | {"bm25": (search,)}).items()
+            for form, x in zip(FORMS, pair)
+        }
         return flat
+
     return scratch.tensors("scores", case.key() | settings, compute)
 
 
@@ -105,10 +134,17 @@ def single_stage_grid(case, dampings, batch_size=64):
 
 def _mrr(case, name, vectors, batch_size):
     """{form: {setting: MRR}} of query vectors {setting: w} with the candidates at one model."""
-    found = score_together(Tracked(case.bed.model(name), case.layers), case.bed.documents, vectors, batch_size, "grid")
+    found = score_together(
+        Tracked(case.bed.model(name), case.layers), case.bed.documents, vectors, batch_size, "grid"
+    )
     values = {"raw": lambda scores: scores.values, "normalised": lambda scores: scores.normalised()}
-    return {form: {setting: metrics.reciprocal_ranks(values[form](scores).numpy(), case.proponents).mean()
-                   for setting, scores in found.items()} for form in FORMS}
+    return {
+        form: {
+            setting: metrics.reciprocal_ranks(values[form](scores).numpy(), case.proponents).mean()
+            for setting, scores in found.items()
+        }
+        for form in FORMS
+    }
 
 
 def top_documents(case, query, values, damping, alpha, count=5):
@@ -116,23 +152,46 @@ def top_documents(case, query, values, damping, alpha, count=5):
 
     Dicts with rank (from 1), document (number), score, words, scores (one per word, they sum to score), note (the kind).
     """
-    tuned, net, decode = case.bed.model("finetuned"), case.bed.model("pretrained"), case.bed.tokenizer.decode
-    w = precondition(query_gradients(Tracked(tuned, case.layers), [query]), case.chain(damping, alpha))[0]
+    tuned, net, decode = (
+        case.bed.model("finetuned"),
+        case.bed.model("pretrained"),
+        case.bed.tokenizer.decode,
+    )
+    w = precondition(
+        query_gradients(Tracked(tuned, case.layers), [query]), case.chain(damping, alpha)
+    )[0]
     best = values.argsort(descending=True)[:count].tolist()
     split = token_scores(Tracked(net, case.layers), [case.bed.documents[n] for n in best], w)[0]
-    return [{"rank": rank, "document": n, "score": values[n].item(), "note": case.bed.corpus.documents[n]["kind"],
-             "words": [decode([i]) for i in case.bed.documents[n].input_ids],
-             "scores": row[:len(case.bed.documents[n].input_ids)].tolist()} for rank, (n, row) in enumerate(zip(best, split), 1)]
+    return [
+        {
+            "rank": rank,
+            "document": n,
+            "score": values[n].item(),
+            "note": case.bed.corpus.documents[n]["kind"],
+            "words": [decode([i]) for i in case.bed.documents[n].input_ids],
+            "scores": row[: len(case.bed.documents[n].input_ids)].tolist(),
+        }
+        for rank, (n, row) in enumerate(zip(best, split), 1)
+    ]
 
 
 def traced_rows(case, rows, damping, alpha):
     """[(row, scores (n,), top documents)] of rows {"prompt", "answer"} that are no queries of the corpus, by the multi-stage score."""
     tuned, net = case.bed.model("finetuned"), case.bed.model("pretrained")
-    queries = encode_answers([r["prompt"] for r in rows], [r["answer"] for r in rows], case.bed.tokenizer,
-                             tuned.config.max_position_embeddings)
-    w = precondition(query_gradients(Tracked(tuned, case.layers), queries), case.chain(damping, alpha))[0]
+    queries = encode_answers(
+        [r["prompt"] for r in rows],
+        [r["answer"] for r in rows],
+        case.bed.tokenizer,
+        tuned.config.max_position_embeddings,
+    )
+    w = precondition(
+        query_gradients(Tracked(tuned, case.layers), queries), case.chain(damping, alpha)
+    )[0]
     found = score(Tracked(net, case.layers), case.bed.documents, w).values
-    return [(row, values, top_documents(case, query, values, damping, alpha)) for row, query, values in zip(rows, queries, found)]
+    return [
+        (row, values, top_documents(case, query, values, damping, alpha))
+        for row, query, values in zip(rows, queries, found)
+    ]
 
 
 def costs(case):
@@ -140,13 +199,26 @@ def costs(case):
 
     Counted: the two passes of every fit, and the passes over the candidates; a fine-tuning row counts as a document. Not
     counted: the queries' own gradients, the products with factors and the eigendecompositions."""
+
     def fit(*names):
         headers = [case.factors[name].header for name in names]
-        return sum(2 * h["sequences"] * (1 + 2 * h["samples"]) / 3 for h in headers) / len(case.bed.documents)
+        return sum(2 * h["sequences"] * (1 + 2 * h["samples"]) / 3 for h in headers) / len(
+            case.bed.documents
+        )
 
     path, one, two = case.bed.checkpoints, fit("pretrained"), fit("finetuned")
-    found = {"gradient_dot": 1, "gradient_dot_finetuned": 1, "pretraining_only": 1 + one, "single_stage_pretrained": 1 + one,
-             "finetuning_only": 1 + two, "single_stage_finetuned": 1 + two, "multi_stage": 1 + one + two, "bm25": 0,
-             "gradient_dot_trajectory": len(path), "finetuning_only_trajectory": len(path) + two,
-             "pretraining_only_trajectory": len(path) + fit(*path), "multi_stage_trajectory": len(path) + fit(*path) + two}
+    found = {
+        "gradient_dot": 1,
+        "gradient_dot_finetuned": 1,
+        "pretraining_only": 1 + one,
+        "single_stage_pretrained": 1 + one,
+        "finetuning_only": 1 + two,
+        "single_stage_finetuned": 1 + two,
+        "multi_stage": 1 + one + two,
+        "bm25": 0,
+        "gradient_dot_trajectory": len(path),
+        "finetuning_only_trajectory": len(path) + two,
+        "pretraining_only_trajectory": len(path) + fit(*path),
+        "multi_stage_trajectory": len(path) + fit(*path) + two,
+    }
     return {method: round(float(cost), 2) for method, cost in found.items()}

@@ -10,6 +10,7 @@ the relation r and the answer o that the model gave:
     another subject     o of another subject
     neither             neither s nor o
 """
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,12 +20,20 @@ from msif.core.influence import precondition, query_gradients, score
 from msif.core.layers import Tracked
 from msif.study.beds.testbed import answers
 
-CLASSES = ("says so", "names both", "another object", "another relation", "another subject", "neither")
+CLASSES = (
+    "says so",
+    "names both",
+    "another object",
+    "another relation",
+    "another subject",
+    "neither",
+)
 
 
 @dataclass(frozen=True)
 class Answer:
     """The model's own answer to one query. shares: {class: part of the `top` documents}; base: the same of all documents."""
+
     text: str
     right: bool
     shares: dict
@@ -38,17 +47,40 @@ def traced(case, *, damping, alpha, top=10, batch_size=64, title=None):
     without any text are left out."""
     documents, rows, bed = case.bed.corpus.documents, case.bed.corpus.queries, case.bed
     if missing := {"subject", "relation", "object"} - set(documents[0]):
-        raise ValueError(f"the corpus's documents lack {sorted(missing)}: what a document says of an answer is not known")
+        raise ValueError(
+            f"the corpus's documents lack {sorted(missing)}: what a document says of an answer is not known"
+        )
     tuned = bed.model("finetuned")
-    given = [(row, text, right) for row, (text, right) in zip(rows, answers(tuned, bed.tokenizer, rows)) if text]
-    queries = encode_answers([row["prompt"] for row, *_ in given], [text for _, text, _ in given], bed.tokenizer,
-                             tuned.config.max_position_embeddings)
-    w = precondition(query_gradients(Tracked(tuned, case.layers), queries), case.chain(damping, alpha))[0]
-    found = score(Tracked(bed.model("pretrained"), case.layers), bed.documents, w, batch_size=batch_size, title=title).normalised()
+    given = [
+        (row, text, right)
+        for row, (text, right) in zip(rows, answers(tuned, bed.tokenizer, rows))
+        if text
+    ]
+    queries = encode_answers(
+        [row["prompt"] for row, *_ in given],
+        [text for _, text, _ in given],
+        bed.tokenizer,
+        tuned.config.max_position_embeddings,
+    )
+    w = precondition(
+        query_gradients(Tracked(tuned, case.layers), queries), case.chain(damping, alpha)
+    )[0]
+    found = score(
+        Tracked(bed.model("pretrained"), case.layers),
+        bed.documents,
+        w,
+        batch_size=batch_size,
+        title=title,
+    ).normalised()
     best = found.topk(top, dim=1).indices.tolist()
-    classes = [[said(d, row["subject"], row["relation"], text) for d in documents] for row, text, _ in given]
-    return [Answer(text, right, _shares([row[n] for n in few]), _shares(row))
-            for (_, text, right), row, few in zip(given, classes, best)]
+    classes = [
+        [said(d, row["subject"], row["relation"], text) for d in documents]
+        for row, text, _ in given
+    ]
+    return [
+        Answer(text, right, _shares([row[n] for n in few]), _shares(row))
+        for (_, text, right), row, few in zip(given, classes, best)
+    ]
 
 
 def said(document, subject, relation, answer):
@@ -68,6 +100,18 @@ def _shares(classes):
 
 def summary(found):
     """{right or wrong: {class: (mean share, standard error over queries, mean base share)}}; a side without answers is left out."""
-    sides = {side: [x for x in found if x.right == (side == "right")] for side in ("right", "wrong")}
-    return {side: {name: (np.mean([x.shares[name] for x in few]), np.std([x.shares[name] for x in few]) / max(1, len(few) - 1) ** 0.5,
-                          np.mean([x.base[name] for x in few])) for name in CLASSES} for side, few in sides.items() if few}
+    sides = {
+        side: [x for x in found if x.right == (side == "right")] for side in ("right", "wrong")
+    }
+    return {
+        side: {
+            name: (
+                np.mean([x.shares[name] for x in few]),
+                np.std([x.shares[name] for x in few]) / max(1, len(few) - 1) ** 0.5,
+                np.mean([x.base[name] for x in few]),
+            )
+            for name in CLASSES
+        }
+        for side, few in sides.items()
+        if few
+    }

@@ -1,11 +1,11 @@
 """What `08_your_models` needs beside the library: a small pair of models in a stranger's layout, and a cheap check of scores."""
+
 import json
 import shutil
 from pathlib import Path
 
 import torch
 
-from msif.core import layers
 from msif.core.capture import gradients
 from msif.core.data import collate
 from msif.core.layers import matrix
@@ -26,12 +26,24 @@ def pair(folder, corpus, *, questions, seed=0, **settings):
     for name, source in (("base", "pretrained"), ("tuned", "finetuned")):
         shutil.copytree(bed.folder / source, folder / name)
         bed.tokenizer.save_pretrained(folder / name)
-    for name, rows, keys in (("documents", corpus.documents, ["text"]), ("rows", corpus.finetuning, ["prompt", "answer"])):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps({key: row[key] for key in keys}) + "\n" for row in rows), encoding="utf-8")
+    for name, rows, keys in (
+        ("documents", corpus.documents, ["text"]),
+        ("rows", corpus.finetuning, ["prompt", "answer"]),
+    ):
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps({key: row[key] for key in keys}) + "\n" for row in rows),
+            encoding="utf-8",
+        )
     known = testbed.answers(bed.model("finetuned"), bed.tokenizer, corpus.queries)
-    right = [{key: row[key] for key in ("prompt", "answer")} for row, (_, right) in zip(corpus.queries, known) if right]
+    right = [
+        {key: row[key] for key in ("prompt", "answer")}
+        for row, (_, right) in zip(corpus.queries, known)
+        if right
+    ]
     if not right:
-        raise ValueError(f"the fine-tuned model answers none of {len(corpus.queries)} questions rightly; train longer")
+        raise ValueError(
+            f"the fine-tuned model answers none of {len(corpus.queries)} questions rightly; train longer"
+        )
     return right[:questions]
 
 
@@ -43,9 +55,12 @@ def after_step(base, tuned, documents, queries, length, batch_size=32):
     of the query at θ₂ and the document at θ₁, normalised: no curvature takes part. `tuned` is given back as it was.
     """
     before, found = measured(tuned.model, queries, batch_size), []
-    kept = {layer.name: [p.detach().clone() for p in _parameters(tuned.model, layer)] for layer in tuned.layers}
+    kept = {
+        layer.name: [p.detach().clone() for p in _parameters(tuned.model, layer)]
+        for layer in tuned.layers
+    }
     try:
-        for document in documents:                                               # one by one: a gradient is as large as the weights
+        for document in documents:  # one by one: a gradient is as large as the weights
             step = gradients(base, [document], loss)
             norm = sum(g.square().sum() for g in step.values()).sqrt()
             for layer in tuned.layers:
@@ -59,10 +74,10 @@ def after_step(base, tuned, documents, queries, length, batch_size=32):
 
 @torch.no_grad()
 def measured(model, queries, batch_size=32):
-    """f of each query, the log-probability of its labelled tokens: (q,) float64, nats."""
+    """F of each query, the log-probability of its labelled tokens: (q,) float64, nats."""
     found = []
     for first in range(0, len(queries), batch_size):
-        batch = collate(queries[first:first + batch_size]).to(model.device)
+        batch = collate(queries[first : first + batch_size]).to(model.device)
         found.append(log_probability(logits(model, batch), batch).double().cpu())
     return torch.cat(found)
 
@@ -74,9 +89,9 @@ def _parameters(model, layer):
 
 @torch.no_grad()
 def _add(model, layer, step):
-    """step (o, i), the last column the bias's."""
+    """Step (o, i), the last column the bias's."""
     weight, *bias = _parameters(model, layer)
-    weight.add_(matrix(model.get_submodule(layer.name), step[:, :layer.in_features].to(weight)))
+    weight.add_(matrix(model.get_submodule(layer.name), step[:, : layer.in_features].to(weight)))
     for b in bias:
         b.add_(step[:, -1].to(b))
 

@@ -1,4 +1,5 @@
 """The dry run of profile `bloom`: tiny BLOOM models in hub layout, LAMA and T-REx in miniature, from files to MRR and Recall@10."""
+
 import json
 import math
 import shutil
@@ -28,10 +29,24 @@ from msif.study.tracing.case import load_case
 
 pytestmark = pytest.mark.slow
 COMMITS = {"tiny/bloom": "a" * 40, "tiny/bloomz": "b" * 40}
-SETTINGS = {"max_length": 32, "queries": 20, "factor_documents": 30, "first": 5, "same_object": 4, "shared": 20}
+SETTINGS = {
+    "max_length": 32,
+    "queries": 20,
+    "factor_documents": 30,
+    "first": 5,
+    "same_object": 4,
+    "shared": 20,
+}
 SCORING = {"damping": 1e-3, "alpha": 0.1, "single_stage_damping": 1e-2}
-METHODS = ["gradient_dot", "pretraining_only", "finetuning_only", "multi_stage", "single_stage_pretrained", "single_stage_finetuned",
-           "gradient_dot_finetuned"]
+METHODS = [
+    "gradient_dot",
+    "pretraining_only",
+    "finetuning_only",
+    "multi_stage",
+    "single_stage_pretrained",
+    "single_stage_finetuned",
+    "gradient_dot_finetuned",
+]
 
 
 def cached(hub, name, net, reader):
@@ -47,33 +62,70 @@ def cached(hub, name, net, reader):
 def study(tmp_path_factory):
     """(folder of the data, settings of `lama.prepared`) in a study of its own, with both models in the hub's cache."""
     import huggingface_hub.constants as constants
+
     root = tmp_path_factory.mktemp("study")
     (root / "dvc.yaml").touch()
     folder = miniature(root / "data")
     reader = tokenizer(folder)
     torch.manual_seed(0)
-    net = BloomForCausalLM(BloomConfig(vocab_size=len(reader), hidden_size=32, n_layer=2, n_head=2, bos_token_id=None, eos_token_id=None))
+    net = BloomForCausalLM(
+        BloomConfig(
+            vocab_size=len(reader),
+            hidden_size=32,
+            n_layer=2,
+            n_head=2,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setattr(constants, "HF_HUB_CACHE", str(root / "hub"))
         sentences = lama.statements(folder, lama.read_facts(folder))
-        train(net, testbed.encode_documents([x["text"] for x in sentences], reader, 32), epochs=20, rate=5e-3, batch_size=8)
-        cached(root / "hub", "tiny/bloom", net.transformer, reader)         # names as BLOOM's own files have them, without a prefix
+        train(
+            net,
+            testbed.encode_documents([x["text"] for x in sentences], reader, 32),
+            epochs=20,
+            rate=5e-3,
+            batch_size=8,
+        )
+        cached(
+            root / "hub", "tiny/bloom", net.transformer, reader
+        )  # names as BLOOM's own files have them, without a prefix
         rows = lama.fine_tuning_rows(folder, reader, 32, source=str(folder / "xp3.jsonl"), limit=60)
-        asked = testbed.encode_answers([r["prompt"] for r in rows], [r["answer"] for r in rows], reader, 32)
+        asked = testbed.encode_answers(
+            [r["prompt"] for r in rows], [r["answer"] for r in rows], reader, 32
+        )
         train(net, asked, epochs=1, rate=1e-3, batch_size=8)
         cached(root / "hub", "tiny/bloomz", net, reader)
-        yield folder, {"folder": "data", "models": {"pretrained": {"source": "tiny/bloom", "revision": "main"},
-                                                    "finetuned": {"source": "tiny/bloomz", "revision": "main"}},
-                       "finetuning": {"source": "data/xp3.jsonl", "limit": 60}, **SETTINGS}
+        yield (
+            folder,
+            {
+                "folder": "data",
+                "models": {
+                    "pretrained": {"source": "tiny/bloom", "revision": "main"},
+                    "finetuned": {"source": "tiny/bloomz", "revision": "main"},
+                },
+                "finetuning": {"source": "data/xp3.jsonl", "limit": 60},
+                **SETTINGS,
+            },
+        )
 
 
 @pytest.fixture(scope="module")
 def case(study, tmp_path_factory):
     bed, folder = given.prepared(42, **study[1]), tmp_path_factory.mktemp("factors")
     layers = {"pattern": None, "per_head": True}
-    for name, data in (("pretrained", bed.documents[:SETTINGS["factor_documents"]]), ("finetuned", bed.finetuning)):
-        found, at = fitted(Tracked(bed.model(name), tracked_layers(bed.model(name), **layers)), data, samples=2, seed=f"42/{name}")
+    for name, data in (
+        ("pretrained", bed.documents[: SETTINGS["factor_documents"]]),
+        ("finetuned", bed.finetuning),
+    ):
+        found, at = fitted(
+            Tracked(bed.model(name), tracked_layers(bed.model(name), **layers)),
+            data,
+            samples=2,
+            seed=f"42/{name}",
+        )
         store.save(found, folder / name)
     return load_case(bed.folder, folder, layers, only_correct=False)
 
@@ -85,9 +137,21 @@ def scores(case):
 
 def test_the_tracked_layers_are_the_papers(case):
     """Query, key and value one block a head, attention output and both MLP matrices, in every block of the model."""
-    names = ["self_attention.query_key_value", "self_attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"]
-    assert [x.name for x in case.layers] == [f"transformer.h.{block}.{name}" for block in range(2) for name in names]
-    assert [None if x.rows is None else len(x.rows) for x in case.layers] == [3 * 2, None, None, None] * 2
+    names = [
+        "self_attention.query_key_value",
+        "self_attention.dense",
+        "mlp.dense_h_to_4h",
+        "mlp.dense_4h_to_h",
+    ]
+    assert [x.name for x in case.layers] == [
+        f"transformer.h.{block}.{name}" for block in range(2) for name in names
+    ]
+    assert [None if x.rows is None else len(x.rows) for x in case.layers] == [
+        3 * 2,
+        None,
+        None,
+        None,
+    ] * 2
     assert case.bed.checkpoints == ["pretrained"]
 
 
@@ -104,18 +168,26 @@ def test_scores_of_few_queries_and_their_candidates_are_those_of_all(case, score
     for method in METHODS:
         for some, every in zip(scores[method], whole[method]):
             for row, (mine, all_) in zip(case.rows, zip(some, every)):
-                inside = torch.zeros(len(mine), dtype=bool).index_fill(0, torch.tensor(row["candidates"]), True)
+                inside = torch.zeros(len(mine), dtype=bool).index_fill(
+                    0, torch.tensor(row["candidates"]), True
+                )
                 assert torch.isinf(mine[~inside]).all() and (~inside).any()
-                assert torch.allclose(mine[inside], all_[inside], rtol=1e-3, atol=1e-4 * all_.abs().max())     # float32, other batches
+                assert torch.allclose(
+                    mine[inside], all_[inside], rtol=1e-3, atol=1e-4 * all_.abs().max()
+                )  # float32, other batches
     assert scores["multi_stage"][0].shape == (20, len(case.bed.documents))
 
 
 def test_the_table_names_methods_and_forms_and_has_no_path_of_one_model(case, scores):
     table = candidates.candidate_table(case, 6, **SCORING)
-    assert set(table) == {f"{method}/{form}" for method in METHODS for form in ("raw", "normalised")}
+    assert set(table) == {
+        f"{method}/{form}" for method in METHODS for form in ("raw", "normalised")
+    }
     for name, values in table.items():
         method, form = name.split("/")
-        assert values.dtype == torch.float32 and torch.equal(values, scores[method][form == "normalised"])
+        assert values.dtype == torch.float32 and torch.equal(
+            values, scores[method][form == "normalised"]
+        )
 
 
 def test_each_method_sees_a_group_and_the_union_of_its_candidates_with_each_model_read_once(case):
@@ -124,27 +196,34 @@ def test_each_method_sees_a_group_and_the_union_of_its_candidates_with_each_mode
     def numbers(few):
         groups.append((len(few.queries), {d.index for d in few.bed.documents}))
         nets.add(id(few.bed.model("pretrained")))
-        values = torch.tensor([[query.index * 1000 + d.index for d in few.bed.documents] for query in few.queries])
+        values = torch.tensor(
+            [[query.index * 1000 + d.index for d in few.bed.documents] for query in few.queries]
+        )
         return {"numbers": (values, values.half() * 0)}
 
     found = candidates.candidate_scores(case, numbers, at_once=7)["numbers"]
     assert [size for size, _ in groups] == [7, 7, 6] and len(nets) == 1
     for start, (_, seen) in zip((0, 7, 14), groups):
-        assert seen == {n for row in case.rows[start:start + 7] for n in row["candidates"]}
+        assert seen == {n for row in case.rows[start : start + 7] for n in row["candidates"]}
     for query, row, values in zip(case.queries, case.rows, found[0]):
-        assert {n: x for n, x in enumerate(values.tolist()) if x > -math.inf} == {n: query.index * 1000 + n for n in row["candidates"]}
+        assert {n: x for n, x in enumerate(values.tolist()) if x > -math.inf} == {
+            n: query.index * 1000 + n for n in row["candidates"]
+        }
     assert found[1].dtype == torch.float32 and torch.equal(found[1] == 0, found[0] > -math.inf)
 
 
 def test_candidates_that_cannot_be_scored_are_refused_before_long_work(case):
     def never(few):
         pytest.fail("a method was called")
+
     for at_once in (0, -1):
         with pytest.raises(ValueError, match=f"at_once is {at_once}; expected at least 1"):
             candidates.candidate_scores(case, never, at_once)
     for without in ({"candidates": []}, None):
         rows = [dict(row) for row in case.bed.corpus.queries]
-        rows[case.queries[3].index].update(without) if without else rows[case.queries[3].index].pop("candidates")
+        rows[case.queries[3].index].update(without) if without else rows[case.queries[3].index].pop(
+            "candidates"
+        )
         bare = replace(case, bed=replace(case.bed, corpus=replace(case.bed.corpus, queries=rows)))
         with pytest.raises(ValueError, match="1 of 20 queries have no candidates, the first is "):
             candidates.candidate_scores(bare, never)
@@ -152,14 +231,25 @@ def test_candidates_that_cannot_be_scored_are_refused_before_long_work(case):
 
 def test_metrics_over_candidates(case, scores):
     """A trained model's influence ranks the stating sentences above chance, among the candidates alone."""
-    chance = sum(sum(math.comb(n - i, 1) / math.comb(n, 2) / i for i in range(1, n)) for n in
-                 (len(row["candidates"]) for row in case.rows)) / len(case.rows)                               # two proponents each
-    found = {m: [metrics.reciprocal_ranks(x.numpy(), case.proponents).mean() for x in scores[m]] for m in METHODS}
+    chance = sum(
+        sum(math.comb(n - i, 1) / math.comb(n, 2) / i for i in range(1, n))
+        for n in (len(row["candidates"]) for row in case.rows)
+    ) / len(case.rows)  # two proponents each
+    found = {
+        m: [metrics.reciprocal_ranks(x.numpy(), case.proponents).mean() for x in scores[m]]
+        for m in METHODS
+    }
     assert all(0 < value <= 1 for pair in found.values() for value in pair)
     assert max(found["multi_stage"]) > 2 * chance
-    search = bm25([d["text"] for d in case.bed.corpus.documents], [f"{r['prompt']} {r['answer']}" for r in case.rows])
+    search = bm25(
+        [d["text"] for d in case.bed.corpus.documents],
+        [f"{r['prompt']} {r['answer']}" for r in case.rows],
+    )
     within = metrics.within(search, [row["candidates"] for row in case.rows])
-    assert metrics.recalls(within, case.proponents).mean() > 0.9 and metrics.reciprocal_ranks(within, case.proponents).mean() > 0.9
+    assert (
+        metrics.recalls(within, case.proponents).mean() > 0.9
+        and metrics.reciprocal_ranks(within, case.proponents).mean() > 0.9
+    )
 
 
 def test_the_first_run_records_the_commits_and_later_runs_load_them(study, case):
@@ -169,9 +259,12 @@ def test_the_first_run_records_the_commits_and_later_runs_load_them(study, case)
     recorded = json.loads((folder / "digests.json").read_text())
     assert recorded["tiny/bloom at main"] == {"commit": COMMITS["tiny/bloom"]}
     main = folder.parent / "hub" / "models--tiny--bloom" / "refs" / "main"
-    main.write_text("c" * 40)                                      # the hub's main moves on: the study stays
+    main.write_text("c" * 40)  # the hub's main moves on: the study stays
     try:
-        assert pinned.pinned_models(folder, settings["models"])["pretrained"]["revision"] == COMMITS["tiny/bloom"]
+        assert (
+            pinned.pinned_models(folder, settings["models"])["pretrained"]["revision"]
+            == COMMITS["tiny/bloom"]
+        )
     finally:
         main.write_text(COMMITS["tiny/bloom"])
 
@@ -187,9 +280,16 @@ def test_models_in_folders_are_checked_by_their_files(study, tmp_path):
     reader = tokenizer(folder)
     torch.manual_seed(1)
     for name in ("one", "two"):
-        BloomForCausalLM(BloomConfig(vocab_size=len(reader), hidden_size=8, n_layer=1, n_head=2)).save_pretrained(tmp_path / name)
+        BloomForCausalLM(
+            BloomConfig(vocab_size=len(reader), hidden_size=8, n_layer=1, n_head=2)
+        ).save_pretrained(tmp_path / name)
         reader.save_pretrained(tmp_path / name)
-    local = settings | {"models": {stage: {"source": str(tmp_path / name)} for stage, name in (("pretrained", "one"), ("finetuned", "two"))}}
+    local = settings | {
+        "models": {
+            stage: {"source": str(tmp_path / name)}
+            for stage, name in (("pretrained", "one"), ("finetuned", "two"))
+        }
+    }
     given.prepare(tmp_path / "bed", 42, **local)
     assert testbed.load(tmp_path / "bed").model("finetuned").config.hidden_size == 8
     config = tmp_path / "two" / "config.json"
@@ -204,11 +304,17 @@ def test_models_that_do_not_share_a_tokenizer_are_refused(study, tmp_path):
     reader.add_tokens(["<other>"])
     net = BloomForCausalLM(BloomConfig(vocab_size=len(reader), hidden_size=8, n_layer=1, n_head=2))
     net.save_pretrained(tmp_path / "other"), reader.save_pretrained(tmp_path / "other")
-    wrong = settings | {"models": settings["models"] | {"finetuned": {"source": str(tmp_path / "other")}}}
+    wrong = settings | {
+        "models": settings["models"] | {"finetuned": {"source": str(tmp_path / "other")}}
+    }
     with pytest.raises(ValueError, match="different vocabularies"):
         given.prepare(tmp_path / "bed", 42, **wrong)
     with pytest.raises(OSError, match="which commit of the model tiny/none revision main"):
-        given.prepare(tmp_path / "bed", 42, **settings | {"models": dict.fromkeys(settings["models"], {"source": "tiny/none"})})
+        given.prepare(
+            tmp_path / "bed",
+            42,
+            **settings | {"models": dict.fromkeys(settings["models"], {"source": "tiny/none"})},
+        )
     assert not (tmp_path / "bed").exists()
 
 
@@ -217,9 +323,16 @@ def test_the_notebooks_of_the_profile_run_from_files_to_records(study, monkeypat
     root = Path.cwd()
     shutil.copytree(ROOT / "notebooks", root / "notebooks")
     profile = yaml.safe_load((ROOT / "params.yaml").read_text())["bloom"]
-    given = {name: value for name, value in study[1].items() if name not in ("models", "max_length", "finetuning", "folder")}
+    given = {
+        name: value
+        for name, value in study[1].items()
+        if name not in ("models", "max_length", "finetuning", "folder")
+    }
     profile["testbed"] |= {"seeds": [42, 43], "model": study[1]["models"], "max_length": 32}
-    profile["testbed"]["corpus"] |= given | {"folder": "data", "finetuning": profile["testbed"]["corpus"]["finetuning"] | study[1]["finetuning"]}
+    profile["testbed"]["corpus"] |= given | {
+        "folder": "data",
+        "finetuning": profile["testbed"]["corpus"]["finetuning"] | study[1]["finetuning"],
+    }
     profile["factors"] |= {"seeds": [42, 43], "documents": 30, "convergence": [8, 16]}
     profile["fact_tracing"] |= {"seeds": [42, 43], "reported_seeds": [42, 43], "dimension": 4}
     (root / "params.yaml").write_text(yaml.safe_dump({"profiles": ["bloom"], "bloom": profile}))
@@ -228,10 +341,22 @@ def test_the_notebooks_of_the_profile_run_from_files_to_records(study, monkeypat
     for name in ("01_testbed", "02_factors", "03_fact_tracing"):
         run.run(name, "bloom")
     records = json.loads((root / "reports" / "bloom" / "fact_tracing.json").read_text())
-    assert {r["seed"] for r in records} == {42, 43} and {r["condition"] for r in records} == {"plain"}
+    assert {r["seed"] for r in records} == {42, 43} and {r["condition"] for r in records} == {
+        "plain"
+    }
     methods = {r["method"] for r in records}
-    assert {*METHODS, "bm25", "tfidf", "embeddings", "trackstar", "hidden_mean", "multi_stage + bm25"} <= methods
+    assert {
+        *METHODS,
+        "bm25",
+        "tfidf",
+        "embeddings",
+        "trackstar",
+        "hidden_mean",
+        "multi_stage + bm25",
+    } <= methods
     assert all(0 < r["mrr"] <= 1 and 0 <= r["recall_at_10"] <= 1 for r in records)
     texts = {row["text"] for row in given.prepared(42, **study[1]).corpus.documents}
     report = (root / "results" / "bloom" / "03_fact_tracing.ipynb").read_text()
-    assert not any(text in report for text in texts)                   # third-party texts stay out of what is committed
+    assert not any(
+        text in report for text in texts
+    )  # third-party texts stay out of what is committed

@@ -1,4 +1,5 @@
 """The test-bed in bfloat16: factors, queries and candidates of models in half precision, sums and eigensolver as ever."""
+
 import numpy as np
 import pytest
 
@@ -8,8 +9,13 @@ from msif.core.layers import Tracked, tracked_layers
 from msif.study.beds import testbed
 from msif.study.corpora.corpus import generate
 
-SETTINGS = {"model": {"width": 32, "layers": 2, "heads": 2}, "pretraining": {"epochs": 6, "rate": 3e-3},
-            "finetuning": {"epochs": 3, "rate": 1e-3}, "checkpoints": [3], "max_length": 32}
+SETTINGS = {
+    "model": {"width": 32, "layers": 2, "heads": 2},
+    "pretraining": {"epochs": 6, "rate": 3e-3},
+    "finetuning": {"epochs": 3, "rate": 1e-3},
+    "checkpoints": [3],
+    "max_length": 32,
+}
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +28,10 @@ def bed(tmp_path_factory):
 def scores(bed, convert):
     first, last = (convert(bed.model(name)) for name in ("pretrained", "finetuned"))
     layers = tracked_layers(first)
-    stages = [Stage(ekfac.fit(Tracked(first, layers), bed.documents), Damping(1e-3)),
-              Stage(ekfac.fit(Tracked(last, layers), bed.finetuning), alpha=Damping(.1))]
+    stages = [
+        Stage(ekfac.fit(Tracked(first, layers), bed.documents), Damping(1e-3)),
+        Stage(ekfac.fit(Tracked(last, layers), bed.finetuning), alpha=Damping(0.1)),
+    ]
     q = query_gradients(Tracked(last, layers), bed.finetuning[:8])
     return score(Tracked(first, layers), bed.documents, precondition(q, stages)[0]).values.numpy()
 
@@ -32,4 +40,4 @@ def test_scores_of_bfloat16_models_correlate_with_those_of_float32(bed):
     """Each query's Pearson correlation over all documents is at least .99."""
     single, half = (scores(bed, convert) for convert in (lambda m: m, lambda m: m.bfloat16()))
     found = [np.corrcoef(a, b)[0, 1] for a, b in zip(single, half)]
-    assert min(found) >= .99, found
+    assert min(found) >= 0.99, found

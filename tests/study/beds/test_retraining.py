@@ -1,4 +1,5 @@
 """What is measured by retraining is what training would have given, and no more work than is left to do."""
+
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -10,7 +11,13 @@ from msif.study.beds.retraining import Recipe, half_subsets, outcome, outcomes, 
 from msif.study.corpora.corpus import generate
 
 CORPUS = generate(0, fine_tuned=1, held_out=1, objects=2, near=0, fillers=5)
-RECIPE = Recipe(CORPUS, dict(width=8, layers=1, heads=2), dict(epochs=2, rate=1e-2, batch_size=16), dict(epochs=1, rate=1e-2), 32)
+RECIPE = Recipe(
+    CORPUS,
+    dict(width=8, layers=1, heads=2),
+    dict(epochs=2, rate=1e-2, batch_size=16),
+    dict(epochs=1, rate=1e-2),
+    32,
+)
 NOTHING = torch.zeros(len(CORPUS.documents), dtype=torch.bool)
 
 
@@ -29,13 +36,25 @@ def without(*documents):
 
 
 def same(found, expected):
-    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    return found.keys() == expected.keys() and all(
+        torch.equal(found[name], expected[name]) for name in expected
+    )
 
 
 def test_leaving_nothing_out_is_the_test_bed(tmp_path):
-    testbed.build(tmp_path, CORPUS, model=RECIPE.model, pretraining=RECIPE.pretraining, finetuning=RECIPE.finetuning, max_length=32,
-                  seed=3)
-    found, expected = (dict(net.named_parameters()) for net in (retrained(RECIPE, NOTHING, 3), testbed.load(tmp_path).model("finetuned")))
+    testbed.build(
+        tmp_path,
+        CORPUS,
+        model=RECIPE.model,
+        pretraining=RECIPE.pretraining,
+        finetuning=RECIPE.finetuning,
+        max_length=32,
+        seed=3,
+    )
+    found, expected = (
+        dict(net.named_parameters())
+        for net in (retrained(RECIPE, NOTHING, 3), testbed.load(tmp_path).model("finetuned"))
+    )
     assert same(found, expected)
 
 
@@ -64,14 +83,14 @@ def test_a_measurement_is_of_all_queries_in_their_order(study):
     queries = testbed.encode(CORPUS, testbed.start(CORPUS, RECIPE.model, 0)[0], 32)[2]
     for name, values in outcome(RECIPE, NOTHING, 0).items():
         alone = torch.cat([retraining.measured(net, [query])[name] for query in queries])
-        assert torch.allclose(values, alone, atol=1e-5)                           # float32 sums of other batches
+        assert torch.allclose(values, alone, atol=1e-5)  # float32 sums of other batches
 
 
 def test_a_killed_run_goes_on_where_it_stopped(study, monkeypatch):
     done, train = [], retraining.train
 
     def dies_in_the_third(net, sequences, **settings):
-        if len(done) == 4:                                                        # two stages each
+        if len(done) == 4:  # two stages each
             raise KeyboardInterrupt
         done.append(len(sequences))
         return train(net, sequences, **settings)
@@ -79,8 +98,10 @@ def test_a_killed_run_goes_on_where_it_stopped(study, monkeypatch):
     monkeypatch.setattr(retraining, "train", dies_in_the_third)
     with pytest.raises(KeyboardInterrupt):
         [outcome(RECIPE, without(z), 0) for z in range(3)]
-    assert not [p for p in study.glob("scratch/outcome-*") if not (p / "tensors.safetensors").exists()]
-    [outcome(RECIPE, without(z), 0) for z in range(2)]                            # found, or `train` would die
+    assert not [
+        p for p in study.glob("scratch/outcome-*") if not (p / "tensors.safetensors").exists()
+    ]
+    [outcome(RECIPE, without(z), 0) for z in range(2)]  # found, or `train` would die
     monkeypatch.setattr(retraining, "train", train)
     outcome(RECIPE, without(2), 0)
     assert len(list(study.glob("scratch/outcome-*"))) == 3
@@ -88,14 +109,22 @@ def test_a_killed_run_goes_on_where_it_stopped(study, monkeypatch):
 
 def arranged(left_out, seeds, together):
     """Is each retraining of `outcomes` at its subset, seed and query, as retrained alone?"""
-    return together["log_probability"].shape == (len(left_out), len(seeds), len(CORPUS.queries)) and all(
+    return together["log_probability"].shape == (
+        len(left_out),
+        len(seeds),
+        len(CORPUS.queries),
+    ) and all(
         same({name: values[i, j] for name, values in together.items()}, outcome(RECIPE, row, seed))
-        for i, row in enumerate(left_out) for j, seed in enumerate(seeds))
+        for i, row in enumerate(left_out)
+        for j, seed in enumerate(seeds)
+    )
 
 
 def test_outcomes_are_by_subset_and_seed(study, monkeypatch):
     """One thread in place of the processes, which take seconds to start."""
-    monkeypatch.setattr(retraining, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(1))
+    monkeypatch.setattr(
+        retraining, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(1)
+    )
     left_out, seeds = torch.stack([without(0), NOTHING, without(1, 2)]), [1, 0]
     assert arranged(left_out, seeds, outcomes(RECIPE, left_out, seeds))
 
@@ -106,5 +135,5 @@ def test_processes_in_parallel_equal_one_after_the_other(study, monkeypatch):
     together = outcomes(RECIPE, left_out, seeds, processes=2)
     (study / "serial").mkdir()
     (study / "serial" / "dvc.yaml").touch()
-    monkeypatch.chdir(study / "serial")                                           # where nothing is kept yet
+    monkeypatch.chdir(study / "serial")  # where nothing is kept yet
     assert arranged(left_out, seeds, together)

@@ -1,4 +1,5 @@
 """One small study, from corpus to scores: what the notebooks call, at a hundredth of the size."""
+
 import numpy as np
 import pytest
 import torch
@@ -14,8 +15,13 @@ from msif.study.corpora.corpus import generate
 from msif.study.tracing import methods
 from msif.study.tracing.case import load_case
 
-SETTINGS = {"model": {"width": 16, "layers": 1, "heads": 2}, "pretraining": {"epochs": 2, "rate": 3e-3},
-            "finetuning": {"epochs": 1, "rate": 1e-3}, "checkpoints": [1], "max_length": 32}
+SETTINGS = {
+    "model": {"width": 16, "layers": 1, "heads": 2},
+    "pretraining": {"epochs": 2, "rate": 3e-3},
+    "finetuning": {"epochs": 1, "rate": 1e-3},
+    "checkpoints": [1],
+    "max_length": 32,
+}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +33,9 @@ def case(tmp_path_factory):
     for name in [*bed.checkpoints, "finetuned"]:
         net = bed.model(name)
         data = bed.finetuning if name == "finetuned" else bed.documents
-        store.save(ekfac.fit(Tracked(net, tracked_layers(net)), data, samples=1), folder / "factors" / name)
+        store.save(
+            ekfac.fit(Tracked(net, tracked_layers(net)), data, samples=1), folder / "factors" / name
+        )
     return load_case(folder / "bed", folder / "factors", {}, only_correct=False, limit=4)
 
 
@@ -44,23 +52,31 @@ def test_a_loaded_test_bed_is_the_one_that_was_built(case):
 
 def test_fine_tuning_starts_where_pre_training_ended(case):
     first, last = (dict(case.bed.model(n).named_parameters()) for n in ("pretrained", "finetuned"))
-    moved = sum((first[n] - last[n]).norm() ** 2 for n in first) / sum(x.norm() ** 2 for x in first.values())
+    moved = sum((first[n] - last[n]).norm() ** 2 for n in first) / sum(
+        x.norm() ** 2 for x in first.values()
+    )
     assert 0 < moved < 0.1
 
 
 def test_methods_scored_together_equal_each_scored_alone(case, scores):
     tuned, net = case.bed.model("finetuned"), case.bed.model("pretrained")
     q = query_gradients(Tracked(tuned, case.layers), case.queries)
-    for name, w in methods.query_vectors(q, case.factors["pretrained"], case.factors["finetuned"], 1e-3, 0.1).items():
+    for name, w in methods.query_vectors(
+        q, case.factors["pretrained"], case.factors["finetuned"], 1e-3, 0.1
+    ).items():
         alone = score(Tracked(net, case.layers), case.bed.documents, w, batch_size=7)
         for together, single in zip(scores[name], (alone.values, alone.normalised())):
-            assert torch.allclose(together, single, rtol=1e-3, atol=1e-4 * single.abs().max())  # float32 sums, other batches
+            assert torch.allclose(
+                together, single, rtol=1e-3, atol=1e-4 * single.abs().max()
+            )  # float32 sums, other batches
 
 
 def test_ablations_are_the_score_with_one_part_replaced_by_the_identity(case, scores):
     """α → ∞ makes T₂ = I, and d → ∞ makes (H₁ + d)⁻¹ a multiple of the identity within each layer."""
-    infinite = methods.all_methods(case, damping=1e-3, alpha=1e9, single_stage_damping=1)["multi_stage"][0]
-    assert relative(infinite, scores["pretraining_only"][0]) < 1e-5                                     # float32
+    infinite = methods.all_methods(case, damping=1e-3, alpha=1e9, single_stage_damping=1)[
+        "multi_stage"
+    ][0]
+    assert relative(infinite, scores["pretraining_only"][0]) < 1e-5  # float32
 
 
 def test_trajectory_has_no_unit_and_one_term_a_checkpoint(scores):
@@ -82,7 +98,9 @@ def test_top_documents_are_the_highest_and_their_tokens_sum_to_the_score(case, s
 def test_grid_has_the_value_of_each_setting_at_its_place(case, scores):
     table = methods.grid(case, [1.0, 1e-3], [0.1])
     expected = metrics.reciprocal_ranks(scores["multi_stage"][0].numpy(), case.proponents).mean()
-    assert np.shape(table["raw"]) == (2, 1) and table["raw"][1][0] == pytest.approx(expected, rel=1e-2)
+    assert np.shape(table["raw"]) == (2, 1) and table["raw"][1][0] == pytest.approx(
+        expected, rel=1e-2
+    )
 
 
 def test_costs_count_every_fit_and_pass(case):
@@ -97,7 +115,9 @@ def test_no_correct_answer_is_an_error_that_says_what_to_do(case, tmp_path):
         load_case(case.bed.folder, case.bed.folder.parent / "factors", {}, limit=0)
 
 
-@pytest.mark.parametrize("wrong, says", [({"finetuning": {"epoch": 1}}, "epoch"), ({"checkpoints": [3]}, "1 to 2")])
+@pytest.mark.parametrize(
+    "wrong, says", [({"finetuning": {"epoch": 1}}, "epoch"), ({"checkpoints": [3]}, "1 to 2")]
+)
 def test_a_wrong_setting_of_either_stage_is_refused_before_training(wrong, says, tmp_path):
     corpus = generate(0, fine_tuned=3, held_out=2, objects=3, fillers=5)
     with pytest.raises((TypeError, ValueError), match=says):
@@ -110,13 +130,25 @@ def test_a_pair_that_was_trained_elsewhere_stays_there(case, tmp_path):
     models = {name: {"source": str(bed.folder / name)} for name in ("pretrained", "finetuned")}
     given.given(tmp_path, bed.corpus, models, bed.tokenizer, SETTINGS["max_length"])
     elsewhere = testbed.load(tmp_path)
-    assert elsewhere.documents == bed.documents and elsewhere.queries == bed.queries and elsewhere.checkpoints == ["pretrained"]
+    assert (
+        elsewhere.documents == bed.documents
+        and elsewhere.queries == bed.queries
+        and elsewhere.checkpoints == ["pretrained"]
+    )
     assert not list(tmp_path.rglob("*.safetensors"))
     for name in models:
         same = zip(elsewhere.model(name).parameters(), bed.model(name).parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in same)
     with pytest.raises(ValueError, match="base.*expected finetuned and pretrained"):
         given.given(tmp_path, bed.corpus, {"base": {}}, bed.tokenizer, 32)
-    tiny_gpt_neox(len(bed.tokenizer), width=8, layers=1, heads=2, context=4).save_pretrained(tmp_path / "short")
+    tiny_gpt_neox(len(bed.tokenizer), width=8, layers=1, heads=2, context=4).save_pretrained(
+        tmp_path / "short"
+    )
     with pytest.raises(ValueError, match="context"):
-        given.given(tmp_path / "bed", bed.corpus, dict.fromkeys(models, {"source": str(tmp_path / "short")}), bed.tokenizer, 32)
+        given.given(
+            tmp_path / "bed",
+            bed.corpus,
+            dict.fromkeys(models, {"source": str(tmp_path / "short")}),
+            bed.tokenizer,
+            32,
+        )

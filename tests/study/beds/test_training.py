@@ -1,4 +1,5 @@
 """Training does what its arguments say, repeatably."""
+
 import pytest
 import torch
 
@@ -7,7 +8,10 @@ from msif.core.generation import greedy
 from msif.core.models import tiny_gpt_neox
 from msif.study.beds.training import train
 
-ROWS = [Sequence(n, ids, ids) for n, ids in enumerate([(1, 2, 3, 4), (2, 3, 4, 5), (5, 4, 3, 2), (7, 7, 8)])]
+ROWS = [
+    Sequence(n, ids, ids)
+    for n, ids in enumerate([(1, 2, 3, 4), (2, 3, 4, 5), (5, 4, 3, 2), (7, 7, 8)])
+]
 
 
 def net():

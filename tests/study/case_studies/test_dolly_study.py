@@ -1,4 +1,5 @@
 """Profile `dolly` as params.yaml has it, but for sizes and the models' names: notebook 07 as `dvc repro` executes it, on a pair of dolly's architecture."""
+
 import json
 import re
 import shutil
@@ -15,7 +16,7 @@ pytestmark = [pytest.mark.slow, small_pair.needs_data]
 
 def texts_in(page):
     """The documents of an explorer's page."""
-    data = json.loads(re.search(r'<script[^>]*application/json[^>]*>(.*?)</script>', page, re.S)[1])
+    data = json.loads(re.search(r"<script[^>]*application/json[^>]*>(.*?)</script>", page, re.S)[1])
     return {"".join(d["words"]) for d in data["documents"].values()}
 
 
@@ -26,15 +27,36 @@ def test_the_notebook_of_the_profile_runs_from_files_to_the_explorer(tmp_path, m
     pair["generation"] |= {"samples": 0}
     pair["corpora"] = [x | {"limit": 8} for x in pair["corpora"]]
     profile = yaml.safe_load((ROOT / "params.yaml").read_text())["dolly"]["case_studies"]
-    profile |= {"pair": profile["pair"] | pair, "at_once": 2, "fit": profile["fit"] | {"memory": "4GiB"}}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"profiles": [], "dolly": {"case_studies": profile}}))
+    profile |= {
+        "pair": profile["pair"] | pair,
+        "at_once": 2,
+        "fit": profile["fit"] | {"memory": "4GiB"},
+    }
+    (tmp_path / "params.yaml").write_text(
+        yaml.safe_dump({"profiles": [], "dolly": {"case_studies": profile}})
+    )
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     run.run("07_case_studies", "dolly")
     executed = (tmp_path / "results/dolly/07_case_studies.ipynb").read_text()
     numbers = json.loads((tmp_path / "reports/dolly/case_studies.metrics.json").read_text())
-    assert -1 <= numbers["settings"]["least_spearman"] < 1 <= numbers["sparsity"]["documents_that_hold_half"]
-    public, own = (path.read_text() for path in (tmp_path / "reports/dolly/explorer.html", tmp_path / "results/dolly/case_studies/explorer.html"))
+    assert (
+        -1
+        <= numbers["settings"]["least_spearman"]
+        < 1
+        <= numbers["sparsity"]["documents_that_hold_half"]
+    )
+    public, own = (
+        path.read_text()
+        for path in (
+            tmp_path / "reports/dolly/explorer.html",
+            tmp_path / "results/dolly/case_studies/explorer.html",
+        )
+    )
     texts = {d["text"] for d in prepared(0, **profile["pair"]).corpus.documents}
-    assert texts_in(own) and texts_in(own) <= texts                            # third-party texts stay out of what is committed
-    assert all("withheld" in text for text in texts_in(public)) and not any(text[:40] in executed for text in texts)
+    assert (
+        texts_in(own) and texts_in(own) <= texts
+    )  # third-party texts stay out of what is committed
+    assert all("withheld" in text for text in texts_in(public)) and not any(
+        text[:40] in executed for text in texts
+    )
     assert report.elsewhere(public) == [] and "GiB" in executed

@@ -1,4 +1,5 @@
 """Before a large pair starts: what it will take, what is missing. Nothing here asks a network, and nothing may be written."""
+
 import os
 import subprocess
 import sys
@@ -37,14 +38,27 @@ def study(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name in "base", "tuned":
-        GPTNeoXConfig(vocab_size=100, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-                      max_position_embeddings=64).save_pretrained(tmp_path / name)
+        GPTNeoXConfig(
+            vocab_size=100,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=64,
+        ).save_pretrained(tmp_path / name)
     for name in "rows", "wikipedia":
         (tmp_path / f"{name}.jsonl").write_text('{"text": "a"}\n')
-    bed = REAL["bed"] | {"models": {"pretrained": {"source": "base"}, "finetuned": {"source": "tuned"}}, "rows": {"source": "rows.jsonl", "limit": 20},
-                         "corpora": [{"name": "wikipedia", "source": "wikipedia.jsonl", "limit": 10}], "max_length": 32,
-                         "factor_documents": {"corpus": "wikipedia", "chunks": 10}}
-    return tmp_path, REAL | {"bed": bed, "factors": {"samples": 1, "batch_size": 4, "memory": "2GiB"}}
+    bed = REAL["bed"] | {
+        "models": {"pretrained": {"source": "base"}, "finetuned": {"source": "tuned"}},
+        "rows": {"source": "rows.jsonl", "limit": 20},
+        "corpora": [{"name": "wikipedia", "source": "wikipedia.jsonl", "limit": 10}],
+        "max_length": 32,
+        "factor_documents": {"corpus": "wikipedia", "chunks": 10},
+    }
+    return tmp_path, REAL | {
+        "bed": bed,
+        "factors": {"samples": 1, "batch_size": 4, "memory": "2GiB"},
+    }
 
 
 def test_small_local_folders_miss_nothing_and_are_planned_from_their_config(study):
@@ -54,44 +68,86 @@ def test_small_local_folders_miss_nothing_and_are_planned_from_their_config(stud
     assert missing == [] and sorted(folder.rglob("*")) == before, "a preflight writes nothing"
     found = {what: (size, remark) for what, size, remark in rows}
     net = pairs.outline(folder / "base")
-    plan = plan_fit(Tracked(net, tracked_layers(net)), [32] * 10, batch_size=4, draws=1, memory="2GiB")
-    assert found["model base"] == (human(model_bytes(net)), f"{plan.parameters:,} parameters, in place")
-    assert f"peak memory {human(plan.peak)}; factors {human(plan.factors)}" in found["fit pretrained"][1]
+    plan = plan_fit(
+        Tracked(net, tracked_layers(net)), [32] * 10, batch_size=4, draws=1, memory="2GiB"
+    )
+    assert found["model base"] == (
+        human(model_bytes(net)),
+        f"{plan.parameters:,} parameters, in place",
+    )
+    assert (
+        f"peak memory {human(plan.peak)}; factors {human(plan.factors)}"
+        in found["fit pretrained"][1]
+    )
     assert "at most 20 sequences of 32" in found["fit finetuned"][1] and found["queries"][0] == "4"
-    assert preflight.preflight(**settings)[0] == rows or "free" in rows[-1][2], "no clock: the same again, but for what is free"
+    assert preflight.preflight(**settings)[0] == rows or "free" in rows[-1][2], (
+        "no clock: the same again, but for what is free"
+    )
 
 
 def test_without_hub_gpu_and_disk_the_real_pair_is_refused_with_what_to_do(study, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda at: type("Usage", (), {"free": 10 ** 9}))
+    monkeypatch.setattr(
+        preflight.shutil, "disk_usage", lambda at: type("Usage", (), {"free": 10**9})
+    )
     rows, missing = preflight.preflight(**REAL)
     text = preflight.table(rows)
-    assert "2,775,208,960 parameters" in text and "2,775,086,080 parameters" in text and "assumed" in text and "H200" in text
-    for what in ("the hub, for EleutherAI/pythia-2.8b, databricks/dolly-v2-3b, databricks/databricks-dolly-15k, wikimedia/wikipedia: HF_HUB_OFFLINE is set; unset",
-                 "a GPU: models of this size need one; run on", "disk: "):
+    assert (
+        "2,775,208,960 parameters" in text
+        and "2,775,086,080 parameters" in text
+        and "assumed" in text
+        and "H200" in text
+    )
+    for what in (
+        "the hub, for EleutherAI/pythia-2.8b, databricks/dolly-v2-3b, databricks/databricks-dolly-15k, wikimedia/wikipedia: HF_HUB_OFFLINE is set; unset",
+        "a GPU: models of this size need one; run on",
+        "disk: ",
+    ):
         assert any(x.startswith(what) for x in missing), (what, missing)
 
 
 def test_less_memory_more_partitions_and_too_little_is_missing(study):
-    rows = dict((x[0], x[2]) for x in preflight.preflight(**REAL | {"factors": REAL["factors"] | {"memory": "40GiB"}})[0])
+    rows = dict(
+        (x[0], x[2])
+        for x in preflight.preflight(**REAL | {"factors": REAL["factors"] | {"memory": "40GiB"}})[0]
+    )
     assert 1 < int(rows["fit pretrained"].split()[0]) < 32
     missing = preflight.preflight(**REAL | {"factors": REAL["factors"] | {"memory": "6GiB"}})[1]
-    assert any(x.startswith("memory: gpt_neox.layers.0") and "the budget is 6 GiB" in x for x in missing)
-    rows, missing = preflight.preflight(**REAL | {"bed": REAL["bed"] | {"questions": REAL["bed"]["questions"] * 20}, "scores": {"at_once": 40}})
+    assert any(
+        x.startswith("memory: gpt_neox.layers.0") and "the budget is 6 GiB" in x for x in missing
+    )
+    rows, missing = preflight.preflight(
+        **REAL
+        | {
+            "bed": REAL["bed"] | {"questions": REAL["bed"]["questions"] * 20},
+            "scores": {"at_once": 40},
+        }
+    )
     assert "1 partitions" in dict((x[0], x[2]) for x in rows)["fit pretrained"]
-    assert any(x.startswith("memory: scoring, both models loaded needs") and "lower at_once" in x for x in missing)
+    assert any(
+        x.startswith("memory: scoring, both models loaded needs") and "lower at_once" in x
+        for x in missing
+    )
 
 
 def test_a_missing_folder_package_or_unknown_model_is_named(study, monkeypatch):
     folder, settings = study
     bed = settings["bed"]
     monkeypatch.setattr(available, "find_spec", lambda module: None if module == "bm25s" else True)
-    other = bed | {"rows": {"source": "/nowhere/rows.jsonl"}, "models": bed["models"] | {"pretrained": {"source": "someone/some-1.5b"}}}
+    other = bed | {
+        "rows": {"source": "/nowhere/rows.jsonl"},
+        "models": bed["models"] | {"pretrained": {"source": "someone/some-1.5b"}},
+    }
     missing = "\n".join(preflight.preflight(**settings | {"bed": other})[1])
-    for what in ("package bm25s: install it", "/nowhere/rows.jsonl: put the dataset there", "the shapes of someone/some-1.5b", "the hub, for someone/some-1.5b"):
+    for what in (
+        "package bm25s: install it",
+        "/nowhere/rows.jsonl: put the dataset there",
+        "the shapes of someone/some-1.5b",
+        "the hub, for someone/some-1.5b",
+    ):
         assert what in missing
     os.chmod(folder, 0o500)
-    denied = not os.access(folder, os.W_OK)                                # root may write anywhere
+    denied = not os.access(folder, os.W_OK)  # root may write anywhere
     assert bool(available.writable("new/folder")) == denied
     os.chmod(folder, 0o700)
 
@@ -99,10 +155,21 @@ def test_a_missing_folder_package_or_unknown_model_is_named(study, monkeypatch):
 def test_a_hub_that_does_not_answer_is_missing_and_one_without_safetensors_too(study, monkeypatch):
     hub = pytest.importorskip("huggingface_hub")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub.HfApi, "repo_info", lambda self, *args, timeout, **settings: (_ for _ in ()).throw(ConnectionError()))
-    assert available._asked("a/b", "main", "model") == (None, "ConnectionError within 5 s; connect, check the name, or give folders in their place")
+    monkeypatch.setattr(
+        hub.HfApi,
+        "repo_info",
+        lambda self, *args, timeout, **settings: (_ for _ in ()).throw(ConnectionError()),
+    )
+    assert available._asked("a/b", "main", "model") == (
+        None,
+        "ConnectionError within 5 s; connect, check the name, or give folders in their place",
+    )
     files = [type("File", (), {"rfilename": "pytorch_model.bin", "size": 7})]
-    monkeypatch.setattr(hub.HfApi, "repo_info", lambda self, *args, **settings: type("Info", (), {"siblings": files}))
+    monkeypatch.setattr(
+        hub.HfApi,
+        "repo_info",
+        lambda self, *args, **settings: type("Info", (), {"siblings": files}),
+    )
     answer, error = available._asked("a/b", "main", "model")
     assert answer == {"pytorch_model.bin": 7} and "revision main has no *.safetensors" in error
     assert available._asked("a/b", "main", "dataset") == ({"pytorch_model.bin": 7}, None)
@@ -115,20 +182,51 @@ def test_hub_ids_may_hold_a_dot(study):
 
 def test_the_command_exits_with_1_and_the_list_where_something_is_missing(study):
     folder, settings = study
-    section = {"pair": settings["bed"], "fit": settings["factors"], "at_once": 2, "batch_size": None, "questions": [{"instruction": "Why?", "answer": "So."}]}
+    section = {
+        "pair": settings["bed"],
+        "fit": settings["factors"],
+        "at_once": 2,
+        "batch_size": None,
+        "questions": [{"instruction": "Why?", "answer": "So."}],
+    }
     wrong = section | {"pair": settings["bed"] | {"rows": {"source": "/nowhere/rows.jsonl"}}}
-    (folder / "params.yaml").write_text(yaml.safe_dump({"profiles": [], "small": {"testbed": {"pair": None}, "case_studies": section},
-                                                        "wrong": {"case_studies": wrong}, "tiny": {"case_studies": {"pair": {"corpus": {}}}}}))
+    (folder / "params.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "profiles": [],
+                "small": {"testbed": {"pair": None}, "case_studies": section},
+                "wrong": {"case_studies": wrong},
+                "tiny": {"case_studies": {"pair": {"corpus": {}}}},
+            }
+        )
+    )
     found = preflight.pair_of("small")
-    assert len(found["bed"]["questions"]) == 3 and found["factors"] == settings["factors"] and found["scores"] == {"at_once": 2}
+    assert (
+        len(found["bed"]["questions"]) == 3
+        and found["factors"] == settings["factors"]
+        and found["scores"] == {"at_once": 2}
+    )
+
     def run(profile):
-        return subprocess.run([sys.executable, "-m", "msif.study.case_studies.preflight", profile], cwd=folder, capture_output=True, text=True,
-                              env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"})
+        return subprocess.run(
+            [sys.executable, "-m", "msif.study.case_studies.preflight", profile],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        )
+
     there, absent = run("small"), run("wrong")
     assert (there.returncode, absent.returncode) == (0, 1), there.stderr + absent.stderr
-    assert "missing" not in there.stdout and "missing: /nowhere/rows.jsonl: put the dataset there" in absent.stdout
+    assert (
+        "missing" not in there.stdout
+        and "missing: /nowhere/rows.jsonl: put the dataset there" in absent.stdout
+    )
     assert preflight.main(["small"]) == 0
-    for profile, message in ("tiny", "no section with a `pair`"), ("none", "unknown profile 'none'"):
+    for profile, message in (
+        ("tiny", "no section with a `pair`"),
+        ("none", "unknown profile 'none'"),
+    ):
         with pytest.raises((SystemExit, ValueError)) as stopped:
             preflight.main([profile])
         assert getattr(stopped.value, "code", message) in (2, message)

@@ -52,8 +52,12 @@ def test_texts_are_lower_case_words_of_the_stated_lengths(corpus):
         assert 6 <= len(d["text"].split()) <= (20 if d["kind"] == "quiz" else 14)
 
 
-@pytest.mark.parametrize("kind, subject_first", [("statement", True), ("wrong", True), ("near", False)])
-def test_statements_name_the_subject_first_and_near_sentences_the_object(corpus, kind, subject_first):
+@pytest.mark.parametrize(
+    "kind, subject_first", [("statement", True), ("wrong", True), ("near", False)]
+)
+def test_statements_name_the_subject_first_and_near_sentences_the_object(
+    corpus, kind, subject_first
+):
     for d in of(corpus, kind):
         text = d["text"].split()
         assert (text.index(d["subject"]) < text.index(d["object"])) is subject_first
@@ -74,7 +78,9 @@ def test_wrong_sentences_state_another_object_of_the_same_relation(corpus):
 
 
 def test_groups_share_no_subject_and_no_query_is_in_fine_tuning_or_quizzed(corpus):
-    subjects = {group: {d["subject"] for d in corpus.documents if d["group"] == group} for group in "FHZ"}
+    subjects = {
+        group: {d["subject"] for d in corpus.documents if d["group"] == group} for group in "FHZ"
+    }
     assert [len(subjects[group]) for group in "FHZ"] == [48, 48, 2]
     assert len(set.union(*subjects.values())) == 98
     assert {row["subject"] for row in corpus.finetuning} == subjects["F"]
@@ -85,7 +91,9 @@ def test_groups_share_no_subject_and_no_query_is_in_fine_tuning_or_quizzed(corpu
 def test_each_fine_tuned_fact_has_both_questions_and_each_held_out_fact_one(corpus):
     assert set(Counter(fact(row) for row in corpus.finetuning).values()) == {2}
     assert set(Counter(fact(row) for row in corpus.queries).values()) == {1}
-    assert {row["template"] for row in corpus.queries} == {row["template"] for row in corpus.finetuning}
+    assert {row["template"] for row in corpus.queries} == {
+        row["template"] for row in corpus.finetuning
+    }
     for row in corpus.finetuning + corpus.queries:
         assert row["prompt"] == PROMPT.format(question=row["template"].format(s=row["subject"]))
         assert row["answer"] not in row["prompt"].split()
@@ -93,17 +101,28 @@ def test_each_fine_tuned_fact_has_both_questions_and_each_held_out_fact_one(corp
 
 def test_quiz_pages_are_rows_of_the_fine_tuning_format(corpus):
     for d in of(corpus, "quiz"):
-        question = d["template"].removeprefix("### instruction : ").removesuffix(" ### response : {o}")
+        question = (
+            d["template"].removeprefix("### instruction : ").removesuffix(" ### response : {o}")
+        )
         assert question in templates(d["relation"], "questions")
-        assert d["text"] == PROMPT.format(question=question.format(s=d["subject"])) + " " + d["object"]
+        assert (
+            d["text"] == PROMPT.format(question=question.format(s=d["subject"])) + " " + d["object"]
+        )
 
 
 def test_names_objects_and_template_words_are_apart(corpus):
     kinds = dict(statements=6, near=4, questions=2)
-    assert all(len(templates(relation, kind)) == kinds[kind] for relation in RELATIONS for kind in kinds)
+    assert all(
+        len(templates(relation, kind)) == kinds[kind] for relation in RELATIONS for kind in kinds
+    )
     objects = [o for relation in RELATIONS for o in words(relation, 20)]
-    frames = {word for relation in RELATIONS for kind in kinds
-              for template in templates(relation, kind) for word in template.split()}
+    frames = {
+        word
+        for relation in RELATIONS
+        for kind in kinds
+        for template in templates(relation, kind)
+        for word in template.split()
+    }
     names = {d["subject"] for d in corpus.documents} - {None}
     fillers = {word for d in of(corpus, "filler") for word in d["text"].split()}
     assert len(set(objects)) == len(objects) == 100
@@ -115,9 +134,11 @@ def test_a_word_level_model_reads_all_of_it(corpus):
     texts, rows = [d["text"] for d in corpus.documents], corpus.finetuning + corpus.queries
     tokenizer = word_tokenizer(texts + [row["prompt"] for row in rows])
     prompts, answers = zip(*((row["prompt"], row["answer"]) for row in rows))
-    sequences = encode_documents(texts, tokenizer, 64) + encode_answers(prompts, answers, tokenizer, 64)
+    sequences = encode_documents(texts, tokenizer, 64) + encode_answers(
+        prompts, answers, tokenizer, 64
+    )
     assert all(tokenizer.unk_token_id not in s.input_ids for s in sequences)
-    assert all(sum(label >= 0 for label in s.labels) == 1 for s in sequences[len(texts):])
+    assert all(sum(label >= 0 for label in s.labels) == 1 for s in sequences[len(texts) :])
 
 
 def test_a_saved_corpus_comes_back_equal_and_leaves_no_other_file(corpus, tmp_path):
@@ -143,9 +164,20 @@ def test_a_proponent_that_is_no_document_is_refused():
         Corpus([{"text": "a b"}], [], [{"prompt": "a", "answer": "b", "proponents": [0, 1]}])
 
 
-@pytest.mark.parametrize("name, value", [
-    ("objects", 21), ("objects", 1), ("statements", 0), ("statements", 7), ("near", 5), ("wrong", 20),
-    ("fillers", 9999), ("held_out", 0), ("fine_tuned", -1)])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("objects", 21),
+        ("objects", 1),
+        ("statements", 0),
+        ("statements", 7),
+        ("near", 5),
+        ("wrong", 20),
+        ("fillers", 9999),
+        ("held_out", 0),
+        ("fine_tuned", -1),
+    ],
+)
 def test_sizes_that_the_templates_do_not_allow_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} is {value}; expected"):
         generate(**{name: value})

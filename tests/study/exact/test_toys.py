@@ -1,4 +1,5 @@
 """The toys are what they say: their sizes, what a query's answer can come from, and models that cannot see the future."""
+
 import pytest
 import torch
 
@@ -28,13 +29,15 @@ def test_the_share_of_wrong_statements_is_as_asked(wrong):
     documents, rows, queries = toys.corpus(wrong=wrong)
     right = {(s.input_ids[3], s.input_ids[5]) for s in rows + queries}
     found = sum((s.input_ids[1], s.input_ids[3]) not in right for s in documents) / len(documents)
-    assert abs(found - wrong) < .08
+    assert abs(found - wrong) < 0.08
 
 
 @pytest.mark.parametrize("model, weights", [("transformer", 2472), ("mlp", 1488)])
 def test_a_toy_has_two_models_that_share_their_tracked_layers(model, weights):
     toy = toys.toy(model, **SHORT)
-    assert [str(x) for x in toy.layers] == [str(x) for x in tracked_layers(toy.tuned, r"layers\.\d+")]
+    assert [str(x) for x in toy.layers] == [
+        str(x) for x in tracked_layers(toy.tuned, r"layers\.\d+")
+    ]
     assert sum(x.out_features * (x.in_features + x.bias) for x in toy.layers) == weights
     assert all(p.dtype == torch.float64 for net in (toy.base, toy.tuned) for p in net.parameters())
     assert not torch.equal(next(toy.base.parameters()), next(toy.tuned.parameters()))

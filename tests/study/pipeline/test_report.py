@@ -1,4 +1,5 @@
 """Reports are read in a browser without network, and equal notebooks give equal pages."""
+
 import base64
 
 import pytest
@@ -21,7 +22,9 @@ $$
 
 
 def page(markdown=MARKDOWN, html="<b>bold</b>"):
-    outputs = [new_output("display_data", data) for data in ({"image/png": PNG}, {"text/html": html})]
+    outputs = [
+        new_output("display_data", data) for data in ({"image/png": PNG}, {"text/html": html})
+    ]
     cells = [new_markdown_cell(markdown, id="a"), new_code_cell("1", id="b", outputs=outputs)]
     return new_notebook(cells=cells)
 
@@ -29,7 +32,11 @@ def page(markdown=MARKDOWN, html="<b>bold</b>"):
 def test_a_page_loads_nothing_and_runs_nothing():
     html = to_html(page(), "demo")
     assert elsewhere(html) == [] and "<script" not in html
-    assert f"data:image/png;base64,{PNG}" in html and "<b>bold</b>" in html and "<title>demo</title>" in html
+    assert (
+        f"data:image/png;base64,{PNG}" in html
+        and "<b>bold</b>" in html
+        and "<title>demo</title>" in html
+    )
 
 
 def test_formulas_become_mathml_and_prices_and_code_do_not():
@@ -44,11 +51,17 @@ def test_equal_notebooks_give_equal_bytes():
     assert to_html(page(), "demo") == to_html(page(), "demo")
 
 
-@pytest.mark.parametrize("html", [
-    '<img src="https://x.org/a.png">', "<script src='//x.org/a.js'></script>",
-    "<script>import('https://x.org/a.js')</script>", '<link rel="stylesheet" href="http://x.org/a.css">',
-    '<style>@import "https://x.org/a.css"</style>', "<style>p {background: url(https://x.org/a.png)}</style>",
-])
+@pytest.mark.parametrize(
+    "html",
+    [
+        '<img src="https://x.org/a.png">',
+        "<script src='//x.org/a.js'></script>",
+        "<script>import('https://x.org/a.js')</script>",
+        '<link rel="stylesheet" href="http://x.org/a.css">',
+        '<style>@import "https://x.org/a.css"</style>',
+        "<style>p {background: url(https://x.org/a.png)}</style>",
+    ],
+)
 def test_an_output_that_needs_the_network_is_refused(html):
     with pytest.raises(ValueError, match=r"demo: the page would load .*x\.org"):
         to_html(page(html=html), "demo")

@@ -1,4 +1,5 @@
 """The runner refuses bad names before anything runs, and equal runs leave equal bytes."""
+
 import json
 import subprocess
 import sys
@@ -41,9 +42,11 @@ told: {case_studies: {}}
 @pytest.fixture
 def study(tmp_path, monkeypatch):
     """A study of one notebook with the parameters `n` and `profile`; the working directory is inside it."""
-    cells = [new_markdown_cell("# Demo", id="0"),
-             new_code_cell("n = 1\nprofile = 'tiny'", id="1", metadata={"tags": ["parameters"]}),
-             new_code_cell(CODE, id="2")]
+    cells = [
+        new_markdown_cell("# Demo", id="0"),
+        new_code_cell("n = 1\nprofile = 'tiny'", id="1", metadata={"tags": ["parameters"]}),
+        new_code_cell(CODE, id="2"),
+    ]
     (tmp_path / "notebooks").mkdir()
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(new_notebook(cells=cells, metadata=kernel), tmp_path / "notebooks/01_demo.ipynb")
@@ -53,12 +56,19 @@ def study(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("name, profile, says", [
-    ("02_nope", "tiny", r"unknown notebook '02_nope'; there are: 01_demo"),
-    ("01_demo", "huge", r"unknown profile 'huge'; there are: tiny, bad, none, neg, sure, told"),
-    ("01_demo", "bad", r"unknown parameter of 01_demo .*bad\.demo.* 'width'; there are: n, profile"),
-    ("01_demo", "none", r"unknown section of the profile 'none' .* 'demo'; there are: none"),
-])
+@pytest.mark.parametrize(
+    "name, profile, says",
+    [
+        ("02_nope", "tiny", r"unknown notebook '02_nope'; there are: 01_demo"),
+        ("01_demo", "huge", r"unknown profile 'huge'; there are: tiny, bad, none, neg, sure, told"),
+        (
+            "01_demo",
+            "bad",
+            r"unknown parameter of 01_demo .*bad\.demo.* 'width'; there are: n, profile",
+        ),
+        ("01_demo", "none", r"unknown section of the profile 'none' .* 'demo'; there are: none"),
+    ],
+)
 def test_a_bad_name_is_refused_before_anything_runs(study, name, profile, says):
     with pytest.raises(ValueError, match=says):
         run.run(name, profile)
@@ -69,7 +79,9 @@ def test_the_command_says_so_in_one_line():
     command = [sys.executable, "-m", "msif.study.pipeline.run", "01_testbed", "huge"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith("msif.study.pipeline.run: unknown ") and done.stderr.count("\n") == 1
+    assert (
+        done.stderr.startswith("msif.study.pipeline.run: unknown ") and done.stderr.count("\n") == 1
+    )
 
 
 def test_equal_runs_leave_equal_bytes_and_their_cost(study, capfd):
@@ -83,11 +95,21 @@ def test_equal_runs_leave_equal_bytes_and_their_cost(study, capfd):
     assert "papermill" not in first.decode()
 
     # What it cost, in a process of its own: a child begins as large as its parent, and this one has run other tests.
-    subprocess.run([sys.executable, "-m", "msif.study.pipeline.run", "01_demo", "tiny"], cwd=study, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "msif.study.pipeline.run", "01_demo", "tiny"],
+        cwd=study,
+        check=True,
+        capture_output=True,
+    )
     cost = json.loads((study / "results/tiny/timings.json").read_text())["01_demo"]
-    assert cost["seconds"] > 0 and 256 < cost["peak_mb"] < 1024  # the block, and what an idle kernel has
+    assert (
+        cost["seconds"] > 0 and 256 < cost["peak_mb"] < 1024
+    )  # the block, and what an idle kernel has
     run.record("tiny", "02_other", 12.34, 567.8)
-    assert set(json.loads((study / "results/tiny/timings.json").read_text())) == {"01_demo", "02_other"}
+    assert set(json.loads((study / "results/tiny/timings.json").read_text())) == {
+        "01_demo",
+        "02_other",
+    }
     table = run.timings("tiny").splitlines()
     assert len(table) == 3 and table[2].split() == ["tiny", "02_other", "12.3", "568"]
 
@@ -129,7 +151,9 @@ def test_timings_before_any_run_say_what_to_do(study):
 def test_folders_are_found_from_inside_a_study_alone(study, tmp_path_factory, monkeypatch):
     assert paths.root() == study and paths.scratch("a", "b").parent == study / "scratch/a"
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
-    with pytest.raises(FileNotFoundError, match="no dvc.yaml in .*elsewhere.* checkout of the study"):
+    with pytest.raises(
+        FileNotFoundError, match="no dvc.yaml in .*elsewhere.* checkout of the study"
+    ):
         paths.root()
 
 

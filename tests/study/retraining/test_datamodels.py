@@ -1,4 +1,5 @@
 """Scores that predict retraining: what is predicted, what is averaged, and what the pieces are equal to."""
+
 import pytest
 import torch
 
@@ -12,7 +13,13 @@ from msif.study.tracing.case import trained_case
 from msif.study.tracing.products import with_products
 
 PEOPLE = generate(0, fine_tuned=2, held_out=2, objects=3, near=1, fillers=10)
-RECIPE = Recipe(PEOPLE, dict(width=8, layers=1, heads=2), dict(epochs=3, rate=1e-2, batch_size=16), dict(epochs=2, rate=1e-2), 32)
+RECIPE = Recipe(
+    PEOPLE,
+    dict(width=8, layers=1, heads=2),
+    dict(epochs=3, rate=1e-2, batch_size=16),
+    dict(epochs=2, rate=1e-2),
+    32,
+)
 SETTINGS = dict(damping=1e-2, alpha=0.1, single_stage_damping=1e-2, batch_size=64)
 
 
@@ -34,7 +41,9 @@ def test_a_prediction_is_minus_the_mean_score_of_what_is_left_out():
 
 def test_statements_are_the_documents_that_state_the_fact():
     found = datamodels.statements(PEOPLE)
-    assert [row.nonzero()[:, 0].tolist() for row in found] == [sorted(q["proponents"]) for q in PEOPLE.queries]
+    assert [row.nonzero()[:, 0].tolist() for row in found] == [
+        sorted(q["proponents"]) for q in PEOPLE.queries
+    ]
 
 
 def test_the_union_of_the_top_has_each_querys_own():
@@ -46,19 +55,27 @@ def test_shrinking_keeps_agreement_and_removes_what_is_within_the_error():
     scores = torch.tensor([[[4.0, 0.3, -4.0]], [[4.0, -0.1, -4.0]]])
     found = datamodels.shrunk(scores)
     assert found[0, 1] == 0 and 0 < found[0, 0] < 4 and found[0, 2] == -found[0, 0]
-    assert torch.equal(datamodels.shrunk(scores[:1].expand(2, -1, -1)), scores[0])          # no disagreement: nothing is taken off
+    assert torch.equal(
+        datamodels.shrunk(scores[:1].expand(2, -1, -1)), scores[0]
+    )  # no disagreement: nothing is taken off
 
 
 def test_one_refinement_without_products_is_the_multi_stage_score(case):
-    found = with_products(case, documents=8, iterations=0, damping=1e-2, alpha=0.1)["multi_stage_refined/raw"]
+    found = with_products(case, documents=8, iterations=0, damping=1e-2, alpha=0.1)[
+        "multi_stage_refined/raw"
+    ]
     expected = methods.scored(case, **SETTINGS)["multi_stage/raw"]
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6 * expected.abs().max())
 
 
 def test_a_variant_that_exchanges_nothing_is_the_multi_stage_score(case):
     found = datamodels.variants(case, 1e-2, [0.1], [1.0], seed=0)
-    assert torch.allclose(found["proximal α = 0.1/raw"], methods.scored(case, **SETTINGS)["multi_stage/raw"], rtol=1e-4,
-                          atol=1e-6 * found["proximal α = 0.1/raw"].abs().max())
+    assert torch.allclose(
+        found["proximal α = 0.1/raw"],
+        methods.scored(case, **SETTINGS)["multi_stage/raw"],
+        rtol=1e-4,
+        atol=1e-6 * found["proximal α = 0.1/raw"].abs().max(),
+    )
 
 
 def test_source_over_short_segments_is_a_sum_of_gradient_dots_over_checkpoints(case):
@@ -66,10 +83,23 @@ def test_source_over_short_segments_is_a_sum_of_gradient_dots_over_checkpoints(c
     found = datamodels.all_scores(case, time=1e-4, **SETTINGS)["multi_stage_source/raw"]
     q = query_gradients(Tracked(case.bed.model("finetuned"), case.layers), case.queries)
     vectors = {"last": Stage(case.factors["finetuned"], alpha=Damping(0.1)).transfer(q)}
-    parts = [methods.score_together(Tracked(case.bed.model(name), case.layers), case.bed.documents, {"x": {
-        layer: v * 1e-4 / case.factors[name].factors[layer].eigenvalues.mean() for layer, v in vectors["last"].items()}}, 64)["x"].values
-        for name in case.bed.checkpoints]
-    assert torch.allclose(found, sum(parts), rtol=2e-2, atol=2e-2 * found.abs().max())    # e^(−τλ) is 1 but where λ is 100 × its mean
+    parts = [
+        methods.score_together(
+            Tracked(case.bed.model(name), case.layers),
+            case.bed.documents,
+            {
+                "x": {
+                    layer: v * 1e-4 / case.factors[name].factors[layer].eigenvalues.mean()
+                    for layer, v in vectors["last"].items()
+                }
+            },
+            64,
+        )["x"].values
+        for name in case.bed.checkpoints
+    ]
+    assert torch.allclose(
+        found, sum(parts), rtol=2e-2, atol=2e-2 * found.abs().max()
+    )  # e^(−τλ) is 1 but where λ is 100 × its mean
 
 
 def test_the_ensembles_score_is_the_mean():

@@ -3,6 +3,7 @@
 In float64. Weights move by ±1e-5. The central difference then errs by about 1e-8 relative from rounding and by 1e-7 from
 curvature, which is high where AdamW's first steps meet |g| near ε; 1e-5 is strict and yet far from both.
 """
+
 import pytest
 import torch
 from support.tiny import Regression, relative
@@ -16,8 +17,13 @@ from msif.study.corpora.corpus import generate
 from msif.study.retraining import unrolled
 
 CORPUS = generate(0, fine_tuned=1, held_out=1, objects=2, statements=2, near=1, fillers=4)
-RECIPE = Recipe(CORPUS, dict(width=8, layers=2, heads=2), dict(epochs=3, rate=1e-2, batch_size=16),
-                dict(epochs=2, rate=1e-2, batch_size=4), 32)
+RECIPE = Recipe(
+    CORPUS,
+    dict(width=8, layers=2, heads=2),
+    dict(epochs=3, rate=1e-2, batch_size=16),
+    dict(epochs=2, rate=1e-2, batch_size=4),
+    32,
+)
 STEP = 1e-5
 
 
@@ -33,7 +39,7 @@ def stages(data):
 
 
 def reweighted(stage, z, step, after=0):
-    """f of all queries after really training both stages, sequence z of a stage weighing 1 + step after some epochs."""
+    """F of all queries after really training both stages, sequence z of a stage weighing 1 + step after some epochs."""
     net, data, queries = start()
     for k, (sequences, settings) in enumerate(stages(data)):
         weights = torch.ones(len(sequences), dtype=torch.float64)
@@ -101,8 +107,10 @@ def test_a_recorded_step_is_the_step_of_the_formula():
     steps = unrolled.recorded(net, documents, 0, RECIPE.pretraining)
     thetas = [step.theta for step in steps] + [parameters_to_vector(net.parameters()).detach()]
     for step, after in zip(steps, thetas[1:]):
-        c1, c2 = (1 - beta ** step.number for beta in step.betas)
-        expected = (1 - step.rate * step.decay) * step.theta - step.rate / c1 * step.m / ((step.v / c2).sqrt() + step.eps)
+        c1, c2 = (1 - beta**step.number for beta in step.betas)
+        expected = (1 - step.rate * step.decay) * step.theta - step.rate / c1 * step.m / (
+            (step.v / c2).sqrt() + step.eps
+        )
         assert torch.allclose(after, expected, rtol=1e-12, atol=1e-14)
 
 
@@ -119,7 +127,7 @@ def test_scores_are_kept_and_not_computed_again(tmp_path, monkeypatch, found):
     (tmp_path / "dvc.yaml").touch()
     monkeypatch.chdir(tmp_path)
     first = unrolled.scores(RECIPE, 0, [2, 0], at_once=1)
-    assert relative(first.double(), found[0][[2, 0]]) < 1e-2                      # float32, where tiny |g| are noise
+    assert relative(first.double(), found[0][[2, 0]]) < 1e-2  # float32, where tiny |g| are noise
     monkeypatch.setattr(unrolled, "differentiated", None)
     assert torch.equal(unrolled.scores(RECIPE, 0, [2, 0], at_once=1), first)
     assert torch.equal(unrolled.scores(RECIPE, 0, [0]), first[1:])
@@ -129,9 +137,12 @@ def linear_network():
     """(softmax regression: its logits are linear in its parameters, its sequences and queries)"""
     torch.manual_seed(0)
     net = Regression()
-    net.device = torch.device("cpu")                                              # what training asks a model for
+    net.device = torch.device("cpu")  # what training asks a model for
     g = torch.Generator().manual_seed(0)
-    rows = [Sequence(n, ids, ids) for n, ids in enumerate(map(tuple, torch.randint(5, (12, 4), generator=g).tolist()))]
+    rows = [
+        Sequence(n, ids, ids)
+        for n, ids in enumerate(map(tuple, torch.randint(5, (12, 4), generator=g).tolist()))
+    ]
     return net, rows[:10], rows[10:]
 
 
@@ -141,7 +152,11 @@ def test_both_curvatures_are_one_where_logits_are_linear():
     for curvature in ("hessian", "gauss_newton"):
         net, rows, queries = linear_network()
         settings = {"epochs": 3, "rate": 1e-2, "batch_size": 4}
-        found.append(unrolled.differentiated(net, [(rows, settings), (rows[:6], settings)], queries, curvature=curvature))
+        found.append(
+            unrolled.differentiated(
+                net, [(rows, settings), (rows[:6], settings)], queries, curvature=curvature
+            )
+        )
     assert all(relative(b, a) < 1e-10 for a, b in zip(*found))
 
 
@@ -160,12 +175,16 @@ def test_what_cannot_be_computed_is_refused_before_training(monkeypatch):
     with pytest.raises(ValueError, match="query 5: expected numbers from 0 to 4"):
         unrolled.scores(RECIPE, 0, [0, len(CORPUS.queries)])
     net, data, queries = start()
-    with pytest.raises(ValueError, match="curvature='fisher': expected one of hessian, gauss_newton"):
+    with pytest.raises(
+        ValueError, match="curvature='fisher': expected one of hessian, gauss_newton"
+    ):
         unrolled.differentiated(net, stages(data), queries, curvature="fisher")
     with pytest.raises(ValueError, match="epochs=4: expected 1 to 3"):
         unrolled.differentiated(net, stages(data), queries, epochs=4)
     with pytest.raises(ValueError, match="weights in the settings"):
-        unrolled.differentiated(net, [(data[0], RECIPE.pretraining | {"weights": torch.ones(44)})], queries)
+        unrolled.differentiated(
+            net, [(data[0], RECIPE.pretraining | {"weights": torch.ones(44)})], queries
+        )
     monkeypatch.setattr("msif.core.resources.available_memory", lambda: 1000)
     with pytest.raises(MemoryError, match="keeping 15 steps"):
         unrolled.differentiated(net, stages(data), queries)
