@@ -1,5 +1,3 @@
-from msif.core.layers import Tracked
-
 """One class for each library: set up outside the measurement, then fit() and score(mode) as a user of that library would.
 
     __init__(model, data, shape, folder, labels)   labels: "sampled", one per position; "true", the data's own
@@ -9,12 +7,15 @@ from msif.core.layers import Tracked
 Candidates go in batches of `shape.batch`, queries all at once. Everything is in float32 but for eigendecompositions, where
 each library has its default (float64 in msif, kronfluence and bergson).
 """
+
 import os
 
 import numpy
 import torch
 import torch.nn.functional as F
 from workload import sequences, summed_loss
+
+from msif.core.layers import Tracked
 
 DAMPING = 0.1
 

@@ -1,5 +1,3 @@
-from msif.core.layers import Tracked
-
 """What the precision of the model, and of the eigendecompositions, does to two-stage scores of a trained model.
 
     .venv/bin/python benchmarks/precision.py
@@ -10,10 +8,13 @@ numbers. Compared with the model in float32 and eigendecompositions in float64, 
 documents of each query's scores, and the relative error ‖s − s₃₂‖ / ‖s₃₂‖ of each query. msif holds gradients and factors in
 float32 whatever the model's lower precision.
 """
+
 from unittest.mock import patch
 
 import workload
 from workload import ROOT, markdown, number, read, write
+
+from msif.core.layers import Tracked
 
 DAMPINGS = (1e-3, 1e-1)  # × the mean eigenvalue of each layer
 ALPHA = 0.1

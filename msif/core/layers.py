@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-Vectors = dict[
-    str, Tensor
-]  # {layer name: (n, o, i)}: gradients, or query vectors w, of n sequences
+# {layer name: (n, o, i)}: gradients, or query vectors w, of n sequences.
+Vectors = dict[str, Tensor]
 
 _UNEMBEDDINGS = ("lm_head", "embed_out", "score", "classifier")
 SUPPORTED = (

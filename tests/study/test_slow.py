@@ -1,14 +1,15 @@
-from msif.core.layers import Tracked
-from msif.study.figures import tracing
-from msif.study.tracing.case import Case
-
 """What takes minutes: the whole study on another processor, and real weights with real text from end to end."""
+
 import os
 import subprocess
 
 import pytest
 import torch
 from support import ROOT
+
+from msif.core.layers import Tracked
+from msif.study.figures import tracing
+from msif.study.tracing.case import Case
 
 pytestmark = pytest.mark.slow
 
