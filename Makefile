@@ -5,9 +5,10 @@ READY  := $(VENV)/.ready
 PIP    := $(VENV)/bin/python -m pip install -q
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := true
+JOBS   ?= $(shell nproc 2> /dev/null || echo 2)  # tests at once; each computes on one thread
 
 .DEFAULT_GOAL := help
-.PHONY: help study test test-slow benchmarks lab timings clean
+.PHONY: help study test test-slow lint benchmarks lab timings clean
 
 help:  ## list these targets
 	@echo "usage: make TARGET"
@@ -24,22 +25,20 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 study: $(READY)  ## run what changed, for the profiles in params.yaml; PROFILE=x adds profile x to them and runs it alone
-ifdef PROFILE
-	python -m msif.study.pipeline.run --enable $(PROFILE)
-	dvc repro --glob "*@$(PROFILE)" "*@$(PROFILE)-*"
-	dvc repro --force --single-item index
-else
-	dvc repro
-endif
-	@echo; echo "The study is up to date. Open in a browser:"; ls reports/index.html reports/$(or $(PROFILE),*)/*.html | sed 's/^/  /'
+	@python -m msif.study.pipeline.study $(PROFILE)
 
-test: $(READY)  ## module tests; beside them the tiny study once more in a temporary worktree, against the committed reports
-	@log=$$(mktemp); bash tests/rerun_study.sh > $$log 2>&1 & study=$$!; \
-	  pytest -q -m "not slow"; tests=$$?; echo "the tiny study once more:"; wait $$study; rerun=$$?; \
-	  tail -n 60 $$log; rm -f $$log; [ $$tests = 0 ] && [ $$rerun = 0 ]
+test: study  ## after the study, the module tests, and the notebooks once more against what they claim
+	pytest -q -n $(JOBS) -m "not slow"
+	pytest -q -n $(JOBS) --dist loadfile -p no:cacheprovider --nbval-lax --nbval-current-env tests/study/claims
 
 test-slow: $(READY)  ## the tests that take minutes
-	pytest -q -m slow
+	pytest -q -n $(JOBS) -m slow
+
+lint: $(READY)  ## format, lint, types and the laws of who may import whom; what .pre-commit-config.yaml runs
+	ruff format --check msif tests benchmarks
+	ruff check msif tests benchmarks
+	mypy
+	lint-imports
 
 benchmarks: $(READY)  ## msif beside other libraries, by size and precision, into reports/benchmarks: hours; what is finished is kept
 	$(PIP) --no-deps -r benchmarks/requirements.txt

@@ -1,10 +1,14 @@
-"""What influence at 2.8 billion parameters takes: pythia-2.8b and dolly-v2-3b (2.775 B: hidden 2560, 32 layers, 32 heads, 10240).
+"""What influence at 2.8 billion parameters takes: pythia-2.8b and dolly-v2-3b (2.775 B:
+hidden 2560, 32 layers, 32 heads, 10240).
 
-    python benchmarks/billions.py                  the plan for three GPUs, from a model without weights, in seconds
-    python benchmarks/billions.py --run            the same architecture with random weights on this machine: part of a fit and a
-                                                   batch of scores, measured beside the plan (needs a GPU, or a smaller --hidden)
+    python benchmarks/billions.py          the plan for three GPUs, from a model without weights,
+                                           in seconds
+    python benchmarks/billions.py --run    the same architecture with random weights on this
+                                           machine: part of a fit and a batch of scores, measured
+                                           beside the plan (needs a GPU, or a smaller --hidden)
 
-The plan's sizes follow from shapes. Its hours rest on the rates below, which are assumptions until --run measures them.
+The plan's sizes follow from shapes. Its hours rest on the rates below,
+which are assumptions until --run measures them.
 """
 
 import argparse
@@ -20,7 +24,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from msif.core.data import Sequence
 from msif.core.influence import score
-from msif.core.layers import Tracked, tracked_layers
+from msif.core.layers import Tracked, tracked, tracked_layers
 from msif.scale import fitting, processes
 from msif.scale.plan import human, parse_bytes, plan_fit, plan_score
 
@@ -29,8 +33,8 @@ REPORTS = Path(__file__).parent.parent / "reports" / "benchmarks"
 
 @dataclass(frozen=True)
 class GPU:
-    """Memory, batch that suits it, and assumed rates in FLOP/s: 40 % of the bfloat16 peak for the model, 50 % of the TF32 peak for
-    products, and what a float64 eigensolver reaches."""
+    """Memory, batch that suits it, and assumed rates in FLOP/s: 40 % of the bfloat16 peak for the
+    model, 50 % of the TF32 peak for products, and what a float64 eigensolver reaches."""
 
     name: str
     memory: str
@@ -66,18 +70,21 @@ def architecture(
 
 
 def plans(model, tokens, length, documents, queries):
-    """One row a GPU: of a fit on `tokens` in sequences of `length`, and of scoring `documents` of that length."""
-    layers = tracked_layers(model)
+    """One row a GPU: of a fit on `tokens` in sequences of `length`,
+    and of scoring `documents` of that length."""
+    tracked_model = tracked(model)
     for gpu in GPUS:
         fit = plan_fit(
-            Tracked(model, layers),
+            tracked_model,
             [length] * (tokens // length),
             batch_size=gpu.batch_size,
             memory=gpu.memory,
         )
         scoring = plan_score(
-            Tracked(model, layers), [length] * documents, queries, batch_size=gpu.batch_size
+            tracked_model, [length] * documents, queries, batch_size=gpu.batch_size
         )
+        room = parse_bytes(gpu.memory) - scoring.peak + scoring.vectors
+        seconds = scoring.seconds(gpu.model_rate, gpu.product_rate)
         yield {
             "gpu": gpu.name,
             "parameters": fit.parameters,
@@ -90,17 +97,8 @@ def plans(model, tokens, length, documents, queries):
             "fit, hours": fit.seconds(gpu.model_rate, gpu.product_rate, gpu.eigh_rate) / 3600,
             "decompositions, hours": fit.eigh_flops / gpu.eigh_rate / 3600,
             f"peak memory, scoring for {queries} queries": human(scoring.peak),
-            "queries at once": int(
-                (parse_bytes(gpu.memory) - scoring.peak + scoring.vectors)
-                * queries
-                // scoring.vectors
-            ),
-            "scoring, hours per million documents": scoring.seconds(
-                gpu.model_rate, gpu.product_rate
-            )
-            / 3600
-            * 1e6
-            / documents,
+            "queries at once": int(room * queries // scoring.vectors),
+            "scoring, hours per million documents": seconds / 3600 * 1e6 / documents,
         }
 
 
@@ -127,8 +125,9 @@ def measured(model, sequences, batch_size, queries, memory):
         memory=memory,
     )
     part, before = list(plan.partitions[0].layers), _peak(device, reset=True)
+    first = Tracked(model, part)
     alone = plan_fit(
-        Tracked(model, part),
+        first,
         [len(x.input_ids) for x in sequences],
         batch_size=batch_size,
         memory=memory,
@@ -137,7 +136,7 @@ def measured(model, sequences, batch_size, queries, memory):
     with tempfile.TemporaryDirectory() as folder:
         fitting.fit(
             Path(folder) / "factors",
-            Tracked(model, part),
+            first,
             sequences,
             labels="sampled",
             samples=1,
@@ -149,12 +148,13 @@ def measured(model, sequences, batch_size, queries, memory):
         _finish(device)
         seconds, peak = time.perf_counter() - start, _peak(device)
     tokens = sum(len(x.input_ids) for x in sequences)
+    flops = alone.model_flops + alone.product_flops + alone.eigh_flops
     w = {
         x.name: torch.randn(queries, x.out_features, x.in_features + x.bias, device=device)
         for x in part
     }
     start = time.perf_counter()
-    score(Tracked(model, part), sequences[:batch_size], w, batch_size=batch_size)
+    score(first, sequences[:batch_size], w, batch_size=batch_size)
     _finish(device)
     return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
@@ -163,8 +163,7 @@ def measured(model, sequences, batch_size, queries, memory):
         "layers": len(part),
         "tokens per second, fit": tokens / seconds,
         "seconds, fit": seconds,
-        "flop per second, fit": (alone.model_flops + alone.product_flops + alone.eigh_flops)
-        / seconds,
+        "flop per second, fit": flops / seconds,
         "bytes, planned": alone.peak,
         "bytes, measured": peak - before + (alone.model if device.type == "cpu" else 0),
         "candidates per second": batch_size / (time.perf_counter() - start),
@@ -177,25 +176,23 @@ def _finish(device):
 
 
 def _peak(device, reset=False):
-    """Peak bytes: of the device's allocator, or of the process (where resetting leaves what is resident)."""
+    """Peak bytes: of the device's allocator,
+    or of the process (where resetting leaves what is resident)."""
     if device.type == "cuda":
         if reset:
             torch.cuda.reset_peak_memory_stats()
         return 0 if reset else torch.cuda.max_memory_allocated()
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
-    return (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if not Path("/proc/self/status").exists()
-        else next(
-            int(x.split()[1]) * 1024
-            for x in Path("/proc/self/status").read_text().splitlines()
-            if x.startswith("VmHWM")
-        )
-    )
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    lines = status.read_text().splitlines()
+    return next(int(x.split()[1]) * 1024 for x in lines if x.startswith("VmHWM"))
 
 
 def main():
+    """The plan, or with --run what this machine takes, printed and written to the folder."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -229,19 +226,12 @@ def main():
     torch.manual_seed(0)
     with torch.no_grad():
         [p.normal_(std=0.02) for p in model.parameters()]
-    model.gpt_neox.rotary_emb = type(model.gpt_neox.rotary_emb)(model.config).to(
-        processes.device()
-    )  # its buffers are no weights
-    ids = torch.randint(
-        model.config.vocab_size, (given.tokens // given.length, given.length)
-    ).tolist()
-    found = measured(
-        model,
-        [Sequence(n, tuple(x), tuple(x)) for n, x in enumerate(ids)],
-        given.batch_size,
-        given.queries,
-        given.memory,
-    )
+    rotary = type(model.gpt_neox.rotary_emb)(model.config)  # its buffers are no weights
+    model.gpt_neox.rotary_emb = rotary.to(processes.device())
+    shape = given.tokens // given.length, given.length
+    ids = torch.randint(model.config.vocab_size, shape).tolist()
+    sequences = [Sequence(n, tuple(x), tuple(x)) for n, x in enumerate(ids)]
+    found = measured(model, sequences, given.batch_size, given.queries, given.memory)
     print(json.dumps(found, indent=1))
     (given.folder / "billions_measured.json").write_text(json.dumps(found, indent=1) + "\n")
 

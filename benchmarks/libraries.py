@@ -1,11 +1,13 @@
-"""One class for each library: set up outside the measurement, then fit() and score(mode) as a user of that library would.
+"""One class for each library: set up outside the measurement,
+then fit() and score(mode) as a user of that library would.
 
-    __init__(model, data, shape, folder, labels)   labels: "sampled", one per position; "true", the data's own
+    __init__(model, data, shape, folder, labels)
+                  labels: "sampled", one per position; "true", the data's own
     fit()         EK-FAC on data["train"], all sequences in both passes
-    score(mode)   (queries, candidates), with the damping DAMPING × the mean eigenvalue of each layer
+    score(mode)   (queries, candidates), with damping DAMPING × the mean eigenvalue of each layer
 
-Candidates go in batches of `shape.batch`, queries all at once. Everything is in float32 but for eigendecompositions, where
-each library has its default (float64 in msif, kronfluence and bergson).
+Candidates go in batches of `shape.batch`, queries all at once. Everything is in float32 but for
+eigendecompositions, where each library has its default (float64 in msif, kronfluence and bergson).
 """
 
 import os
@@ -15,21 +17,17 @@ import torch
 import torch.nn.functional as F
 from workload import sequences, summed_loss
 
-from msif.core.layers import Tracked
+from msif.core.layers import tracked
 
 DAMPING = 0.1
 
 
-def tracked(model):
-    from msif.core.layers import tracked_layers
-
-    return tracked_layers(model)
-
-
 class Msif:
-    """msif: `fitting.fit` into a folder, `queries.preconditioned`, `influence.score`; "low-rank": `lowrank.score`, compression included.
+    """msif: `fitting.fit` into a folder, `queries.preconditioned`, `influence.score`;
+    "low-rank": `lowrank.score`, compression included.
 
-    The covariance pass keeps what it captures on disk, so that the eigenvalue pass need not run the model."""
+    The covariance pass keeps what it captures on disk,
+    so that the eigenvalue pass need not run the model."""
 
     modes = ["exact", "low-rank"]
     keep = "16GiB"
@@ -38,21 +36,18 @@ class Msif:
         from msif.core import influence, queries
         from msif.scale import fitting, lowrank
 
-        self.fitting, self.influence, self.lowrank, self.queries = (
-            fitting,
-            influence,
-            lowrank,
-            queries,
-        )
-        self.tracked, self.shape, self.labels, self.folder = (
-            Tracked(model, tracked(model)),
-            shape,
-            labels,
-            folder,
-        )
+        self.fitting = fitting
+        self.influence = influence
+        self.lowrank = lowrank
+        self.queries = queries
+        self.tracked = tracked(model)
+        self.shape = shape
+        self.labels = labels
+        self.folder = folder
         self.data = {name: sequences(ids) for name, ids in data.items()}
 
     def fit(self):
+        """EK-FAC on the training sequences."""
         self.factors = self.fitting.fit(
             os.path.join(self.folder, "factors"),
             self.tracked,
@@ -64,6 +59,7 @@ class Msif:
         )
 
     def score(self, mode):
+        """(queries, candidates), in one of the modes."""
         stages = [self.influence.Stage(self.factors, self.influence.Damping(DAMPING))]
         w = self.queries.preconditioned(self.tracked, self.data["query"], stages, batch_size=8)
         if mode == "exact":
@@ -77,11 +73,13 @@ class Msif:
 
 
 class MsifInMemory(Msif):
-    """msif with `ekfac.fit` and `influence.precondition`: nothing on disk, the model run in both passes."""
+    """msif with `ekfac.fit` and `influence.precondition`: nothing on disk,
+    the model run in both passes."""
 
     modes = ["exact"]
 
     def fit(self):
+        """EK-FAC on the training sequences."""
         from msif.core import ekfac
 
         self.factors = ekfac.fit(
@@ -93,6 +91,7 @@ class MsifInMemory(Msif):
         )
 
     def score(self, mode):
+        """(queries, candidates), in one of the modes."""
         i = self.influence
         q = i.query_gradients(self.tracked, self.data["query"], batch_size=self.shape.queries)
         (w,) = i.precondition(q, [i.Stage(self.factors, i.Damping(DAMPING))])
@@ -100,7 +99,8 @@ class MsifInMemory(Msif):
 
 
 class Kronfluence:
-    """kronfluence: strategy "ekfac" through `Analyzer`; damping_factor=None is its 0.1 × the mean eigenvalue."""
+    """kronfluence: strategy "ekfac" through `Analyzer`;
+    damping_factor=None is its 0.1 × the mean eigenvalue."""
 
     modes = ["exact"]
 
@@ -112,10 +112,13 @@ class Kronfluence:
         from kronfluence.utils.constants import HEURISTIC_DAMPING_SCALE
 
         assert HEURISTIC_DAMPING_SCALE == DAMPING
-        names = [layer.name for layer in tracked(model)]
+        names = tracked(model).names
 
         class LanguageModelling(Task):
+            """Next-token prediction, as msif scores it."""
+
             def compute_train_loss(self, batch, model, sample=False):
+                """The summed loss, of the data's labels or of labels drawn from the model."""
                 ids = batch["input_ids"]
                 if not sample:
                     return summed_loss(model, ids)
@@ -125,9 +128,11 @@ class Kronfluence:
                 return F.cross_entropy(logits, drawn, reduction="sum")
 
             def compute_measurement(self, batch, model):
+                """What a query measures: its loss."""
                 return self.compute_train_loss(batch, model)
 
             def get_influence_tracked_modules(self):
+                """The layers that msif tracks."""
                 return names
 
         self.shape = shape
@@ -148,6 +153,7 @@ class Kronfluence:
         self.scoring = ScoreArguments(damping_factor=None)
 
     def fit(self):
+        """EK-FAC on the training sequences."""
         self.analyzer.fit_all_factors(
             "f",
             self.data["train"],
@@ -156,6 +162,7 @@ class Kronfluence:
         )
 
     def score(self, mode):
+        """(queries, candidates), in one of the modes."""
         self.analyzer.compute_pairwise_scores(
             "s",
             "f",
@@ -169,9 +176,11 @@ class Kronfluence:
 
 
 class Bergson:
-    """bergson: Hessian method "kfac" with eigenvalue correction, by the functions below its command line: the model is in memory.
+    """bergson: Hessian method "kfac" with eigenvalue correction,
+    by the functions below its command line: the model is in memory.
 
-    Its A leaves out positions without a label, here the last of each sequence. If msif does so too, the scores agree to 1e-6."""
+    Its A leaves out positions without a label, here the last of each sequence. If msif does so too,
+    the scores agree to 1e-6."""
 
     modes = ["exact"]
 
@@ -183,13 +192,11 @@ class Bergson:
         from bergson.config import config
         from datasets import Dataset
 
-        self.bergson, self.config, self.shape, self.folder, self.labels = (
-            bergson,
-            config,
-            shape,
-            folder,
-            labels,
-        )
+        self.bergson = bergson
+        self.config = config
+        self.shape = shape
+        self.folder = folder
+        self.labels = labels
         self.model = model.requires_grad_(False)
         model.get_input_embeddings().requires_grad_(True)  # as bergson's own set-up leaves a model
         self.data = {
@@ -219,6 +226,7 @@ class Bergson:
         return found
 
     def fit(self):
+        """EK-FAC on the training sequences."""
         run = self.run("hessian")
         self.hessian = str(run.partial_run_path)
         self.bergson.hessians.hessian_approximations.fit_factored_hessians(
@@ -236,6 +244,7 @@ class Bergson:
         )
 
     def gradients(self, name, run, **more):
+        """Write the gradients of some data, by the settings of a step; returns their processor."""
         processor = self.bergson.gradients.GradientProcessor(include_bias=True)
         self.bergson.collection.collect_gradients(
             self.model, self.data[name], processor, run, batches=self.batches[name], **more
@@ -243,11 +252,10 @@ class Bergson:
         return processor
 
     def score(self, mode):
-        query, run, solved = (
-            self.run("query"),
-            self.run("scores"),
-            os.path.join(self.folder, "solved"),
-        )
+        """(queries, candidates), in one of the modes."""
+        query = self.run("query")
+        run = self.run("scores")
+        solved = os.path.join(self.folder, "solved")
         preprocessing, solver = self.config.PreprocessConfig(), self.bergson.hessians.apply_hessian
         self.gradients("query", query, preprocess_cfg=preprocessing).save(query.partial_run_path)
         solver.EkfacApplicator(
@@ -279,9 +287,11 @@ class Bergson:
 
 
 class Curvlinops:
-    """curvlinops: `EKFACLinearOperator` and its inverse. It has no scores: those are autograd, one candidate after the other.
+    """curvlinops: `EKFACLinearOperator` and its inverse. It has no scores: those are autograd,
+    one candidate after the other.
 
-    EK-FAC wants outputs of two dimensions, hence the flattened logits. Its damping is one number for all layers: here 1e-4."""
+    EK-FAC wants outputs of two dimensions, hence the flattened logits.
+    Its damping is one number for all layers: here 1e-4."""
 
     modes = ["exact"]
 
@@ -292,11 +302,12 @@ class Curvlinops:
         self.model, self.data, self.shape = model, data, shape
         self.fisher = {"sampled": "mc", "true": "empirical"}[labels]
         model.requires_grad_(False)
-        modules = [model.get_submodule(layer.name).requires_grad_(True) for layer in tracked(model)]
+        modules = [model.get_submodule(name).requires_grad_(True) for name in tracked(model).names]
         self.parameters = [p for module in modules for p in (module.weight, module.bias)]
         self.batches = [(ids, ids[:, 1:].flatten()) for ids in data["train"].split(shape.batch)]
 
     def fit(self):
+        """EK-FAC on the training sequences."""
         self.curvature = self.operator(
             Flat(self.model),
             torch.nn.CrossEntropyLoss(reduction="sum"),
@@ -314,20 +325,20 @@ class Curvlinops:
         self.curvature.compute_eigenvalue_correction()
 
     def score(self, mode):
+        """(queries, candidates), in one of the modes."""
         n = self.shape.sequences  # its eigenvalues are sums: (L/n + d)⁻¹ = n (L + n d)⁻¹
-        gradient = lambda ids: torch.autograd.grad(
-            summed_loss(self.model, ids[None]), self.parameters
-        )
+
+        def gradient(ids):
+            return torch.autograd.grad(summed_loss(self.model, ids[None]), self.parameters)
+
         columns = [torch.stack(x, -1) for x in zip(*map(gradient, self.data["query"]))]
         solve = self.inverse(self.curvature, damping=1e-4 * n, use_exact_damping=True)
         w = [x.mul_(n).flatten(0, -2) for x in solve @ columns]
-        return torch.stack(
-            [
-                sum(g.flatten() @ x for g, x in zip(gradient(ids), w))
-                for ids in self.data["candidates"]
-            ],
-            1,
-        )
+
+        def of_all_queries(ids):
+            return sum(g.flatten() @ x for g, x in zip(gradient(ids), w))
+
+        return torch.stack([of_all_queries(ids) for ids in self.data["candidates"]], 1)
 
 
 class Flat(torch.nn.Module):
@@ -338,6 +349,7 @@ class Flat(torch.nn.Module):
         self.model = model
 
     def forward(self, ids):
+        """All positions but the last of each sequence, in one list."""
         return self.model(input_ids=ids).logits[:, :-1].flatten(0, 1)
 
 
@@ -348,7 +360,8 @@ PACKAGES = {
     "bergson": "bergson",
     "curvlinops": "curvlinops-for-pytorch",
 }
+# those with a damping relative to each layer's mean eigenvalue
 COMPARED = (
     "kronfluence",
     "bergson",
-)  # those with a damping relative to each layer's mean eigenvalue
+)

@@ -1,18 +1,21 @@
-"""Cost of EK-FAC influence in msif and three other libraries: same model, data and machine, one sitting, one thread, float32.
+"""Cost of EK-FAC influence in msif and three other libraries: same model, data and machine,
+one sitting, one thread, float32.
 
-    .venv/bin/python benchmarks/peers.py                  # all shapes, all libraries; see requirements.txt
-    .venv/bin/python benchmarks/peers.py --report-only    # table and figure from peers.json
+    .venv/bin/python benchmarks/peers.py                # all shapes, libraries (requirements.txt)
+    .venv/bin/python benchmarks/peers.py --report-only  # table and figure from peers.json
 
-Units. fit_ratio, score_ratio: CPU seconds of fitting EK-FAC, and of scoring all candidates for all queries with those
-factors, divided by those of one plain forward and backward pass over the training sequences (before and after in the same
-process, averaged). fit_mb, score_mb: growth of the resident memory at the peak, in MB. Each library, shape and repetition is
-a process of its own, libraries take turns within a repetition, and a record is the median of its repetitions, with the least
-(_low) and the largest (_high).
+Units. fit_ratio, score_ratio: CPU seconds of fitting EK-FAC, and of scoring all candidates for all
+queries with those factors, divided by those of one plain forward and backward pass over the
+training sequences (before and after in the same process, averaged). fit_mb, score_mb: growth of the
+resident memory at the peak, in MB. Each library, shape and repetition is a process of its own,
+libraries take turns within a repetition, and a record is the median of its repetitions, with the
+least (_low) and the largest (_high).
 
-Agreement. With the data's own labels nothing is random: scores of the other libraries are compared with msif's in the same
-sitting (`correlation`: Pearson over all pairs; `error`: ‖S − S_msif‖ / ‖S_msif‖), at a damping of 0.1 × each layer's mean
-eigenvalue. kronfluence computes what msif does: a correlation below 0.999 stops the run. bergson leaves the last position,
-which has no label, out of the covariance of the inputs and hence finds a slightly different eigenbasis. curvlinops has one
+Agreement. With the data's own labels nothing is random: scores of the other libraries are compared
+with msif's in the same sitting (`correlation`: Pearson over all pairs; `error`: ‖S − S_msif‖ /
+‖S_msif‖), at a damping of 0.1 × each layer's mean eigenvalue. kronfluence computes what msif does:
+a correlation below 0.999 stops the run. bergson leaves the last position, which has no label, out
+of the covariance of the inputs and hence finds a slightly different eigenbasis. curvlinops has one
 damping for all layers and is not compared.
 """
 
@@ -28,9 +31,9 @@ from dataclasses import asdict
 import workload
 from workload import ROOT, Shape, markdown, number, read, spread, write
 
-FEWER = (
-    2**14
-)  # tokens where libraries are compared with each other alone; decompositions weigh four times as much
+# Tokens where libraries are compared with each other alone;
+# decompositions weigh four times as much.
+FEWER = 2**14
 SHAPES = {
     "base": Shape(),
     "queries64": Shape(queries=64),
@@ -57,7 +60,7 @@ FIELDS = (
 AGREE = 0.999
 
 
-# ---------------------------------------------------------------------------------------------------- in a process of its own
+# -------------------------------------------------------------------------- in a process of its own
 
 
 def measure(library, shape, seed):
@@ -66,13 +69,13 @@ def measure(library, shape, seed):
     from libraries import LIBRARIES
 
     model, data = workload.build_model(shape), workload.build_data(shape)
-    unit = lambda: workload.cpu_seconds(lambda: workload.plain(model, data["train"], shape.batch))[
-        0
-    ]
+
+    def unit():
+        return workload.cpu_seconds(lambda: workload.plain(model, data["train"], shape.batch))[0]
+
     workload.plain(model, data["train"][: 2 * shape.batch], shape.batch)
-    scores(
-        library, QUICK["quick"], os.devnull
-    )  # what a library does once in a process, such as late imports
+    # what a library does once in a process, such as late imports
+    scores(library, QUICK["quick"], os.devnull)
     first, found = unit(), {}
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(seed)
@@ -116,12 +119,14 @@ def scores(library, shape, file):
 def _check(values, shape):
     if tuple(values.shape) != (shape.queries, shape.candidates) or not values.isfinite().all():
         raise ValueError(
-            f"scores of shape {tuple(values.shape)}, or not finite; expected {(shape.queries, shape.candidates)}"
+            f"scores of shape {tuple(values.shape)}, or not finite; "
+            f"expected {(shape.queries, shape.candidates)}"
         )
 
 
 def work(task):
-    """What a process of its own does: one line of JSON on the real standard output, the libraries' chatter elsewhere."""
+    """What a process of its own does: one line of JSON on the real standard output,
+    the libraries' chatter elsewhere."""
     out = os.dup(1)
     os.dup2(2, 1)
     workload.one_thread()
@@ -134,7 +139,7 @@ def work(task):
     os.write(out, (json.dumps(found) + "\n").encode())
 
 
-# ---------------------------------------------------------------------------------------------------- the sitting
+# -------------------------------------------------------------------------------------- the sitting
 
 
 def spawn(library, shape, **more):
@@ -149,7 +154,8 @@ def spawn(library, shape, **more):
 
 
 def agreement(libraries, shape):
-    """{(library, mode): {correlation, error}} against msif's exact scores; RuntimeError if kronfluence's are others."""
+    """{(library, mode): {correlation, error}} against msif's exact scores;
+    RuntimeError if kronfluence's are others."""
     import torch
     from libraries import COMPARED, DAMPING
 
@@ -163,8 +169,8 @@ def agreement(libraries, shape):
                 found[library, mode] = compare(values.double(), reference)
                 correlation, error = found[library, mode].values()
                 print(
-                    f"  scores of {library}, {mode}, damping {DAMPING} × mean: correlation {correlation:.6f}, "
-                    f"relative error {error:.1e}",
+                    f"  scores of {library}, {mode}, damping {DAMPING} × mean: "
+                    f"correlation {correlation:.6f}, relative error {error:.1e}",
                     flush=True,
                 )
                 if library == "kronfluence" and not correlation >= AGREE:
@@ -185,21 +191,23 @@ def compare(values, reference):
 
 
 def run_shape(name, shape, libraries, repetitions):
-    """The records of one shape: libraries take turns, so that a drift of the machine hits all alike."""
+    """The records of one shape: libraries take turns,
+    so that a drift of the machine hits all alike."""
     agree, runs = agreement(libraries, shape) if "msif" in libraries else {}, {}
     for n in range(repetitions):
         for library in libraries:
             start = time.perf_counter()
             for mode, costs in spawn(library, shape, seed=n).items():
                 runs.setdefault((library, mode), []).append(costs)
+            seconds = f"{time.perf_counter() - start:.0f} s"
             print(
-                f"  {name}, repetition {n + 1} of {repetitions}: {library}, {time.perf_counter() - start:.0f} s",
-                flush=True,
+                f"  {name}, repetition {n + 1} of {repetitions}: {library}, {seconds}", flush=True
             )
     return [record(name, shape, *key, found, agree.get(key, {})) for key, found in runs.items()]
 
 
 def record(name, shape, library, mode, runs, agree):
+    """One line of peers.json: the spread of the repetitions, and the agreement with msif."""
     from libraries import PACKAGES
 
     found = {
@@ -247,10 +255,11 @@ def run(out, shapes, libraries, repetitions, resume):
         report(out)
 
 
-# ---------------------------------------------------------------------------------------------------- table and figure
+# --------------------------------------------------------------------------------- table and figure
 
 
 def label(r, version=""):
+    """How a record is named: library, version, and mode where it is not the exact one."""
     return f"{r['library']} {version}".strip() + ("" if r["mode"] == "exact" else f", {r['mode']}")
 
 
@@ -263,9 +272,11 @@ def groups(records):
 
 
 def described(name):
+    """A shape in words."""
     s = (SHAPES | QUICK)[name]
     return (
-        f"{name}: width {s.width}, {s.layers} layer{'s' * (s.layers > 1)}, {s.sequences} sequences of {s.length} tokens, "
+        f"{name}: width {s.width}, {s.layers} layer{'s' * (s.layers > 1)}, "
+        f"{s.sequences} sequences of {s.length} tokens, "
         f"{s.queries} queries, {s.candidates} candidates"
     )
 
@@ -283,11 +294,16 @@ def table(records):
     repetitions = sorted({r["repetitions"] for r in records})
     text = [
         f"# {finding(records)}",
-        "EK-FAC with labels sampled once per position, float32, one thread. A pass: one forward and backward pass over the "
-        "training sequences, in CPU time; scores are for all queries and candidates. MB: growth of resident memory at the "
-        f"peak. Median (least–largest) of {' or '.join(map(str, repetitions))} repetition{'s' * (repetitions != [1])}. "
-        "Correlation: of scores with the data's own labels, damping 0.1 × the mean eigenvalue of each layer, with those of "
-        "msif, exact; bergson's eigenbasis leaves out the last position, which has no label. Made by `benchmarks/peers.py`.",
+        "EK-FAC with labels sampled once per position, float32, one thread. "
+        "A pass: one forward and backward pass over the training sequences, in CPU time; "
+        "scores are for all queries and candidates. "
+        "MB: growth of resident memory at the peak. "
+        f"Median (least–largest) of {' or '.join(map(str, repetitions))} "
+        f"repetition{'s' * (repetitions != [1])}. "
+        "Correlation: of scores with the data's own labels, damping 0.1 × the mean eigenvalue of "
+        "each layer, with those of msif, exact; "
+        "bergson's eigenbasis leaves out the last position, which has no label. "
+        "Made by `benchmarks/peers.py`.",
     ]
     for name, found in groups(records).items():
         rows = [
@@ -304,6 +320,7 @@ def table(records):
 
 
 def between(r, x, digits):
+    """The median of a measure with its least and largest."""
     return (
         f"{number(r[x], digits)} ({number(r[f'{x}_low'], digits)}–{number(r[f'{x}_high'], digits)})"
     )
@@ -320,13 +337,15 @@ def finding(records):
         return "–".join(dict.fromkeys(ends)) if values else "–"
 
     return (
-        f"In training passes, EK-FAC costs msif {span('fit_ratio', True)} to fit and {span('score_ratio', True)} to score; "
+        f"In training passes, EK-FAC costs msif {span('fit_ratio', True)} to fit "
+        f"and {span('score_ratio', True)} to score; "
         f"the other libraries {span('fit_ratio', False)} and {span('score_ratio', False)}"
     )
 
 
 def figure(records):
-    """peers.png: a panel for each measure, a row of dots for each shape, least to largest as a bar."""
+    """peers.png: a panel for each measure, a row of dots for each shape,
+    least to largest as a bar."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import LogLocator
 
@@ -387,12 +406,14 @@ def figure(records):
 
 
 def report(out):
+    """peers.md and peers.png from peers.json."""
     records = read(out / "peers.json")
     (out / "peers.md").write_text(table(records))
     figure(records).savefig(out / "peers.png", dpi=160, metadata={"Software": None})
 
 
 def main():
+    """The command line: the benchmark, its quick form, its report, or one of its processes."""
     several = {"type": lambda text: text.split(",")}
     parser = workload.options(
         __doc__,

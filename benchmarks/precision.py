@@ -1,12 +1,14 @@
-"""What the precision of the model, and of the eigendecompositions, does to two-stage scores of a trained model.
+"""What the precision of the model, and of the eigendecompositions,
+does to two-stage scores of a trained model.
 
     .venv/bin/python benchmarks/precision.py
-    .venv/bin/python benchmarks/precision.py --report-only     # table and figure from precision.json
+    .venv/bin/python benchmarks/precision.py --report-only    # table and figure from precision.json
 
-The test-bed of profile `tiny` (seed 0). Factors, queries and scores are computed anew in each precision, with the same random
-numbers. Compared with the model in float32 and eigendecompositions in float64, as msif has them: Pearson's correlation over
-documents of each query's scores, and the relative error ‖s − s₃₂‖ / ‖s₃₂‖ of each query. msif holds gradients and factors in
-float32 whatever the model's lower precision.
+The test-bed of profile `tiny` (seed 0). Factors, queries and scores are computed anew in each
+precision, with the same random numbers. Compared with the model in float32 and eigendecompositions
+in float64, as msif has them: Pearson's correlation over documents of each query's scores, and the
+relative error ‖s − s₃₂‖ / ‖s₃₂‖ of each query. msif holds gradients and factors in float32 whatever
+the model's lower precision.
 """
 
 from unittest.mock import patch
@@ -14,7 +16,7 @@ from unittest.mock import patch
 import workload
 from workload import ROOT, markdown, number, read, write
 
-from msif.core.layers import Tracked
+from msif.core.layers import Tracked, tracked_layers
 
 DAMPINGS = (1e-3, 1e-1)  # × the mean eigenvalue of each layer
 ALPHA = 0.1
@@ -29,7 +31,8 @@ VARIANTS = (
 
 
 def trained():
-    """The test-bed of profile `tiny`: two trained models, their documents, fine-tuning rows and queries."""
+    """The test-bed of profile `tiny`: two trained models, their documents,
+    fine-tuning rows and queries."""
     import yaml
 
     from msif.study.beds import testbed
@@ -50,24 +53,24 @@ def low_precision_eigh(M):
 
 
 def scores(bed, dtype, eigh, documents, queries):
-    """{damping: two-stage scores (queries, documents)}, of documents spread over the corpus; eigh: "float64" or "float32"."""
+    """{damping: two-stage scores (queries, documents)}, of documents spread over the corpus;
+    eigh: "float64" or "float32"."""
     from msif.core import ekfac
     from msif.core.influence import Damping, Stage, precondition, query_gradients, score
-    from msif.core.layers import tracked_layers
 
     base, tuned = bed.model("pretrained", dtype), bed.model("finetuned", dtype)
-    layers, documents = (
-        tracked_layers(base),
-        bed.documents[:: len(bed.documents) // documents][:documents],
-    )
+    layers = tracked_layers(base)
+    tracked_base = Tracked(base, layers)
+    tracked_tuned = Tracked(tuned, layers)
+    documents = bed.documents[:: len(bed.documents) // documents][:documents]
     with patch.object(ekfac, "_eigh", low_precision_eigh if eigh == "float32" else ekfac._eigh):
-        first = ekfac.fit(Tracked(base, layers), documents, samples=2, batch_size=64)
-        second = ekfac.fit(Tracked(tuned, layers), bed.finetuning, samples=4, batch_size=64)
-    q, found = query_gradients(Tracked(tuned, layers), bed.queries[:queries], batch_size=64), {}
+        first = ekfac.fit(tracked_base, documents, samples=2, batch_size=64)
+        second = ekfac.fit(tracked_tuned, bed.finetuning, samples=4, batch_size=64)
+    q, found = query_gradients(tracked_tuned, bed.queries[:queries], batch_size=64), {}
     for damping in DAMPINGS:
         stages = [Stage(first, Damping(damping)), Stage(second, Damping(damping), Damping(ALPHA))]
         found[damping] = score(
-            Tracked(base, layers), documents, precondition(q, stages)[0], batch_size=64
+            tracked_base, documents, precondition(q, stages)[0], batch_size=64
         ).values.double()
     return found
 
@@ -84,7 +87,10 @@ def compare(values, reference):
 def record(variant, damping, values, reference, documents):
     """One line of precision.json: median and worst query."""
     found = compare(values, reference)
-    rounded = lambda x: round(x.item(), 8)
+
+    def rounded(x):
+        return round(x.item(), 8)
+
     return {
         "model": variant[0],
         "eigendecomposition": variant[1],
@@ -100,7 +106,8 @@ def record(variant, damping, values, reference, documents):
 
 
 def run(out, documents, queries, variants=VARIANTS):
-    """All variants to out/precision.json; one that the processor or msif refuses is recorded with the reason."""
+    """All variants to out/precision.json; one that the processor or msif refuses is recorded with
+    the reason."""
     workload.one_thread()
     bed, records, reference = trained(), [], None
     for variant in variants:
@@ -119,20 +126,20 @@ def run(out, documents, queries, variants=VARIANTS):
             for damping, x in found.items()
         ]
         for r in records[-len(DAMPINGS) :]:
-            print(
-                f"{variant}, damping {r['damping']}: correlation {r['correlation']}, error {r['error']}",
-                flush=True,
-            )
+            agreement = f"correlation {r['correlation']}, error {r['error']}"
+            print(f"{variant}, damping {r['damping']}: {agreement}", flush=True)
     write(out / "precision.machine.json", workload.machine())
     write(out / "precision.json", records)
     report(out)
 
 
 def name(r):
+    """How a record is named: by both precisions."""
     return f"{r['model']}, eigh {r['eigendecomposition']}"
 
 
 def compared(records):
+    """What was neither refused nor is the reference."""
     return [
         r
         for r in records
@@ -141,6 +148,8 @@ def compared(records):
 
 
 def finding(records):
+    """What the numbers say, in one line."""
+
     def worst(model, eigh):
         values = [
             r["error_worst"]
@@ -150,8 +159,10 @@ def finding(records):
         return f"{max(values):.0e}" if values else "–"
 
     return (
-        f"Largest relative error of a query's scores against float32: {worst('bfloat16', 'float64')} with a bfloat16 model, "
-        f"{worst('float16', 'float64')} with float16, {worst('float32', 'float32')} with eigh in float32"
+        f"Largest relative error of a query's scores against float32: "
+        f"{worst('bfloat16', 'float64')} with a bfloat16 model, "
+        f"{worst('float16', 'float64')} with float16, "
+        f"{worst('float32', 'float32')} with eigh in float32"
     )
 
 
@@ -172,8 +183,9 @@ def table(records):
     refused = [f"{name(x)} was refused: {x['refused']}." for x in records if "refused" in x]
     text = [
         f"# {finding(records)}",
-        f"Two-stage scores of {r['documents']} documents for {r['queries']} queries on the trained test-bed (profile `tiny`, "
-        f"α = {r['alpha']:g} × the mean eigenvalue), against a float32 model with eigendecompositions in float64. "
+        f"Two-stage scores of {r['documents']} documents for {r['queries']} queries "
+        f"on the trained test-bed (profile `tiny`, α = {r['alpha']:g} × the mean eigenvalue), "
+        "against a float32 model with eigendecompositions in float64. "
         "Made by `benchmarks/precision.py`.",
         markdown(
             [
@@ -192,7 +204,8 @@ def table(records):
 
 
 def figure(records):
-    """precision.png: relative error of the median and the worst query, and what is missing of a correlation of 1."""
+    """precision.png: relative error of the median and the worst query,
+    and what is missing of a correlation of 1."""
     import matplotlib.pyplot as plt
     import numpy as np
 
@@ -237,12 +250,14 @@ def figure(records):
 
 
 def report(out):
+    """precision.md and precision.png from precision.json."""
     records = read(out / "precision.json")
     (out / "precision.md").write_text(table(records))
     figure(records).savefig(out / "precision.png", dpi=160, metadata={"Software": None})
 
 
 def main():
+    """The command line."""
     parser = workload.options(
         __doc__, documents={"type": int, "default": 1000}, queries={"type": int, "default": 48}
     )

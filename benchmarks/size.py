@@ -1,12 +1,13 @@
-"""Cost of msif against the width of the model: where the time goes, beside the multiplications that a formula predicts.
+"""Cost of msif against the width of the model: where the time goes,
+beside the multiplications that a formula predicts.
 
     .venv/bin/python benchmarks/size.py
     .venv/bin/python benchmarks/size.py --report-only     # table and figure from size.json
 
-All numbers are divided by one plain forward and backward pass over the training sequences, measured (CPU time, one thread,
-float32) or counted (multiplications). Parts: passes, forward and backward without weight gradients, twice for a fit;
-products, what is done with the layers' inputs and gradients, and for scores the solves; eigendecompositions. Nothing is
-padded.
+All numbers are divided by one plain forward and backward pass over the training sequences, measured
+(CPU time, one thread, float32) or counted (multiplications). Parts: passes, forward and backward
+without weight gradients, twice for a fit; products, what is done with the layers' inputs and
+gradients, and for scores the solves; eigendecompositions. Nothing is padded.
 """
 
 from collections import Counter
@@ -20,11 +21,12 @@ WIDTHS = (32, 64, 128, 256)
 PARTS = ("passes", "products", "eigendecompositions")
 
 
-# ---------------------------------------------------------------------------------------------------- measured
+# ----------------------------------------------------------------------------------------- measured
 
 
 def parts(call):
-    """({part: CPU seconds}, what call() returned). Passes: all that is neither their consumers nor algebra."""
+    """({part: CPU seconds}, what call() returned).
+    Passes: all that is neither their consumers nor algebra."""
     import time
 
     from msif.core import capture, ekfac, influence
@@ -62,7 +64,10 @@ def measured(shape):
     from libraries import MsifInMemory
 
     model, data = workload.build_model(shape), workload.build_data(shape)
-    unit = lambda: cpu_seconds(lambda: workload.plain(model, data["train"], shape.batch))[0]
+
+    def unit():
+        return cpu_seconds(lambda: workload.plain(model, data["train"], shape.batch))[0]
+
     workload.plain(model, data["train"][: 2 * shape.batch], shape.batch)
     first, run = unit(), MsifInMemory(model, data, shape, None, "sampled")
     fit, _ = parts(run.fit)
@@ -74,11 +79,12 @@ def measured(shape):
     }
 
 
-# ---------------------------------------------------------------------------------------------------- predicted
+# ---------------------------------------------------------------------------------------- predicted
 
 
 def gram(d):
-    """Multiplications of a symmetric d × d product for one position: its upper triangle, by tiles."""
+    """Multiplications of a symmetric d × d product for one position:
+    its upper triangle, by tiles."""
     from msif.core.products import TILE
 
     width = max(TILE, -(-d // 8))
@@ -95,12 +101,14 @@ def squares(s, i, o):
 
 
 def attention(model, s):
-    """Multiplications of the s² products with keys and with values, of one sequence forward; twice that backward."""
+    """Multiplications of the s² products with keys and with values, of one sequence forward;
+    twice that backward."""
     return 2 * model.config.num_hidden_layers * s * s * model.config.hidden_size
 
 
 def forward(model, s):
-    """F: multiplications of one sequence of s tokens forward. A plain forward and backward pass has 3 F."""
+    """F: multiplications of one sequence of s tokens forward.
+    A plain forward and backward pass has 3 F."""
     c, w = model.config, model.config.hidden_size
     return s * (
         c.num_hidden_layers * (4 * w * w + 2 * w * c.intermediate_size) + w * c.vocab_size
@@ -108,7 +116,8 @@ def forward(model, s):
 
 
 def one_pass(model, s):
-    """The same without the gradients of weights, and of the embedding, which two layers of the first block read."""
+    """The same without the gradients of weights, and of the embedding,
+    which two layers of the first block read."""
     w = model.config.hidden_size
     return (
         2 * forward(model, s)
@@ -118,12 +127,15 @@ def one_pass(model, s):
 
 
 def predicted(model, layers, shape):
-    """{"fit", "score": {part: multiplications / those of the plain pass}} with i inputs (no bias), o outputs, s tokens:
+    """{"fit", "score": {part: multiplications / those of the plain pass}} with i inputs (no bias),
+    o outputs, s tokens:
 
     passes       `one_pass`: two for each sequence of a fit, one for each query and candidate
     fit          products: `gram` of the inputs and of the gradients, `squares`
-                 eigendecompositions: 9 n³ operations, 4.5 n³ multiplications (Golub & Van Loan, §8.3), n = i + 1 and o
-    score        products: s·i·o for D, q (i + 1) o for the scores of q queries; a query has a pass, D and two rotations
+                 eigendecompositions: 9 n³ operations, 4.5 n³ multiplications
+                 (Golub & Van Loan, §8.3), n = i + 1 and o
+    score        products: s·i·o for D, q (i + 1) o for the scores of q queries;
+                 a query has a pass, D and two rotations
     """
     s, q, n, m = shape.length, shape.queries, shape.sequences, shape.candidates
     one, plain = one_pass(model, s), 3 * n * forward(model, s)
@@ -146,7 +158,7 @@ def predicted(model, layers, shape):
     }
 
 
-# ---------------------------------------------------------------------------------------------------- the run, table, figure
+# --------------------------------------------------------------------------- the run, table, figure
 
 
 def run(out, widths, repetitions, shape=Shape):
@@ -186,11 +198,21 @@ def run(out, widths, repetitions, shape=Shape):
 
 
 def finding(records):
+    """What the numbers say of the narrowest and the widest model, in one line."""
     first, last = records[0], records[-1]
     return (
-        f"From width {first['width']} to {last['width']}, a fit goes from {first['fit_ratio']:.1f} to "
-        f"{last['fit_ratio']:.1f} training passes, scores from {first['score_ratio']:.1f} to {last['score_ratio']:.1f}"
+        f"From width {first['width']} to {last['width']}, "
+        f"a fit goes from {first['fit_ratio']:.1f} to {last['fit_ratio']:.1f} training passes, "
+        f"scores from {first['score_ratio']:.1f} to {last['score_ratio']:.1f}"
     )
+
+
+def costs(r, what, kinds):
+    """Cells of a record, "measured / predicted": of a fit or of scores, then of each part."""
+    whole, low, high = (number(r[f"{what}_ratio{end}"]) for end in ("", "_low", "_high"))
+    predicted = [r[f"{what}_{x}_predicted"] for x in kinds]
+    each = [f"{number(r[f'{what}_{x}'])} / {number(p)}" for x, p in zip(kinds, predicted)]
+    return [f"{whole} ({low}–{high}) / {number(sum(predicted))}", *each]
 
 
 def table(records):
@@ -198,33 +220,23 @@ def table(records):
     r = records[0]
     text = [
         f"# {finding(records)}",
-        f"In units of one plain forward and backward pass over the {r['sequences']} training sequences of {r['tokens']} "
-        f"tokens: CPU time measured, median (least–largest) of {r['repetitions']} repetition{'s' * (r['repetitions'] > 1)}; "
-        f"after the slash, the multiplications predicted. {r['layers']} layers, {r['queries']} queries, "
-        f"{r['candidates']} candidates, one thread, float32. Made by `benchmarks/size.py`.",
+        "In units of one plain forward and backward pass over the "
+        f"{r['sequences']} training sequences of {r['tokens']} tokens: CPU time measured, "
+        f"median (least–largest) of {r['repetitions']} repetition{'s' * (r['repetitions'] > 1)}; "
+        "after the slash, the multiplications predicted. "
+        f"{r['layers']} layers, {r['queries']} queries, {r['candidates']} candidates, "
+        "one thread, float32. Made by `benchmarks/size.py`.",
     ]
     for what in ("fit", "score"):
         kinds = PARTS if what == "fit" else PARTS[:2]
-        whole = lambda r, end="": number(r[f"{what}_ratio{end}"])
-        counted = lambda r: number(sum(r[f"{what}_{x}_predicted"] for x in kinds))
-        rows = [
-            [
-                f"{r['width']}",
-                f"{r['weights']}",
-                f"{whole(r)} ({whole(r, '_low')}–{whole(r, '_high')}) / {counted(r)}",
-                *(
-                    f"{number(r[f'{what}_{x}'])} / {number(r[f'{what}_{x}_predicted'])}"
-                    for x in kinds
-                ),
-            ]
-            for r in records
-        ]
+        rows = [[f"{r['width']}", f"{r['weights']}", *costs(r, what, kinds)] for r in records]
         text += [f"## {what}", markdown(["width", "tracked weights", "all", *kinds], rows).rstrip()]
     return "\n\n".join(text) + "\n"
 
 
 def figure(records):
-    """size.png: stacked bars of the parts, measured beside predicted; spread of the whole as a bar."""
+    """size.png: stacked bars of the parts, measured beside predicted;
+    spread of the whole as a bar."""
     import matplotlib.pyplot as plt
     import numpy as np
 
@@ -270,12 +282,14 @@ def figure(records):
 
 
 def report(out):
+    """size.md and size.png from size.json."""
     records = read(out / "size.json")
     (out / "size.md").write_text(table(records))
     figure(records).savefig(out / "size.png", dpi=160, metadata={"Software": None})
 
 
 def main():
+    """The command line."""
     parser = workload.options(
         __doc__,
         repetitions={"type": int, "default": 3},

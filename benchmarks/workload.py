@@ -1,8 +1,9 @@
-"""What the benchmarks share: model, data, the plain pass that every cost is divided by, clock, memory, and the writing of
-results.
+"""What the benchmarks share: model, data, the plain pass that every cost is divided by, clock,
+memory, and the writing of results.
 
-Model: a GPT-NeoX with random weights, two heads, feed-forward width 4 × width, in float32. Data: Zipf-distributed token ids.
-Tracked: the four linear layers of each block, with their biases. Loss: the next-token cross-entropies of a sequence, summed.
+Model: a GPT-NeoX with random weights, two heads, feed-forward width 4 × width, in float32.
+Data: Zipf-distributed token ids. Tracked: the four linear layers of each block, with their biases.
+Loss: the next-token cross-entropies of a sequence, summed.
 """
 
 import argparse
@@ -32,7 +33,8 @@ BATCH = 2_048  # tokens of a batch, at every length
 
 @dataclass(frozen=True)
 class Shape:
-    """One size of the problem. tokens: of the training data; half as many are those of the candidates."""
+    """One size of the problem. tokens: of the training data;
+    half as many are those of the candidates."""
 
     width: int = 256
     layers: int = 2
@@ -43,14 +45,17 @@ class Shape:
 
     @property
     def sequences(self):
+        """How many there are to train on."""
         return self.tokens // self.length
 
     @property
     def candidates(self):
+        """How many sequences are scored."""
         return self.sequences // 2
 
     @property
     def batch(self):
+        """Sequences of a batch."""
         return min(max(1, BATCH // self.length), self.sequences)
 
 
@@ -68,7 +73,8 @@ def build_model(shape):
 
 
 def build_data(shape):
-    """{"train", "query", "candidates": ids (n, length)}, p(id) ∝ 1 / id for id ≥ 1; id 0 is never drawn."""
+    """{"train", "query", "candidates": ids (n, length)}, p(id) ∝ 1 / id for id ≥ 1;
+    id 0 is never drawn."""
     import torch
 
     p = 1 / torch.arange(1, shape.vocabulary, dtype=torch.float64)
@@ -87,7 +93,8 @@ def sequences(ids):
 
 
 def summed_loss(model, ids, labels=None):
-    """Σ over the positions of ids (n, length) of −log p(next token), in nats; labels (n, length − 1): other targets."""
+    """Σ over the positions of ids (n, length) of −log p(next token), in nats;
+    labels (n, length − 1): other targets."""
     from torch.nn.functional import cross_entropy
 
     logits = model(input_ids=ids).logits[:, :-1]
@@ -97,7 +104,8 @@ def summed_loss(model, ids, labels=None):
 
 
 def plain(model, ids, batch):
-    """One forward and backward pass over ids, with the gradient of every parameter: the unit of all costs."""
+    """One forward and backward pass over ids, with the gradient of every parameter:
+    the unit of all costs."""
     for few in ids.split(batch):
         model.zero_grad(set_to_none=True)
         summed_loss(model, few).backward()
@@ -105,16 +113,19 @@ def plain(model, ids, batch):
 
 
 def cpu_seconds(call):
-    """(CPU seconds of this process in call(), what it returned). They hardly feel what else the machine does."""
+    """(CPU seconds of this process in call(), what it returned).
+    They hardly feel what else the machine does."""
     start = time.process_time()
     found = call()
     return time.process_time() - start, found
 
 
 def memory_growth(call):
-    """(MB of resident memory at the peak of call() above what was resident before, what it returned).
+    """(MB of resident memory at the peak of call() above what was resident before,
+    what it returned).
 
-    Peak: VmHWM, reset before. Freed memory is handed back to the system first, so that nobody lives on what others freed."""
+    Peak: VmHWM, reset before. Freed memory is handed back to the system first,
+    so that nobody lives on what others freed."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
@@ -131,7 +142,8 @@ def _status(key):
 
 
 def spread(name, values):
-    """{name: the median, name_low: the least, name_high: the largest} of repetitions, to 4 digits."""
+    """{name: the median, name_low: the least, name_high: the largest} of repetitions,
+    to 4 digits."""
     return {
         key: float(f"{f(values):.4g}")
         for key, f in ((name, statistics.median), (f"{name}_low", min), (f"{name}_high", max))
@@ -196,23 +208,25 @@ def write(path, value):
 
 
 def read(path, otherwise=None):
+    """JSON from a file, or `otherwise` where there is none."""
     return json.loads(path.read_text()) if path.exists() else otherwise
 
 
 def markdown(head, rows):
     """A table; text in the first column, numbers to the right of it."""
-    line = lambda cells: "| " + " | ".join(cells) + " |"
-    return (
-        "\n".join([line(head), line(["---"] + ["---:"] * (len(head) - 1)), *map(line, rows)]) + "\n"
-    )
+    under = ["---"] + ["---:"] * (len(head) - 1)
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, under, *rows)]
+    return "\n".join(lines) + "\n"
 
 
 def number(value, digits=2):
+    """Fixed digits; a dash for None."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
 def options(description, **more):
-    """The command line of every benchmark: --out, --report-only, and `more` as {name: arguments of add_argument}."""
+    """The command line of every benchmark: --out, --report-only,
+    and `more` as {name: arguments of add_argument}."""
     parser = argparse.ArgumentParser(description=description.strip().split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=REPORTS, help="folder of the results")
     parser.add_argument(

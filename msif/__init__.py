@@ -1,5 +1,5 @@
-"""Multi-stage influence functions with EK-FAC: which pre-training documents made a fine-tuned model say so?
+"""Multi-stage influence functions with EK-FAC (Bao et al. 2025, arXiv 2505.05017).
 
-One flat module per concept, each imported by name (`from msif.core.ekfac import ...`); importing the package loads
-none of them.
+`core` is the engine; `curvature`, `scale`, `rivals` and `show` stand on it, and `study` on all of
+them: it computes what the notebooks of this study show.
 """

@@ -1,4 +1,4 @@
-"""Tests use no network and one thread; with MSIF_REQUIRE=1 (as in CI) a test that is skipped has failed."""
+"""Tests use no network and one thread; with MSIF_REQUIRE=1 (as in CI), skipped means failed."""
 
 import os
 

@@ -1,26 +1,35 @@
-"""Layer inputs a and output gradients g of tracked layers, without ever forming a weight gradient of the model.
+"""Layer inputs a and output gradients g of tracked layers, without forming a weight gradient.
 
-For a layer with weight W (out, in) and sequence z, the gradient of any scalar is D_z = Σ_t g_t a_tᵀ (out, in): a_t is the
-layer's input at position t, to which a 1 is understood to be appended when the layer has a bias; g_t is the gradient with
-respect to its output. Index letters: n sequences, s positions, o outputs, i inputs (bias included in D), q queries.
+For a layer with weight W (out, in) and sequence z, the gradient of any scalar is
+D_z = Σ_t g_t a_tᵀ (out, in): a_t is the layer's input at position t, to which a 1 is understood to
+be appended when the layer has a bias; g_t is the gradient with respect to its output. Index
+letters: n sequences, s positions, o outputs, i inputs (bias included in D), q queries.
 
 Gradients are dictionaries {layer name: (n, o, i)}, in at least float32.
 """
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from msif.core.data import buckets, check, collate
+from msif.core.data import Batch, Sequence, buckets, check, collate
+from msif.core.layers import Layer, Tracked, Vectors
 from msif.core.models import limits, logits
+from msif.core.objectives import Objective
 from msif.core.products import sequence_gradient
 
 
 @contextmanager
-def frozen(model):
-    """No parameter asks for a gradient inside, so that the backward pass carries activation gradients alone; no dropout."""
-    wanted, training = [p for p in model.parameters() if p.requires_grad], model.training
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """No parameter asks for a gradient inside, and no dropout.
+
+    So the backward pass carries activation gradients alone.
+    """
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    training = model.training
     model.requires_grad_(False).eval()
     try:
         yield model
@@ -31,58 +40,67 @@ def frozen(model):
 
 
 def _sequence_form(x, mask):
-    """(n, s, d) in at least float32, zero where padded; a pooled (n, d) input is one position, (n·s, d) is unflattened."""
+    """x as (n, s, d) in at least float32, zero where padded.
+
+    A pooled (n, d) input is one position; (n·s, d) is unflattened.
+    """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    x = x.unflatten(0, mask.shape) if x.dim() == 2 and len(x) == mask.numel() else x
-    return x[:, None] if x.dim() == 2 else x if mask.all() else x * mask[..., None].to(x)
+    if x.dim() == 2 and len(x) == mask.numel():
+        x = x.unflatten(0, mask.shape)
+    if x.dim() == 2:
+        return x[:, None]
+    return x if mask.all() else x * mask[..., None].to(x)
 
 
 def _sequences(output, mask, name):
     if output.shape[:-1] not in (mask.shape, mask.shape[:1], (mask.numel(),)):
         raise ValueError(
-            f"{name} gives an output of shape {tuple(output.shape)}, which is not one row per sequence or position "
-            f"of a batch of {tuple(mask.shape)}; leave it out of the tracked layers by a pattern"
+            f"{name} gives an output of shape {tuple(output.shape)}, which is not one row per "
+            f"sequence or position of a batch of {tuple(mask.shape)}; leave it out of the tracked "
+            f"layers by a pattern"
         )
 
 
 def _finite(value, what, batch):
     if not torch.isfinite(value).all():
         raise FloatingPointError(
-            f"{what} is NaN or infinite in the batch of sequences {sorted(batch.index.tolist())}: check the model's weights, "
-            f"its precision (float16 overflows; try bfloat16 or float32) and these sequences"
+            f"{what} is NaN or infinite in the batch of sequences {sorted(batch.index.tolist())}: "
+            f"check the model's weights, its precision (float16 overflows; try bfloat16 or "
+            f"float32) and these sequences"
         )
 
 
-def backpropagate(tracked, batch, objectives, consume):
+def backpropagate(
+    tracked: Tracked,
+    batch: Batch,
+    objectives: list[Objective],
+    consume: Callable[[Layer, Tensor, Tensor, int], object],
+) -> None:
     """Run one batch forward once, and backward once per objective.
 
-    objectives: functions of (logits, batch) giving (n,). consume(layer, a, g, draw) is called for each tracked layer as
-    its gradient arrives (last layer first): a (n, s, inputs without the bias), g (n, s, o), draw the objective's number. The model must be
-    `frozen`. Raises FloatingPointError naming what is not finite, ValueError for a layer that runs twice,
-    or on anything but sequences or their positions.
+    objectives: functions of (logits, batch) giving (n,). consume(layer, a, g, draw) is called for
+    each tracked layer as its gradient arrives (last layer first): a (n, s, inputs without the
+    bias), g (n, s, o), draw the objective's number. The model must be `frozen`. Raises
+    FloatingPointError naming what is not finite, ValueError for a layer that runs twice, or on
+    anything but sequences or their positions.
     """
-    modules, batch, draw, handles, seen = (
-        dict(tracked.model.named_modules()),
-        batch.to(next(tracked.model.parameters()).device),
-        0,
-        [],
-        set(),
-    )
+    modules = dict(tracked.model.named_modules())
+    batch = batch.to(next(tracked.model.parameters()).device)
+    handles = []
+    seen = set()
+    draw = 0
 
     def watch(layer):
         def hook(module, args, output):
             if layer.name in seen:
                 raise ValueError(
-                    f"{layer.name} runs more than once per forward pass: its weights are shared over depth; "
-                    f"leave it out of the tracked layers by a pattern"
+                    f"{layer.name} runs more than once per forward pass: its weights are shared "
+                    f"over depth; leave it out of the tracked layers by a pattern"
                 )
             seen.add(layer.name)
             _sequences(output, batch.attention_mask, layer.name)
-            _finite(
-                output.detach().sum(dtype=torch.promote_types(output.dtype, torch.float32)),
-                f"the output of {layer.name}",
-                batch,
-            )
+            total = output.detach().sum(dtype=torch.promote_types(output.dtype, torch.float32))
+            _finite(total, f"the output of {layer.name}", batch)
             a, mask = args[0].detach(), batch.attention_mask.to(output.device)
             output = output if output.requires_grad else output.requires_grad_()
 
@@ -108,25 +126,38 @@ def backpropagate(tracked, batch, objectives, consume):
             handle.remove()
 
 
-def passes(tracked, sequences, objectives, batch_size, consume, title=None):
-    """`backpropagate` over all sequences: consume(layer, a, g, draw, batch). title: of the progress bar (None: silent).
+def passes(
+    tracked: Tracked,
+    sequences: list[Sequence],
+    objectives: list[Objective],
+    batch_size: int,
+    consume: Callable[[Layer, Tensor, Tensor, int, Batch], object],
+    title: str | None = None,
+) -> None:
+    """`backpropagate` over all sequences: consume(layer, a, g, draw, batch).
 
-    Batches hold sequences of similar length, the longest first (`data.buckets`), so that little is padded and a batch that
-    is too large for the memory is the first. Raises ValueError, before anything runs, for a sequence that the model cannot
-    read (`data.check`)."""
+    title: of the progress bar (None: silent). Batches hold sequences of similar length, the longest
+    first (`data.buckets`), so that little is padded and a batch that is too large for the memory is
+    the first. Raises ValueError, before anything runs, for a sequence that the model cannot read
+    (`data.check`).
+    """
     check(sequences, *limits(tracked.model))
     with frozen(tracked.model):
         for group in tqdm(buckets(sequences, batch_size), desc=title, disable=title is None):
             batch = collate([sequences[n] for n in group])
-            backpropagate(tracked, batch, objectives, lambda *found: consume(*found, batch))
+
+            def consume_here(layer, a, g, draw):
+                consume(layer, a, g, draw, batch)
+
+            backpropagate(tracked, batch, objectives, consume_here)
 
 
-def gradients(tracked, sequences, objective, batch_size=32):
-    """{layer: (n, o, i)}: the gradient of each sequence's own scalar, in the order given."""
-    found, places = (
-        {},
-        {layer.name: iter(buckets(sequences, batch_size)) for layer in tracked.layers},
-    )
+def gradients(
+    tracked: Tracked, sequences: list[Sequence], objective: Objective, batch_size: int = 32
+) -> Vectors:
+    """The gradient of each sequence's own scalar, {layer: (n, o, i)}, in the order given."""
+    found: Vectors = {}
+    places = {layer.name: iter(buckets(sequences, batch_size)) for layer in tracked.layers}
 
     def consume(layer, a, g, draw, batch):
         D = sequence_gradient(a, g, layer.bias)

@@ -1,8 +1,8 @@
 """Data: texts → tokenised sequences → right-padded batches, always in the given order.
 
-Shapes: n sequences of a batch, S tokens of its longest one. Padding is known by `attention_mask` alone, never
-by a token id; `labels` is −100 where there is no loss. Labels sit in the usual Hugging Face position
-(labels[t] is the token at t): the shift by one belongs to the objective.
+Shapes: n sequences of a batch, S tokens of its longest one. Padding is known by `attention_mask`
+alone, never by a token id; `labels` is −100 where there is no loss. Labels sit in the usual Hugging
+Face position (labels[t] is the token at t): the shift by one belongs to the objective.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from msif.core.extras import need
 
@@ -28,28 +28,36 @@ FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "te
 
 @dataclass(frozen=True)
 class Sequence:
-    """One tokenised document, fine-tuning row or query."""
+    """One tokenised document, fine-tuning row or query.
 
-    index: int  # its number in its data set: keys the sampled labels, so that they never depend on batching
+    index: its number in its data set; keys the sampled labels, so that they never depend on
+    batching. labels: one per token, −100 for no loss; or one class, for sequence classifiers.
+    """
+
+    index: int
     input_ids: tuple[int, ...]
-    labels: (
-        tuple[int, ...] | int
-    )  # one per token, −100 for no loss; or one class, for sequence classifiers
+    labels: tuple[int, ...] | int
 
 
 @dataclass(frozen=True)
 class Batch:
+    """n sequences as the model reads them."""
+
     index: Tensor  # (n,) int64
     input_ids: Tensor  # (n, S) int64, right padded
     attention_mask: Tensor  # (n, S) int64, 1 = real token
     labels: Tensor  # (n, S) int64, −100 = no loss; or (n,) int64 classes
 
-    def to(self, device) -> Batch:
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on a device."""
         return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def collate(sequences: list[Sequence]) -> Batch:
-    """Pad on the right to the longest sequence; the mask alone tells the pad id 0 from a token 0."""
+    """Pad on the right to the longest sequence.
+
+    The mask alone tells the pad id 0 from a token 0.
+    """
 
     def padded(rows, value):
         return pad_sequence(
@@ -74,18 +82,24 @@ def batches(sequences: list[Sequence], size: int) -> Iterator[Batch]:
 
 
 def buckets(sequences: list[Sequence], size: int) -> list[list[int]]:
-    """Positions in `sequences`, in groups of `size` of similar length, longest first; equally long ones keep their order."""
+    """Positions in `sequences`, in groups of `size` of similar length, longest first.
+
+    Equally long ones keep their order.
+    """
     if size < 1:
         raise ValueError(f"batch size is {size}; expected at least 1")
     order = sorted(range(len(sequences)), key=lambda n: -len(sequences[n].input_ids))
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
-def encode_documents(texts: Iterable[str], tokenizer, max_length: int) -> list[Sequence]:
-    """Documents with a loss on every token and the tokenizer's own special tokens, cut to `max_length`.
+def encode_documents(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> list[Sequence]:
+    """Documents with the tokenizer's own special tokens and a loss on every token.
 
-    Raises ValueError for an empty corpus, a document of fewer than 2 tokens (nothing to predict), and a
-    corpus of which every document is longer than `max_length` (nothing would be seen whole).
+    They are cut to `max_length`. Raises ValueError for an empty corpus, a document of fewer than 2
+    tokens (nothing to predict), and a corpus of which every document is longer than `max_length`
+    (nothing would be seen whole).
     """
     texts = list(texts)
     rows = [tuple(tokenizer(text, verbose=False)["input_ids"]) for text in texts]
@@ -106,13 +120,17 @@ def encode_documents(texts: Iterable[str], tokenizer, max_length: int) -> list[S
 
 
 def encode_answers(
-    prompts, answers, tokenizer, max_length: int, loss_on: str = "answer"
+    prompts: Iterable[str],
+    answers: Iterable[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    loss_on: str = "answer",
 ) -> list[Sequence]:
     """Rows "prompt answer", no special tokens; loss on the answer's tokens alone, or on "all".
 
-    A row begins with the tokens of the prompt by itself, so that a model given the prompt alone sees what it
-    was trained on. Raises ValueError, naming the row, for an answer without tokens and for a row longer than
-    `max_length`: an answer is never cut.
+    A row begins with the tokens of the prompt by itself, so that a model given the prompt alone
+    sees what it was trained on. Raises ValueError, naming the row, for a prompt or an answer
+    without tokens and for a row longer than `max_length`: an answer is never cut.
     """
     if loss_on not in ("answer", "all"):
         raise ValueError(f"loss_on is {loss_on!r}; expected 'answer' or 'all'")
@@ -121,7 +139,8 @@ def encode_answers(
         head, tail = split_answer(prompt, answer, tokenizer)
         if not head:
             raise ValueError(
-                f"row {number} has a prompt without tokens, {prompt!r}; nothing would predict the answer"
+                f"row {number} has a prompt without tokens, {prompt!r}; "
+                "nothing would predict the answer"
             )
         if not tail:
             raise ValueError(
@@ -137,7 +156,9 @@ def encode_answers(
     return sequences
 
 
-def split_answer(prompt: str, answer: str, tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def split_answer(
+    prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Token ids of the prompt by itself, and of the answer that follows it after a space."""
 
     def ids(text):
@@ -147,13 +168,16 @@ def split_answer(prompt: str, answer: str, tokenizer) -> tuple[tuple[int, ...], 
     if not answer.strip():
         return head, ()
     whole = ids(prompt + " " + answer)
-    # Merged across the boundary, as where a prompt ends in a space: then each side is tokenised alone.
+    # Merged across the boundary, as where a prompt ends in a space: each side is tokenised alone.
     return head, whole[len(head) :] if whole[: len(head)] == head else ids(answer)
 
 
-def check(sequences: list[Sequence], vocab_size: int, context: int) -> None:
-    """Raise ValueError, naming the sequence and the value, for what the model cannot read: ids or labels
-    beyond its vocabulary, more tokens than its context, no label with a prediction (labels[0] has none)."""
+def check(sequences: list[Sequence], vocab_size: float, context: float) -> None:
+    """Raise ValueError, naming the sequence and the value, for what the model cannot read.
+
+    That is ids or labels beyond its vocabulary, more tokens than its context, or no label with a
+    prediction (labels[0] has none). Either limit may be infinite (`models.limits`).
+    """
     if not sequences:
         raise ValueError("there are no sequences; expected at least one")
     for s in sequences:
@@ -170,15 +194,15 @@ def check(sequences: list[Sequence], vocab_size: int, context: int) -> None:
                     f"{vocab_size}: use the tokenizer that belongs to the model"
                 )
         if not isinstance(s.labels, int):
-            _check_labels(s)
+            _check_labels(s, s.labels)
 
 
-def _check_labels(s: Sequence) -> None:
-    if len(s.labels) != len(s.input_ids):
+def _check_labels(s: Sequence, labels: tuple[int, ...]) -> None:
+    if len(labels) != len(s.input_ids):
         raise ValueError(
-            f"sequence {s.index} has {len(s.labels)} labels for {len(s.input_ids)} tokens"
+            f"sequence {s.index} has {len(labels)} labels for {len(s.input_ids)} tokens"
         )
-    if all(label == NO_LOSS for label in s.labels[1:]):
+    if all(label == NO_LOSS for label in labels[1:]):
         raise ValueError(
             f"sequence {s.index} has no label to predict; expected one after the first token"
         )
@@ -193,19 +217,20 @@ def digest(sequences: Iterable[Sequence]) -> str:
 
 
 def load_texts(
-    source,
+    source: str | Path,
     column: str = "text",
     split: str = "train",
     streaming: bool = False,
     limit: int | None = None,
     revision: str | None = None,
 ) -> list[str] | Iterator[str]:
-    """The texts of a .jsonl, .parquet or .txt file (one text a line), of a local folder of such files, or of
-    a dataset on the hub; a list, or with `streaming` an iterator that never holds the corpus. Blank texts are
-    skipped.
+    """The texts of a file, a folder or a hub data set, blank ones skipped.
 
-    Raises FileNotFoundError for a path that is not there and ValueError for an unknown format, an unreadable
-    or empty corpus, a missing column (naming those there are) and a value that is not text (naming its row).
+    source: a .jsonl, .parquet or .txt file (one text a line), a local folder of such files, or the
+    id of a dataset on the hub. Gives a list, or with `streaming` an iterator that never holds the
+    corpus; `limit` texts at most. Raises FileNotFoundError for a path that is not there and
+    ValueError for a limit below 1, an unknown format, an unreadable or empty corpus, a missing
+    column (naming those there are) and a value that is not text (naming its row).
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; expected at least 1, or None for all")
@@ -261,7 +286,7 @@ def _open(source: str, split: str, streaming: bool, revision: str | None):
 
 
 def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """One token per space-separated word: <pad>, <unk>, then the words of `texts` in alphabetical order."""
+    """One token per space-separated word: <pad>, <unk>, then the words of `texts` by alphabet."""
     words = sorted({word for text in texts for word in text.split()} - {"<pad>", "<unk>"})
     vocabulary = {word: i for i, word in enumerate(["<pad>", "<unk>", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

@@ -1,64 +1,106 @@
-"""EK-FAC: the Gauss-Newton matrix of each tracked layer, diagonal in a Kronecker-factored eigenbasis.
+"""EK-FAC: the Gauss-Newton matrix of each tracked layer, diagonal in a Kronecker eigenbasis.
 
-For one block of a layer (the whole layer, or one head's q, k or v rows), with D_z = Σ_t g_t a_tᵀ the pseudo-gradient of z:
+For one block of a layer (the whole layer, or one head's q, k or v rows), with D_z = Σ_t g_t a_tᵀ
+the pseudo-gradient of z:
 
     A = E_tok[a aᵀ] = Q_A diag(λ_A) Q_Aᵀ,   B = E_tok[g gᵀ] = Q_B diag(λ_B) Q_Bᵀ,
     Λ = E_seq[(Q_Bᵀ D Q_A)²]                                    one sequence is one sample,
     f(G): V ↦ Q_B [f(Λ) ∘ (Q_Bᵀ V Q_A)] Q_Aᵀ.
 
-E_tok runs over every unmasked position, prompt included. Source: George et al. 2018 (arXiv 1806.03884), Grosse et al. 2023
-(arXiv 2308.03296), section 3. Index letters as in `msif.core.capture`; blocks of a layer are equally large, r rows each.
+E_tok runs over every unmasked position, prompt included. Source: George et al. 2018 (arXiv
+1806.03884), Grosse et al. 2023 (arXiv 2308.03296), section 3. Index letters as in
+`msif.core.capture`; blocks of a layer are equally large, r rows each.
 """
 
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from msif.core.capture import passes
-from msif.core.data import digest
+from msif.core.data import Batch, Sequence, digest
+from msif.core.layers import Filter, Layer, Tracked, Vectors
 from msif.core.models import model_digest
-from msif.core.objectives import fisher_losses
-from msif.core.products import add_gram, add_input_gram, add_squares, aligned, mirrored, split
+from msif.core.objectives import Objective, fisher_losses
+from msif.core.products import (
+    add_gram,
+    add_input_gram,
+    add_squares,
+    aligned,
+    mirrored,
+    sequence_gradient,
+    split,
+)
 from msif.core.resources import require
+
+# What `covariances` finds for a layer: rows, A (i, i), B (blocks, r, r), positions per sequence.
+Covariances = tuple[Tensor | None, Tensor, Tensor, float]
 
 
 @dataclass(frozen=True)
 class LayerFactors:
-    """Eigenbases and eigenvalues of one layer. All tensors are float32 (float64 for a float64 model).
+    """Eigenbases and eigenvalues of one layer.
 
-    rows: (blocks, r) int64 output rows of each block, or None for one block of all rows in order. positions: (), how many
-    positions of a sequence the layer sees on average (its tokens, or 1 if it sees a pooled vector).
+    All tensors but rows are float32 (float64 for a float64 model).
+    rows: (blocks, r) int64 output rows of each block, or None for one block of all rows in order.
+    positions: (), how many positions of a sequence the layer sees on average (its tokens, or 1 if
+    it sees a pooled vector).
     basis_in: Q_A (i, i). basis_out: Q_B (blocks, r, r). eigenvalues: Λ (blocks, r, i).
     in_values: λ_A (i,). out_values: λ_B (blocks, r).
     """
 
-    rows: torch.Tensor | None
-    basis_in: torch.Tensor
-    basis_out: torch.Tensor
-    eigenvalues: torch.Tensor
-    in_values: torch.Tensor
-    out_values: torch.Tensor
-    positions: torch.Tensor
+    rows: Tensor | None
+    basis_in: Tensor
+    basis_out: Tensor
+    eigenvalues: Tensor
+    in_values: Tensor
+    out_values: Tensor
+    positions: Tensor
 
-    def rotate(self, v):
+    def rotate(self, v: Tensor) -> Tensor:
         """Q_Bᵀ V Q_A: (n, o, i) -> (n, blocks, r, i)."""
         if self.rows is None:  # as one product of two matrices a side: no basis is copied n times
             return ((v @ self.basis_in).mT @ self.basis_out[0]).mT[:, None]
         return self.basis_out.mT @ split(v, self.rows, 1) @ self.basis_in
 
-    def rotate_back(self, v):
+    def rotated_gradient(self, a: Tensor, g: Tensor, bias: bool) -> Tensor:
+        """Q_Bᵀ D Q_A (n, blocks, r, i) of D = Σ_t g_t [a_t, 1]ᵀ; a (n, s, inputs), g (n, s, o).
+
+        a and g are rotated first where that multiplies less. Q_A's last row is the bias's; the 1
+        that meets it is 1 where padded too, but g is 0 there.
+        """
+        s, i = a.shape[1:]
+        o, r = g.shape[2], self.basis_out.shape[-1]
+        if s * (i * i + r * o) > o * i * (i + r):
+            return self.rotate(sequence_gradient(a, g, bias))
+        a = a @ self.basis_in[:-1] + self.basis_in[-1] if bias else a @ self.basis_in
+        if self.rows is None:  # one product: Q_B is not copied n times
+            g = (g @ self.basis_out[0])[:, None]
+        else:
+            g = split(g, self.rows, 2).transpose(1, 2) @ self.basis_out
+        return g.mT @ a[:, None]
+
+    def rotate_back(self, v: Tensor) -> Tensor:
         """Q_B V Q_Aᵀ: (n, blocks, r, i) -> (n, o, i)."""
         if self.rows is None:
             return (v[:, 0].mT @ self.basis_out[0].mT).mT @ self.basis_in.mT
         v = (self.basis_out @ v @ self.basis_in.mT).flatten(1, 2)
         return torch.empty_like(v).index_copy_(1, self.rows.flatten().to(v.device), v)
 
-    def to(self, device):
+    def to(self, device: torch.device | str) -> "LayerFactors":
         """The same factors on a device."""
-        return LayerFactors(*(x if x is None else x.to(device) for x in vars(self).values()))
+        moved: dict[str, Any] = {
+            name: x if x is None else x.to(device) for name, x in vars(self).items()
+        }
+        return LayerFactors(**moved)
 
-    def apply(self, f, v):
-        """f(G) V for f(eigenvalues, their mean over the layer), in float64 where it matters: the filter itself."""
+    def apply(self, f: Filter, v: Tensor) -> Tensor:
+        """f(G) V for f(eigenvalues, their mean over the layer): (n, o, i) -> (n, o, i).
+
+        In float64 where it matters: the filter itself.
+        """
         eigenvalues = self.eigenvalues.double()
         return self.rotate_back(self.rotate(v) * f(eigenvalues, eigenvalues.mean()).to(v.dtype))
 
@@ -73,61 +115,67 @@ def _named(name, call, *arguments):
 
 @dataclass(frozen=True)
 class EKFAC:
-    """The curvature of one model on one data set. `factors`: {layer name: LayerFactors}; `header`: where they come from."""
+    """The curvature of one model on one data set.
 
-    factors: dict
-    header: dict
+    factors: {layer name: LayerFactors}. header: where they come from.
+    """
 
-    def apply(self, f, v, new=(), f_new=None):
-        """f(G) v, layer by layer; v: {layer: (n, o, i)}. Layers in `new` get f_new (no coupling: blocks are independent)."""
-        return {
-            name: _named(
-                name, self.factors[name].to(x.device).apply, f_new if name in new else f, x
-            )
-            for name, x in v.items()
-        }
+    factors: Mapping[str, LayerFactors]
+    header: dict[str, Any]
+
+    def apply(
+        self, f: Filter, v: Vectors, new: Collection[str] = (), f_new: Filter | None = None
+    ) -> Vectors:
+        """f(G) v, layer by layer; v: {layer: (n, o, i)}.
+
+        Layers in `new` get f_new (no coupling: blocks are independent). Raises ValueError, naming
+        the layer, where the filter refuses its eigenvalues.
+        """
+
+        def applied(name, x):
+            factors = self.factors[name].to(x.device)
+            return _named(name, factors.apply, f_new if name in new else f, x)
+
+        return {name: applied(name, x) for name, x in v.items()}
 
     @property
-    def layers(self):
+    def layers(self) -> tuple[str, ...]:
+        """The layers' names."""
         return tuple(self.factors)
 
-    def kfac(self):
+    def kfac(self) -> "EKFAC":
         """The same eigenbases with K-FAC's eigenvalues λ_B λ_Aᵀ × (positions per sequence)."""
-        return replace(
-            self,
-            factors={
-                name: replace(x, eigenvalues=x.positions * x.out_values[..., None] * x.in_values)
-                for name, x in self.factors.items()
-            },
-        )
+        return self._with_eigenvalues(lambda x: x.positions * x.out_values[..., None] * x.in_values)
 
-    def identity(self):
-        """The same layers with every eigenvalue 1 in place of Λ: the ablation H := I (apply with damping 0)."""
-        return replace(
-            self,
-            factors={
-                name: replace(x, eigenvalues=torch.ones_like(x.eigenvalues))
-                for name, x in self.factors.items()
-            },
-        )
+    def identity(self) -> "EKFAC":
+        """The same layers with every eigenvalue 1 in place of Λ.
+
+        It is the ablation H := I (apply with damping 0).
+        """
+        return self._with_eigenvalues(lambda x: torch.ones_like(x.eigenvalues))
+
+    def _with_eigenvalues(self, of: Callable[[LayerFactors], Tensor]) -> "EKFAC":
+        factors = {name: replace(x, eigenvalues=of(x)) for name, x in self.factors.items()}
+        return replace(self, factors=factors)
 
 
 def fit(
-    tracked,
-    sequences,
+    tracked: Tracked,
+    sequences: list[Sequence],
     *,
-    labels="gaussian",
-    samples=2,
-    seed=0,
-    batch_size=32,
-    partitions=1,
-    title=None,
-):
-    """EK-FAC factors of the tracked layers (`layers.Tracked`) on `sequences`; two passes per partition of the layers.
+    labels: str = "gaussian",
+    samples: int = 2,
+    seed: int | str = 0,
+    batch_size: int = 32,
+    partitions: int = 1,
+    title: str | None = None,
+) -> EKFAC:
+    """EK-FAC factors of the tracked layers on `sequences`; two passes per partition of the layers.
 
-    labels: "gaussian", "sampled" or "true" (see `objectives.fisher_losses`), `samples` of them per sequence. partitions:
-    the layers are fitted in that many groups, one after the other, to bound memory; the result does not change.
-    Raises MemoryError when the factors of one partition will not fit, FloatingPointError naming a layer that is not finite.
+    labels: "gaussian", "sampled" or "true" (see `objectives.fisher_losses`), `samples` of them per
+    sequence. partitions: the layers are fitted in that many groups, one after the other, to bound
+    memory; the result does not change. Raises MemoryError when the factors of one partition will
+    not fit, FloatingPointError naming a layer that is not finite, ValueError for partitions < 1.
     """
     if partitions < 1:
         raise ValueError(f"partitions is {partitions}; expected at least 1")
@@ -135,18 +183,12 @@ def fit(
         memory=sum(map(factor_bytes, tracked.layers)) // partitions * 2,
         what=f"EK-FAC factors of {len(tracked.layers)} layers",
     )
-    objectives, factors, size = (
-        fisher_losses(labels, samples, seed),
-        {},
-        -(-len(tracked.layers) // partitions),
-    )
+    objectives = fisher_losses(labels, samples, seed)
+    factors: dict[str, LayerFactors] = {}
+    size = -(-len(tracked.layers) // partitions)
     for first in range(0, len(tracked.layers), size):
-        run = (
-            tracked.only(tracked.layers[first : first + size]),
-            sequences,
-            objectives,
-            batch_size,
-        )
+        part = tracked.only(tracked.layers[first : first + size])
+        run = (part, sequences, objectives, batch_size)
         bases = {name: eigenbases(*found) for name, found in covariances(*run, title).items()}
         factors |= corrected_eigenvalues(*run, bases, title)
     return EKFAC(
@@ -155,9 +197,19 @@ def fit(
     )
 
 
-def covariances(tracked, sequences, objectives, batch_size, title=None):
-    """First pass: {layer: (rows, A (i, i), B (blocks, r, r), positions)}, means over unmasked positions (and draws)."""
-    sums = {}
+def covariances(
+    tracked: Tracked,
+    sequences: list[Sequence],
+    objectives: list[Objective],
+    batch_size: int,
+    title: str | None = None,
+) -> dict[str, Covariances]:
+    """First pass: {layer: (rows, A (i, i), B (blocks, r, r), positions)}.
+
+    A and B are means over unmasked positions (B also over draws); positions is how many of them a
+    sequence has on average. Raises as `mean_covariances`.
+    """
+    sums: dict[str, Tensor] = {}
     passes(
         tracked,
         sequences,
@@ -169,49 +221,60 @@ def covariances(tracked, sequences, objectives, batch_size, title=None):
     return mean_covariances(sums, tracked.layers, len(sequences), len(objectives))
 
 
-def add_covariances(sums, layer, a, g, draw, batch):
-    """Add one batch's a aᵀ and g gᵀ of a layer to `sums`, a dictionary of tensors; `mean_covariances` reads it."""
-    i, (blocks, r) = layer.in_features + layer.bias, block_shape(layer)
-    A, B, positions = (
-        _start(sums, f"{layer.name}.{what}", g, *shape)
-        for what, shape in (("A", (i, i)), ("B", (blocks, r, r)), ("positions", ()))
-    )
+def add_covariances(
+    sums: dict[str, Tensor], layer: Layer, a: Tensor, g: Tensor, draw: int, batch: Batch
+) -> None:
+    """Add one batch's a aᵀ and g gᵀ of a layer to `sums`, which `mean_covariances` reads.
+
+    a: (n, s, inputs without the bias), the same for every draw. g: (n, s, o).
+    """
+    blocks, r = block_shape(layer)
+    A = _start(sums, f"{layer.name}.A", g, layer.inputs, layer.inputs)
+    B = _start(sums, f"{layer.name}.B", g, blocks, r, r)
+    positions = _start(sums, f"{layer.name}.positions", g)
     if draw == 0:
-        a = (
-            a.flatten(0, 1)
-            if a.shape[1] == 1 or batch.attention_mask.all()
-            else a[batch.attention_mask.to(a.device).bool()]
-        )
+        whole = a.shape[1] == 1 or batch.attention_mask.all()
+        a = a.flatten(0, 1) if whole else a[batch.attention_mask.to(a.device).bool()]
         add_input_gram(A, a, layer.bias)
         positions += len(a)
     for total, x in zip(B, split(g.flatten(0, 1), layer.rows, 1).unbind(1)):
         add_gram(total, x)
 
 
-def mean_covariances(sums, layers, sequences, draws):
-    """What `covariances` returns, from the sums over that many sequences and draws."""
+def mean_covariances(
+    sums: dict[str, Tensor], layers: Collection[Layer], sequences: int, draws: int
+) -> dict[str, Covariances]:
+    """What `covariances` returns, from the sums over that many sequences and draws.
+
+    Raises ValueError for layers that no gradient reached, FloatingPointError naming a layer whose
+    mean is not finite.
+    """
     _all_seen(layers, sums, "B")
 
-    def mean(layer, what, draws):
-        return _finite(
-            mirrored(sums[f"{layer.name}.{what}"]) / (sums[f"{layer.name}.positions"] * draws),
-            layer.name,
-        )
+    def means(layer):
+        positions = sums[f"{layer.name}.positions"]
+        A = mirrored(sums[f"{layer.name}.A"]) / positions
+        B = mirrored(sums[f"{layer.name}.B"]) / (positions * draws)
+        per_sequence = positions.item() / sequences
+        return layer.rows, _finite(A, layer.name), _finite(B, layer.name), per_sequence
 
-    return {
-        x.name: (
-            x.rows,
-            mean(x, "A", 1),
-            mean(x, "B", draws),
-            sums[f"{x.name}.positions"].item() / sequences,
-        )
-        for x in layers
-    }
+    return {layer.name: means(layer) for layer in layers}
 
 
-def corrected_eigenvalues(tracked, sequences, objectives, batch_size, bases, title=None):
-    """Second pass: Λ = E_seq[(Q_Bᵀ D Q_A)²], mean over sequences and draws, put into each layer's factors."""
-    sums, rotations = {}, {name: (aligned(x.basis_in), x.basis_out) for name, x in bases.items()}
+def corrected_eigenvalues(
+    tracked: Tracked,
+    sequences: list[Sequence],
+    objectives: list[Objective],
+    batch_size: int,
+    bases: Mapping[str, LayerFactors],
+    title: str | None = None,
+) -> dict[str, LayerFactors]:
+    """Second pass: Λ = E_seq[(Q_Bᵀ D Q_A)²], mean over sequences and draws, put into `bases`.
+
+    bases: {layer name: LayerFactors}. Raises as `mean_eigenvalues`.
+    """
+    sums: dict[str, Tensor] = {}
+    rotations = {name: (aligned(x.basis_in), x.basis_out) for name, x in bases.items()}
     passes(
         tracked,
         sequences,
@@ -223,66 +286,101 @@ def corrected_eigenvalues(tracked, sequences, objectives, batch_size, bases, tit
     return mean_eigenvalues(sums, tracked.layers, bases, len(sequences) * len(objectives))
 
 
-def add_eigenvalues(sums, rotations, layer, a, g, draw, batch):
-    """Add one batch's (Q_Bᵀ D Q_A)² of a layer to `sums`; rotations: {layer: (`aligned` Q_A, Q_B)}."""
+def add_eigenvalues(
+    sums: dict[str, Tensor],
+    rotations: Mapping[str, tuple[Tensor, Tensor]],
+    layer: Layer,
+    a: Tensor,
+    g: Tensor,
+    draw: int,
+    batch: Batch,
+) -> None:
+    """Add one batch's (Q_Bᵀ D Q_A)² of a layer to `sums`.
+
+    rotations: {layer: (`aligned` Q_A, Q_B)}. a: (n, s, inputs without the bias). g: (n, s, o).
+    """
     basis_in, basis_out = rotations[layer.name]
     total = _start(sums, f"{layer.name}.Λ", g, *block_shape(layer), basis_in.shape[1])
     add_squares(total, a, g, layer.bias, basis_in, basis_out, layer.rows)
 
 
-def mean_eigenvalues(sums, layers, bases, count):
-    """`bases` with the eigenvalues in them, from the sums over `count` sequences and draws."""
+def mean_eigenvalues(
+    sums: dict[str, Tensor],
+    layers: Collection[Layer],
+    bases: Mapping[str, LayerFactors],
+    count: int,
+) -> dict[str, LayerFactors]:
+    """`bases` with the eigenvalues in them, from the sums over `count` sequences and draws.
+
+    Raises ValueError for layers that no gradient reached, FloatingPointError naming a layer whose
+    eigenvalues are not finite.
+    """
     _all_seen(layers, sums, "Λ")
 
-    def mean(layer):
-        return _finite(
-            sums[f"{layer.name}.Λ"][..., : layer.in_features + layer.bias] / count, layer.name
-        )
+    def mean(layer):  # without the columns that `aligned` appended
+        return _finite(sums[f"{layer.name}.Λ"][..., : layer.inputs] / count, layer.name)
 
     return {x.name: replace(bases[x.name], eigenvalues=mean(x)) for x in layers}
 
 
-def errors(tracked, sequences, labels, reference, batch_size=32):
-    """{"A", "B", "Λ": [relative error in the Frobenius norm for each layer]} of factors estimated on `sequences` with one draw.
+def errors(
+    tracked: Tracked,
+    sequences: list[Sequence],
+    labels: str,
+    reference: Mapping[str, LayerFactors],
+    batch_size: int = 32,
+) -> dict[str, list[float]]:
+    """Relative errors, in the Frobenius norm, of factors estimated on `sequences` with one draw.
 
-    reference: {layer name: LayerFactors}; Λ is compared in its eigenbases."""
+    {"A", "B", "Λ": [one for each layer]}. reference: {layer name: LayerFactors}; Λ is compared in
+    its eigenbases.
+    """
+
+    def relative(x, y):
+        return ((x - y).norm() / y.norm()).item()
+
     run = (tracked, sequences, fisher_losses(labels, 1, seed="errors"), batch_size)
     again, squares = covariances(*run), corrected_eigenvalues(*run, reference)
-    relative = lambda x, y: ((x - y).norm() / y.norm()).item()
-    found = {"A": [], "B": [], "Λ": []}
+    found: dict[str, list[float]] = {"A": [], "B": [], "Λ": []}
     for name, ours in reference.items():
         _, A, B, _ = again[name]
-        found["A"].append(relative(A, ours.basis_in * ours.in_values @ ours.basis_in.mT))
-        found["B"].append(
-            relative(B, ours.basis_out * ours.out_values[:, None] @ ours.basis_out.mT)
-        )
+        reference_A = ours.basis_in * ours.in_values @ ours.basis_in.mT
+        reference_B = ours.basis_out * ours.out_values[:, None] @ ours.basis_out.mT
+        found["A"].append(relative(A, reference_A))
+        found["B"].append(relative(B, reference_B))
         found["Λ"].append(relative(squares[name].eigenvalues, ours.eigenvalues))
     return found
 
 
-def block_shape(layer):
+def block_shape(layer: Layer) -> tuple[int, int]:
     """(blocks, r) of a layer's output rows."""
-    return (1, layer.out_features) if layer.rows is None else tuple(layer.rows.shape)
+    if layer.rows is None:
+        return 1, layer.out_features
+    blocks, r = layer.rows.shape
+    return blocks, r
 
 
-def factor_bytes(layer):
+def factor_bytes(layer: Layer) -> int:
     """Bytes of one layer's factors in float32: Q_A, Q_B and Λ."""
-    inputs, (blocks, r) = layer.in_features + layer.bias, block_shape(layer)
-    return 4 * (inputs**2 + blocks * r**2 + layer.out_features * inputs)
+    blocks, r = block_shape(layer)
+    return 4 * (layer.inputs**2 + blocks * r**2 + layer.out_features * layer.inputs)
 
 
-def eigenbases(rows, A, B, positions):
-    """`LayerFactors` of what `covariances` found for a layer, still without eigenvalues."""
+def eigenbases(rows: Tensor | None, A: Tensor, B: Tensor, positions: float) -> LayerFactors:
+    """`LayerFactors` of what `covariances` found for a layer, still without eigenvalues.
+
+    A: (i, i). B: (blocks, r, r). Their eigenvalues come out ascending, negative ones as 0.
+    """
     in_values, basis_in = _eigh(A)
     out_values, basis_out = _eigh(B)
     return LayerFactors(
-        rows,
-        basis_in,
-        basis_out,
-        torch.empty(0),
-        in_values,
-        out_values,
-        torch.tensor(positions, dtype=A.dtype),
+        rows=rows,
+        basis_in=basis_in,
+        basis_out=basis_out,
+        eigenvalues=torch.empty(0),
+        in_values=in_values,
+        out_values=out_values,
+        positions=torch.tensor(positions, dtype=A.dtype),
     )
 
 
@@ -310,19 +408,21 @@ def _all_seen(layers, sums, what):
     missing = [layer.name for layer in layers if f"{layer.name}.{what}" not in sums]
     if missing:
         raise ValueError(
-            f"no gradient reaches {missing}: the loss does not depend on them; leave them out by a pattern"
+            f"no gradient reaches {missing}: the loss does not depend on them; leave them out by a "
+            f"pattern"
         )
 
 
-def header(model, sequences, labels, samples, seed):
+def header(
+    model: nn.Module, sequences: list[Sequence], labels: str, samples: int, seed: int | str
+) -> dict[str, Any]:
     """Where factors come from: how they were fitted, and digests of the model and the data."""
-    tokens = sum(len(x.input_ids) for x in sequences)
     return {
         "labels": labels,
         "samples": samples,
         "seed": seed,
         "sequences": len(sequences),
-        "tokens": tokens,
+        "tokens": sum(len(x.input_ids) for x in sequences),
         "model": model_digest(model),
         "data": digest(sequences),
     }

@@ -1,10 +1,14 @@
 """Packages that the study needs and the library does not."""
 
 import importlib
+from types import ModuleType
 
 
-def need(module):
-    """Import and return `module` (a dotted name); ImportError naming the extra when it is missing."""
+def need(module: str) -> ModuleType:
+    """Import and return `module` (a dotted name).
+
+    Raises ImportError, naming the extra to install, when it is missing.
+    """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

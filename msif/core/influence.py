@@ -1,32 +1,57 @@
 """The multi-stage influence function.
 
-A model is trained in stages 1 (pre-training), …, K (fine-tuning). Stage k starts at θ_{k−1} and stays near it with strength
-α_k: θ_k = argmin J_k(θ) + α_k/2 ‖θ − θ_{k−1}‖². A measurement f(θ_K), such as the log-probability of an answer, then depends on
-the weight w_z of a document z of stage j through
+A model is trained in stages 1 (pre-training), …, K (fine-tuning). Stage k starts at θ_{k−1} and
+stays near it with strength α_k: θ_k = argmin J_k(θ) + α_k/2 ‖θ − θ_{k−1}‖². A measurement f(θ_K),
+such as the log-probability of an answer, then depends on the weight w_z of a document z of stage j
+through
 
-    df/dw_z = s_j(z) = ⟨w_j, ∇ℓ_z(θ_j)⟩,   w_j = (H_j + α_j + d_j)⁻¹ T_{j+1} ⋯ T_K ∇(−f)(θ_K),   T_k = α_k (H_k + α_k + d_k)⁻¹,
+    df/dw_z = s_j(z) = ⟨w_j, ∇ℓ_z(θ_j)⟩,
+    w_j = (H_j + α_j + d_j)⁻¹ T_{j+1} ⋯ T_K ∇(−f)(θ_K),   T_k = α_k (H_k + α_k + d_k)⁻¹,
 
-T_K first. Sign: positive = proponent (more weight on z raises f). Unit: the unit of f (nats) per unit of weight, where every
-document of the stage weighs 1/N; −s_j(z)/N estimates f without z minus f with z. Only the tracked layers take part: all
-other parameters count as fixed. The derivative is exact for stages trained to their optimum with the exact H; α is a
-modelling choice where fine-tuning has no proximal term, and the size of a score depends on it. K = 1 is the ordinary influence function. Source: Bao et al. 2025 (arXiv 2505.05017), here with
-the factor α that follows from differentiating the stages' optimality conditions.
+T_K first. Sign: positive = proponent (more weight on z raises f). Unit: the unit of f (nats) per
+unit of weight, where every document of the stage weighs 1/N; −s_j(z)/N estimates f without z minus
+f with z. Only the tracked layers take part: all other parameters count as fixed. The derivative is
+exact for stages trained to their optimum with the exact H; α is a modelling choice where
+fine-tuning has no proximal term, and the size of a score depends on it. K = 1 is the ordinary
+influence function. Source: Bao et al. 2025 (arXiv 2505.05017), here with the factor α that follows
+from differentiating the stages' optimality conditions.
 """
 
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
+from msif.core import data
 from msif.core.capture import gradients, passes
-from msif.core.data import buckets
-from msif.core.objectives import log_probability, loss
+from msif.core.layers import Filter, Tracked, Vectors
+from msif.core.objectives import Objective, log_probability, loss
 from msif.core.products import transposed_gradient
 from msif.core.resources import require
 
 
+class Curvature(Protocol):
+    """H of a stage, as far as a `Stage` uses it: `ekfac.EKFAC`, `dense.Dense`, …."""
+
+    @property
+    def layers(self) -> Collection[str]:
+        """The layers' names."""
+
+    def apply(
+        self, f: Filter, v: Vectors, new: Collection[str] = (), f_new: Filter | None = None
+    ) -> Vectors:
+        """f(H) v, and f_new in place of f on the layers in `new`; v: {layer: (q, o, i)}."""
+
+
 @dataclass(frozen=True)
 class Damping:
-    """A number added to the eigenvalues: `value` × the layer's mean eigenvalue, or `value` itself if not relative."""
+    """A number added to the eigenvalues.
+
+    `value` × the layer's mean eigenvalue, or `value` itself if not relative. Raises ValueError
+    unless it is finite and not negative.
+    """
 
     value: float
     relative: bool = True
@@ -35,7 +60,8 @@ class Damping:
         if isinstance(self.value, str) or not 0 <= self.value < float("inf"):
             raise ValueError(f"damping or α of {self.value!r}: expected a finite number ≥ 0")
 
-    def of(self, mean):
+    def of(self, mean: Tensor | float) -> Tensor | float:
+        """The number itself, given the layer's mean eigenvalue."""
         return self.value * mean if self.relative else self.value
 
 
@@ -46,63 +72,76 @@ NONE = Damping(0.0)
 class Stage:
     """One stage of training as the influence function sees it.
 
-    curvature: has `layers` and `apply(f, v, new, f_new)` (`ekfac.EKFAC`, `dense.Dense`). damping d: numerical. alpha α: how
-    strongly the stage stays near its start (for stage 1: its L2 regularisation). new: layers that earlier stages lack, such
-    as a classification head; they carry no α.
+    curvature: H. damping d: numerical. alpha α: how strongly the stage stays near its start (for
+    stage 1: its L2 regularisation). new: layers that earlier stages lack, such as a classification
+    head; they carry no α. P below is 1 on all other layers, and 0 on the new ones.
     """
 
-    curvature: object
+    curvature: Curvature
     damping: Damping = NONE
     alpha: Damping = NONE
-    new: tuple = ()
+    new: tuple[str, ...] = ()
 
     @property
-    def forgets(self):
+    def forgets(self) -> bool:
         """Does nothing of where the stage starts reach its end?"""
         return self.alpha.value == 0
 
-    def inverse(self, v):
+    def inverse(self, v: Vectors) -> Vectors:
         """(H + αP + d)⁻¹ v."""
-        return self.curvature.apply(self._inverse, v, self.new, self._inverse_new)
+        return self.curvature.apply(self.inverse_filter, v, self.new, self.inverse_filter_of_new)
 
-    def transfer(self, v):
+    def transfer(self, v: Vectors) -> Vectors:
         """T v = α (H + αP + d)⁻¹ v on the layers that earlier stages have."""
-        moved = self.curvature.apply(
-            lambda *at: self._inverse(*at) * self.alpha.of(at[1]), v, self.new, self._inverse_new
-        )
+        moved = self.curvature.apply(self.transfer_filter, v, self.new, self.inverse_filter_of_new)
         return {name: x for name, x in moved.items() if name not in self.new}
 
-    def _inverse(self, eigenvalues, mean):
+    def inverse_filter(self, eigenvalues: Tensor, mean: Tensor) -> Tensor:
+        """1 / (λ + α + d) of a layer's eigenvalues λ and their mean.
+
+        Raises ValueError for a singular block, as do the other two.
+        """
         return _reciprocal(eigenvalues + self.alpha.of(mean) + self.damping.of(mean))
 
-    def _inverse_new(self, eigenvalues, mean):
+    def inverse_filter_of_new(self, eigenvalues: Tensor, mean: Tensor) -> Tensor:
+        """1 / (λ + d): what a new layer has in place of `inverse_filter`."""
         return _reciprocal(eigenvalues + self.damping.of(mean))
+
+    def transfer_filter(self, eigenvalues: Tensor, mean: Tensor) -> Tensor:
+        """α / (λ + α + d)."""
+        return self.inverse_filter(eigenvalues, mean) * self.alpha.of(mean)
 
 
 def _reciprocal(x):
     """1 / x, unless some x is no more than rounding error beside the largest."""
     if not (x > 1e-12 * x.max()).all():
+        smallest, largest = x.min().item(), x.max().item()
         raise ValueError(
-            f"a singular block: its damped eigenvalues go from {x.min().item():.3g} to {x.max().item():.3g}. Give the stage a "
-            f"damping > 0, for instance Damping(1e-3); where all eigenvalues of a layer are 0, an absolute one"
+            f"a singular block: its damped eigenvalues go from {smallest:.3g} to {largest:.3g}. "
+            f"Give the stage a damping > 0, for instance Damping(1e-3); where all eigenvalues of a "
+            f"layer are 0, an absolute one"
         )
     return 1 / x
 
 
-def check(stages):
-    """Raise ValueError unless each stage tracks the layers of the one before it plus its own declared new ones."""
+def check(stages: Sequence[Stage]) -> None:
+    """Raise ValueError unless the stages make a chain.
+
+    Each must track the layers of the one before it plus its own declared new ones, the first must
+    declare none, and none after it may forget its start.
+    """
     for k, (earlier, later) in enumerate(zip(stages, stages[1:]), start=2):
         before, now = set(earlier.curvature.layers), set(later.curvature.layers) - set(later.new)
         if before != now:
             raise ValueError(
                 f"stages {k - 1} and {k} do not share the tracked layers; only in stage {k - 1}: "
-                f"{sorted(before - now)}, only in stage {k}: {sorted(now - before)} (a layer that stage {k} "
-                f"adds, such as a head, must be named in its `new`)"
+                f"{sorted(before - now)}, only in stage {k}: {sorted(now - before)} (a layer that "
+                f"stage {k} adds, such as a head, must be named in its `new`)"
             )
         if later.forgets:
             raise ValueError(
-                f"stage {k} has α = 0: it forgets its start, so no earlier document has influence; give it an "
-                f"alpha > 0, for instance Damping(0.1)"
+                f"stage {k} has α = 0: it forgets its start, so no earlier document has influence; "
+                f"give it an alpha > 0, for instance Damping(0.1)"
             )
     if not stages:
         raise ValueError(
@@ -110,40 +149,50 @@ def check(stages):
         )
     if stages[0].new:
         raise ValueError(
-            f"stage 1 has new layers {stages[0].new}: there is no earlier stage that could lack them"
+            f"stage 1 has new layers {stages[0].new}: there is no earlier stage that could lack "
+            f"them"
         )
 
 
-def query_gradients(tracked, queries, measurement=log_probability, batch_size=32):
-    """∇(−f) of each query at the last stage's model: {layer: (q, o, i)}. measurement: (logits, batch) -> (n,)."""
-    size = (
-        2
-        * 4
-        * len(queries)
-        * sum(x.out_features * (x.in_features + x.bias) for x in tracked.layers)
-    )  # one copy to precondition
+def query_gradients(
+    tracked: Tracked,
+    queries: list[data.Sequence],
+    measurement: Objective = log_probability,
+    batch_size: int = 32,
+) -> Vectors:
+    """∇(−f) of each query at the last stage's model: {layer: (q, o, i)}.
+
+    measurement: f, (logits, batch) -> (n,). Raises MemoryError where they will not fit.
+    """
     require(
-        memory=size, what=f"gradients of {len(queries)} queries over {len(tracked.layers)} layers"
+        memory=2 * 4 * len(queries) * tracked.weights,  # with one copy to precondition
+        what=f"gradients of {len(queries)} queries over {len(tracked.layers)} layers",
     )
     return gradients(
         tracked, queries, lambda logits, batch: -measurement(logits, batch), batch_size
     )
 
 
-def precondition(query, stages):
-    """[w_1, …, w_K], each {layer: (q, o, i)}: s_j(z) = ⟨w_j, ∇ℓ_z(θ_j)⟩ for a document z of stage j."""
+def precondition(query: Vectors, stages: Sequence[Stage]) -> list[Vectors]:
+    """[w_1, …, w_K], each {layer: (q, o, i)}.
+
+    s_j(z) = ⟨w_j, ∇ℓ_z(θ_j)⟩ for a document z of stage j.
+    query: ∇(−f), {layer: (q, o, i)}. Raises ValueError for stages that make no chain (`check`),
+    other layers than the last stage's, and a singular block.
+    """
     check(stages)
     same_layers(
         query, stages[-1].curvature.layers, "the query gradients and the last stage's curvature"
     )
-    solved = []
+    solved: list[Vectors] = []
     for k, stage in reversed(list(enumerate(stages))):
         solved.insert(0, stage.inverse(query))
-        query = stage.transfer(query) if k else None
+        if k:
+            query = stage.transfer(query)
     return solved
 
 
-def same_layers(a, b, what):
+def same_layers(a: Iterable[str], b: Iterable[str], what: str) -> None:
     """ValueError unless two collections of layer names hold the same ones."""
     if difference := set(a) ^ set(b):
         raise ValueError(
@@ -151,84 +200,112 @@ def same_layers(a, b, what):
         )
 
 
+def _same_as_candidates(w, tracked):
+    what = "the query vectors and the tracked layers of the candidates' model"
+    same_layers(w, tracked.names, what)
+
+
 @dataclass(frozen=True)
 class Scores:
-    """values: (q, n), positive = proponent. norms: (n,) ‖∇ℓ_z‖ over the tracked layers. layers: {name: (q, n)}, they sum to values."""
+    """values: (q, n), positive = proponent. norms: (n,) ‖∇ℓ_z‖ over the tracked layers, or None.
 
-    values: torch.Tensor
-    norms: torch.Tensor
-    layers: dict = field(default_factory=dict)
+    layers: {name: (q, n)}, they sum to values; empty unless asked for.
+    """
 
-    def normalised(self):
-        """Divided by the candidate's gradient norm, so that long or badly fitted documents are not favoured: (q, n)."""
+    values: Tensor
+    norms: Tensor | None
+    layers: dict[str, Tensor] = field(default_factory=dict)
+
+    def normalised(self) -> Tensor:
+        """Divided by the candidate's gradient norm: (q, n).
+
+        So long or badly fitted documents are not favoured.
+        """
+        if self.norms is None:
+            raise ValueError("these scores have no norms: ask for them where they are computed")
         return self.values / self.norms.clamp(min=torch.finfo(self.norms.dtype).tiny)
 
 
-def score(tracked, candidates, w, *, batch_size=32, per_layer=False, objective=loss, title=None):
-    """Scores of every candidate (n sequences) for every query vector of w ({layer: (q, o, i)}): one forward and backward each.
+def score(
+    tracked: Tracked,
+    candidates: list[data.Sequence],
+    w: Vectors,
+    *,
+    batch_size: int = 32,
+    per_layer: bool = False,
+    objective: Objective = loss,
+    title: str | None = None,
+) -> Scores:
+    """Scores of every candidate (n sequences) for every query vector of w ({layer: (q, o, i)}).
 
-    `model` is the one of the candidates' own stage. Vectors of several methods can be stacked along q: one pass serves all.
+    One forward and backward each. `tracked` is the model of the candidates' own stage. Vectors of
+    several methods can be stacked along q: one pass serves all. Raises ValueError for other layers
+    than w's, and for candidates that share an index.
     """
-    same_layers(
-        w,
-        [layer.name for layer in tracked.layers],
-        "the query vectors and the tracked layers of the candidates' model",
-    )
-    weights = {
-        name: x.mT.flatten(1) for name, x in w.items()
-    }  # no copy of w where `queries.preconditioned` made it
+    _same_as_candidates(w, tracked)
+    # No copy of w where `queries.preconditioned` made it.
+    weights = {name: x.mT.flatten(1) for name, x in w.items()}
     first = next(iter(weights.values()))
-    found = {
-        name: first.new_zeros(len(first), len(candidates))
-        for name in (weights if per_layer else ["all"])
-    }
-    squares, at = first.new_zeros(len(candidates)), {x.index: n for n, x in enumerate(candidates)}
+    parts = list(weights) if per_layer else ["all"]
+    found = {name: first.new_zeros(len(first), len(candidates)) for name in parts}
+    squares = first.new_zeros(len(candidates))
+    at = {x.index: n for n, x in enumerate(candidates)}
     if len(at) < len(candidates):
         raise ValueError(
-            f"{len(candidates) - len(at)} candidates share their index with another: each needs its own"
+            f"{len(candidates) - len(at)} candidates share their index with another: "
+            f"each needs its own"
         )
 
     def consume(layer, a, g, draw, batch):
         here = torch.tensor([at[index] for index in batch.index.tolist()])
         D = transposed_gradient(a, g, layer.bias).flatten(1)
-        found[layer.name if per_layer else "all"][:, here] += (
-            weights[layer.name].to(D.device) @ D.mT
-        ).to(first.device)
+        scores = weights[layer.name].to(D.device) @ D.mT
+        found[layer.name if per_layer else "all"][:, here] += scores.to(first.device)
         squares[here] += torch.linalg.vector_norm(D, dim=1).square().to(first.device)
 
     passes(tracked, candidates, [objective], batch_size, consume, title)
-    return Scores(sum(found.values()), squares.sqrt(), found if per_layer else {})
+    values = sum(found.values(), first.new_zeros(()))
+    return Scores(values, squares.sqrt(), found if per_layer else {})
 
 
-def token_scores(tracked, candidates, w, *, batch_size=32, objective=loss):
-    """S split over positions: (q, n, S), Σ_t g_tᵀ W a_t = s(z); zero where padded.
+def token_scores(
+    tracked: Tracked,
+    candidates: list[data.Sequence],
+    w: Vectors,
+    *,
+    batch_size: int = 32,
+    objective: Objective = loss,
+) -> Tensor:
+    """s split over positions: (q, n, S), Σ_t g_tᵀ W a_t = s(z); zero where padded.
 
-    A token's score belongs to the position whose inputs the weights met; its g_t carries the losses of all later tokens."""
-    same_layers(
-        w,
-        [layer.name for layer in tracked.layers],
-        "the query vectors and the tracked layers of the candidates' model",
-    )
+    w: {layer: (q, o, i)}. A token's score belongs to the position whose inputs the weights met; its
+    g_t carries the losses of all later tokens. Raises ValueError for other layers than w's.
+    """
+    _same_as_candidates(w, tracked)
     longest = max(len(x.input_ids) for x in candidates)
-    total = []
+    total: list[tuple[data.Batch, Tensor]] = []
 
     def consume(layer, a, g, draw, batch):
         if not total or total[-1][0] is not batch:
             total.append((batch, a.new_zeros(len(w[layer.name]), len(a), longest)))
         W = w[layer.name].to(g)
-        total[-1][1][:, :, : a.shape[1]] += torch.einsum(
-            "nso,qoi,nsi->qns", g, W[..., : a.shape[2]], a
-        )
+        here = total[-1][1][:, :, : a.shape[1]]
+        here += torch.einsum("nso,qoi,nsi->qns", g, W[..., : a.shape[2]], a)
         if layer.bias:
-            total[-1][1][:, :, : a.shape[1]] += torch.einsum("nso,qo->qns", g, W[..., -1])
+            here += torch.einsum("nso,qo->qns", g, W[..., -1])
 
     passes(tracked, candidates, [objective], batch_size, consume)
-    order = torch.tensor([n for group in buckets(candidates, batch_size) for n in group])
+    order = torch.tensor([n for group in data.buckets(candidates, batch_size) for n in group])
     return torch.cat([x for _, x in total], 1)[:, order.argsort()]
 
 
-def self_influence(tracked, documents, stage, batch_size=32):
-    """s(z, z) = ∇ℓ_zᵀ (H + α + d)⁻¹ ∇ℓ_z ≥ 0 of each document of a stage on its own log-probability: (n,)."""
+def self_influence(
+    tracked: Tracked, documents: list[data.Sequence], stage: Stage, batch_size: int = 32
+) -> Tensor:
+    """s(z, z) = ∇ℓ_zᵀ (H + α + d)⁻¹ ∇ℓ_z ≥ 0 of each document of a stage: (n,).
+
+    Its influence on its own log-probability, in nats per unit of weight.
+    """
 
     def values(few):
         g = gradients(tracked, few, loss, batch_size)
@@ -240,6 +317,9 @@ def self_influence(tracked, documents, stage, batch_size=32):
     )
 
 
-def trajectory(scores):
-    """Σ over checkpoints of scores (q, n), each divided by its one global standard deviation: (q, n), without unit."""
-    return sum(values / values.std() for values in scores)
+def trajectory(scores: Iterable[Tensor]) -> Tensor:
+    """Σ over checkpoints of scores (q, n), each over its one global standard deviation: (q, n).
+
+    Without unit.
+    """
+    return sum((values / values.std() for values in scores), torch.zeros(()))

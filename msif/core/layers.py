@@ -1,19 +1,25 @@
-"""The layers of a model that influence is computed over, and which of their output rows belong to which attention head.
+"""The layers of a model that influence is computed over, and which rows belong to which head.
 
-Whatever the order of the rows in a projection's weight, the blocks of a per-head layer come out in one order: all heads' q, all k,
-all v. So block b of a fused layer with H heads is head b % H of role "qkv"[b // H]. Each head has d of the output rows.
+Whatever the order of the rows in a projection's weight, the blocks of a per-head layer come out in
+one order: all heads' q, all k, all v. So block b of a fused layer with H heads is head b % H of
+role "qkv"[b // H]. Each head has d of the output rows.
 """
 
 import re
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 # {layer name: (n, o, i)}: gradients, or query vectors w, of n sequences.
 Vectors = dict[str, Tensor]
+
+# f(eigenvalues of a layer's curvature, their mean), elementwise in the eigenvalues.
+Filter = Callable[[Tensor, Tensor], Tensor]
 
 _UNEMBEDDINGS = ("lm_head", "embed_out", "score", "classifier")
 SUPPORTED = (
@@ -26,7 +32,10 @@ _OUTPUT = ("dense", "o_proj", "out_proj", "c_proj")
 
 @dataclass(frozen=True)
 class Layer:
-    """One tracked layer y = x Wᵀ (+ b): `nn.Linear`, or `Conv1D`, whose weight is stored as Wᵀ (in, out)."""
+    """One tracked layer y = x Wᵀ (+ b).
+
+    `nn.Linear`, or `Conv1D`, whose weight is stored as Wᵀ (in, out).
+    """
 
     name: str  # as in model.named_modules()
     rows: Tensor | None  # None: one block with all output rows; else (blocks, r) int64, a partition
@@ -34,54 +43,64 @@ class Layer:
     in_features: int  # without the bias
     out_features: int
 
+    @property
+    def inputs(self) -> int:
+        """Columns i of the layer's gradient: its inputs, and one for the bias if there is one."""
+        return self.in_features + self.bias
+
 
 @dataclass(frozen=True, eq=False)
 class Tracked:
-    """A model with those of its layers that factors, gradients and scores range over, in the order of the model."""
+    """A model with those of its layers that factors, gradients and scores range over.
+
+    The layers stand in the order of the model.
+    """
 
     model: nn.Module
     layers: list[Layer]
 
     @property
-    def names(self):
+    def names(self) -> list[str]:
         """The layers' names."""
         return [layer.name for layer in self.layers]
 
     @property
-    def weights(self):
+    def weights(self) -> int:
         """How many tracked numbers there are, biases included."""
-        return sum(x.out_features * (x.in_features + x.bias) for x in self.layers)
+        return sum(x.out_features * x.inputs for x in self.layers)
 
-    def only(self, layers):
+    def only(self, layers: Iterable[Layer]) -> "Tracked":
         """The same model with some of the layers."""
         return Tracked(self.model, list(layers))
 
 
-def tracked(model, pattern=None, per_head=False):
+def tracked(model: nn.Module, pattern: str | None = None, per_head: bool = False) -> Tracked:
     """The model with its layers as `tracked_layers` finds them."""
     return Tracked(model, tracked_layers(model, pattern, per_head))
 
 
-def tracked_layers(model, pattern=None, per_head=False):
-    """The layers that factors, gradients and scores range over, in module order: list[Layer].
+def tracked_layers(
+    model: nn.Module, pattern: str | None = None, per_head: bool = False
+) -> list[Layer]:
+    """The layers that factors, gradients and scores range over, in module order.
 
-    pattern: a regex searched for in the dotted names of all `nn.Linear` and `Conv1D`. Default: those inside
-    the repeated blocks (attention and MLP), not embeddings, unembedding or classification head.
-    per_head: attention projections in one block per head and per q, k and v (see `head_rows`); other layers
-    stay one block. Raises ValueError if nothing matches, if parameters are shared with another module (tied
-    weights: their gradient does not come from this layer alone), or if per_head meets an unknown attention.
+    pattern: a regex searched for in the dotted names of all `nn.Linear` and `Conv1D`. Default:
+    those inside the repeated blocks (attention and MLP), not embeddings, unembedding or
+    classification head. per_head: attention projections in one block per head and per q, k and v
+    (see `head_rows`); other layers stay one block. Raises ValueError if nothing matches, if
+    parameters are shared with another module (tied weights: their gradient does not come from this
+    layer alone), or if per_head meets an unknown attention.
     """
-    linear = {
-        n: module for n, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))
-    }
-    chosen = [
-        n for n in linear if (_in_a_block(model, n) if pattern is None else re.search(pattern, n))
-    ]
+    modules = dict(model.named_modules())
+    linear = {name: x for name, x in modules.items() if isinstance(x, (nn.Linear, Conv1D))}
+    if pattern is None:
+        wanted = "inside numbered blocks"
+        chosen = [name for name in linear if _in_a_block(model, name)]
+    else:
+        wanted = f"matching the pattern {pattern!r}"
+        chosen = [name for name in linear if re.search(pattern, name)]
     if not chosen:
         there = sorted({re.sub(r"(?<=\.)\d+(?=\.)", "N", name) for name in linear})
-        wanted = (
-            "inside numbered blocks" if pattern is None else f"matching the pattern {pattern!r}"
-        )
         raise ValueError(
             f"no layer to track: expected one {wanted}, among {', '.join(there) or 'none'}"
         )
@@ -119,36 +138,51 @@ def _layer(model, name, module, per_head):
     return Layer(name, rows, module.bias is not None, n_in, n_out)
 
 
-def matrix(module, tensor):
-    """A weight of the module, or a gradient like it, as (…, out, in): `Conv1D` keeps it transposed. Its own inverse."""
+def matrix(module: nn.Module, tensor: Tensor) -> Tensor:
+    """A weight of the module, or a gradient like it, as (…, out, in). Its own inverse.
+
+    `Conv1D` keeps it transposed.
+    """
     return tensor.mT if isinstance(module, Conv1D) else tensor
 
 
-def weight_matrix(module):
-    """Weight of the module, and bias if it has one, as a layer's gradient is laid out: (o, i), the bias last; no gradient."""
+def weight_matrix(module: nn.Linear | Conv1D) -> Tensor:
+    """Weight of the module, and bias if it has one, as a layer's gradient is laid out.
+
+    (o, i), the bias last; without a gradient.
+    """
     weight = matrix(module, module.weight)
-    return (
-        weight if module.bias is None else torch.cat([weight, module.bias[:, None]], 1)
-    ).detach()
+    if module.bias is not None:
+        weight = torch.cat([weight, module.bias[:, None]], 1)
+    return weight.detach()
 
 
-def fused_head_by_head(heads, d):
-    """Rows run [q, k, v] of head 0, then of head 1, …: `view(..., H, 3, d)` in {GPTNeoX,Bloom}Attention."""
+def fused_head_by_head(heads: int, d: int) -> Tensor:
+    """Rows run [q, k, v] of head 0, then of head 1, …: (3·heads, d) int64.
+
+    `view(..., H, 3, d)` in {GPTNeoX,Bloom}Attention.
+    """
     return torch.arange(3 * heads * d).view(heads, 3, d).transpose(0, 1).reshape(3 * heads, d)
 
 
-def fused_role_by_role(heads, d):
-    """Rows run [q | k | v], each of them head by head: `split` before `view(..., H, d)` in GPT2Attention."""
+def fused_role_by_role(heads: int, d: int) -> Tensor:
+    """Rows run [q | k | v], each of them head by head: (3·heads, d) int64.
+
+    `split` before `view(..., H, d)` in GPT2Attention.
+    """
     return torch.arange(3 * heads * d).view(3 * heads, d)
 
 
-def separate(heads, d):
-    """Rows of q, k or v alone, head by head: `view(..., H, d)` in {Llama,Qwen2,BertSelf}Attention."""
+def separate(heads: int, d: int) -> Tensor:
+    """Rows of q, k or v alone, head by head: (heads, d) int64.
+
+    `view(..., H, d)` in {Llama,Qwen2,BertSelf}Attention.
+    """
     return torch.arange(heads * d).view(heads, d)
 
 
 def _layout(role, config):
-    """(blocks, d) rows of a projection called `role`, or None if the order of its rows is unknown."""
+    """(blocks, d) rows of a projection called `role`; None if their order is unknown."""
     heads = config.num_attention_heads
     d = getattr(config, "head_dim", None) or config.hidden_size // heads
     if role == "query_key_value" and config.model_type in ("gpt_neox", "bloom"):
@@ -157,18 +191,17 @@ def _layout(role, config):
         return fused_role_by_role(heads, d)
     if role in _QUERY:
         return separate(heads, d)
-    if role in _KEY_VALUE:
-        return separate(
-            getattr(config, "num_key_value_heads", None) or heads, d
-        )  # fewer where grouped
+    if role in _KEY_VALUE:  # fewer heads where grouped
+        return separate(getattr(config, "num_key_value_heads", None) or heads, d)
     return None
 
 
-def head_rows(name, out_features, config):
-    """The rows of each head's q, k and v in the layer `name`: (blocks, d) int64, or None for one block.
+def head_rows(name: str, out_features: int, config: PretrainedConfig) -> Tensor | None:
+    """The rows of each head's q, k and v in the layer `name`: (blocks, d) int64.
 
-    Attention outputs and everything outside attention (no "att" in the dotted name) stay one block. Raises
-    ValueError for an attention projection whose row order is unknown, or whose size contradicts the config.
+    None for one block: attention outputs and everything outside attention (no "att" in the dotted
+    name) stay whole. Raises ValueError for an attention projection whose row order is unknown, or
+    whose size contradicts the config.
     """
     *path, role = name.split(".")
     if not any("att" in part.lower() for part in path) or role in _OUTPUT:

@@ -1,30 +1,46 @@
 """Language models: loading, digests and logits.
 
-Any Hugging Face causal language model or sequence classifier, from a hub id or a local folder; and a tiny
-GPT-NeoX to train from scratch. Weights come from safetensors alone; code that comes with a model never runs.
+Any Hugging Face causal language model or sequence classifier, from a hub id or a local folder; and
+a tiny GPT-NeoX to train from scratch. Weights come from safetensors alone; code that comes with a
+model never runs.
 """
 
 import hashlib
 import math
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
+
+from msif.core.data import Batch
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 _HEADS = {"causal": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification}
 
 
-def tiny_gpt_neox(vocab_size, width=64, layers=2, heads=4, context=64, seed=0, intermediate=None):
-    """A GPTNeoXForCausalLM with weights drawn from `seed`: float32, no dropout, untied, in eval mode.
+def tiny_gpt_neox(
+    vocab_size: int,
+    width: int = 64,
+    layers: int = 2,
+    heads: int = 4,
+    context: int = 64,
+    seed: int = 0,
+    intermediate: int | None = None,
+) -> GPTNeoXForCausalLM:
+    """A GPTNeoXForCausalLM with weights drawn from `seed`.
 
-    intermediate: the feed-forward width, 4 × `width` by default. The global random state is left as it was.
+    In float32, without dropout, untied, in eval mode. intermediate: the feed-forward width,
+    4 × `width` by default. The global random state is left as it was.
     """
     config = GPTNeoXConfig(
         vocab_size=vocab_size,
@@ -44,12 +60,19 @@ def tiny_gpt_neox(vocab_size, width=64, layers=2, heads=4, context=64, seed=0, i
         return GPTNeoXForCausalLM(config).float().eval()
 
 
-def load_model(source, dtype="float32", device="cpu", revision=None, head="causal"):
-    """The model at `source` (hub id, or folder with config.json and *.safetensors) in `dtype`, in eval mode.
+def load_model(
+    source: str | Path,
+    dtype: str = "float32",
+    device: torch.device | str = "cpu",
+    revision: str | None = None,
+    head: str = "causal",
+) -> PreTrainedModel:
+    """The model at `source` (hub id, or folder with config.json and *.safetensors), in eval mode.
 
-    head: "causal" (language model) or "classifier" (sequence classifier; a classification head that the
-    source lacks is newly drawn from torch's global random state). Raises ValueError for another dtype or
-    head, and for weights that lack parameters; OSError, naming the source, if nothing can be loaded from it.
+    dtype: one of `DTYPES`. head: "causal" (language model) or "classifier" (sequence classifier; a
+    classification head that the source lacks is newly drawn from torch's global random state).
+    Raises ValueError for another dtype or head, and for weights that lack parameters; OSError,
+    naming the source, if nothing can be loaded from it.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
@@ -76,8 +99,11 @@ def load_model(source, dtype="float32", device="cpu", revision=None, head="causa
     return model.to(device).eval()
 
 
-def load_tokenizer(source, revision=None):
-    """The tokenizer at `source` (hub id, or folder with its files). Raises OSError, naming the source."""
+def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer at `source` (hub id, or folder with its files).
+
+    Raises OSError, naming the source, if none can be loaded from it.
+    """
     return _from_pretrained(
         AutoTokenizer, source, "tokenizer.json or tokenizer_config.json", revision=revision
     )
@@ -93,8 +119,8 @@ def _from_pretrained(auto, source, files, **options):
         ) from error
 
 
-def model_digest(model):
-    """sha256 (hex) over the names, dtypes, shapes and bytes of the state dict, in the order of the names.
+def model_digest(model: nn.Module) -> str:
+    """sha256 (hex) over names, dtypes, shapes and bytes of the state dict, in the names' order.
 
     It does not depend on the device, or on the file or folder that the model came from.
     """
@@ -105,28 +131,35 @@ def model_digest(model):
     return sha.hexdigest()
 
 
-def logits(model, batch):
-    """The model's logits for a `data.Batch`: (n, S, V), or (n, C) for a classifier; padding is known by the mask.
+def logits(model: nn.Module, batch: Batch) -> Tensor:
+    """The model's logits for a batch: (n, S, V), or (n, C) for a classifier.
 
-    Decoder classifiers of transformers pool at the last id that is not config.pad_token_id, so padding gets that id here;
-    ValueError for a sequence that ends in it, as it would be pooled elsewhere.
+    Padding is known by the mask. Decoder classifiers of transformers pool at the last id that is
+    not config.pad_token_id, so padding gets that id here; ValueError for a sequence that ends in
+    it, as it would be pooled elsewhere.
     """
-    ids, pad = batch.input_ids, getattr(getattr(model, "config", None), "pad_token_id", None)
+    ids = batch.input_ids
+    pad = getattr(getattr(model, "config", None), "pad_token_id", None)
     if hasattr(model, "score") and pad is not None:  # what decoder classifiers call their head
         last = ids.gather(1, batch.attention_mask.sum(1, keepdim=True) - 1)[:, 0]
         if (last == pad).any():
+            number = batch.index[last == pad][0].item()
             raise ValueError(
-                f"sequence {batch.index[last == pad][0].item()} ends in token id {pad}, the model's pad_token_id: a "
-                f"classifier would not see its end; give the config a pad_token_id that no text uses"
+                f"sequence {number} ends in token id {pad}, the model's pad_token_id: a classifier "
+                f"would not see its end; give the config a pad_token_id that no text uses"
             )
         ids = ids.masked_fill(batch.attention_mask == 0, pad)
     return model(input_ids=ids, attention_mask=batch.attention_mask).logits
 
 
-def limits(model):
-    """(vocabulary size, longest sequence) that the model can read; infinite where its config does not say."""
+def limits(model: nn.Module) -> tuple[float, float]:
+    """(vocabulary size, longest sequence) that the model can read.
+
+    Infinite where its config does not say.
+    """
     config = getattr(model, "config", None)
-    return tuple(
-        getattr(config, name, None) or math.inf
-        for name in ("vocab_size", "max_position_embeddings")
-    )
+
+    def limit(name):
+        return getattr(config, name, None) or math.inf
+
+    return limit("vocab_size"), limit("max_position_embeddings")

@@ -1,64 +1,82 @@
-"""The scalars at the top of the model: training losses, measurements, and pseudo-losses whose gradients sample the curvature.
+"""The scalars at the top of the model.
 
-Every function here maps ``(logits, batch)`` to one scalar per sequence, shape (n,). Logits are (n, S, V) for a language
-model, whose ``logits[:, t]`` predict ``labels[:, t + 1]``, or (n, C) for a sequence classifier. This is the only place
-where that shift by one happens. Losses and log-probabilities are in nats, summed (not averaged) over label positions.
+They are training losses, measurements, and pseudo-losses whose gradients sample the curvature.
+
+Every function here maps ``(logits, batch)`` to one scalar per sequence, shape (n,). Logits are
+(n, S, V) for a language model, whose ``logits[:, t]`` predict ``labels[:, t + 1]``, or (n, C) for a
+sequence classifier. This is the only place where that shift by one happens. Losses and
+log-probabilities are in nats, summed (not averaged) over label positions.
 """
 
 import hashlib
+from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from msif.core.data import NO_LOSS
+from msif.core.data import NO_LOSS, Batch
+
+# (logits, batch) -> (n,).
+Objective = Callable[[Tensor, Batch], Tensor]
 
 
-def align(logits, labels):
-    """Predictions beside what they predict: logits (n, T, V) in at least float32, targets (n, T) with -100 = none.
+def align(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Predictions beside what they predict.
 
-    For a language model T = S: the labels are shifted, as the last logits predict nothing, and the logits are not copied.
-    Labels go where the logits are: a model spread over devices reads on the first and predicts on the last."""
-    logits, labels = (
-        logits.to(torch.promote_types(logits.dtype, torch.float32)),
-        labels.to(logits.device),
-    )
+    Logits (n, T, V) in at least float32, targets (n, T) with −100 = none. For a language model
+    T = S: the labels are shifted, as the last logits predict nothing, and the logits are not
+    copied. Labels go where the logits are: a model spread over devices reads on the first and
+    predicts on the last.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    labels = labels.to(logits.device)
     if labels.dim() == 1:
         return logits[:, None], labels[:, None]
     return logits, F.pad(labels[:, 1:], (0, 1), value=NO_LOSS)
 
 
-def loss(logits, batch):
+def loss(logits: Tensor, batch: Batch) -> Tensor:
     """Training loss ℓ_z = −Σ_t log p(y_t | x_<t): (n,), nats."""
     z, y = align(logits, batch.labels)
-    return (
-        F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction="none", ignore_index=NO_LOSS)
-        .view_as(y)
-        .sum(1)
-    )
+    each = F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction="none", ignore_index=NO_LOSS)
+    return each.view_as(y).sum(1)
 
 
-def log_probability(logits, batch):
-    """Measurement f = Σ_t log p(y_t | x_<t) over the labelled (answer) tokens: (n,), nats, higher = more likely."""
+def log_probability(logits: Tensor, batch: Batch) -> Tensor:
+    """Measurement f = Σ_t log p(y_t | x_<t) over the labelled (answer) tokens: (n,).
+
+    In nats, higher = more likely.
+    """
     return -loss(logits, batch)
 
 
-def logit_margin(logits, batch):
-    """Measurement f = Σ_t (z_t[y_t] − max_{v ≠ y_t} z_t[v]) over the labelled tokens: (n,), logits."""
+def logit_margin(logits: Tensor, batch: Batch) -> Tensor:
+    """Measurement f = Σ_t (z_t[y_t] − max_{v ≠ y_t} z_t[v]) over the labelled tokens: (n,).
+
+    In units of a logit, positive where every labelled token is the likeliest.
+    """
     z, y = align(logits, batch.labels)
     target = y.clamp(min=0)[..., None]
     rival = z.scatter(2, target, -torch.inf).amax(2)
     return ((z.gather(2, target)[..., 0] - rival) * (y != NO_LOSS)).sum(1)
 
 
-def generator(seed, index, draw):
-    """Random numbers keyed by (seed, sequence index, draw): equal under any batching, partition, device or resume."""
+def generator(seed: int | str, index: int, draw: int) -> torch.Generator:
+    """Random numbers keyed by (seed, sequence index, draw).
+
+    Equal under any batching, partition, device or resume.
+    """
     key = hashlib.sha256(f"{seed}/{index}/{draw}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
 
 
 def _noise(draw_fn, y, batch, seed, draw, shape=()):
-    """(n, T, *shape) noise that is zero off the label positions; each sequence draws for its own labels, in order."""
+    """(n, T, *shape) noise that is zero off the label positions.
+
+    Each sequence draws for its own labels, in order.
+    """
     noise = torch.zeros(*y.shape, *shape)
     for row, index in enumerate(batch.index.tolist()):
         at = (y[row] != NO_LOSS).cpu()
@@ -66,10 +84,12 @@ def _noise(draw_fn, y, batch, seed, draw, shape=()):
     return noise.to(y.device)
 
 
-def sampled_loss(logits, batch, *, seed, draw):
-    """Σ_t ⟨p − e_ŷ, z_t⟩ with each ŷ_t ~ p(· | x_<t) drawn from the very logits that score it (inverse CDF).
+def sampled_loss(logits: Tensor, batch: Batch, *, seed: int | str, draw: int) -> Tensor:
+    """Σ_t ⟨p − e_ŷ, z_t⟩ with each ŷ_t ~ p(· | x_<t) drawn from the very logits that score it.
 
-    Its gradient p − e_ŷ (a constant here) is that of ℓ with the labels ŷ, which the first forward pass need not compute."""
+    (n,), drawn by the inverse CDF. Its gradient p − e_ŷ (a constant here) is that of ℓ with the
+    labels ŷ, which the first forward pass need not compute.
+    """
     z, y = align(logits, batch.labels)
     p = z.detach().softmax(2)
     cdf = p.cumsum(2)
@@ -79,8 +99,11 @@ def sampled_loss(logits, batch, *, seed, draw):
     return _linear(z, p.scatter_add_(2, drawn, -torch.ones_like(u)), y)
 
 
-def gaussian_loss(logits, batch, *, seed, draw):
-    """Σ_t ⟨u_t, z_t⟩ with u = √p∘ε − p(√p·ε), ε ~ N(0, I): E[uuᵀ] = diag(p) − ppᵀ, at lower variance than labels."""
+def gaussian_loss(logits: Tensor, batch: Batch, *, seed: int | str, draw: int) -> Tensor:
+    """Σ_t ⟨u_t, z_t⟩ with u = √p∘ε − p(√p·ε), ε ~ N(0, I): (n,).
+
+    E[uuᵀ] = diag(p) − ppᵀ, at lower variance than labels.
+    """
     z, y = align(logits, batch.labels)
     p = z.detach().softmax(2)
     noise = p.sqrt() * _noise(torch.randn, y, batch, seed, draw, (z.shape[2],)).to(p.dtype)
@@ -93,13 +116,16 @@ def _linear(z, u, y):
     return torch.linalg.vecdot(u, z).sum(1)
 
 
-def fisher_losses(labels, samples, seed):
-    """The pseudo-losses whose gradients g have E[ggᵀ] = the Gauss-Newton matrix (for "true": the empirical Fisher).
+def fisher_losses(labels: str, samples: int, seed: int | str) -> list[Objective]:
+    """The pseudo-losses whose gradients g have E[ggᵀ] = the Gauss-Newton matrix.
 
-    labels: "gaussian" (recommended), "sampled", or "true" (the data's own labels; one sample, no randomness).
+    labels: "gaussian" (recommended), "sampled", or "true" (the data's own labels; one sample, no
+    randomness; E[ggᵀ] is then the empirical Fisher). Raises ValueError for another one, and for
+    samples < 1.
     """
     if labels == "true":
         return [loss]
+    kinds: dict[str, Callable[..., Tensor]]
     kinds = {"sampled": sampled_loss, "gaussian": gaussian_loss}
     if labels not in kinds:
         raise ValueError(f"labels={labels!r}: expected 'gaussian', 'sampled' or 'true'")

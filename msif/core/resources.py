@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 
-def available_memory():
+def available_memory() -> int | None:
     """Bytes of memory that a new allocation can have, or None where the system does not say."""
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
@@ -17,18 +17,22 @@ def available_memory():
         return None
 
 
-def require(*, what, memory=0, disk=0, folder="."):
-    """Raise MemoryError or OSError, naming what is needed and what there is, unless both fit. Sizes in bytes."""
+def require(*, what: str, memory: int = 0, disk: int = 0, folder: str | Path = ".") -> None:
+    """Raise MemoryError or OSError, naming what is needed and what there is, unless both fit.
+
+    memory, disk: in bytes. what: what needs them, the beginning of the message.
+    """
     free = available_memory()
     if free is not None and memory > free:
         raise MemoryError(
-            f"{what}: needs {gib(memory)} of memory, {gib(free)} is free. Use more partitions, a smaller "
-            f"batch or fewer layers, or a larger machine."
+            f"{what}: needs {gib(memory)} of memory, {gib(free)} is free. Use more partitions, a "
+            f"smaller batch or fewer layers, or a larger machine."
         )
     free = shutil.disk_usage(_existing(Path(folder))).free
     if disk > free:
         raise OSError(
-            f"{what}: needs {gib(disk)} of disk at {folder}, {gib(free)} is free. Free some, or use another folder."
+            f"{what}: needs {gib(disk)} of disk at {folder}, {gib(free)} is free. Free some, or "
+            f"use another folder."
         )
 
 
@@ -40,7 +44,8 @@ def _left_in_container(folder=Path("/sys/fs/cgroup")):
     return [int(limit.read_text()) - int(used.read_text())]
 
 
-def gib(size):
+def gib(size: float) -> str:
+    """A number of bytes in GiB, as text with its unit."""
     return f"{size / 2**30:.2f} GiB"
 
 

@@ -1,1 +1,4 @@
-"""Other curvatures of a stage than EK-FAC: dense, the exact Gauss-Newton product and the dial between, unrolled, Adam's."""
+"""Other curvatures of a stage than EK-FAC.
+
+Dense, the exact Gauss-Newton product and the dial between, unrolled, Adam's.
+"""

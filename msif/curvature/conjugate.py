@@ -1,7 +1,7 @@
 """Conjugate gradients on A X = b for several right-hand sides, each by itself or all as one block.
 
-Both are generators of (X, relative residuals) after each product, without end. b: rows (q, P); product: rows (q, P) -> A times
-each, A symmetric and positive definite.
+Both are generators of (X, relative residuals) after each product, without end. b: rows (q, P);
+product: rows (q, P) -> A times each, A symmetric and positive definite.
 """
 
 import torch
@@ -15,9 +15,11 @@ def block_cg(product, b):
 
 
 def blocks(product, b):
-    """After each product: X (q, P), and Q (P, q), C (q, q) of the residual b − A X = (Q C)ᵀ, Q orthonormal.
+    """After each product: X (q, P), and Q (P, q), C (q, q) of the residual b − A X = (Q C)ᵀ.
 
-    Dubrulle's BCGrQ (2001): as the block of residuals is kept orthonormal, queries that have converged do no harm."""
+    Q is orthonormal. Dubrulle's BCGrQ (2001): as the block of residuals is kept orthonormal,
+    queries that have converged do no harm.
+    """
     Q, C = torch.linalg.qr(b.mT)
     X, S = torch.zeros_like(Q), Q
     while True:
@@ -31,11 +33,12 @@ def blocks(product, b):
 
 def cg(product, b):
     """Iterates of conjugate gradients, each query by itself: as `block_cg`."""
-    norms = b.norm(dim=1, keepdim=True).clamp(min=torch.finfo(b.dtype).tiny)
+    tiny = torch.finfo(b.dtype).tiny
+    norms = b.norm(dim=1, keepdim=True).clamp(min=tiny)
     x, r, p = torch.zeros_like(b), b, b
     while True:
         Ap, square = product(p), r.square().sum(1, keepdim=True)
-        step = square / (p * Ap).sum(1, keepdim=True).clamp(min=torch.finfo(b.dtype).tiny)
+        step = square / (p * Ap).sum(1, keepdim=True).clamp(min=tiny)
         x, r = x + step * p, r - step * Ap
-        p = r + r.square().sum(1, keepdim=True) / square.clamp(min=torch.finfo(b.dtype).tiny) * p
+        p = r + r.square().sum(1, keepdim=True) / square.clamp(min=tiny) * p
         yield x, (r.norm(dim=1, keepdim=True) / norms)[:, 0]

@@ -1,6 +1,7 @@
-"""Dense curvature: an explicit symmetric matrix over the tracked layers, for tests, toys and oracles.
+"""Dense curvature: an explicit symmetric matrix over the tracked layers.
 
-The matrix acts on the layers' flattened (out, in) gradients, concatenated in the order of `layers`.
+For tests, toys and oracles. The matrix acts on the layers' flattened (out, in) gradients,
+concatenated in the order of `layers`.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,11 @@ import torch
 
 @dataclass(frozen=True)
 class Dense:
-    """matrix: (P, P), symmetric. layers: {layer name: (out, in)} in the order of its rows, P = Σ out·in."""
+    """The curvature H of a stage as a matrix.
+
+    matrix: (P, P), symmetric. layers: {layer name: (out, in)} in the order of its rows,
+    P = Σ out·in.
+    """
 
     matrix: torch.Tensor
     layers: dict
@@ -19,8 +24,11 @@ class Dense:
     def apply(self, f, v, new=(), f_new=None):
         """f(H) v for f(eigenvalues, their mean); v: {layer: (n, out, in)}.
 
-        With layers φ in `new`, on which f must not act (they carry no proximal term), φ is eliminated in closed form:
-        H_φφ⁻¹ := f_new(H_φφ), S = H_θθ − H_θφ H_φφ⁻¹ H_φθ, x_θ = f(S)(v_θ − H_θφ H_φφ⁻¹ v_φ), x_φ = H_φφ⁻¹(v_φ − H_φθ x_θ).
+        With layers φ in `new`, on which f must not act (they carry no proximal term), φ is
+        eliminated in closed form, with H_φφ⁻¹ := f_new(H_φφ):
+
+            S = H_θθ − H_θφ H_φφ⁻¹ H_φθ,
+            x_θ = f(S)(v_θ − H_θφ H_φφ⁻¹ v_φ),   x_φ = H_φφ⁻¹(v_φ − H_φθ x_θ).
         """
         x, at_new = self._flatten(v), self._mask(new)
         if not at_new.any():

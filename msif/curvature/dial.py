@@ -1,18 +1,22 @@
-"""A dial from EK-FAC to the exact damped Gauss-Newton: block conjugate gradients, preconditioned by EK-FAC and sampled gradients.
+"""A dial from EK-FAC to the exact damped Gauss-Newton.
 
-    (G + D) X = V,   D = α_l + d_l on layer l,   all q right-hand sides together
+It is block conjugate gradients, preconditioned by EK-FAC and sampled gradients, on
 
-k iterations find the X nearest to the solution, in the norm of G + D, among all combinations of the q·k directions that the
-queries' k products have reached *together*: a query profits from the products of all others, which plain CG throws away. An
-iteration is one product with G per query and keeps four blocks of q vectors, whatever k. The preconditioner is the inverse of
+    (G + D) X = V,   D = α_l + d_l on layer l,   all q right-hand sides together.
+
+k iterations find the X nearest to the solution, in the norm of G + D, among all combinations of the
+q·k directions that the queries' k products have reached *together*: a query profits from the
+products of all others, which plain CG throws away. An iteration is one product with G per query and
+keeps four blocks of q vectors, whatever k. The preconditioner is the inverse of
 
     D + (1 − g) K + g Σ_i u_i u_iᵀ = C⁻¹ (I + Ũᵀ Ũ) C⁻¹,   C = (D + (1 − g) K)^(−1/2),   Ũ = √g U C,
 
-K: EK-FAC; u_i, the rows of U: sampled pseudo-gradients with E[Σ u uᵀ] = G. They carry what EK-FAC leaves out, such as the coupling
-of layers, and are shrunk towards EK-FAC because they are few. With F = C (I + ŨᵀŨ)^(−1/2), CG runs on Fᵀ(G + D)F.
+K: EK-FAC; u_i, the rows of U: sampled pseudo-gradients with E[Σ u uᵀ] = G. They carry what EK-FAC
+leaves out, such as the coupling of layers, and are shrunk towards EK-FAC because they are few. With
+F = C (I + ŨᵀŨ)^(−1/2), CG runs on Fᵀ(G + D)F.
 
-Sources: O'Leary 1980 (block CG), Dubrulle 2001 (BCGrQ: the block of residuals is kept orthonormal, so that converged queries
-do no harm), Ledoit and Wolf 2004 (shrinkage).
+Sources: O'Leary 1980 (block CG), Dubrulle 2001 (BCGrQ: the block of residuals is kept orthonormal,
+so that converged queries do no harm), Ledoit and Wolf 2004 (shrinkage).
 """
 
 from dataclasses import dataclass
@@ -30,7 +34,10 @@ from msif.curvature.conjugate import block_cg
 
 @dataclass(frozen=True)
 class Correction:
-    """rows: Ũ (n, P). core (n, n), symmetric: (I + ŨᵀŨ)^(−1/2) = I + Ũᵀ core Ũ. share: g, between 0 and 1."""
+    """(I + ŨᵀŨ)^(−1/2) = I + Ũᵀ core Ũ.
+
+    rows: Ũ (n, P). core: (n, n), symmetric. share: g, between 0 and 1.
+    """
 
     rows: torch.Tensor
     core: torch.Tensor
@@ -43,11 +50,13 @@ class Correction:
 
 @dataclass(frozen=True)
 class Refined(Stage):
-    """A `Stage` with its inverse refined by `iterations` products with the Gauss-Newton matrix; 0: the preconditioner alone.
+    """A `Stage` with its inverse refined by `iterations` products with the Gauss-Newton matrix.
 
-    curvature: an `ekfac.EKFAC`. product: {layer: (q, o, i)} -> G times it, such as `GaussNewton.product`. correction: from
-    `low_rank`, or None for EK-FAC alone. solver: `block_cg` (None), or `cg` for each query by itself. Shared and new layers are coupled through G; new ones carry no α.
-    Raises ValueError for iterations < 0, or > 0 without a product.
+    curvature: an `ekfac.EKFAC`. product: {layer: (q, o, i)} -> G times it, such as
+    `GaussNewton.product`. iterations: 0 for the preconditioner alone. correction: from `low_rank`,
+    or None for EK-FAC alone. solver: `block_cg` (None), or `cg` for each query by itself. Shared
+    and new layers are coupled through G; new ones carry no α. Raises ValueError for
+    iterations < 0, or > 0 without a product.
     """
 
     product: object = None
@@ -60,15 +69,16 @@ class Refined(Stage):
             raise ValueError(f"iterations is {self.iterations}; expected 0 (EK-FAC) or more")
         if self.iterations and self.product is None:
             raise ValueError(
-                f"{self.iterations} iterations need a product with the Gauss-Newton matrix: give, for instance, "
-                f"product=GaussNewton(model, layers, sequences).product"
+                f"{self.iterations} iterations need a product with the Gauss-Newton matrix: give, "
+                f"for instance, product=GaussNewton(tracked, sequences).product"
             )
 
     def inverse(self, v):
         """(G + αP + d)⁻¹ v, {layer: (q, o, i)}, as nearly as the iterations buy."""
         if not self.iterations:
             return self.start(v)
-        return next(islice((x for x, _ in self.iterates(v)), self.iterations - 1, None))
+        solutions = (x for x, _ in self.iterates(v))
+        return next(islice(solutions, self.iterations - 1, None))
 
     def transfer(self, v):
         """T v = α (G + αP + d)⁻¹ v on the layers that earlier stages have."""
@@ -87,10 +97,16 @@ class Refined(Stage):
         return super().inverse(v) if self.correction is None else self._forth(self._back(v), v)
 
     def iterates(self, v):
-        """After each product: (approximate (G + αP + d)⁻¹ v, the relative residual of each query (q,), preconditioned)."""
-        for x, residuals in (self.solver or block_cg)(
-            lambda x: self._back(self.damped(self._forth(x, v))), self._back(v)
-        ):
+        """After each product: (approximate (G + αP + d)⁻¹ v, each query's relative residual).
+
+        The residuals (q,) are those of the preconditioned system.
+        """
+
+        def product(x):
+            return self._back(self.damped(self._forth(x, v)))
+
+        solver = self.solver or block_cg
+        for x, residuals in solver(product, self._back(v)):
             yield self._forth(x, v), residuals
 
     def damped(self, v):
@@ -110,12 +126,10 @@ class Refined(Stage):
         def root(shift):
             return lambda eigenvalues, mean: ((1 - share) * eigenvalues + shift(mean)).rsqrt()
 
-        return self.curvature.apply(
-            root(lambda mean: self.alpha.of(mean) + self.damping.of(mean)),
-            v,
-            self.new,
-            root(self.damping.of),
-        )
+        def shift(mean):
+            return self.alpha.of(mean) + self.damping.of(mean)
+
+        return self.curvature.apply(root(shift), v, self.new, root(self.damping.of))
 
     def _back(self, v):
         """Fᵀ v as rows (q, P)."""
@@ -131,27 +145,29 @@ class Refined(Stage):
 
 
 def low_rank(stage, u, share=0.9):
-    """The `Correction` correction of a `Refined` stage's EK-FAC by pseudo-gradients u {layer: (n, o, i)}, E[Σ u uᵀ] = G; n² P once."""
+    """The `Correction` of a `Refined` stage's EK-FAC by pseudo-gradients u, E[Σ u uᵀ] = G.
+
+    u: {layer: (n, o, i)}. share: g. It costs n² P once. Raises ValueError unless 0 < share < 1.
+    """
     if not 0 < share < 1:
         raise ValueError(
-            f"share is {share}; expected a number between 0 (EK-FAC alone) and 1 (pseudo-gradients alone)"
+            f"share is {share}; expected a number between 0 (EK-FAC alone) and 1 (pseudo-gradients "
+            f"alone)"
         )
     rows = share**0.5 * flatten(stage.whitened(u, share))
     values, vectors = torch.linalg.eigh((rows @ rows.mT).double())
     root = (1 + values.clamp(min=0)).sqrt()
-    core = (
-        -vectors / (root * (1 + root)) @ vectors.mT
-    )  # ((1 + λ)^(−1/2) − 1) / λ without its cancellation
+    # ((1 + λ)^(−1/2) − 1) / λ without its cancellation:
+    core = -vectors / (root * (1 + root)) @ vectors.mT
     return Correction(rows, core.to(rows.dtype), share)
 
 
 def pseudo_gradients(tracked, sequences, samples=1, seed=0, batch_size=64):
-    """U = D / √(samples·N), {layer: (samples·N, o, i)}: E[Σ u uᵀ] = G. One forward and `samples` backward passes' worth of work."""
-    drawn = [
-        gradients(tracked, sequences, partial(gaussian_loss, seed=seed, draw=i), batch_size)
-        for i in range(samples)
-    ]
-    return {
-        name: torch.cat([d[name] for d in drawn]) / (samples * len(sequences)) ** 0.5
-        for name in drawn[0]
-    }
+    """u = D / √(samples·N), {layer: (samples·N, o, i)}: E[Σ u uᵀ] = G.
+
+    A forward and a backward pass for each sample.
+    """
+    losses = [partial(gaussian_loss, seed=seed, draw=draw) for draw in range(samples)]
+    drawn = [gradients(tracked, sequences, loss, batch_size) for loss in losses]
+    scale = (samples * len(sequences)) ** 0.5
+    return {name: torch.cat([d[name] for d in drawn]) / scale for name in drawn[0]}

@@ -2,9 +2,10 @@
 
     G v = E_z[Jᵀ H_out J v],   H_out = diag(p) − ppᵀ at every label position,
 
-J: the derivative of a sequence's logits with respect to the tracked weights. Exact over the softmax: no blocks, no sampling.
-For cross-entropy G is the Fisher matrix. Source: Martens 2020 (arXiv 1412.1193). Jv comes from differentiating u ↦ Jᵀu, which
-is linear, so that plain reverse-mode differentiation suffices: one product costs about one forward and backward a vector.
+J: the derivative of a sequence's logits with respect to the tracked weights. Exact over the
+softmax: no blocks, no sampling. For cross-entropy G is the Fisher matrix. Source: Martens 2020
+(arXiv 1412.1193). Jv comes from differentiating u ↦ Jᵀu, which is linear, so that plain
+reverse-mode differentiation suffices: one product costs about one forward and backward a vector.
 """
 
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from msif.core.capture import frozen
 from msif.core.data import NO_LOSS, batches, check
 from msif.core.layers import Tracked, matrix
 from msif.core.models import limits, logits
@@ -21,7 +23,11 @@ from msif.core.objectives import align
 
 @dataclass(frozen=True)
 class GaussNewton:
-    """sequences: what the mean E_z runs over, each counting 1/N."""
+    """G of a model's tracked layers.
+
+    sequences: what the mean E_z runs over, each counting 1/N. Raises ValueError for one that the
+    model cannot read (`data.check`).
+    """
 
     tracked: Tracked
     sequences: list
@@ -31,22 +37,18 @@ class GaussNewton:
         check(self.sequences, *limits(self.tracked.model))
 
     def product(self, v):
-        """G v of {layer: (q, o, i)}, for all q vectors in one pass over the sequences; a bias is the last input."""
+        """G v of {layer: (q, o, i)}, for all q vectors in one pass over the sequences.
+
+        A bias is the last input.
+        """
+        model, layers = self.tracked.model, self.tracked.layers
         found = {name: torch.zeros_like(x) for name, x in v.items()}
         with _differentiable(self.tracked) as parameters:
-            vectors = [
-                part
-                for layer in self.tracked.layers
-                for part in _parts(self.tracked.model, layer, v[layer.name])
-            ]
+            vectors = [part for layer in layers for part in _parts(model, layer, v[layer.name])]
             for batch in batches(self.sequences, self.batch_size):
-                products = iter(
-                    _product(
-                        self.tracked.model, parameters, batch.to(self.tracked.model.device), vectors
-                    )
-                )
-                for layer in self.tracked.layers:
-                    found[layer.name] += _joined(self.tracked.model, layer, products)
+                products = iter(_product(model, parameters, batch.to(model.device), vectors))
+                for layer in layers:
+                    found[layer.name] += _joined(model, layer, products)
         return {name: x / len(self.sequences) for name, x in found.items()}
 
 
@@ -55,37 +57,30 @@ def _product(model, parameters, batch, vectors):
     z, y = align(logits(model, batch), batch.labels)
     u = torch.zeros_like(z, requires_grad=True)
     linear = torch.autograd.grad(z, parameters, u, create_graph=True)  # Jᵀu
-    (Jv,) = torch.autograd.grad(
-        linear, u, vectors, retain_graph=True, is_grads_batched=True
-    )  # (q, n, T, V)
-    p, labelled = z.detach().softmax(2), (y != NO_LOSS)[..., None]
+    (Jv,) = torch.autograd.grad(linear, u, vectors, retain_graph=True, is_grads_batched=True)
+    p, labelled = z.detach().softmax(2), (y != NO_LOSS)[..., None]  # Jv: (q, n, T, V)
     H_Jv = p * (Jv - (p * Jv).sum(3, keepdim=True)) * labelled
     return torch.autograd.grad(z, parameters, H_Jv, is_grads_batched=True)
 
 
 @contextmanager
 def _differentiable(tracked):
-    """The parameters of the tracked layers, which alone ask for gradients inside; attention that can be differentiated twice."""
-    wanted, training, kind = (
-        [p for p in tracked.model.parameters() if p.requires_grad],
-        tracked.model.training,
-        _attention(tracked.model),
-    )
-    modules = [tracked.model.get_submodule(layer.name) for layer in tracked.layers]
-    tracked.model.requires_grad_(False).eval()
-    _set_attention(tracked.model, "eager")
-    try:
-        with torch.enable_grad():
-            yield [
-                p.requires_grad_()
-                for m in modules
-                for p in ([m.weight] if m.bias is None else [m.weight, m.bias])
-            ]
-    finally:
-        _set_attention(tracked.model, kind)
-        tracked.model.requires_grad_(False).train(training)
-        for p in wanted:
-            p.requires_grad_(True)
+    """The parameters of the tracked layers, which alone ask for gradients inside.
+
+    Inside, attention can be differentiated twice.
+    """
+    model = tracked.model
+    modules = [model.get_submodule(layer.name) for layer in tracked.layers]
+    weights = [p for m in modules for p in (m.weight, m.bias) if p is not None]
+    kind = _attention(model)
+    with frozen(model):
+        _set_attention(model, "eager")
+        try:
+            with torch.enable_grad():
+                yield [p.requires_grad_() for p in weights]
+        finally:
+            _set_attention(model, kind)
+            model.requires_grad_(False)
 
 
 def _attention(model):
@@ -99,22 +94,23 @@ def _set_attention(model, kind):
 
 def _parts(model, layer, v):
     """(q, o, i) as the layer's own parameters: weight, and bias if there is one."""
-    weight = v[..., : layer.in_features]
-    weight = matrix(model.get_submodule(layer.name), weight)
+    weight = matrix(model.get_submodule(layer.name), v[..., : layer.in_features])
     return [weight, v[..., -1]] if layer.bias else [weight]
 
 
 def _joined(model, layer, products):
     """The inverse of `_parts`: takes the layer's tensors from the iterator."""
-    weight = next(products)
-    weight = matrix(model.get_submodule(layer.name), weight)
+    weight = matrix(model.get_submodule(layer.name), next(products))
     return torch.cat([weight, next(products)[..., None]], 2) if layer.bias else weight
 
 
 @contextmanager
 def exact_attention():
-    """Eager attention in the model's own precision inside: transformers' own takes its softmax in float32, so that a product with G
-    in float64 would be symmetric to seven digits alone."""
+    """Eager attention in the model's own precision inside.
+
+    Transformers' own takes its softmax in float32, so that a product with G in float64 would be
+    symmetric to seven digits alone.
+    """
     ALL_ATTENTION_FUNCTIONS["eager"] = _softmax_in_own_precision
     try:
         yield

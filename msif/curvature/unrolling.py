@@ -1,17 +1,21 @@
-"""A stage that gradient descent leaves before its optimum, in place of one that stays near its start by a penalty.
+"""A stage that gradient descent leaves before its optimum.
 
-Gradient descent at rates η_t on H for τ = Σ η_t turns a change δ of its start into e^(−τH) δ, and a constant force of
-−∇ℓ_z into −∫₀^τ e^(−tH) dt ∇ℓ_z. So, as functions of the eigenvalues λ of H in the stage's EK-FAC basis,
+It takes the place of one that stays near its start by a penalty.
+
+Gradient descent at rates η_t on H for τ = Σ η_t turns a change δ of its start into e^(−τH) δ, and a
+constant force of −∇ℓ_z into −∫₀^τ e^(−tH) dt ∇ℓ_z. So, as functions of the eigenvalues λ of H in
+the stage's EK-FAC basis,
 
     proximal   T: α/(λ + α)     own data: 1/(λ + α)
     unrolled   T: e^(−τλ)       own data: (1 − e^(−τλ))/λ,   τ at λ = 0
 
-and pre-training cut at its checkpoints is a chain of such stages, in each of which a document acts once: with one more stage
-for fine-tuning this is SOURCE (Bae et al. 2024, arXiv 2405.12186, equations 14 to 16) across stages.
+and pre-training cut at its checkpoints is a chain of such stages, in each of which a document acts
+once: with one more stage for fine-tuning this is SOURCE (Bae et al. 2024, arXiv 2405.12186,
+equations 14 to 16) across stages.
 
-λ is in the unit of the loss that the optimiser sees, the mean over sequences of their summed token losses. Under AdamW τ is
-not Σ η_t: each weight has a rate of its own. `relative` then gives τ = time / (mean eigenvalue of the layer), of which one
-scale, `time`, is left to be fitted.
+λ is in the unit of the loss that the optimiser sees, the mean over sequences of their summed token
+losses. Under AdamW τ is not Σ η_t: each weight has a rate of its own. `relative` then gives
+τ = time / (mean eigenvalue of the layer), of which one scale, `time`, is left to be fitted.
 """
 
 from dataclasses import dataclass
@@ -23,7 +27,11 @@ from msif.core.influence import NONE, Stage
 
 @dataclass(frozen=True)
 class Unrolled(Stage):
-    """time: Σ η_t, or if relative a number without unit, over the layer's mean eigenvalue. α and d must be left at 0; no new layers."""
+    """A `Stage` of gradient descent that is cut off.
+
+    time: Σ η_t, or if relative a number without unit, over the layer's mean eigenvalue. Raises
+    ValueError unless it is finite and positive, and for α, d or new layers: they must be left out.
+    """
 
     time: float = 1.0
     relative: bool = True
@@ -31,15 +39,18 @@ class Unrolled(Stage):
     def __post_init__(self):
         if not 0 < self.time < float("inf"):
             raise ValueError(
-                f"time is {self.time}; expected a finite number > 0: Σ η_t, or without unit if relative"
+                f"time is {self.time}; expected a finite number > 0: Σ η_t, or without unit if "
+                f"relative"
             )
         if self.alpha != NONE or self.damping != NONE or self.new:
             raise ValueError(
-                "an unrolled stage has neither α, nor damping, nor new layers: its time alone says how far it goes"
+                "an unrolled stage has neither α, nor damping, nor new layers: its time alone says "
+                "how far it goes"
             )
 
     @property
     def forgets(self):
+        """Never: e^(−τλ) > 0."""
         return False
 
     def inverse(self, v):

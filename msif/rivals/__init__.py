@@ -1,1 +1,2 @@
-"""Other ways to say which documents mattered: text search, hidden states, gradient methods, other inverses."""
+"""Other ways to say which documents mattered: text search, hidden states, gradient methods, other
+inverses."""

@@ -1,7 +1,8 @@
 """Similarity of a model's own representations: which documents look to the model like the query?
 
-A sequence's representation is a hidden state of the model, at its last token or averaged over its tokens. It knows no loss and
-no gradient, so it costs one forward pass a document; it has no sign of influence and no unit.
+A sequence's representation is a hidden state of the model, at its last token or averaged over its
+tokens. It knows no loss and no gradient, so it costs one forward pass a document; it has no sign of
+influence and no unit.
 """
 
 import torch
@@ -12,11 +13,13 @@ from msif.core.models import limits
 
 
 def states(model, sequences, kind="mean", layer=-1, batch_size=64):
-    """Hidden states of n sequences (`data.Sequence`): (n, d) float32 on the CPU, in the order given.
+    """Hidden states of n sequences (`data.Sequence`): (n, d) float32 on the CPU, in the order
+    given.
 
-    kind: "mean" over a sequence's tokens, or "last" of them. layer: of transformers' hidden_states, 0 the embeddings, −1 after
-    the last block and norm. Padding never enters, for a model whose tokens look to the left or that reads its attention mask.
-    Raises ValueError for another kind or layer, and for a sequence that the model cannot read.
+    kind: "mean" over a sequence's tokens, or "last" of them. layer: of transformers' hidden_states,
+    0 the embeddings, −1 after the last block and norm. Padding never enters, for a model whose
+    tokens look to the left or that reads its attention mask. Raises ValueError for another kind or
+    layer, and for a sequence that the model cannot read.
     """
     if kind not in ("mean", "last"):
         raise ValueError(f"kind is {kind!r}: expected 'mean' or 'last'")
@@ -37,7 +40,8 @@ def _batch(model, batch, kind, layer):
     ).hidden_states
     if not -len(hidden) <= layer < len(hidden):
         raise ValueError(
-            f"layer is {layer}: expected {-len(hidden)} to {len(hidden) - 1}, one of the model's hidden states"
+            f"layer is {layer}: expected {-len(hidden)} to {len(hidden) - 1}, "
+            f"one of the model's hidden states"
         )
     x, mask = hidden[layer].float(), batch.attention_mask
     if kind == "last":
@@ -46,11 +50,12 @@ def _batch(model, batch, kind, layer):
 
 
 def cosine(model, queries, documents, kind="mean", layer=-1, batch_size=64, centred=False):
-    """Cosine of the representations of queries (prompt + answer) and documents: (q, n) float32. Other arguments as for `states`.
+    """Cosine of the representations of queries (prompt + answer) and documents: (q, n) float32.
 
-    centred: first subtract the mean over the queries from each query and that over the documents from each document, which takes
-    away what all share, such as the format of a question; a score then depends on the other queries and documents too. Queries
-    and documents may be numbered alike."""
+    centred: first subtract the mean over the queries from each query and that over the documents
+    from each document, which takes away what all share, such as the format of a question; a score
+    then depends on the other queries and documents too. Queries and documents may be numbered
+    alike. Other arguments as for `states`."""
     asked, found = (states(model, x, kind, layer, batch_size) for x in (queries, documents))
     if centred:
         asked, found = asked - asked.mean(0), found - found.mean(0)

@@ -2,7 +2,8 @@
 
     gradient dot          ⟨q, ∇ℓ_z⟩
     cosine                ⟨q, ∇ℓ_z⟩ / (‖q‖ ‖∇ℓ_z‖)
-    CKA of gradients      mean over layers of ‖Xᵀ Y‖² / (‖Xᵀ X‖ ‖Yᵀ Y‖), X = ∇ℓ_z and Y = q centred over outputs; no sign
+    CKA of gradients      mean over layers of ‖Xᵀ Y‖² / (‖Xᵀ X‖ ‖Yᵀ Y‖), X = ∇ℓ_z and Y = q centred
+                          over outputs; no sign
 
 Source of CKA: Kornblith et al. 2019 (arXiv 1905.00414).
 """
@@ -23,7 +24,8 @@ def cosine(w, g):
 
 
 def cka(q, g):
-    """Linear CKA of the gradients as (o, i) matrices, mean over layers: (q, n) in [0, 1]; it has no sign.
+    """Linear CKA of the gradients as (o, i) matrices, mean over layers: (q, n) in [0, 1]; it has
+    no sign.
 
     ‖Xᵀ Y‖² = ⟨XXᵀ, YYᵀ⟩ by (o, o) Gram matrices."""
     return sum(_gram(q[name]) @ _gram(g[name]).mT for name in q) / len(q)
@@ -32,6 +34,5 @@ def cka(q, g):
 def _gram(x):
     """(n, o·o): centred X Xᵀ, divided by its norm."""
     x = x - x.mean(1, keepdim=True)
-    return torch.nn.functional.normalize(
-        (x @ x.mT).flatten(1), eps=1e-300 if x.dtype == torch.float64 else 1e-30
-    )
+    tiny = 1e-300 if x.dtype == torch.float64 else 1e-30
+    return torch.nn.functional.normalize((x @ x.mT).flatten(1), eps=tiny)

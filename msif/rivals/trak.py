@@ -1,6 +1,6 @@
 """TRAK: random projections of the margin's gradient, over several models.
 
-    s(z) = φ(query)ᵀ (ΦᵀΦ)⁻¹ φ(z) (1 − p_z),   φ = Pᵀ∇m,   m the margin, P random (traker's projector).
+    s(z) = φ(query)ᵀ (ΦᵀΦ)⁻¹ φ(z) (1 − p_z),   φ = Pᵀ∇m,   m the margin, P random (of traker).
 
 Source: Park et al. 2023 (arXiv 2303.14186).
 """
@@ -25,13 +25,15 @@ def margin(logits, batch):
 def error_probability(logits, batch):
     """TRAK's 1 − p, mean over the labelled tokens: (n,). It is −∂ℓ/∂m of one token."""
     z, y = align(logits, batch.labels)
-    p, labelled = z.softmax(2).gather(2, y.clamp(min=0)[..., None])[..., 0], y != NO_LOSS
+    p = z.softmax(2).gather(2, y.clamp(min=0)[..., None])[..., 0]
+    labelled = y != NO_LOSS
     return ((1 - p) * labelled).sum(1) / labelled.sum(1)
 
 
 def projector(layers, dimension, seed, dtype=torch.float32):
-    """Pᵀ: rows (n, P) -> (n, dimension), random signs, by traker; it holds P · dimension numbers."""
-    size = sum(x.out_features * (x.in_features + x.bias) for x in layers)
+    """Pᵀ: rows (n, P) -> (n, dimension), random signs, by traker; it holds P · dimension
+    numbers."""
+    size = sum(x.out_features * x.inputs for x in layers)
     found = need("trak.projectors").BasicProjector(
         size, dimension, seed, "rademacher", "cpu", block_size=dimension, dtype=dtype
     )
@@ -39,23 +41,25 @@ def projector(layers, dimension, seed, dtype=torch.float32):
 
 
 def trak_features(tracked, sequences, project, batch_size=64):
-    """φ = Pᵀ∇m of each sequence: (n, dimension); `project` maps rows (n, P), in the order of `layers`."""
-    return torch.cat(
-        [
-            project(flatten(gradients(tracked, sequences[i : i + batch_size], margin, batch_size)))
-            for i in range(0, len(sequences), batch_size)
-        ]
-    )
+    """φ = Pᵀ∇m of each sequence: (n, dimension); `project` maps rows (n, P), in the order of
+    `layers`."""
+
+    def features(few):
+        return project(flatten(gradients(tracked, few, margin, batch_size)))
+
+    starts = range(0, len(sequences), batch_size)
+    return torch.cat([features(sequences[i : i + batch_size]) for i in starts])
 
 
 def trak(queries, candidates, weights):
     """TRAK's scores (q, n) from lists over models: φ(query) (q, k), φ(z) (n, k) and 1 − p_z (n,).
 
-    Scores and weights are averaged over models before they are multiplied, as in the source. Raises ValueError for fewer
-    candidates than features, whose ΦᵀΦ has no inverse."""
+    Scores and weights are averaged over models before they are multiplied, as in the source.
+    Raises ValueError for fewer candidates than features, whose ΦᵀΦ has no inverse."""
     if (n := len(candidates[0])) < (k := candidates[0].shape[1]):
         raise ValueError(
-            f"{n} candidates for {k} features: ΦᵀΦ is singular; project to fewer than {n} dimensions"
+            f"{n} candidates for {k} features: ΦᵀΦ is singular; "
+            f"project to fewer than {n} dimensions"
         )
     scores = [q @ torch.linalg.solve(phi.mT @ phi, phi.mT) for q, phi in zip(queries, candidates)]
     return torch.stack(scores).mean(0) * torch.stack(weights).mean(0)

@@ -1,13 +1,16 @@
-"""Fit EK-FAC factors into a folder: planned for a memory budget, checkpointed, over one process or many.
+"""Fit EK-FAC factors into a folder: planned for a memory budget, checkpointed, over one process or
+many.
 
-The numbers are those of `ekfac.fit`; this is for models and data that take hours. One partition of the layers at a time:
+The numbers are those of `ekfac.fit`; this is for models and data that take hours. One partition of
+the layers at a time:
 
-    covariances (a pass over the data, checkpointed) -> one file of eigenbases a layer -> eigenvalues (a pass, checkpointed)
-    -> one file of finished factors a layer.
+    covariances (a pass over the data, checkpointed) -> one file of eigenbases a layer
+    -> eigenvalues (a pass, checkpointed) -> one file of finished factors a layer.
 
-Killed at any point, the same call goes on from its last checkpoint, to the same bits on the same machine: sums are stored as
-they stand and batches follow in one order. With several processes (see `msif.scale.processes`), process k takes every k-th batch
-and every k-th decomposition, and sums are added over processes.
+Killed at any point, the same call goes on from its last checkpoint, to the same bits on the same
+machine: sums are stored as they stand and batches follow in one order. With several processes (see
+`msif.scale.processes`), process k takes every k-th batch and every k-th decomposition, and sums are
+added over processes.
 """
 
 import contextlib
@@ -20,7 +23,8 @@ from tqdm import tqdm
 
 from msif.core import ekfac, files, store
 from msif.core.capture import backpropagate, frozen
-from msif.core.data import buckets, check, collate, digest
+from msif.core.data import Sequence, buckets, check, collate, digest
+from msif.core.layers import Tracked
 from msif.core.models import limits, model_digest
 from msif.core.objectives import fisher_losses
 from msif.core.products import aligned
@@ -30,28 +34,32 @@ from msif.scale.plan import parse_bytes, plan_fit
 
 
 def fit(
-    folder,
-    tracked,
-    sequences,
+    folder: str | Path,
+    tracked: Tracked,
+    sequences: list[Sequence],
     *,
-    labels="gaussian",
-    samples=2,
-    seed=0,
-    batch_size=32,
-    memory=None,
-    keep=0,
-    every=60.0,
-    title=None,
-):
-    """Fit the factors of `layers` on `sequences` into `folder`, and return them, each layer read when it is asked for (`store.load`).
+    labels: str = "gaussian",
+    samples: int = 2,
+    seed: int = 0,
+    batch_size: int = 32,
+    memory: int | str | None = None,
+    keep: int | str = 0,
+    every: float = 60.0,
+    title: str | None = None,
+) -> ekfac.EKFAC:
+    """Fit the factors of the tracked layers on `sequences` into `folder`, and return them, each
+    layer read when it is asked for (`store.load`).
 
-    labels, samples, seed and batch_size as in `ekfac.fit`. memory: bytes, "16GiB" or None for what is free; it decides how many
-    partitions the layers go in. keep: bytes of disk, or "16GiB", for the a and g of the covariance pass, so that the eigenvalue
-    pass reads them in place of running the model: worth it where disks outrun arithmetic, as on CPUs. every: seconds between checkpoints. title: of the plan that is printed and of the progress bars
-    (None: silent). A folder that holds these very factors is returned as it is.
+    labels, samples, seed and batch_size as in `ekfac.fit`. memory: bytes, "16GiB" or None for what
+    is free; it decides how many partitions the layers go in. keep: bytes of disk, or "16GiB", for
+    the a and g of the covariance pass, so that the eigenvalue pass reads them in place of running
+    the model: worth it where disks outrun arithmetic, as on CPUs. every: seconds between
+    checkpoints. title: of the plan that is printed and of the progress bars (None: silent). A
+    folder that holds these very factors is returned as it is.
 
-    Raises, before any pass, ValueError for unreadable sequences or for a folder with other factors or other unfinished work in
-    it, MemoryError or OSError where memory or disk will not do, `files.Busy` while another run writes there.
+    Raises, before any pass, ValueError for unreadable sequences or for a folder with other factors
+    or other unfinished work in it, MemoryError or OSError where memory or disk will not do,
+    `files.Busy` while another run writes there.
     """
     folder, objectives = Path(folder), fisher_losses(labels, samples, seed)
     check(sequences, *limits(tracked.model))
@@ -64,17 +72,13 @@ def fit(
         "seed": seed,
         "batch_size": batch_size,
     }
-    plan = plan_fit(
-        tracked,
-        [len(x.input_ids) for x in sequences],
-        batch_size=batch_size,
-        draws=len(objectives),
-        memory=memory,
-    )
+    lengths = [len(x.input_ids) for x in sequences]
+    plan = plan_fit(tracked, lengths, batch_size=batch_size, draws=len(objectives), memory=memory)
     rank, size = processes.rank_and_size()
     if size > (found := len(buckets(sequences, batch_size))):
         raise ValueError(
-            f"{size} processes for {found} batches: every process needs one; lower batch_size or start fewer"
+            f"{size} processes for {found} batches: every process needs one; "
+            f"lower batch_size or start fewer"
         )
     if title and rank == 0:
         print(plan, flush=True)
@@ -82,7 +86,7 @@ def fit(
     with files.exclusive(work / f"rank{rank}"):
         if not _there(folder, key):
             _begin(work, key, plan, rank)
-            for number, partition in enumerate(plan.partitions):
+            for number, partition in enumerate(plan.partitions, 1):
                 _Fit(
                     work,
                     tracked.only(partition.layers),
@@ -91,19 +95,12 @@ def fit(
                     batch_size,
                     parse_bytes(keep) if keep else 0,
                     every,
-                    title and f"{title} {number + 1}/{len(plan.partitions)}",
+                    title and f"{title} {number}/{len(plan.partitions)}",
                 ).run()
             if rank == 0:
+                factors = _stored(work, tracked.layers, "factors")
                 header = ekfac.header(tracked.model, sequences, labels, len(objectives), seed)
-                store.save(
-                    ekfac.EKFAC(
-                        store.LayerFiles(
-                            {x.name: _file(work, x, "factors") for x in tracked.layers}
-                        ),
-                        header,
-                    ),
-                    folder,
-                )
+                store.save(ekfac.EKFAC(factors, header), folder)
                 _clear(work)
         processes.barrier()
     return store.load(folder, tracked, in_memory=False)
@@ -114,31 +111,34 @@ def _there(folder, key):
     if not (folder / "header.json").exists():
         return False
     found = store.read_header(folder)
-    other = [
-        name for name in ("model", "data", "labels", "samples", "seed") if found[name] != key[name]
-    ]
+    compared = ("model", "data", "labels", "samples", "seed")
+    other = [name for name in compared if found[name] != key[name]]
     if other:
         raise store.FactorsError(
-            f"{folder} holds factors with another {' and '.join(other)} ({found[other[0]]!r} there, "
-            f"{key[other[0]]!r} asked for): choose another folder, or remove it"
+            f"{folder} holds factors with another {' and '.join(other)} "
+            f"({found[other[0]]!r} there, {key[other[0]]!r} asked for): "
+            f"choose another folder, or remove it"
         )
     return True
 
 
 def _begin(work, key, plan, rank):
+    """Claim the work's folder, with room on its disk; no process goes on before that is done."""
     if rank == 0:
         files.same_work(work, key)
         done = sum(x.stat().st_size for x in work.glob("*.safetensors"))
-        require(
-            disk=max(0, plan.disk - done),
-            folder=work,
-            what=f"fitting {plan.parameters:,} parameters",
-        )
+        what = f"fitting {plan.parameters:,} parameters"
+        require(disk=max(0, plan.disk - done), folder=work, what=what)
     processes.barrier()
 
 
-def _file(work, layer, kind, suffix=""):
-    return work / f"{layer.name}.{kind}{suffix}.safetensors"
+def _file(work, layer, kind):
+    return work / f"{layer.name}.{kind}.safetensors"
+
+
+def _stored(work, layers, kind):
+    """The layers' "bases" or "factors" that lie in `work`, read when they are asked for."""
+    return store.LayerFiles({x.name: _file(work, x, kind) for x in layers})
 
 
 def _clear(work):
@@ -151,51 +151,44 @@ class _Fit:
     """One partition: its two passes and what lies between and after them."""
 
     def __init__(self, work, tracked, sequences, objectives, batch_size, keep, every, title):
-        self.work, self.tracked, self.sequences, self.objectives = (
-            work,
-            tracked,
-            sequences,
-            objectives,
-        )
-        self.batches, self.keep = processes.share(buckets(sequences, batch_size)), keep
-        self.every, self.title = every, title
+        self.work = work
+        self.tracked = tracked
+        self.sequences = sequences
+        self.objectives = objectives
+        self.batches = processes.share(buckets(sequences, batch_size))
+        self.keep = keep  # bytes of disk that are left for a and g
+        self.every = every
+        self.title = title
         self.count = len(sequences) * len(objectives)
 
     def run(self):
+        layers = self.tracked.layers
         if not self._all("factors"):
             if not self._all("bases"):
-                self._each(
-                    self._decomposed(self._pass("covariances", ekfac.add_covariances)), "bases"
-                )
+                covariances = self._pass("covariances", ekfac.add_covariances)
+                self._each(self._decomposed(covariances), "bases")
             _return_memory()
-            bases = store.LayerFiles(
-                {x.name: _file(self.work, x, "bases") for x in self.tracked.layers}
-            )
+            bases = _stored(self.work, layers, "bases")
             rotations = {
-                x.name: _rotation(bases[x.name].to(_weight(self.tracked.model, x).device))
-                for x in self.tracked.layers
+                x.name: _rotation(bases[x.name].to(_device(self.tracked.model, x.name)))
+                for x in layers
             }
             sums = self._pass(
                 "eigenvalues", lambda sums, *found: ekfac.add_eigenvalues(sums, rotations, *found)
             )
-            self._each(
-                (
-                    (x, ekfac.mean_eigenvalues(sums, [x], bases, self.count)[x.name])
-                    for x in processes.share(self.tracked.layers)
-                ),
-                "factors",
+            finished = (
+                (x, ekfac.mean_eigenvalues(sums, [x], bases, self.count)[x.name])
+                for x in processes.share(layers)
             )
+            self._each(finished, "factors")
         if processes.rank_and_size()[0] == 0:
-            for path in (
-                *self.work.glob("sums.*"),
-                *self.work.glob("kept.*"),
-                *(_file(self.work, x, "bases") for x in self.tracked.layers),
-            ):
+            passing = (*self.work.glob("sums.*"), *self.work.glob("kept.*"))
+            for path in (*passing, *(_file(self.work, x, "bases") for x in layers)):
                 path.unlink(missing_ok=True)
         processes.barrier()
 
     def _all(self, kind):
-        """Is this file there for every layer? All processes answer before any of them goes on to write."""
+        """Is this file there for every layer? All processes answer before any goes on to write."""
         found = all(_file(self.work, x, kind).exists() for x in self.tracked.layers)
         processes.barrier()
         return found
@@ -207,37 +200,38 @@ class _Fit:
         processes.barrier()
 
     def _decomposed(self, sums):
-        """(layer, its eigenbases) of this process's layers; each layer's sums are let go of as it is done."""
+        """(layer, its eigenbases) of this process's layers; each layer's sums are let go of as it
+        is done."""
+        whats = ("A", "B", "positions")
         mine = [
             x
             for x in processes.share(self.tracked.layers)
             if not _file(self.work, x, "bases").exists()
         ]
-        for name in set(sums) - {
-            f"{x.name}.{what}" for x in mine for what in ("A", "B", "positions")
-        }:
+        for name in set(sums) - {f"{x.name}.{what}" for x in mine for what in whats}:
             del sums[name]
-        for layer in tqdm(
-            mine, desc=self.title and f"{self.title}: decompositions", disable=self.title is None
-        ):
-            (found,) = ekfac.mean_covariances(
-                sums, [layer], len(self.sequences), len(self.objectives)
-            ).values()
-            [sums.pop(f"{layer.name}.{what}") for what in ("A", "B", "positions")]
-            yield layer, ekfac.eigenbases(*found)
+        desc = self.title and f"{self.title}: decompositions"
+        for layer in tqdm(mine, desc=desc, disable=self.title is None):
+            means = ekfac.mean_covariances(sums, [layer], len(self.sequences), len(self.objectives))
+            for what in whats:
+                del sums[f"{layer.name}.{what}"]
+            yield layer, ekfac.eigenbases(*means[layer.name])
 
     def _pass(self, kind, add):
-        """Sums over all batches of all processes: {name: tensor}. Checkpoints on the way, and goes on from one that is there."""
+        """Sums over all batches of all processes: {name: tensor}.
+
+        Checkpoints on the way, and goes on from one that is there."""
         rank, size = processes.rank_and_size()
-        path = self.work / f"sums.{self.tracked.layers[0].name}.{kind}.{rank}of{size}.safetensors"
         names, last = [x.name for x in self.tracked.layers], time.monotonic()
+        path = self.work / f"sums.{names[0]}.{kind}.{rank}of{size}.safetensors"
         sums, state = files.load(path)
         if state.get("layers") != names:  # none, or of another partition
             sums, state = {}, {"batches": 0}
-        sums, done = (
-            {name: x.to(_weight(self.tracked.model, name).device) for name, x in sums.items()},
-            state["batches"],
-        )
+        sums = {
+            name: x.to(_device(self.tracked.model, name.rpartition(".")[0]))
+            for name, x in sums.items()
+        }
+        done = state["batches"]
         with frozen(self.tracked.model), self._progress(kind, done) as progress:
             for number, group in enumerate(self.batches[done:], done + 1):
                 batch = collate([self.sequences[n] for n in group])
@@ -268,22 +262,16 @@ class _Fit:
                 files.save(kept[layer.name, draw], found, durable=False)
             consume(layer, a, g, draw)
 
-        backpropagate(
-            self.tracked,
-            batch,
-            self.objectives,
-            keeping if kind == "covariances" and self.keep > 0 else consume,
-        )
+        keeps = kind == "covariances" and self.keep > 0
+        backpropagate(self.tracked, batch, self.objectives, keeping if keeps else consume)
 
     def _read(self, kept, consume):
         for layer in self.tracked.layers:
+            device = _device(self.tracked.model, layer.name)
             a = None  # kept once, with the first draw
             for draw in range(len(self.objectives)):
                 found = {
-                    name: x.to(
-                        _weight(self.tracked.model, layer).device,
-                        torch.promote_types(x.dtype, torch.float32),
-                    )
+                    name: x.to(device, torch.promote_types(x.dtype, torch.float32))
                     for name, x in files.load(kept[layer.name, draw])[0].items()
                 }
                 a = found.get("a", a)
@@ -302,7 +290,8 @@ class _Fit:
 
 
 def _return_memory():
-    """Freed memory back to the system, from which glibc's allocator holds it; without glibc there is nothing to do."""
+    """Freed memory back to the system, from which glibc's allocator holds it; without glibc there
+    is nothing to do."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -311,7 +300,6 @@ def _rotation(factors):
     return aligned(factors.basis_in), factors.basis_out
 
 
-def _weight(model, layer):
-    return model.get_submodule(
-        layer.rpartition(".")[0] if isinstance(layer, str) else layer.name
-    ).weight
+def _device(model, name):
+    """Where a layer's weight lies."""
+    return model.get_submodule(name).weight.device

@@ -1,21 +1,27 @@
 """Preconditioned queries of low rank, for the layers where they make scoring cheaper.
 
-A query's vector of one layer is replaced by W ≈ U Vᵀ, so that ⟨W, Σ_t g_t a_tᵀ⟩ = Σ_t (Uᵀg_t)·(Vᵀa_t) needs no gradient D:
-R (o + i) multiplications a position, R the ranks of all queries together, against (s + q)/s · o·i with D.
+A query's vector of one layer is replaced by W ≈ U Vᵀ, so that
+⟨W, Σ_t g_t a_tᵀ⟩ = Σ_t (Uᵀg_t)·(Vᵀa_t) needs no gradient D: R (o + i) multiplications a position,
+R the ranks of all queries together, against (s + q)/s · o·i with D.
 
-With covariances A and B a candidate's D has E[⟨X, D⟩²] ∝ ‖B^½ X A^½‖² (K-FAC's view), so the singular values σ of B^½ W A^½ say
-what a truncated score loses. For each query the smallest σ of all layers go, until √(Σ gone σ² / Σ σ²) reaches `error`: the
-expected root-mean-square error of its scores over their root mean square. A layer whose ranks would cost more than D keeps W
-as it is. Grosse et al. 2023 (arXiv 2308.03296, section 3.2.2) truncate W itself, to a fixed rank.
+With covariances A and B a candidate's D has E[⟨X, D⟩²] ∝ ‖B^½ X A^½‖² (K-FAC's view), so the
+singular values σ of B^½ W A^½ say what a truncated score loses. For each query the smallest σ of
+all layers go, until √(Σ gone σ² / Σ σ²) reaches `error`: the expected root-mean-square error of its
+scores over their root mean square. A layer whose ranks would cost more than D keeps W as it is.
+Grosse et al. 2023 (arXiv 2308.03296, section 3.2.2) truncate W itself, to a fixed rank.
 """
 
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from msif.core.capture import passes
+from msif.core.data import Sequence
+from msif.core.ekfac import EKFAC
 from msif.core.influence import Scores, same_layers
-from msif.core.objectives import loss
+from msif.core.layers import Tracked, Vectors
+from msif.core.objectives import Objective, loss
 from msif.core.products import transposed_gradient
 
 FLOOR = 1e-9  # of the largest eigenvalue: below, a direction has no part in any candidate's D
@@ -23,29 +29,32 @@ FLOOR = 1e-9  # of the largest eigenvalue: below, a direction has no part in any
 
 @dataclass(frozen=True)
 class LowRank:
-    """U (o, R), V (i, R) of all queries side by side; query (R,): whose column it is; count: of queries."""
+    """U (o, R), V (i, R) of all queries side by side; query (R,) int64: whose column it is.
 
-    U: torch.Tensor
-    V: torch.Tensor
-    query: torch.Tensor
+    count: how many queries there are."""
+
+    U: Tensor
+    V: Tensor
+    query: Tensor
     count: int
 
-    def scores(self, a, g, bias):
+    def scores(self, a: Tensor, g: Tensor, bias: bool) -> Tensor:
         """(q, n) of a batch: a (n, s, inputs), g (n, s, o)."""
         U, V = self.U.to(g), self.V.to(g)
         right = a @ V[:-1] + V[-1] if bias else a @ V
-        return g.new_zeros(self.count, len(g)).index_add_(
-            0, self.query.to(g.device), ((g @ U) * right).sum(1).mT
-        )
+        columns = ((g @ U) * right).sum(1).mT
+        zeros = g.new_zeros(self.count, len(g))
+        return zeros.index_add_(0, self.query.to(g.device), columns)
 
 
 @dataclass(frozen=True)
 class Whole:
     """W (q, o, i), where that is cheaper."""
 
-    W: torch.Tensor
+    W: Tensor
 
-    def scores(self, a, g, bias):
+    def scores(self, a: Tensor, g: Tensor, bias: bool) -> Tensor:
+        """(q, n) of a batch, as `LowRank.scores`."""
         return self.W.mT.flatten(1).to(g) @ transposed_gradient(a, g, bias).flatten(1).mT
 
 
@@ -53,11 +62,11 @@ class Whole:
 class Compressed:
     """{layer: LowRank or Whole} and the expected relative error of each query's scores (q,)."""
 
-    layers: dict
-    error: torch.Tensor
+    layers: dict[str, LowRank | Whole]
+    error: Tensor
 
     @property
-    def ranks(self):
+    def ranks(self) -> dict[str, float]:
         """{layer: mean rank of a query}, of the layers of low rank."""
         return {
             name: x.U.shape[1] / x.count
@@ -66,10 +75,11 @@ class Compressed:
         }
 
 
-def compress(w, factors, error=0.01, positions=128):
-    """W ({layer: (q, o, i)} of `influence.precondition`) as `Compressed`, to the stated error; positions: a candidate's typical length.
+def compress(w: Vectors, factors: EKFAC, error: float = 0.01, positions: int = 128) -> Compressed:
+    """w ({layer: (q, o, i)} of `influence.precondition`) as `Compressed`, to the stated error.
 
-    factors: the `ekfac.EKFAC` of the candidates' stage. Raises ValueError unless 0 < error < 1."""
+    factors: the `ekfac.EKFAC` of the candidates' stage. positions: a candidate's typical length in
+    tokens. Raises ValueError unless 0 < error < 1, and for factors of other layers."""
     if not 0 < error < 1:
         raise ValueError(
             f"error is {error!r}: expected a relative error between 0 and 1, such as 0.01"
@@ -88,18 +98,26 @@ def compress(w, factors, error=0.01, positions=128):
 
 
 def score(
-    tracked, candidates, compressed, *, batch_size=32, objective=loss, norms=False, title=None
-):
-    """`influence.score` for compressed queries. norms: also ‖∇ℓ_z‖, from the positions' products in s²(o + i); else None."""
+    tracked: Tracked,
+    candidates: list[Sequence],
+    compressed: Compressed,
+    *,
+    batch_size: int = 32,
+    objective: Objective = loss,
+    norms: bool = False,
+    title: str | None = None,
+) -> Scores:
+    """`influence.score` for compressed queries: values (q, n) float32, positive = proponent.
+
+    norms: also ‖∇ℓ_z‖ (n,), from the positions' products in s²(o + i); else None. title: of the
+    progress bar (None: silent). Raises ValueError for queries of other layers."""
     same_layers(
         compressed.layers,
         [x.name for x in tracked.layers],
         "the query vectors and the tracked layers of the candidates' model",
     )
-    values, squares = (
-        torch.zeros(len(compressed.error), len(candidates)),
-        torch.zeros(len(candidates)),
-    )
+    values = torch.zeros(len(compressed.error), len(candidates))
+    squares = torch.zeros(len(candidates))
     at = {x.index: n for n, x in enumerate(candidates)}
 
     def consume(layer, a, g, draw, batch):
@@ -118,15 +136,13 @@ def _roots(values):
 
 def _whitened(W, factors):
     """M = B^½ W A^½ of each query in the eigenbases, float64: (q, blocks·r, i)."""
-    return (
-        _roots(factors.out_values).flatten()[:, None]
-        * factors.rotate(W).flatten(1, 2).double()
-        * _roots(factors.in_values)
-    )
+    rotated = factors.rotate(W).flatten(1, 2).double()
+    return _roots(factors.out_values).flatten()[:, None] * rotated * _roots(factors.in_values)
 
 
 def _gram(M):
-    """M Mᵀ or MᵀM, whichever is smaller: its eigenvalues are M's squared singular values, at a tenth of a decomposition of M."""
+    """M Mᵀ or MᵀM, whichever is smaller: its eigenvalues are M's squared singular values, at a
+    tenth of a decomposition of M."""
     return M @ M.mT if M.shape[1] <= M.shape[2] else M.mT @ M
 
 
@@ -135,29 +151,27 @@ def _squares(M):
 
 
 def _kept(squares, error):
-    """Which singular values stay: all but the smallest, whose squares come to at most error² of the whole. (q, k) of bool."""
+    """Which singular values stay: (q, k) bool, all but the smallest, whose squares come to at most
+    error² of the whole."""
     order = squares.argsort(1)
     lost = squares.gather(1, order).cumsum(1) / squares.sum(1, keepdim=True)
     return torch.empty_like(squares, dtype=torch.bool).scatter_(1, order, lost > error**2)
 
 
 def _low_rank(M, keep, dtype, factors):
-    """U and V in the layer's own coordinates: the roots of B and A undone, the eigenbases rotated back."""
-    (query, column), vectors = keep.nonzero(as_tuple=True), torch.linalg.eigh(_gram(M)).eigenvectors
+    """U and V in the layer's own coordinates: the roots of B and A undone, the eigenbases rotated
+    back."""
+    query, column = keep.nonzero(as_tuple=True)
+    vectors = torch.linalg.eigh(_gram(M)).eigenvectors
     one = vectors[query, :, column]  # (R, the smaller side)
     if M.shape[1] <= M.shape[2]:  # M ≈ Σ x xᵀM over left singular vectors x, or Σ M y yᵀ
         U, V = one, (vectors.mT @ M)[query, column]
     else:
         U, V = (M @ vectors)[query, :, column], one
-    U, V = U / _roots(factors.out_values).flatten(), V / _roots(factors.in_values)
-    U = torch.einsum(
-        "bor,Rbr->Rbo", factors.basis_out.double(), U.unflatten(1, factors.out_values.shape)
-    ).flatten(1)
+    U = (U / _roots(factors.out_values).flatten()).unflatten(1, factors.out_values.shape)
+    V = V / _roots(factors.in_values)
+    U = torch.einsum("bor,Rbr->Rbo", factors.basis_out.double(), U).flatten(1)
     if factors.rows is not None:
         U = torch.empty_like(U).index_copy_(1, factors.rows.flatten(), U)
-    return LowRank(
-        U.mT.to(dtype).contiguous(),
-        (factors.basis_in.double() @ V.mT).to(dtype).contiguous(),
-        query,
-        len(M),
-    )
+    V = factors.basis_in.double() @ V.mT
+    return LowRank(U.mT.to(dtype).contiguous(), V.to(dtype).contiguous(), query, len(M))

@@ -1,24 +1,37 @@
-"""Scores of a corpus that does not fit in memory: read as a stream, scored in blocks (see `msif.scale.blocks`), one parquet file each.
+"""Scores of a corpus that does not fit in memory: read as a stream, scored in blocks (see
+`msif.scale.blocks`), one parquet file each.
 
-The most extreme documents are then read off the files, with top_k(S ∪ S') = top_k(top_k(S) ∪ S'): no process ever holds more
-than one block of scores.
+The most extreme documents are then read off the files, with
+top_k(S ∪ S') = top_k(top_k(S) ∪ S'): no process ever holds more than one block of scores.
 """
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from time import perf_counter
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from msif.core import files, influence
 from msif.core.data import Sequence
 from msif.core.extras import need
+from msif.core.layers import Tracked, Vectors
 from msif.core.models import model_digest
-from msif.core.objectives import loss
+from msif.core.objectives import Objective, loss
 from msif.core.resources import gib
 from msif.scale import processes
-from msif.scale.blocks import announce, finished, function_name, in_blocks, tensors_digest
+from msif.scale.blocks import (
+    announce,
+    finished,
+    function_name,
+    in_blocks,
+    stream_length,
+    tensors_digest,
+)
 
 PART = "part-{:06d}.parquet"
 FOOTER = 1500  # bytes of a parquet file besides its numbers
@@ -26,19 +39,22 @@ FOOTER = 1500  # bytes of a parquet file besides its numbers
 
 @dataclass(frozen=True)
 class TopScores:
-    """The documents of highest (proponents) and lowest (opponents) score of each query, most extreme first, ties by index.
+    """The documents of highest (proponents) and lowest (opponents) score of each query, most
+    extreme first, ties by index.
 
-    Indices (q, k) int64, values (q, k) float32 in the unit of the scores; k = top, or all documents if they are fewer."""
+    Indices (q, k) int64, values (q, k) float32 in the unit of the scores; k = top, or all documents
+    if they are fewer."""
 
-    proponents: torch.Tensor
-    proponent_values: torch.Tensor
-    opponents: torch.Tensor
-    opponent_values: torch.Tensor
+    proponents: Tensor
+    proponent_values: Tensor
+    opponents: Tensor
+    opponent_values: Tensor
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What scoring a corpus will take: hours (with the processes of this run), disk in bytes, tokens/s of one process."""
+    """What scoring a corpus will take: hours (with the processes of this run), disk in bytes,
+    tokens/s of one process."""
 
     documents: int
     hours: float
@@ -46,12 +62,15 @@ class Estimate:
     tokens_per_second: float
 
 
-def tokenised(texts, tokenizer, max_length):
-    """The documents of a stream of texts, as `data.encode_documents` makes them: an iterator of `data.Sequence`.
+def tokenised(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Iterator[Sequence]:
+    """The documents of a stream of texts, as `data.encode_documents` makes them.
 
-    An index is the text's number in the stream: texts of fewer than 2 tokens (nothing to predict) are left out, but counted."""
-    texts, number = iter(texts), 0
-    while few := list(islice(texts, 256)):  # fast tokenizers share a list out over the cores
+    An index is the text's number in the stream: texts of fewer than 2 tokens (nothing to predict)
+    are left out, but counted."""
+    stream, number = iter(texts), 0
+    while few := list(islice(stream, 256)):  # fast tokenizers share a list out over the cores
         for ids in tokenizer(few, verbose=False)["input_ids"]:
             if len(row := tuple(ids[:max_length])) > 1:
                 yield Sequence(number, row, row)
@@ -59,34 +78,35 @@ def tokenised(texts, tokenizer, max_length):
 
 
 def score_corpus(
-    tracked,
-    sequences,
-    w,
-    folder,
+    tracked: Tracked,
+    sequences: Iterable[Sequence],
+    w: Vectors,
+    folder: str | Path,
     *,
-    block=1024,
-    batch_size=32,
-    top=100,
-    normalised=False,
-    documents=None,
-    objective=loss,
-    title=None,
-    score=influence.score,
-):
-    """Score a stream of `data.Sequence` (indices rising) for the query vectors w ({layer: (q, o, i)}) into `folder`: `TopScores`.
+    block: int = 1024,
+    batch_size: int = 32,
+    top: int = 100,
+    normalised: bool = False,
+    documents: int | None = None,
+    objective: Objective = loss,
+    title: str | None = None,
+    score: Callable[..., influence.Scores] = influence.score,
+) -> TopScores:
+    """Score a stream of sequences (indices rising) for the query vectors w ({layer: (q, o, i)})
+    into `folder`.
 
-    Positive = proponent; sign and unit as in `msif.core.influence`. The parts hold `index` int64, `norm` ‖∇ℓ_z‖ float32 and `score`
-    (q float32 numbers); read them with `read_scores`, other tops with `top_scores`. normalised: rank by score / norm.
-    documents: their number where the stream does not know it, for the plan, the check of the disk and the progress bar, whose
-    title is `title` (None: silent). score: called as `influence.score` is. Another batch size or number of processes may finish
-    what one began (rounding apart); w must be the same to the bit in all of them.
+    Positive = proponent; sign and unit as in `msif.core.influence`. The parts hold `index` int64,
+    `norm` ‖∇ℓ_z‖ float32 and `score` (q float32 numbers); read them with `read_scores`, other tops
+    with `top_scores`. normalised: rank by score / norm. documents: their number where the stream
+    does not know it, for the plan, the check of the disk and the progress bar, whose title is
+    `title` (None: silent). score: called as `influence.score` is. Another batch size or number of
+    processes may finish what one began (rounding apart); w must be the same to the bit in all of
+    them.
 
-    Raises ValueError for a folder with the work of other inputs, a stream that changed, and a sequence that the model cannot
-    read; FloatingPointError for what is not finite; files.Busy for a second run; MemoryError; OSError for a full disk."""
-    queries, documents = (
-        len(next(iter(w.values()))),
-        len(sequences) if hasattr(sequences, "__len__") else documents,
-    )
+    Raises ValueError for a folder with the work of other inputs, a stream that changed, and a
+    sequence that the model cannot read; FloatingPointError for what is not finite; `files.Busy` for
+    a second run; MemoryError; OSError for a full disk."""
+    queries, documents = len(next(iter(w.values()))), stream_length(sequences, documents)
     key = {
         "w": tensors_digest(w),
         "model": model_digest(tracked.model),
@@ -94,48 +114,39 @@ def score_corpus(
         "objective": function_name(objective),
         "score": function_name(score),
     }
-    announce(
-        folder,
-        PART,
-        block,
-        documents,
-        partial(part_bytes, queries=queries, block=block),
-        _memory(tracked.layers, w, block, batch_size),
-        title,
-        f"{queries} queries",
-    )
+    disk = partial(part_bytes, queries=queries, block=block)
+    memory = _memory(tracked.layers, w, block, batch_size)
+    announce(folder, PART, block, documents, disk, memory, title, f"{queries} queries")
 
     def write(path, few, stamp):
-        _write(
-            path,
-            few,
-            score(tracked, few, w, batch_size=batch_size, objective=objective),
-            queries,
-            stamp,
-        )
+        found = score(tracked, few, w, batch_size=batch_size, objective=objective)
+        _write(path, few, found, queries, stamp)
 
     in_blocks(sequences, folder, key, block, PART, write, _stamp, documents, title)
     return top_scores(folder, top, normalised)
 
 
-def part_bytes(documents, queries, block=1024):
+def part_bytes(documents: int, queries: int, block: int = 1024) -> int:
     """Bytes of the parts of that many documents: 12 + 4.07 q a document, and a footer a block."""
     return round(documents * (12 + 4.07 * queries)) + FOOTER * -(-documents // block)
 
 
 def _memory(layers, w, block, batch_size):
-    """Bytes of a block's scores in the precision of w and as written, and of a batch's gradients of the largest layer."""
+    """Bytes of a block's scores in the precision of w and as written, and of a batch's gradients of
+    the largest layer."""
     one = next(iter(w.values()))
-    gradients = batch_size * max(x.out_features * (x.in_features + x.bias) for x in layers)
+    gradients = batch_size * max(x.out_features * x.inputs for x in layers)
     return 2 * one.element_size() * (block * (len(one) + 1) + gradients)
 
 
 def _write(path, sequences, found, queries, stamp):
     values, norms = found.values.T.float().cpu().contiguous(), found.norms.float().cpu()
-    for x, finite in zip(sequences, (values.isfinite().all(1) & norms.isfinite()).tolist()):
-        if not finite:
+    finite = values.isfinite().all(1) & norms.isfinite()
+    for x, good in zip(sequences, finite.tolist()):
+        if not good:
             raise FloatingPointError(
-                f"a score of sequence {x.index} is NaN or infinite in float32: check the query vectors w"
+                f"a score of sequence {x.index} is NaN or infinite in float32: "
+                f"check the query vectors w"
             )
     pa, pq = need("pyarrow"), need("pyarrow.parquet")
     columns = [
@@ -167,73 +178,88 @@ def _parquet(path, read):
         return read(path)
     except (need("pyarrow").ArrowException, OSError) as error:
         raise ValueError(
-            f"{path} is damaged ({error}): remove it and run again; only its documents are scored again"
+            f"{path} is damaged ({error}): remove it and run again; "
+            f"only its documents are scored again"
         ) from error
 
 
 def _stamp(path):
-    return (
-        (_parquet(path, need("pyarrow.parquet").read_schema).metadata or {})
-        .get(b"stamp", b"")
-        .decode()
-    )
+    metadata = _parquet(path, need("pyarrow.parquet").read_schema).metadata or {}
+    return metadata.get(b"stamp", b"").decode()
 
 
-def read_scores(folder, query=None):
-    """Iterate over the parts of a finished run: index (n,) int64, and `influence.Scores` whose values are (q, n) float32, or (n,)
-    of one query. Raises ValueError naming a missing or damaged part (pages carry checksums)."""
+def read_scores(
+    folder: str | Path, query: int | None = None
+) -> Iterator[tuple[Tensor, influence.Scores]]:
+    """Iterate over the parts of a finished run: index (n,) int64, and `influence.Scores` whose
+    values are (q, n) float32, or (n,) of one query.
+
+    Raises ValueError naming a missing or damaged part (pages carry checksums)."""
     pq = need("pyarrow.parquet")
     for path in finished(folder):
         table = _parquet(path, partial(pq.read_table, page_checksum_verification=True))
         index, norms = (torch.tensor(table[name].to_numpy()) for name in ("index", "norm"))
-        values = (
-            torch.tensor(table["score"].combine_chunks().flatten().to_numpy())
-            .view(len(index), -1)
-            .T
-        )
+        numbers = torch.tensor(table["score"].combine_chunks().flatten().to_numpy())
+        values = numbers.view(len(index), -1).T
         yield index, influence.Scores(values if query is None else values[query], norms)
 
 
-def top_scores(folder, top=100, normalised=False):
-    """`TopScores` of a finished run, by score or by score / norm, in one pass over its parts."""
+def top_scores(folder: str | Path, top: int = 100, normalised: bool = False) -> TopScores:
+    """`TopScores` of a finished run, by score or by score / norm, in one pass over its parts.
+
+    Raises ValueError for a top below 1, and what `read_scores` raises."""
     if top < 1:
         raise ValueError(f"top is {top}; expected at least 1 document")
-    best = {}
-    for index, scores in read_scores(folder):
+    best: dict[bool, tuple[Tensor, Tensor]] = {}  # by whether the highest come first
+    for numbers, scores in read_scores(folder):
         values = scores.normalised() if normalised else scores.values
+        index = numbers.expand(len(values), -1)
         for highest in (True, False):
-            best[highest] = _merged(
-                best.get(highest), index.expand(len(values), -1), values, top, highest
-            )
+            best[highest] = _merged(best.get(highest), index, values, top, highest)
     return TopScores(*best[True], *best[False])
 
 
 def _merged(kept, index, values, top, highest):
-    """The first `top` of what is kept and a block; a stable sort keeps ties in the order of their index."""
+    """The first `top` of what is kept and a block; a stable sort keeps ties in the order of their
+    index."""
     if kept is not None:
         index, values = torch.cat([kept[0], index], 1), torch.cat([kept[1], values], 1)
     values, order = values.sort(dim=1, descending=highest, stable=True)
     return index.gather(1, order[:, :top]), values[:, :top]
 
 
-def estimate(tracked, sample, w, documents, batch_size=32, objective=loss):
-    """Time a sample (a list of sequences, as long as the corpus's) and print what `documents` of them will take: `Estimate`."""
-    run = {"batch_size": batch_size, "objective": objective}
-    influence.score(tracked, sample[:batch_size], w, **run)  # the first batch allocates
+def estimate(
+    tracked: Tracked,
+    sample: list[Sequence],
+    w: Vectors,
+    documents: int,
+    batch_size: int = 32,
+    objective: Objective = loss,
+) -> Estimate:
+    """Time a sample (sequences as long as the corpus's) and print what `documents` of them will
+    take."""
+
+    def scored(few):
+        return influence.score(tracked, few, w, batch_size=batch_size, objective=objective)
+
+    scored(sample[:batch_size])  # the first batch allocates
     start = perf_counter()
-    found = influence.score(tracked, sample, w, **run)
-    found.norms.sum().item()  # waits for an accelerator
-    seconds, (rank, size), queries = (
-        perf_counter() - start,
-        processes.rank_and_size(),
-        len(found.values),
-    )
-    hours = lambda n: n * seconds / len(sample) / size / 3600
+    found = scored(sample)
+    found.values.sum().item()  # waits for an accelerator
+    seconds = perf_counter() - start
+    rank, size = processes.rank_and_size()
+    queries = len(found.values)
     speed = sum(len(x.input_ids) for x in sample) / seconds
+
+    def hours(n: int) -> float:
+        return n * seconds / len(sample) / size / 3600
+
     if rank == 0:
         print(
-            f"{documents:,} documents, {queries} queries: {hours(documents):.2f} hours with {size} process(es) of {speed:,.0f} "
-            f"tokens/s, {gib(part_bytes(documents, queries))} of parts; per million documents {hours(10**6):.2f} hours, "
+            f"{documents:,} documents, {queries} queries: {hours(documents):.2f} hours "
+            f"with {size} process(es) of {speed:,.0f} tokens/s, "
+            f"{gib(part_bytes(documents, queries))} of parts; "
+            f"per million documents {hours(10**6):.2f} hours, "
             f"{gib(part_bytes(10**6, queries))}"
         )
     return Estimate(documents, hours(documents), part_bytes(documents, queries), speed)

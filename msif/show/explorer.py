@@ -1,12 +1,17 @@
-"""The influence explorer: a self-contained HTML page of queries and their ranked documents, and the same view inline in JupyterLab.
+"""The influence explorer: a self-contained HTML page of queries and their ranked documents, and the
+same view inline in JupyterLab.
 
     from msif.show import explorer
-    explorer.show(scores, zip(prompts, answers), texts)                                     # one's own scores, of any kind
-    explorer.show(scores, queries, documents, tokenizer=tokenizer, model=base, w=w)   # each token shaded, too
-    explorer.write("mine.html", "My models", **explorer.prepared(scores, zip(prompts, answers), texts))
 
-The page is one file that loads nothing: style, script and data are inside, and its Content-Security-Policy forbids the rest. Texts are
-data: they go into the page as JSON with <, > and & escaped, and the script shows them by `textContent`. Equal input gives equal bytes.
+    explorer.show(scores, zip(prompts, answers), texts)  # one's own scores, of any kind
+    explorer.show(scores, queries, documents, tokenizer=tokenizer, model=base, w=w)  # tokens shaded
+
+    shown = explorer.prepared(scores, zip(prompts, answers), texts)
+    explorer.write("mine.html", "My models", **shown)
+
+The page is one file that loads nothing: style, script and data are inside, and its
+Content-Security-Policy forbids the rest. Texts are data: they go into the page as JSON with <, >
+and & escaped, and the script shows them by `textContent`. Equal input gives equal bytes.
 """
 
 import base64
@@ -33,8 +38,11 @@ WITHHELD = "document {} (text withheld: licence)"
 
 @dataclass(frozen=True)
 class Document:
-    """words: strings that are shown verbatim, one after the other, spaces included: `words(tokenizer, ids)` makes them of tokens; a text
-    without token scores may be a single one. source: where it is from, or its kind; the page filters by it."""
+    """One text of the page.
+
+    source: where it is from, or its kind; the page filters by it. words: strings that are shown
+    verbatim, one after the other, spaces included: `words(tokenizer, ids)` makes them of tokens; a
+    text without token scores may be a single one."""
 
     source: str
     words: list
@@ -43,8 +51,11 @@ class Document:
 
 @dataclass(frozen=True)
 class Entry:
-    """One document in one method's ranking. rank: 1, 2, … from the top, −1, −2, … from the bottom (opponents). score: the method's own.
-    part: what the plain score is made of (`dissection.Part`), if that is to be shown; a document has one part per query."""
+    """One document in one method's ranking.
+
+    rank: 1, 2, … from the top, −1, −2, … from the bottom (opponents). score: the method's own.
+    part: what the plain score is made of (`parts.Part`), if that is to be shown; a document has
+    one part per query."""
 
     document: int
     rank: int
@@ -54,9 +65,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Query:
-    """id: unique, used in links. prompt_words, answer_words: verbatim, as in `Document`; none at all withholds the text (the page then shows
-    the id). rankings: {method: [Entry]}. logprobs: log p of each answer word, nats. group: to filter by, such as "right answer". note: a line
-    of text. labels: {document number: what is known of it}, such as "states the fact"."""
+    """One query and its rankings.
+
+    id: unique, used in links. prompt_words, answer_words: verbatim, as in `Document`; none at all
+    withholds the text (the page then shows the id). rankings: {method: [Entry]}. logprobs: log p of
+    each answer word, nats. group: to filter by, such as "right answer". note: a line of text.
+    labels: {document number: what is known of it}, such as "states the fact"."""
 
     id: str
     prompt_words: list
@@ -69,18 +83,17 @@ class Query:
 
 
 def words(tokenizer, ids):
-    """The piece of text that each token adds: strings whose concatenation is the decoded text, spaces of a word-level tokenizer included.
+    """The piece of text that each token adds: strings whose concatenation is the decoded text,
+    spaces of a word-level tokenizer included.
 
-    A token that ends inside a character (byte-level tokenizers split one over several) adds nothing: the one that completes it has it all."""
+    A token that ends inside a character (byte-level tokenizers split one over several) adds
+    nothing: the one that completes it has it all."""
 
     def decode(part):
         return tokenizer.decode(part, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    found, start, shown = (
-        [],
-        0,
-        0,
-    )  # ids[start:shown] is the context that decides about a space before the next
+    found = []
+    start, shown = 0, 0  # ids[start:shown]: the context that decides about a space before the next
     for end in range(1, len(ids) + 1):
         before, now = decode(list(ids[start:shown])) if shown else "", decode(list(ids[start:end]))
         if now.endswith("\ufffd") and end < len(ids):
@@ -94,10 +107,12 @@ def words(tokenizer, ids):
 def page(title, documents, queries, methods, about="", withhold_texts=False):
     """The HTML page, as a string.
 
-    documents: list, or {number: Document}; only those that are ranked go into the page. queries: [Query]. methods: {name: one line that
-    says what it is, with the unit of its score}, the first two are shown first. about: plain text, in the page's help. withhold_texts: no word
-    of any document is written, nor its title (what can be shown of third-party texts); scores, ranks, sources and layers are. Raises
-    ValueError naming the query or document whose lists do not fit together."""
+    documents: list, or {number: Document}; only those that are ranked go into the page. queries:
+    [Query]. methods: {name: one line that says what it is, with the unit of its score}, the first
+    two are shown first. about: plain text, in the page's help. withhold_texts: no word of any
+    document is written, nor its title (what can be shown of third-party texts); scores, ranks,
+    sources and layers are. Raises ValueError naming the query or document whose lists do not fit
+    together."""
     data = {
         "title": title,
         "about": about,
@@ -119,7 +134,8 @@ def write(path, title, documents, queries, methods, about="", withhold_texts=Fal
 
 
 def show(scores, queries, documents, *, title="Influence explorer", height=760, **options):
-    """The page inline in a notebook, in a sandbox that may run its script and nothing else: an IPython `HTML`.
+    """The page inline in a notebook, in a sandbox that may run its script and nothing else: an
+    IPython `HTML`.
 
     The arguments are those of `prepared`, where the rest are explained; height in pixels."""
     html = page(title, **prepared(scores, queries, documents, **options))
@@ -150,21 +166,31 @@ def prepared(
     about="",
     batch_size=8,
 ):
-    """The arguments of `page` and `write` but the title, {"documents", "queries", "methods", "about"}, from scores (q, n), positive = proponent.
+    """The arguments of `page` and `write` but the title, {"documents", "queries", "methods",
+    "about"}, from scores (q, n), positive = proponent.
 
     scores: `influence.Scores`, a (q, n) tensor or array, or several methods' as {name: either}.
-    queries: q pairs (prompt, answer), or `data.Sequence`s. documents: n texts, or `data.Sequence`s. Sequences need the `tokenizer`.
+    queries: q pairs (prompt, answer), or `data.Sequence`s. documents: n texts, or `data.Sequence`s.
+    Sequences need the `tokenizer`.
 
     What else is given, is shown:
-    model, w              documents' tokens and layers. model: `layers.Tracked`, of the documents' stage; w: the preconditioned queries, as
-                          `influence.score` has them; both of queries and documents must be Sequences. The parts are of this score, whatever the method.
-    model, tuned, stages  these and the share of each of the query's own tokens; w is computed where it is not given
-    tuned                 the log-probability of each answer token, at the fine-tuned model (`layers.Tracked`)
+    model, w              documents' tokens and layers. model: `layers.Tracked`, of the documents'
+                          stage; w: the preconditioned queries, as `influence.score` has them; both
+                          queries and documents must be Sequences. The parts are of this score,
+                          whatever the method.
+    model, tuned, stages  these and the share of each of the query's own tokens; w is computed where
+                          it is not given
+    tuned                 the log-probability of each answer token, at the fine-tuned model
+                          (`layers.Tracked`)
     sources, titles       one string a document
     groups, notes         one string a query
     labels                one {document number: label} a query
     methods               {name: one line about it}
-    count, opponents      how many documents from the top and, of scores that have a sign, from the bottom"""
+    count, opponents      how many documents from the top and, of scores that have a sign, from the
+                          bottom
+
+    Raises ValueError for sizes that do not fit together, and where half of what a view needs is
+    given."""
     tables, documents, queries = _tables(scores), list(documents), list(queries)
     _check_sizes(
         tables,
@@ -184,45 +210,30 @@ def prepared(
         {name: extremes(values[k], count, lowest[name]) for name, values in tables.items()}
         for k in range(len(queries))
     ]
-    shown = [
-        list({n: (n, rank) for ranked in reversed(top.values()) for n, rank in ranked}.values())
-        for top in tops
-    ]  # each once
-    texts = {
-        n: Document(
-            sources[n] if sources else "",
-            _words(documents[n], tokenizer),
-            titles[n] if titles else None,
-        )
-        for n in sorted({n for ranked in shown for n, _ in ranked})
-    }
+    shown = [_once(top.values()) for top in tops]
+
+    def document(n):
+        source, title = sources[n] if sources else "", titles[n] if titles else None
+        return Document(source, _words(documents[n], tokenizer), title)
+
+    texts = {n: document(n) for n in sorted({n for ranked in shown for n, _ in ranked})}
     if highlights and w is None:
         w = precondition(query_gradients(tuned, queries), stages)[0]
+    columns = {"group": groups, "note": notes, "labels": labels}
     found = []
     for k, query in enumerate(queries):
-        parts = (
-            _parts(model, tuned, w, query, k, stages, documents, shown[k], batch_size)
-            if highlights
-            else _layered(scores, k, shown[k])
-        )
+        if highlights:
+            parts = _parts(model, tuned, w, query, k, stages, documents, shown[k], batch_size)
+        else:
+            parts = _layered(scores, k, shown[k])
         rankings = {
             name: [Entry(n, rank, float(tables[name][k, n]), parts.get(n)) for n, rank in ranked]
             for name, ranked in tops[k].items()
         }
-        given = {
-            name: column[k]
-            for name, column in (("group", groups), ("note", notes), ("labels", labels))
-            if column is not None
-        }
-        found.append(
-            Query(
-                str(k + 1),
-                *both[k],
-                rankings,
-                _log_probabilities(tuned, query, both[k][1]),
-                **given,
-            )
-        )
+        given = {name: column[k] for name, column in columns.items() if column is not None}
+        prompt, answer = both[k]
+        logprobs = _log_probabilities(tuned, query, answer)
+        found.append(Query(str(k + 1), prompt, answer, rankings, logprobs, **given))
     return {
         "documents": texts,
         "queries": found,
@@ -231,12 +242,20 @@ def prepared(
     }
 
 
+def _once(rankings):
+    """[(document, rank)] of all rankings, each document once, with its rank in the first of
+    them."""
+    found = {n: (n, rank) for ranked in reversed(rankings) for n, rank in ranked}
+    return list(found.values())
+
+
 def _check_sizes(tables, rows, columns):
     size = tuple(map(len, rows))
     for name, values in tables.items():
         if tuple(values.shape) != size:
             raise ValueError(
-                f"scores of {name!r} have shape {tuple(values.shape)}; expected {size}, queries by documents"
+                f"scores of {name!r} have shape {tuple(values.shape)}; "
+                f"expected {size}, queries by documents"
             )
     for name, (column, of) in columns.items():
         if column is not None and len(column) != len(of):
@@ -245,17 +264,11 @@ def _check_sizes(tables, rows, columns):
 
 def _parts(model, tuned, w, query, k, stages, documents, ranked, batch_size):
     """{document: Part} of query k, the k-th of w; with stages, over its own tokens too."""
-    found = split(
-        model,
-        {name: v[k : k + 1] for name, v in w.items()},
-        documents,
-        ranked,
-        batch_size=batch_size,
-    )
+    one = {name: v[k : k + 1] for name, v in w.items()}
+    found = split(model, one, documents, ranked, batch_size=batch_size)
     if stages is not None:
-        rows = query_tokens(
-            model, tuned, query, stages, [documents[n] for n, _ in ranked], batch_size=batch_size
-        )
+        chosen = [documents[n] for n, _ in ranked]
+        rows = query_tokens(model, tuned, query, stages, chosen, batch_size=batch_size)
         found = [replace(part, query_tokens=row) for part, row in zip(found, rows)]
     return {part.document: part for part in found}
 
@@ -265,7 +278,8 @@ def _tables(scores):
     scores = scores if isinstance(scores, Mapping) else {"influence": scores}
     if not scores:
         raise ValueError(
-            "there are no scores; expected influence.Scores, a (queries, documents) tensor, or {method: either}"
+            "there are no scores; expected influence.Scores, a (queries, documents) tensor, "
+            "or {method: either}"
         )
     return {
         name: torch.as_tensor(x.values if isinstance(x, Scores) else x).detach().double().cpu()
@@ -279,25 +293,19 @@ def _layered(scores, k, ranked):
     layered = next((x for x in tables if isinstance(x, Scores) and x.layers), None)
     if layered is None:
         return {}
-    return {
-        n: Part(
-            n,
-            rank,
-            float(layered.values[k, n]),
-            None,
-            {name: float(x[k, n]) for name, x in layered.layers.items()},
-        )
-        for n, rank in ranked
-    }
+
+    def part(n, rank):
+        layers = {name: float(x[k, n]) for name, x in layered.layers.items()}
+        return Part(n, rank, float(layered.values[k, n]), layers=layers)
+
+    return {n: part(n, rank) for n, rank in ranked}
 
 
 def _log_probabilities(tuned, query, answer):
     """Of each answer word, where there is a model and each of them has one."""
-    found = (
-        answer_log_probabilities(tuned.model, [query])[0]
-        if tuned is not None and isinstance(query, Sequence)
-        else []
-    )
+    found = []
+    if tuned is not None and isinstance(query, Sequence):
+        found = answer_log_probabilities(tuned.model, [query])[0]
     return found if len(found) == len(answer) else None
 
 
@@ -306,12 +314,14 @@ def _highlights(queries, documents, model, w, tuned, stages):
     if model is None:
         if w is not None or stages is not None:
             raise ValueError(
-                "w or stages without model: give model (of the documents' stage) too, or none of them"
+                "w or stages without model: "
+                "give model (of the documents' stage) too, or none of them"
             )
         return False
     if w is None and stages is None:
         raise ValueError(
-            "model without w (or tuned and stages): give them too, to have tokens shaded, or leave model out"
+            "model without w (or tuned and stages): "
+            "give them too, to have tokens shaded, or leave model out"
         )
     if stages is not None:
         check(stages)
@@ -322,7 +332,8 @@ def _highlights(queries, documents, model, w, tuned, stages):
     for name, rows in (("queries", queries), ("documents", documents)):
         if not all(isinstance(x, Sequence) for x in rows):
             raise ValueError(
-                f"{name} are not all data.Sequence: to be taken apart they must be tokenised, see data.encode_documents and encode_answers"
+                f"{name} are not all data.Sequence: to be taken apart they must be tokenised, "
+                f"see data.encode_documents and encode_answers"
             )
     return True
 
@@ -345,7 +356,8 @@ def _both_words(query, tokenizer):
     if isinstance(query, Sequence):
         if isinstance(query.labels, int) or all(y == NO_LOSS for y in query.labels):
             raise ValueError(
-                f"query {query.index} has no labelled token: expected the answer's, see data.encode_answers"
+                f"query {query.index} has no labelled token: "
+                f"expected the answer's, see data.encode_answers"
             )
         split_at = next(t for t, y in enumerate(query.labels) if y != NO_LOSS)
         found = _words(query, tokenizer)
@@ -366,16 +378,8 @@ def _data(documents, queries, methods, withhold):
             "two queries have the same id: links lead to a query by its id, make them differ"
         )
     documents = documents if isinstance(documents, Mapping) else dict(enumerate(documents))
-    layers = next(
-        (
-            list(e.part.layers)
-            for q in queries
-            for r in q.rankings.values()
-            for e in r
-            if e.part and e.part.layers
-        ),
-        [],
-    )
+    entries = (e for q in queries for ranking in q.rankings.values() for e in ranking)
+    layers = next((list(e.part.layers) for e in entries if e.part and e.part.layers), [])
     rows = [_query(q, documents, methods, layers, withhold) for q in queries]
     shown = sorted({e[0] for row in rows for ranking in row["rankings"].values() for e in ranking})
     return {
@@ -420,8 +424,22 @@ def _query(q, documents, methods, layers, withhold):
         _fits(f"{where}: query_tokens", e.part.query_tokens if size else None, size)
         if e.part.layers is not None and list(e.part.layers) != layers:
             raise ValueError(
-                f"{where}: layers {list(e.part.layers)[:3]} …; expected those of the first part, {layers[:3]} …"
+                f"{where}: layers {list(e.part.layers)[:3]} …; "
+                f"expected those of the first part, {layers[:3]} …"
             )
+
+    def listed(e):
+        return [e.document, e.rank, _number(e.score), int(e.part is not None)]
+
+    def taken_apart(p):
+        return {
+            "score": _number(p.score),
+            "tokens": None if withhold else _numbers(p.tokens),
+            "layers": _numbers(None if p.layers is None else p.layers.values()),
+            "query": _numbers(p.query_tokens) if size else None,
+        }
+
+    ranked = [name for name in methods if name in q.rankings]
     return {
         "id": str(q.id),
         "prompt": list(q.prompt_words),
@@ -430,23 +448,8 @@ def _query(q, documents, methods, layers, withhold):
         "group": q.group,
         "note": q.note,
         "labels": {int(n): text for n, text in q.labels.items()},
-        "rankings": {
-            name: [
-                [e.document, e.rank, _number(e.score), int(e.part is not None)]
-                for e in q.rankings[name]
-            ]
-            for name in methods
-            if name in q.rankings
-        },
-        "parts": {
-            n: {
-                "score": _number(p.score),
-                "tokens": None if withhold else _numbers(p.tokens),
-                "layers": _numbers(None if p.layers is None else p.layers.values()),
-                "query": _numbers(p.query_tokens) if size else None,
-            }
-            for n, p in sorted(parts.items())
-        },
+        "rankings": {name: [listed(e) for e in q.rankings[name]] for name in ranked},
+        "parts": {n: taken_apart(p) for n, p in sorted(parts.items())},
     }
 
 
@@ -479,4 +482,7 @@ def _policy(template):
         code = re.search(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL)[1]
         return "'sha256-" + base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() + "'"
 
-    return f"default-src 'none'; style-src {allowed('style')}; script-src {allowed('script')}; base-uri 'none'; form-action 'none'"
+    return (
+        f"default-src 'none'; style-src {allowed('style')}; script-src {allowed('script')}; "
+        f"base-uri 'none'; form-action 'none'"
+    )

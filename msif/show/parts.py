@@ -1,14 +1,17 @@
-"""One score taken apart: over the document's tokens, over the layers, and over the query's own tokens.
+"""One score taken apart: over the document's tokens, over the layers, and over the query's own
+tokens.
 
 The score of a document z of pre-training for a query is one inner product,
 
     s(z) = ∇(−f)(θ_K)ᵀ T_K ⋯ T_2 (H_1 + d_1)⁻¹ ∇ℓ_z(θ_1),
 
-whose filters are symmetric. Filtered on the left, w = (H_1 + d_1)⁻¹ T_2 ⋯ T_K ∇(−f) meets the document's activations: that
-splits s over the document's positions, Σ_t g_tᵀ W a_t. Filtered on the right, u = T_K ⋯ T_2 (H_1 + d_1)⁻¹ ∇ℓ_z meets those
-of the query at θ_K: the same number, over the query's positions. Units and sign are those of `msif.core.influence`: nats per unit
-of document weight, positive = proponent. A position's share is what passes through the weights at that position; its g_t
-carries the losses of all later tokens, so that the last answer token, which predicts nothing, has none.
+whose filters are symmetric. Filtered on the left, w = (H_1 + d_1)⁻¹ T_2 ⋯ T_K ∇(−f) meets the
+document's activations: that splits s over the document's positions, Σ_t g_tᵀ W a_t. Filtered on
+the right, u = T_K ⋯ T_2 (H_1 + d_1)⁻¹ ∇ℓ_z meets those of the query at θ_K: the same number, over
+the query's positions. Units and sign are those of `msif.core.influence`: nats per unit of document
+weight, positive = proponent. A position's share is what passes through the weights at that
+position; its g_t carries the losses of all later tokens, so that the last answer token, which
+predicts nothing, has none.
 """
 
 from dataclasses import dataclass, replace
@@ -28,8 +31,9 @@ from msif.core.resources import require
 class Part:
     """The parts of one document's score for one query; each list and `layers` sum to `score`.
 
-    document: its number. rank: 1 = strongest proponent, −1 = strongest opponent. tokens: one number per document token.
-    layers: {layer name: its share}. query_tokens: one number per token of the query. None: not computed."""
+    document: its number. rank: 1 = strongest proponent, −1 = strongest opponent. tokens: one
+    number per document token. layers: {layer name: its share}. query_tokens: one number per token
+    of the query. None: not computed."""
 
     document: int
     rank: int
@@ -40,35 +44,35 @@ class Part:
 
 
 def extremes(values, count, opponents=0):
-    """[(number, rank)] of the `count` highest of values (n,), rank 1, 2, …, and the `opponents` lowest, rank −1, −2, ….
+    """[(number, rank)] of the `count` highest of values (n,), rank 1, 2, …, and the `opponents`
+    lowest, rank −1, −2, ….
 
-    Ties stay in the order of the documents, at either end; no document is both. Raises ValueError for other shapes, for NaN,
-    and for counts below 0."""
+    Ties stay in the order of the documents, at either end; no document is both. Raises ValueError
+    for other shapes, for NaN, and for counts below 0."""
     values = np.asarray(torch.as_tensor(values), dtype=np.float64)
-    if values.ndim != 1 or np.isnan(values).any():
+    holes = bool(np.isnan(values).any())
+    if values.ndim != 1 or holes:
         raise ValueError(
-            f"scores of shape {values.shape}{' with NaN' * bool(np.isnan(values).any())}: expected (documents,), all numbers"
+            f"scores of shape {values.shape}{' with NaN' * holes}: "
+            f"expected (documents,), all numbers"
         )
     if min(count, opponents) < 0:
         raise ValueError(
             f"count is {count} and opponents {opponents}: expected numbers of documents, at least 0"
         )
     highest = np.argsort(-values, kind="stable")[:count].tolist()
-    lowest = [
-        n
-        for n in np.argsort(values, kind="stable")[: count + opponents].tolist()
-        if n not in highest
-    ][:opponents]
-    return [(n, rank) for rank, n in enumerate(highest, 1)] + [
-        (n, -rank) for rank, n in enumerate(lowest, 1)
-    ]
+    from_below = np.argsort(values, kind="stable")[: count + opponents].tolist()
+    lowest = [n for n in from_below if n not in highest][:opponents]
+    top = [(n, rank) for rank, n in enumerate(highest, 1)]
+    return top + [(n, -rank) for rank, n in enumerate(lowest, 1)]
 
 
 def split(base, w, documents, ranked, *, batch_size=8):
     """[Part] of one query over the document's tokens and the layers; `query_tokens` is None.
 
-    base: the model of the documents' own stage. w: the preconditioned query, {layer: (1, o, i)}. documents: all
-    `data.Sequence`s; ranked: [(document number, rank)], the few that are taken apart."""
+    base: the model of the documents' own stage. w: the preconditioned query, {layer: (1, o, i)}.
+    documents: all `data.Sequence`s; ranked: [(document number, rank)], the few that are taken
+    apart."""
     sizes = {len(x) for x in w.values()}
     if sizes != {1}:
         raise ValueError(
@@ -92,41 +96,41 @@ def split(base, w, documents, ranked, *, batch_size=8):
 
 
 def query_tokens(base, tuned, query, stages, documents, *, batch_size=8):
-    """The scores of `documents` for one query, split over the query's positions: one list per document, each sums to its score.
+    """The scores of `documents` for one query, split over the query's positions: one list per
+    document, each sums to its score.
 
-    base, tuned: the models of the first and the last stage, `layers.Tracked`. f is the answer's log-probability. In memory at a time:
-    three gradients of `batch_size` documents over all layers. Raises ValueError for stages with layers that the first one lacks: through
-    those, nothing of a document passes that these filters know of."""
+    base, tuned: the models of the first and the last stage, `layers.Tracked`. f is the answer's
+    log-probability. In memory at a time: three gradients of `batch_size` documents over all layers.
+    Raises ValueError for stages with layers that the first one lacks: through those, nothing of a
+    document passes that these filters know of."""
     check(stages)
     if new := [name for stage in stages for name in stage.new]:
         raise ValueError(
-            f"the stages add the layers {new}: a score over query positions is defined for equal layers alone"
+            f"the stages add the layers {new}: "
+            f"a score over query positions is defined for equal layers alone"
         )
-    each, found = tuned.weights, []
-    require(
-        memory=3 * 4 * each * min(batch_size, len(documents)),
-        what=f"gradients of {min(batch_size, len(documents))} documents",
-    )
+    few = min(batch_size, len(documents))
+    require(memory=3 * 4 * tuned.weights * few, what=f"gradients of {few} documents")
+    found = []
     for i in range(0, len(documents), batch_size):
         u = stages[0].inverse(gradients(base, documents[i : i + batch_size], loss, batch_size))
         for stage in stages[1:]:
             u = stage.transfer(u)
-        found += token_scores(tuned, [query], u, objective=loss)[
-            :, 0
-        ].tolist()  # ∇(−f) = ∇ℓ of the answer
+        # ∇(−f) = ∇ℓ of the answer
+        found += token_scores(tuned, [query], u, objective=loss)[:, 0].tolist()
     return found
 
 
 def dissect(base, tuned, query, stages, documents, ranked, *, batch_size=8):
-    """[Part], complete, of one query (`data.Sequence`, f = its answer's log-probability) and the `ranked` documents.
+    """[Part], complete, of one query (`data.Sequence`, f = its answer's log-probability) and the
+    `ranked` documents.
 
-    base, tuned: models of the first and the last stage. documents: all `data.Sequence`s of the first stage; ranked:
-    [(document number, rank)], as `extremes` gives them."""
+    base, tuned: models of the first and the last stage. documents: all `data.Sequence`s of the
+    first stage; ranked: [(document number, rank)], as `extremes` gives them."""
     w = precondition(query_gradients(tuned, [query]), stages)[0]
     parts = split(base, w, documents, ranked, batch_size=batch_size)
-    back = query_tokens(
-        base, tuned, query, stages, _chosen(documents, ranked), batch_size=batch_size
-    )
+    chosen = _chosen(documents, ranked)
+    back = query_tokens(base, tuned, query, stages, chosen, batch_size=batch_size)
     return [replace(part, query_tokens=row) for part, row in zip(parts, back)]
 
 
@@ -138,7 +142,9 @@ def _chosen(documents, ranked):
 
 
 def answer_log_probabilities(model, queries):
-    """Log p of each labelled (answer) token of each query, nats: a list of lists. One query at a time, as few are shown."""
+    """log p of each labelled (answer) token of each query, nats: a list of lists.
+
+    One query at a time, as few are shown."""
     found = []
     with frozen(model), torch.no_grad():
         for query in queries:

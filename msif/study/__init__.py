@@ -1,1 +1,1 @@
-"""The study that this package exists for: what its notebooks compute. Nothing outside imports it."""
+"""What the notebooks of the study compute. Nothing outside imports it."""

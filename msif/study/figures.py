@@ -1,4 +1,4 @@
-"""Arrays in, figures out. Colour-blind safe, at print size; the caller gives the finding as the title."""
+"""Arrays in, figures out. Colour-blind safe, at print size; the caller's title is the finding."""
 
 import numpy as np
 
@@ -29,28 +29,28 @@ sns.set_theme(
 
 
 def losses(pretraining, finetuning, title):
-    """Mean training loss of each epoch (nats per sequence), one line a seed; both are lists of lists."""
+    """Mean training loss of each epoch (nats per sequence), one line a seed.
+
+    pretraining, finetuning: lists (seeds) of lists (epochs).
+    """
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
     for ax, runs, stage in zip(axes, (pretraining, finetuning), ("pre-training", "fine-tuning")):
         for seed, run in enumerate(runs):
-            ax.plot(
-                range(1, len(run) + 1),
-                run,
-                marker="o",
-                color=PALETTE[0],
-                alpha=0.9 if seed == 0 else 0.4,
-            )
+            alpha = 0.9 if seed == 0 else 0.4
+            ax.plot(range(1, len(run) + 1), run, marker="o", color=PALETTE[0], alpha=alpha)
         ax.set(xlabel=f"{stage} epoch", ylabel="loss [nats / sequence]", ylim=(0, None))
-    figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
+    _headline(figure, title)
     return figure
 
 
 def shares(labels, values, errors, title, xlabel, chance=None):
-    """Horizontal bars of shares in [0, 1] with standard errors; `chance` is drawn as a dashed line."""
+    """Horizontal bars of shares in [0, 1] with standard errors.
+
+    chance: drawn as a dashed line.
+    """
     figure, ax = plt.subplots(figsize=(7, 0.5 * len(labels) + 1), layout="constrained")
-    ax.barh(
-        labels, values, xerr=errors, color=PALETTE[0], error_kw={"ecolor": "0.25", "capsize": 3}
-    )
+    whiskers = {"ecolor": "0.25", "capsize": 3}
+    ax.barh(labels, values, xerr=errors, color=PALETTE[0], error_kw=whiskers)
     if chance is not None:
         ax.axvline(chance, color="0.25", linestyle="--", label=f"chance {chance:.2f}")
         ax.legend(loc="upper right")  # beside the short bar of chance level
@@ -60,7 +60,10 @@ def shares(labels, values, errors, title, xlabel, chance=None):
 
 
 def spectra(stages, title):
-    """Eigenvalues Λ of every layer, largest first, on log axes. stages: {stage: {layer: (P_layer,) eigenvalues}}."""
+    """Eigenvalues Λ of every layer, largest first, on log axes.
+
+    stages: {stage: {layer: (P_layer,) eigenvalues}}.
+    """
     size = {"figsize": (4.6 * len(stages), 3.6), "layout": "constrained"}
     figure, axes = plt.subplots(1, len(stages), sharey=True, squeeze=False, **size)
     for ax, (stage, layers) in zip(axes[0], stages.items()):
@@ -69,34 +72,29 @@ def spectra(stages, title):
             ax.loglog(np.arange(1, len(values) + 1), values, color=color, label=name)
         ax.set(xlabel="rank of the eigenvalue", title=stage)
     axes[0, 0].set(ylabel="eigenvalue Λ [nats / weight²]", ylim=(1e-8, None))
+    last = axes[0, -1]
     if len(layers) <= 10:
-        axes[0, -1].legend(fontsize="x-small", loc="lower left")
+        last.legend(fontsize="x-small", loc="lower left")
     else:
-        axes[0, -1].text(
-            0.03,
-            0.03,
-            f"{len(layers)} layers, dark: first, light: last",
-            transform=axes[0, -1].transAxes,
-        )
-    figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
+        note = f"{len(layers)} layers, dark: first, light: last"
+        last.text(0.03, 0.03, note, transform=last.transAxes)
+    _headline(figure, title)
     return figure
 
 
 def convergence(sizes, curves, title, xlabel):
-    """Lines with a band of ± one standard error over layers. curves: {label: (layers, sizes)}; first axis averaged."""
+    """Lines with a band of ± one standard error over layers.
+
+    curves: {label: (layers, sizes)}, averaged over the layers.
+    """
     figure, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
     for (label, values), color, marker in zip(curves.items(), PALETTE, "osD^v"):
         values = np.asarray(values)
         mean, error = values.mean(0), values.std(0, ddof=1) / np.sqrt(len(values))
         ax.plot(sizes, mean, marker=marker, color=color, label=label)
         ax.fill_between(sizes, mean - error, mean + error, color=color, alpha=0.25, linewidth=0)
-    ax.set(
-        xscale="log",
-        xlabel=xlabel,
-        ylabel="relative error (Frobenius)",
-        ylim=(0, None),
-        title=title,
-    )
+    ax.set(xscale="log", xlabel=xlabel, ylabel="relative error (Frobenius)")
+    ax.set(ylim=(0, None), title=title)
     ax.set_xticks(sizes, [str(size) for size in sizes])
     ax.minorticks_off()
     ax.legend()
@@ -104,29 +102,25 @@ def convergence(sizes, curves, title, xlabel):
 
 
 def tracing(names, intervals, title, xlabel, lines=()):
-    """Dot-and-interval plot. intervals: {form: [(mean, low, high) for each name]} for the forms "raw", "normalised"; lines: [(label, x)]."""
+    """Dot-and-interval plot, with dashed lines across.
+
+    intervals: {form: [(mean, low, high) for each name]} for the forms "raw", "normalised";
+    lines: [(label, x)].
+    """
     figure, ax = plt.subplots(figsize=(8, 0.42 * len(names) + 1.2), layout="constrained")
     at = np.arange(len(names))
-    for (form, values), color, marker, shift in zip(
-        intervals.items(), (PALETTE[0], PALETTE[1]), "os", (-0.13, 0.13)
-    ):
+    looks = zip(PALETTE[:2], "os", (-0.13, 0.13))
+    for (form, values), (color, marker, shift) in zip(intervals.items(), looks):
         mean, low, high = np.array(values).T
-        ax.errorbar(
-            mean,
-            at + shift,
-            xerr=[mean - low, high - mean],
-            fmt=marker,
-            color=color,
-            capsize=3,
-            label=form,
-        )
+        look = {"fmt": marker, "color": color, "capsize": 3, "label": form}
+        ax.errorbar(mean, at + shift, xerr=[mean - low, high - mean], **look)
     for label, x in lines:
         ax.axvline(x, color="0.25", linestyle="--", linewidth=1.2, label=label)
     ax.set_yticks(at, names)
     ax.invert_yaxis()
     ax.grid(axis="x", color="0.9")
     ax.set(xlim=(0, 1.02), xlabel=xlabel)
-    figure.suptitle(title, fontweight="bold", x=0.01, ha="left", fontsize="medium")
+    _headline(figure, title, fontsize="medium")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
@@ -134,83 +128,58 @@ def tracing(names, intervals, title, xlabel, lines=()):
 def differences(names, intervals, title, xlabel):
     """Paired differences with their intervals [(mean, low, high)], against a line at zero."""
     figure, ax = plt.subplots(figsize=(8, 0.45 * len(names) + 1.1), layout="constrained")
+    at = np.arange(len(names))
     mean, low, high = np.array(intervals).T
-    ax.errorbar(
-        mean,
-        np.arange(len(names)),
-        xerr=[mean - low, high - mean],
-        fmt="o",
-        color=PALETTE[2],
-        capsize=3,
-    )
+    ax.errorbar(mean, at, xerr=[mean - low, high - mean], fmt="o", color=PALETTE[2], capsize=3)
     ax.axvline(0, color="0.25", linestyle="--")
-    ax.set_yticks(np.arange(len(names)), names)
+    ax.set_yticks(at, names)
     ax.invert_yaxis()
     ax.set(xlabel=xlabel, title=title, ylim=(len(names) - 0.5, -0.5))
     return figure
 
 
 def grid(table, rows, columns, title, xlabel, ylabel):
-    """Heat maps of one number over two settings. table: {form: (rows, columns)}, values in [0, 1]."""
+    """Heat maps of one number over two settings.
+
+    table: {form: (rows, columns)}, values in [0, 1].
+    """
     size = {"figsize": (4 * len(table), 0.5 * len(rows) + 1.8), "layout": "constrained"}
     figure, axes = plt.subplots(1, len(table), sharey=True, **size)
     low = min(np.min(values) for values in table.values())
+    look = {"annot": True, "fmt": ".2f", "cmap": "cividis", "vmin": low, "vmax": 1, "cbar": False}
     for ax, (form, values) in zip(axes, table.items()):
-        sns.heatmap(
-            np.array(values),
-            ax=ax,
-            annot=True,
-            fmt=".2f",
-            cmap="cividis",
-            vmin=low,
-            vmax=1,
-            cbar=False,
-            xticklabels=columns,
-            yticklabels=rows,
-        )
+        sns.heatmap(np.array(values), ax=ax, xticklabels=columns, yticklabels=rows, **look)
         ax.set(title=form, xlabel=xlabel, ylabel=ylabel if ax is axes[0] else "")
-    figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
+    _headline(figure, title)
     return figure
 
 
 def accuracy_for_cost(panels, title):
     """Accuracy against cost, one line a method, the Pareto front in grey.
 
-    panels: [(title, xlabel, ylabel, {method: [(cost, value, error)]})]. Costs on a log axis; error bars are
-    ± one standard error (None: not known). A method has one look in every panel."""
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(5.6 * len(panels), 5.2), layout="constrained", squeeze=False
-    )
+    panels: [(title, xlabel, ylabel, {method: [(cost, value, error)]})]. Costs on a log axis; error
+    bars are ± one standard error (None: not known). A method has one look in every panel.
+    """
+    size = {"figsize": (5.6 * len(panels), 5.2), "layout": "constrained"}
+    figure, axes = plt.subplots(1, len(panels), squeeze=False, **size)
     names = list(dict.fromkeys(name for *_, methods in panels for name in methods))
     looks = {
         name: {"color": PALETTE[i % len(PALETTE)], "marker": "os^DvPX*<>hp"[i % 12]}
         for i, name in enumerate(names)
     }
     for ax, (heading, xlabel, ylabel, methods) in zip(axes[0], panels):
-        ax.step(
-            *_front([point[:2] for points in methods.values() for point in points]),
-            where="post",
-            color="0.75",
-            linewidth=6,
-            zorder=0,
-            label="best at this cost",
-        )
+        costs, best = _front([point[:2] for points in methods.values() for point in points])
+        grey = {"color": "0.75", "linewidth": 6, "zorder": 0}
+        ax.step(costs, best, where="post", label="best at this cost", **grey)
         for name, points in methods.items():
             cost, value, error = zip(*sorted(points))
-            ax.errorbar(
-                cost,
-                value,
-                yerr=None if error[0] is None else error,
-                capsize=2,
-                label=name,
-                linewidth=1.2,
-                **looks[name],
-            )
+            error = None if error[0] is None else error
+            look = looks[name] | {"capsize": 2, "linewidth": 1.2, "label": name}
+            ax.errorbar(cost, value, yerr=error, **look)
         ax.axhline(0, color="0.25", linewidth=0.8)
         ax.set(xscale="log", xlabel=xlabel, ylabel=ylabel, title=heading, ylim=(None, 1.02))
-    handles = {label: h for ax in axes[0] for h, label in zip(*ax.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize="small")
-    figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
+    _shared_legend(figure, axes[0])
+    _headline(figure, title)
     return figure
 
 
@@ -224,41 +193,34 @@ def _front(points):
 
 
 def power_laws(sizes, curves, title, xlabel, ylabel):
-    """Costs against size on log axes, with the fitted power law dashed. curves: {label: (values, exponent)}."""
+    """Costs against size on log axes, with the fitted power law dashed.
+
+    curves: {label: (values, exponent)}.
+    """
     figure, ax = plt.subplots(figsize=(7, 3.8), layout="constrained")
     sizes = np.asarray(sizes, dtype=float)
+    centred = np.log(sizes) - np.log(sizes).mean()
     for (label, (values, exponent)), color, marker in zip(curves.items(), PALETTE, "osD^v"):
+        law = np.exp(np.mean(np.log(values)) + exponent * centred)
         ax.plot(sizes, values, marker=marker, color=color, linestyle="", label=label)
-        ax.plot(
-            sizes,
-            np.exp(np.mean(np.log(values)) + exponent * (np.log(sizes) - np.log(sizes).mean())),
-            color=color,
-            linestyle="--",
-        )
+        ax.plot(sizes, law, color=color, linestyle="--")
     ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel, title=title)
     ax.legend(fontsize="small")
     return figure
 
 
 def dots(names, series, title, xlabel, lines=(), limits=None):
-    """Dot-and-error plot. series: {label: [(value, standard error) for each name]}; lines: [(label, x)], drawn across."""
+    """Dot-and-error plot, with lines across.
+
+    series: {label: [(value, standard error) for each name]}; lines: [(label, x)].
+    """
     figure, ax = plt.subplots(figsize=(9, 0.36 * len(names) + 1.5), layout="constrained")
-    at, shifts = (
-        np.arange(len(names)),
-        np.linspace(-0.2, 0.2, len(series)) if len(series) > 1 else [0],
-    )
+    at = np.arange(len(names))
+    shifts = np.linspace(-0.2, 0.2, len(series)) if len(series) > 1 else [0]
     for (label, values), color, marker, shift in zip(series.items(), PALETTE, "osD^v", shifts):
         value, error = np.array(values, dtype=float).T
-        ax.errorbar(
-            value,
-            at + shift,
-            xerr=error,
-            fmt=marker,
-            color=color,
-            capsize=3,
-            markersize=5,
-            label=label,
-        )
+        look = {"fmt": marker, "color": color, "capsize": 3, "markersize": 5, "label": label}
+        ax.errorbar(value, at + shift, xerr=error, **look)
     for (label, x), style in zip(lines, ("--", ":", "-.")):
         ax.axvline(x, color="0.25", linestyle=style, linewidth=1.2, label=label)
     ax.set_yticks(at, names)
@@ -267,12 +229,15 @@ def dots(names, series, title, xlabel, lines=(), limits=None):
     ax.set(xlabel=xlabel, xlim=limits)
     if len(series) > 1 or lines:
         ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
+    _headline(figure, title)
     return figure
 
 
 def growth(sizes, curves, title, xlabel, ylabel, lines=()):
-    """Lines with bars of one standard error over a size. curves: {label: [(value, error)]}; lines: [(label, y)]."""
+    """Lines with bars of one standard error over a size, with lines across.
+
+    curves: {label: [(value, error)]}; lines: [(label, y)].
+    """
     figure, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
     for (label, values), color, marker in zip(curves.items(), PALETTE, "osD^v"):
         value, error = np.array(values, dtype=float).T
@@ -286,82 +251,67 @@ def growth(sizes, curves, title, xlabel, ylabel, lines=()):
 
 
 def curves(panels, title, xlabel, ylabel, ticks, scale="log", goals=()):
-    """Lines with a band of ± one standard error, one panel a problem. panels: {panel: {label: (x, mean, error)}}.
+    """Lines with a band of ± one standard error, one panel a problem.
 
-    goals: points (x, y) that a method should reach, drawn as open stars."""
-    figure, axes = plt.subplots(
-        1,
-        len(panels),
-        figsize=(3 + 3 * len(panels), 3.9),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    panels: {panel: {label: (x, mean, error)}}. goals: points (x, y) that a method should reach,
+    drawn as open stars.
+    """
+    size = {"figsize": (3 + 3 * len(panels), 3.9), "layout": "constrained"}
+    figure, axes = plt.subplots(1, len(panels), sharey=True, squeeze=False, **size)
+    goal_x, goal_y = np.array(goals).reshape(-1, 2).T
+    star = {"marker": "*", "s": 140, "facecolor": "none", "edgecolor": "0.25", "zorder": 3}
     labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
     for ax, (panel, lines) in zip(axes[0], panels.items()):
-        for label, (x, mean, error) in lines.items():
-            n, x, mean, error = (
-                labels.index(label),
-                *(np.asarray(part, dtype=float) for part in (x, mean, error)),
-            )
-            ax.plot(
-                x, mean, marker="osD^vPX*"[n % 8], color=PALETTE[n % 10], label=label, markersize=5
-            )
-            ax.fill_between(
-                x, mean - error, mean + error, color=PALETTE[n % 10], alpha=0.25, linewidth=0
-            )
-        ax.scatter(
-            *np.array(goals).reshape(-1, 2).T,
-            marker="*",
-            s=140,
-            facecolor="none",
-            edgecolor="0.25",
-            zorder=3,
-        )
+        for label, points in lines.items():
+            x, mean, error = (np.asarray(part, dtype=float) for part in points)
+            n = labels.index(label)
+            marker, color = "osD^vPX*"[n % 8], PALETTE[n % 10]
+            ax.plot(x, mean, marker=marker, color=color, label=label, markersize=5)
+            ax.fill_between(x, mean - error, mean + error, color=color, alpha=0.25, linewidth=0)
+        ax.scatter(goal_x, goal_y, **star)
         ax.set(xscale=scale, title=panel)
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.minorticks_off()
         ax.grid(axis="y", color="0.9")
     figure.supxlabel(xlabel, fontsize="medium")
     axes[0, 0].set(ylabel=ylabel, ylim=(min(-0.05, axes[0, 0].get_ylim()[0]), 1.02))
-    handles = {
-        label: handle for ax in axes[0] for handle, label in zip(*ax.get_legend_handles_labels())
-    }
-    figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize="small")
-    figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
+    _shared_legend(figure, axes[0])
+    _headline(figure, title)
     return figure
 
 
 def shares_kept(names, panels, title, xlabel):
-    """Dots with ± one standard error, one panel a problem. panels: {panel: {form: [(mean, error) for each name]}}; nan: not measured."""
-    figure, axes = plt.subplots(
-        1,
-        len(panels),
-        figsize=(4.5 + 2.2 * len(panels), 0.5 * len(names) + 1.6),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    """Dots with ± one standard error, one panel a problem.
+
+    panels: {panel: {form: [(mean, error) for each name]}}; nan: not measured.
+    """
+    width, height = 4.5 + 2.2 * len(panels), 0.5 * len(names) + 1.6
+    size = {"figsize": (width, height), "layout": "constrained"}
+    figure, axes = plt.subplots(1, len(panels), sharey=True, squeeze=False, **size)
+    at = np.arange(len(names))
     for ax, (panel, forms) in zip(axes[0], panels.items()):
-        for (form, values), color, marker, shift in zip(
-            forms.items(), PALETTE, "os", (-0.12, 0.12)
-        ):
+        looks = zip(PALETTE, "os", (-0.12, 0.12))
+        for (form, values), (color, marker, shift) in zip(forms.items(), looks):
             mean, error = np.array(values, dtype=float).T
-            ax.errorbar(
-                mean,
-                np.arange(len(names)) + shift,
-                xerr=error,
-                fmt=marker,
-                color=color,
-                capsize=3,
-                label=form,
-            )
+            look = {"fmt": marker, "color": color, "capsize": 3, "label": form}
+            ax.errorbar(mean, at + shift, xerr=error, **look)
         ax.axvline(0, color="0.6", linewidth=0.8)
         ax.grid(axis="x", color="0.9")
         ax.set(xlim=(-0.1, 1.03), title=panel)
     figure.supxlabel(xlabel, fontsize="medium")
-    axes[0, 0].set_yticks(np.arange(len(names)), names)
+    axes[0, 0].set_yticks(at, names)
     axes[0, 0].invert_yaxis()
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
+    _headline(figure, title)
     return figure
+
+
+def _headline(figure, title, **look):
+    """The finding, above all panels."""
+    figure.suptitle(title, fontweight="bold", x=0.01, ha="left", **look)
+
+
+def _shared_legend(figure, axes):
+    """One legend for all panels, beside them: each label once."""
+    handles = {label: h for ax in axes for h, label in zip(*ax.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize="small")

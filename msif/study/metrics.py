@@ -1,4 +1,7 @@
-"""Arrays in, numbers out: how well do scores rank the documents that state a fact, and how sure are we?"""
+"""Arrays in, numbers out: how well do scores rank the documents that state a fact?
+
+And how sure are we?
+"""
 
 from math import comb
 
@@ -6,22 +9,20 @@ import numpy as np
 
 
 def _above_and_tied(scores, document):
-    """How many documents score higher than `document`, and which ones (itself included) score the same."""
-    return int((scores > scores[document]).sum()), np.flatnonzero(scores == scores[document])
+    """How many documents score higher than `document`, and which score the same (itself too)."""
+    own = scores[document]
+    return int((scores > own).sum()), np.flatnonzero(scores == own)
 
 
 def reciprocal_ranks(scores, proponents):
-    """1 / rank of the best-ranked proponent of each query, in expectation over the order of ties: (q,).
+    """1 / rank of the best-ranked proponent of each query, in expectation over ties: (q,).
 
-    scores: (q, n), rank 1 = highest. proponents: q lists of document numbers. With `above` documents higher, t tied and m
-    proponents among those: Σ_{i=1}^{t−m+1} C(t−i, m−1) / C(t, m) / (above + i).
+    scores: (q, n), rank 1 = highest. proponents: q lists of document numbers. With `above`
+    documents higher, t tied and m proponents among those:
+    Σ_{i=1}^{t−m+1} C(t−i, m−1) / C(t, m) / (above + i).
     """
-    return np.array(
-        [
-            _reciprocal_rank(np.asarray(row), list(own))
-            for row, own in zip(scores, proponents, strict=True)
-        ]
-    )
+    each = zip(scores, proponents, strict=True)
+    return np.array([_reciprocal_rank(np.asarray(row), list(own)) for row, own in each])
 
 
 def _reciprocal_rank(scores, own):
@@ -31,13 +32,16 @@ def _reciprocal_rank(scores, own):
 
 
 def recalls(scores, proponents, k=10):
-    """Share of each query's proponents among its k highest documents, in expectation over the order of ties: (q,)."""
-    return np.array(
-        [
-            np.mean([_chance_in_top(np.asarray(row), n, k) for n in own])
-            for row, own in zip(scores, proponents, strict=True)
-        ]
-    )
+    """Share of each query's proponents among its k highest, in expectation over ties: (q,).
+
+    scores: (q, n). proponents: q lists of document numbers.
+    """
+
+    def recall(row, own):
+        return np.mean([_chance_in_top(row, n, k) for n in own])
+
+    each = zip(scores, proponents, strict=True)
+    return np.array([recall(np.asarray(row), own) for row, own in each])
 
 
 def _chance_in_top(scores, document, k):
@@ -46,23 +50,25 @@ def _chance_in_top(scores, document, k):
 
 
 def wins(scores, better, worse):
-    """Of all pairs of one document of `better` and one of `worse`, how often does the better have the higher score? A tie is half
-    a win. One value a query, nan without pairs: (q,). better, worse: q lists of document numbers."""
+    """Of all pairs of a document of `better` and one of `worse`, how often is the better higher?
+
+    scores: (q, n). better, worse: q lists of document numbers. Returns one value a query, (q,):
+    a tie is half a win, and without pairs it is nan.
+    """
 
     def share(row, high, low):
-        gap = np.asarray(row)[high][:, None] - np.asarray(row)[low][None]
+        gap = row[high][:, None] - row[low][None]
         return np.mean((gap > 0) + 0.5 * (gap == 0)) if gap.size else np.nan
 
-    return np.array(
-        [
-            share(row, list(high), list(low))
-            for row, high, low in zip(scores, better, worse, strict=True)
-        ]
-    )
+    each = zip(scores, better, worse, strict=True)
+    return np.array([share(np.asarray(row), list(high), list(low)) for row, high, low in each])
 
 
 def within(scores, candidates):
-    """Scores (q, n) with −inf outside each query's candidates (q lists of document numbers), so that only those are ranked."""
+    """Scores (q, n) with −inf outside each query's candidates, so that only those are ranked.
+
+    candidates: q lists of document numbers.
+    """
     found = np.full(np.shape(scores), -np.inf)
     for row, given, own in zip(found, np.asarray(scores), candidates, strict=True):
         row[list(own)] = given[list(own)]
@@ -78,11 +84,13 @@ def mean_and_error(values):
 def bootstrap_interval(groups, level=0.95, resamples=2000, seed=0):
     """(mean, low, high): bootstrap over groups (seeds) and, within each drawn one, over queries.
 
-    groups: one array of per-query values for each seed. The mean is over seeds of the mean over queries. A paired
-    difference is the interval of the per-query differences. For K seeds without a difference it is up to √(2 − 1/K) too wide;
-    for few seeds that differ much it covers less than `level`.
+    groups: one array of per-query values for each seed. The mean is over seeds of the mean over
+    queries. A paired difference is the interval of the per-query differences. For K seeds without
+    a difference it is up to √(2 − 1/K) too wide; for few seeds that differ much it covers less
+    than `level`.
     """
-    rng, groups = np.random.default_rng(seed), [np.asarray(g, dtype=np.float64) for g in groups]
+    rng = np.random.default_rng(seed)
+    groups = [np.asarray(g, dtype=np.float64) for g in groups]
     drawn = rng.integers(len(groups), size=(resamples, len(groups)))
     means = [np.mean([rng.choice(groups[g], len(groups[g])).mean() for g in row]) for row in drawn]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
@@ -90,13 +98,19 @@ def bootstrap_interval(groups, level=0.95, resamples=2000, seed=0):
 
 
 def top_share(scores, share=0.01):
-    """Part of all positive score that the highest `share` of the documents holds: one query's scores (n,) -> [0, 1]."""
+    """Part of all positive score that the highest `share` of the documents holds.
+
+    One query's scores (n,) -> [0, 1].
+    """
     positive = np.sort(np.maximum(np.asarray(scores, dtype=np.float64), 0))[::-1]
     return positive[: max(1, round(share * len(positive)))].sum() / positive.sum()
 
 
 def pearson(a, b):
-    """Correlation of each row of a with the same row of b: (q, n), (q, n) -> (q,); nan for a constant row."""
+    """Correlation of each row of a with the same row of b: (q, n), (q, n) -> (q,).
+
+    A constant row has nan.
+    """
     a, b = (np.asarray(x, dtype=np.float64) for x in (a, b))
     a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
     with np.errstate(invalid="ignore"):
@@ -104,62 +118,78 @@ def pearson(a, b):
 
 
 def spearman(a, b):
-    """Rank correlation of each row of a with the same row of b, ties at their mean rank: (q, n), (q, n) -> (q,)."""
+    """Rank correlation of each row of a with the same row of b: (q, n), (q, n) -> (q,).
+
+    Ties stand at their mean rank.
+    """
     from scipy.stats import rankdata
 
     return pearson(rankdata(a, axis=1), rankdata(b, axis=1))
 
 
 def seed_agreement(outcomes):
-    """r: Spearman over subsets of two retrainings that differ in seed alone, mean over queries and pairs of seeds.
+    """r: Spearman over subsets of two retrainings that differ in seed alone.
 
-    outcomes: (subsets, seeds, queries)."""
+    outcomes: (subsets, seeds, queries). The mean is over queries and pairs of seeds.
+    """
     runs = np.moveaxis(np.asarray(outcomes), 0, 2)  # (seeds, queries, subsets)
-    return float(
-        np.mean([spearman(runs[i], runs[j]).mean() for i in range(len(runs)) for j in range(i)])
-    )
+    pairs = [(i, j) for i in range(len(runs)) for j in range(i)]
+    return float(np.mean([spearman(runs[i], runs[j]).mean() for i, j in pairs]))
 
 
 def noise_ceiling(agreement, seeds):
-    """√ρ_K, ρ_K = K r / (1 + (K − 1) r): the correlation that a perfect predictor has with the mean of K seeds' outcomes.
+    """√ρ_K: the correlation of a perfect predictor with the mean of K seeds' outcomes.
 
-    Spearman–Brown; r is the agreement of two single seeds. A negative r gives 0."""
+    ρ_K = K r / (1 + (K − 1) r) (Spearman–Brown); r is the agreement of two single seeds.
+    A negative r gives 0.
+    """
     r = max(agreement, 0.0)
     return float(np.sqrt(seeds * r / (1 + (seeds - 1) * r)))
 
 
 def lds(predicted, outcomes, resamples=300, seed=0):
-    """Linear datamodeling score: (value, standard error), the mean over queries of Spearman over subsets.
+    """Linear datamodeling score: (value, standard error).
 
-    predicted: (q, subsets), of −(1/N) Σ of the left-out scores; outcomes: (subsets, seeds, q), averaged over seeds. The error is
-    of a bootstrap over subsets and queries, which is up to √3 too wide (Owen 2007). Source: Park et al. 2023 (arXiv 2303.14186).
+    The value is the mean over queries of Spearman over subsets.
+    predicted: (q, subsets), of −(1/N) Σ of the left-out scores; outcomes: (subsets, seeds, q),
+    averaged over seeds. The error is of a bootstrap over subsets and queries, which is up to √3
+    too wide (Owen 2007). Source: Park et al. 2023 (arXiv 2303.14186).
     """
-    measured = np.asarray(outcomes).mean(1).T
-    return float(spearman(predicted, measured).mean()), _bootstrap_error(
-        lambda q, s: spearman(np.asarray(predicted)[q][:, s], measured[q][:, s]),
-        measured.shape,
-        resamples,
-        seed,
-    )
+    predicted, measured = np.asarray(predicted), np.asarray(outcomes).mean(1).T
+
+    def score(q, s):
+        return spearman(predicted[q][:, s], measured[q][:, s])
+
+    value = float(spearman(predicted, measured).mean())
+    return value, _bootstrap_error(score, measured.shape, resamples, seed)
 
 
 def lds_difference(predicted, other, outcomes, resamples=300, seed=0):
-    """LDS of one prediction minus another's: (value, standard error), by a bootstrap that draws the same subsets and queries for both."""
+    """LDS of one prediction minus another's: (value, standard error), shapes as for `lds`.
+
+    The bootstrap draws the same subsets and queries for both.
+    """
     a, b, measured = np.asarray(predicted), np.asarray(other), np.asarray(outcomes).mean(1).T
-    gain = lambda q, s: (
-        spearman(a[q][:, s], measured[q][:, s]) - spearman(b[q][:, s], measured[q][:, s])
-    )
+
+    def gain(q, s):
+        found = measured[q][:, s]
+        return spearman(a[q][:, s], found) - spearman(b[q][:, s], found)
+
     everything = tuple(np.arange(n) for n in measured.shape)
     return float(gain(*everything).mean()), _bootstrap_error(gain, measured.shape, resamples, seed)
 
 
 def _bootstrap_error(values, shape, resamples, seed):
-    """Standard deviation over resamples of the mean of values(rows, columns), both drawn with replacement."""
+    """Standard deviation over resamples of the mean of values(rows, columns).
+
+    Rows and columns are both drawn with replacement.
+    """
     rng = np.random.default_rng(seed)
-    draws = [
-        np.nanmean(values(*(rng.integers(n, size=n) for n in shape))) for _ in range(resamples)
-    ]
-    return float(np.std(draws, ddof=1))
+
+    def drawn():
+        return [rng.integers(n, size=n) for n in shape]
+
+    return float(np.std([np.nanmean(values(*drawn())) for _ in range(resamples)], ddof=1))
 
 
 def tracing_record(scores, proponents, **labels):
@@ -171,18 +201,21 @@ def tracing_record(scores, proponents, **labels):
 
 
 def by_method(records, *names):
-    """Nested numbers for `dvc metrics show`: {method: {raw or normalised: {name: mean over seeds}}}."""
+    """Nested numbers for `dvc metrics show`.
+
+    Returns {method: {"raw" or "normalised": {name: mean over seeds}}}.
+    """
     found = {}
     for r in records:
-        form = found.setdefault(r["method"], {}).setdefault(
-            "normalised" if r["normalised"] else "raw", {}
-        )
+        forms = found.setdefault(r["method"], {})
+        numbers = forms.setdefault("normalised" if r["normalised"] else "raw", {})
         for name in names:
-            form.setdefault(name, []).append(r[name])
+            numbers.setdefault(name, []).append(r[name])
+
+    def means(numbers):
+        return {name: round(float(np.mean(values)), 4) for name, values in numbers.items()}
+
     return {
-        method: {
-            form: {name: round(float(np.mean(values)), 4) for name, values in numbers.items()}
-            for form, numbers in forms.items()
-        }
+        method: {form: means(numbers) for form, numbers in forms.items()}
         for method, forms in found.items()
     }

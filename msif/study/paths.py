@@ -4,7 +4,9 @@ from pathlib import Path
 
 
 def root():
-    """The folder that holds dvc.yaml, found by walking up from here; FileNotFoundError outside of a study."""
+    """The folder that holds dvc.yaml, found by walking up from here.
+
+    Raises FileNotFoundError outside of a study."""
     here = Path.cwd()
     found = next((p for p in (here, *here.parents) if (p / "dvc.yaml").is_file()), None)
     if found is None:
@@ -15,22 +17,27 @@ def root():
 
 
 def results(profile, *parts):
-    """results/<profile>/<parts>, with its folder made: what DVC keeps (models, factors, scores)."""
+    """results/<profile>/<parts>, its folder made: what DVC keeps (models, factors, scores)."""
     return _inside("results", profile, *parts)
 
 
 def reports(profile, *parts):
-    """reports/<profile>/<parts>, with its folder made: what git keeps (executed notebooks, HTML, metrics)."""
-    return _inside("reports", profile, *parts)
+    """results/<profile>/reports/<parts>, its folder made: numbers and figures of reports."""
+    return results(profile, "reports", *parts)
+
+
+def published(*parts):
+    """reports/<parts>, its folder made: what readers open, copied there by `pipeline.report`."""
+    return _inside("reports", *parts)
 
 
 def scratch(*parts):
-    """scratch/<parts>, with its folder made: checkpoints and whatever may be deleted at any time."""
+    """scratch/<parts>, its folder made: checkpoints, and whatever may be deleted at any time."""
     return _inside("scratch", *parts)
 
 
 def from_root(settings, name):
-    """`settings` with the folder at `name` made absolute if it exists in the study; a hub id is left alone."""
+    """`settings` with the folder at `name` made absolute if the study has it; a hub id stays."""
     path = root() / settings.get(name, "")
     return settings | {name: str(path)} if name in settings and path.exists() else settings
 

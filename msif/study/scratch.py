@@ -1,6 +1,7 @@
-"""Long work, done once: a folder named by a hash of everything it depends on, written whole or not at all.
+"""Long work, done once: a folder named by a hash of all it depends on, whole or not there.
 
-A killed run loses the folder it was writing and finds every finished one; a re-executed notebook finds them all.
+A killed run loses the folder it was writing and finds every finished one; a re-executed notebook
+finds them all.
 """
 
 import ast
@@ -59,16 +60,16 @@ def value(kind, key, compute):
 def place(kind, key, module):
     """The path scratch/<kind>-<hash> of what a module's code makes of `key` (JSON values).
 
-    The hash is of the key, of the versions of torch and transformers, and of the code of the module and of all that it imports
-    from msif, so that an edited formula never finds an old result."""
+    The hash is of the key, of the versions of torch and transformers, and of the code of the module
+    and of all that it imports from msif, so that an edited formula never finds an old result."""
     versions = [version("torch"), version("transformers")]
     return paths.scratch(f"{kind}-{files.sha256_of([key, versions, code_digest(module)])[:16]}")
 
 
 def code_digest(module):
-    """SHA-256 of the code of a module of msif and of all that it imports from msif, directly or not.
+    """SHA-256 of the code of a module and of all that it imports from msif, directly or not.
 
-    Of the syntax tree without docstrings, so that comments and prose never make hours of work stale."""
+    Of the syntax tree without docstrings, so that prose never makes hours of work stale."""
     found, todo = {}, {module}
     while todo:
         name = todo.pop()

@@ -1,4 +1,5 @@
-"""The Gauss-Newton product and two baselines agree with an independent implementation, curvlinops 3.0.1, on a small GPT-NeoX."""
+"""The Gauss-Newton product and two baselines agree with an independent implementation,
+curvlinops 3.0.1, on a small GPT-NeoX."""
 
 import pytest
 import torch
@@ -7,14 +8,15 @@ from torch import nn
 
 from msif.core.capture import gradients
 from msif.core.data import Sequence
-from msif.core.layers import Tracked, tracked_layers
+from msif.core.layers import tracked
 from msif.core.objectives import loss
 from msif.curvature.gauss_newton import GaussNewton, exact_attention
 from msif.rivals import inverses
 
 pytest.importorskip(
     "curvlinops",
-    reason="installed by .ci/run: pip install --no-deps curvlinops-for-pytorch==3.0.1 and what it imports",
+    reason="installed by .ci/run: pip install --no-deps curvlinops-for-pytorch==3.0.1 "
+    "and what it imports",
 )
 
 from curvlinops import CGInverseLinearOperator, GGNLinearOperator, NeumannInverseLinearOperator  # noqa: E402
@@ -34,16 +36,15 @@ class Logits(nn.Module):
 
 
 class Damped:
-    """G + d beside its shapes, as curvlinops' solvers ask for it; its own sum of operators needs a second operator."""
+    """G + d beside its shapes, as curvlinops' solvers ask for it;
+    its own sum of operators needs a second operator."""
 
     def __init__(self, G):
-        self.G, self._in_shape, self._out_shape, self.dtype, self.device = (
-            G,
-            G._in_shape,
-            G._out_shape,
-            G.dtype,
-            G.device,
-        )
+        self.G = G
+        self._in_shape = G._in_shape
+        self._out_shape = G._out_shape
+        self.dtype = G.dtype
+        self.device = G.device
         self._out_shape_flat = G._out_shape_flat
 
     def __matmul__(self, x):
@@ -58,13 +59,13 @@ def both():
     """(layers, our product, our vectors, their G, the same vectors as their columns)."""
     net, g = neox(), torch.Generator().manual_seed(3)
     ids = torch.randint(VOCAB, (COUNT, 5), generator=g)
-    layers = tracked_layers(net, "layers.1.mlp")
+    tracked_model = tracked(net, "layers.1.mlp")
     sequences = [Sequence(i, tuple(row), tuple(row)) for i, row in enumerate(ids.tolist())]
-    v = gradients(Tracked(net, layers), sequences[:2], loss)
+    v = gradients(tracked_model, sequences[:2], loss)
     net.set_attn_implementation("eager")
     parameters = [
         p
-        for layer in layers
+        for layer in tracked_model.layers
         for p in (net.get_submodule(layer.name).weight, net.get_submodule(layer.name).bias)
     ]
     with exact_attention():
@@ -75,11 +76,12 @@ def both():
             [(ids, ids[:, 1:].flatten())],
         )
         theirs = theirs * (1 / COUNT)
-        yield GaussNewton(Tracked(net, layers), sequences).product, v, theirs, columns(v)
+        yield GaussNewton(tracked_model, sequences).product, v, theirs, columns(v)
 
 
 def columns(v):
-    """{layer: (q, o, i)} as the parameters of curvlinops, a vector the last axis, flattened: (P, q)."""
+    """{layer: (q, o, i)} as the parameters of curvlinops, a vector the last axis,
+    flattened: (P, q)."""
     return torch.cat(
         [part.reshape(len(x), -1) for x in v.values() for part in (x[..., :-1], x[..., -1])], 1
     ).mT

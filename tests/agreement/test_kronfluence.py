@@ -1,7 +1,8 @@
-"""EK-FAC agrees with an independent implementation, kronfluence 1.0.1, on a small GPT-NeoX with padded sequences.
+"""EK-FAC agrees with an independent implementation, kronfluence 1.0.1,
+on a small GPT-NeoX with padded sequences.
 
-Labels are the data's own, so that nothing is random; all in float64, kronfluence's sums included, so that what is left is
-roundoff (measured: below 1e-14).
+Labels are the data's own, so that nothing is random; all in float64, kronfluence's sums included,
+so that what is left is roundoff (measured: below 1e-14).
 """
 
 import pytest
@@ -11,7 +12,7 @@ from support.tiny import documents, neox, relative
 from msif.core.data import collate
 from msif.core.ekfac import EKFAC, LayerFactors, covariances, fit
 from msif.core.influence import Damping, Stage, precondition, query_gradients, score
-from msif.core.layers import Tracked, tracked_layers
+from msif.core.layers import Tracked, tracked
 from msif.core.objectives import fisher_losses
 
 pytest.importorskip(
@@ -60,8 +61,8 @@ def rows(sequences):
 def both(tmp_path_factory):
     """(ours, theirs as our EKFAC, their covariances, their scores)."""
     data, queries, model = documents(24), documents(3, seed=9), neox()
-    layers = tracked_layers(model)
-    task = LanguageModelling([x.name for x in layers])
+    tracked_model = tracked(model)
+    task = LanguageModelling([x.name for x in tracked_model.layers])
     analyzer = Analyzer(
         "study",
         prepare_model(neox(), task),
@@ -120,23 +121,24 @@ def both(tmp_path_factory):
     )
     return dict(
         model=model,
-        layers=layers,
+        layers=tracked_model.layers,
         data=data,
         queries=queries,
         theirs=theirs,
         mean=mean,
-        ours=fit(Tracked(model, layers), data, labels="true"),
+        ours=fit(tracked_model, data, labels="true"),
         scores=analyzer.load_pairwise_scores("s")["all_modules"],
     )
 
 
 def scores(both, factors):
     model, layers = both["model"], both["layers"]
+    tracked_model = Tracked(model, layers)
     w = precondition(
-        query_gradients(Tracked(model, layers), both["queries"]),
+        query_gradients(tracked_model, both["queries"]),
         [Stage(factors, Damping(DAMPING, relative=False))],
     )[0]
-    return score(Tracked(model, layers), both["data"], w).values
+    return score(tracked_model, both["data"], w).values
 
 
 def test_covariances_agree(both):
@@ -149,10 +151,8 @@ def test_covariances_agree(both):
 def test_eigenvalues_and_solves_agree_with_given_labels(both):
     """Eigenvectors may differ in sign, and freely where eigenvalues coincide: f(G) does not."""
     for name, ours in both["ours"].factors.items():
-        theirs, v = (
-            both["theirs"].factors[name],
-            torch.randn(4, *both["ours"].factors[name].eigenvalues.shape[1:]).double(),
-        )
+        theirs = both["theirs"].factors[name]
+        v = torch.randn(4, *both["ours"].factors[name].eigenvalues.shape[1:]).double()
         assert (
             relative(theirs.in_values, ours.in_values) < TOLERANCE
             and relative(theirs.out_values, ours.out_values) < TOLERANCE

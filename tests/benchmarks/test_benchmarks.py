@@ -1,4 +1,5 @@
-"""The benchmarks run, count what they say, and their committed tables are made from their committed numbers."""
+"""The benchmarks run, count what they say,
+and their committed tables are made from their committed numbers."""
 
 import json
 import math
@@ -42,9 +43,8 @@ def record(library="msif", mode="exact", shape="base", **values):
 
 
 def test_a_quick_run_writes_well_formed_records(tmp_path):
-    path = os.pathsep.join(
-        filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
-    )  # this tree's msif
+    # this tree's msif
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "peers.py", "--quick", "--out", tmp_path],
         env=os.environ | {"PYTHONPATH": path},
@@ -133,7 +133,8 @@ def test_a_library_of_another_version_is_refused(monkeypatch):
     ids=["short", "long"],
 )
 def test_predicted_multiplications_are_those_that_run(shape):
-    """All matrix products counted as they run (attention by plain products), two operations a multiplication."""
+    """All matrix products counted as they run (attention by plain products),
+    two operations a multiplication."""
     from libraries import MsifInMemory
     from torch import ops
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -184,10 +185,8 @@ def test_precision_compares_each_query():
     import torch
 
     reference = torch.randn(3, 40).double()
-    same, twice = (
-        precision.compare(reference, reference),
-        precision.compare(2 * reference, reference),
-    )
+    same = precision.compare(reference, reference)
+    twice = precision.compare(2 * reference, reference)
     assert torch.allclose(same["correlation"], torch.ones(3).double()) and same["error"].max() == 0
     assert torch.allclose(twice["correlation"], torch.ones(3).double()) and torch.allclose(
         twice["error"], torch.ones(3).double()

@@ -1,4 +1,5 @@
-"""Gradients from captured activations equal the weights' own .grad, and capturing leaves no trace on the model."""
+"""Gradients from captured activations equal the weights' own .grad,
+and capturing leaves no trace on the model."""
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from support.tiny import documents, gpt2, llama, neox, plain_loss, relative, wei
 
 from msif.core.capture import backpropagate, frozen, gradients, passes
 from msif.core.data import Sequence, collate
-from msif.core.layers import Tracked, tracked_layers
+from msif.core.layers import Tracked, tracked, tracked_layers
 from msif.core.objectives import loss
 
 MODELS = pytest.mark.parametrize("make", [neox, gpt2, llama], ids=lambda make: make.__name__)
@@ -17,11 +18,11 @@ MODELS = pytest.mark.parametrize("make", [neox, gpt2, llama], ids=lambda make: m
 def test_gradients_equal_the_grad_of_weight_and_bias_of_each_sequence_alone(make, batch_size):
     """Batch sizes above 1 pad the shorter sequences; the reference runs each one unpadded."""
     model = make()
-    layers = tracked_layers(model)
-    found = gradients(Tracked(model, layers), documents(7), loss, batch_size)
-    expected = weight_gradients(model, layers, documents(7), plain_loss)
-    assert list(found) == [x.name for x in layers]
-    for x in layers:
+    tracked_model = tracked(model)
+    found = gradients(tracked_model, documents(7), loss, batch_size)
+    expected = weight_gradients(model, tracked_model.layers, documents(7), plain_loss)
+    assert list(found) == [x.name for x in tracked_model.layers]
+    for x in tracked_model.layers:
         assert found[x.name].shape == (7, x.out_features, x.in_features + x.bias)
         assert relative(found[x.name], expected[x.name]) < 1e-10, x.name
 
@@ -64,7 +65,7 @@ def test_no_weight_gradient_is_formed_and_nothing_stays_on_the_model():
     def consume(layer, a, g, draw, batch):
         assert not any(p.requires_grad for p in model.parameters())
 
-    passes(Tracked(model, tracked_layers(model)), documents(3), [loss], 2, consume)
+    passes(tracked(model), documents(3), [loss], 2, consume)
     assert all(p.grad is None for p in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == [
@@ -80,25 +81,24 @@ def test_gradient_flags_and_hooks_are_restored_after_an_exception():
         raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
-        passes(Tracked(model, tracked_layers(model)), documents(3), [loss], 2, consume)
+        passes(tracked(model), documents(3), [loss], 2, consume)
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_gradients_are_the_same_inside_no_grad():
     model = neox()
-    expected = gradients(Tracked(model, tracked_layers(model)), documents(2), loss)
+    expected = gradients(tracked(model), documents(2), loss)
     with torch.no_grad():
-        found = gradients(Tracked(model, tracked_layers(model)), documents(2), loss)
+        found = gradients(tracked(model), documents(2), loss)
     assert all(torch.equal(found[name], x) for name, x in expected.items())
 
 
 def test_low_precision_activations_give_float32_gradients():
     model = neox().bfloat16()
-    assert {
-        x.dtype
-        for x in gradients(Tracked(model, tracked_layers(model)), documents(2), loss).values()
-    } == {torch.float32}
+    assert {x.dtype for x in gradients(tracked(model), documents(2), loss).values()} == {
+        torch.float32
+    }
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -109,14 +109,14 @@ def test_a_weight_that_is_not_finite_is_named_with_its_layer_and_the_sequences(v
         FloatingPointError,
         match=r"layers.1.mlp.dense_4h_to_h is NaN or infinite .*sequences \[0, 1, 2\]",
     ):
-        gradients(Tracked(model, tracked_layers(model)), documents(3), loss)
+        gradients(tracked(model), documents(3), loss)
 
 
 def test_a_gradient_that_is_not_finite_is_named_with_its_layer():
     model = neox()
     with pytest.raises(FloatingPointError, match="the gradient at gpt_neox.layers.1.* is NaN"):
         gradients(
-            Tracked(model, tracked_layers(model)),
+            tracked(model),
             documents(2),
             lambda logits, batch: (0 * loss(logits, batch)).sqrt(),
         )
@@ -126,7 +126,7 @@ def test_a_loss_that_is_not_finite_is_said_to_be():
     model = neox()
     with pytest.raises(FloatingPointError, match="the loss is NaN or infinite"):
         gradients(
-            Tracked(model, tracked_layers(model)),
+            tracked(model),
             documents(2),
             lambda logits, batch: loss(logits, batch) / 0,
         )
@@ -136,9 +136,7 @@ def test_a_layer_that_gets_all_positions_in_one_row_as_in_opt_has_the_same_gradi
     model, flat = neox(), neox()
     mlp = flat.gpt_neox.layers[1].mlp
     mlp.forward = lambda x, original=mlp.forward: original(x.flatten(0, 1)).view_as(x)
-    expected, found = (
-        gradients(Tracked(m, tracked_layers(m)), documents(5), loss, 3) for m in (model, flat)
-    )
+    expected, found = (gradients(tracked(m), documents(5), loss, 3) for m in (model, flat))
     assert all(relative(found[name], x) < 1e-10 for name, x in expected.items())
 
 
@@ -151,7 +149,7 @@ def test_a_layer_that_runs_on_some_of_the_positions_is_refused_by_name():
         ValueError,
         match=r"layers.1.mlp.dense_h_to_4h gives an output of shape \(7, 12\).*batch of \(3, 5\)",
     ):
-        gradients(Tracked(model, tracked_layers(model)), documents(3), loss)
+        gradients(tracked(model), documents(3), loss)
 
 
 def test_a_layer_that_runs_twice_is_refused_by_name():
@@ -166,7 +164,7 @@ def test_token_ids_beyond_the_vocabulary_are_refused_before_anything_runs():
     model = neox()
     with pytest.raises(ValueError, match=r"sequence 3 has token id 99.*vocabulary has 12"):
         gradients(
-            Tracked(model, tracked_layers(model)),
+            tracked(model),
             [*documents(2), Sequence(3, (1, 99, 2), (1, 99, 2))],
             loss,
         )

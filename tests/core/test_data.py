@@ -1,4 +1,5 @@
-"""Laws of tokenised data: what a label, a mask and an order mean, and that bad input is refused by name."""
+"""Laws of tokenised data: what a label, a mask and an order mean,
+and that bad input is refused by name."""
 
 import json
 

@@ -1,6 +1,8 @@
-"""One direct test for each of the first twelve defects that a published implementation of this method has.
+"""One direct test for each of the first twelve defects that a published implementation of this
+method has.
 
-They are stated as what must hold instead. Most are proven at large elsewhere; here each stands alone, under its number.
+They are stated as what must hold instead. Most are proven at large elsewhere;
+here each stands alone, under its number.
 """
 
 import pytest
@@ -12,7 +14,7 @@ from msif.core.capture import gradients, passes
 from msif.core.data import NO_LOSS, Sequence, collate, encode_answers, word_tokenizer
 from msif.core.ekfac import covariances, fit
 from msif.core.influence import Damping, Stage, precondition, query_gradients, score
-from msif.core.layers import Tracked, head_rows, tracked_layers
+from msif.core.layers import Tracked, head_rows, tracked, tracked_layers
 from msif.core.objectives import fisher_losses, loss, sampled_loss
 
 
@@ -23,9 +25,9 @@ def two_stages(model, layers):
 
 def test_1_the_pretraining_inverse_is_in_the_score():
     model = neox()
-    layers = tracked_layers(model)
-    first, second = two_stages(model, layers)
-    query = query_gradients(Tracked(model, layers), documents(2, seed=3))
+    tracked_model = tracked(model)
+    first, second = two_stages(model, tracked_model.layers)
+    query = query_gradients(tracked_model, documents(2, seed=3))
     w, without = (
         precondition(query, [stage, second])[0]
         for stage in (first, Stage(first.curvature.identity()))
@@ -37,14 +39,14 @@ def test_1_the_pretraining_inverse_is_in_the_score():
 
 def test_2_damping_does_not_grow_from_query_to_query():
     model = neox()
-    layers = tracked_layers(model)
-    stages, queries = two_stages(model, layers), documents(3, seed=3)
+    tracked_model = tracked(model)
+    stages, queries = two_stages(model, tracked_model.layers), documents(3, seed=3)
 
     def scores(some):
         return score(
-            Tracked(model, layers),
+            tracked_model,
             documents(4),
-            precondition(query_gradients(Tracked(model, layers), some), stages)[0],
+            precondition(query_gradients(tracked_model, some), stages)[0],
         ).values
 
     first = scores(queries)
@@ -60,14 +62,15 @@ def test_3_factors_can_be_fitted_on_documents_and_on_answers(answers_only):
         )
         for s in documents(5)
     ]
-    factors = fit(Tracked(neox(), tracked_layers(neox())), data)
+    factors = fit(tracked(neox()), data)
     assert all(
         (x.eigenvalues >= 0).all() and x.eigenvalues.max() > 0 for x in factors.factors.values()
     )
 
 
 def test_4_sampled_labels_stand_where_their_logits_are():
-    """The model is certain of token t + 3 at position t, and of nothing else: p − e_ŷ is 0 there and of size 1 at any other place."""
+    """The model is certain of token t + 3 at position t, and of nothing else:
+    p − e_ŷ is 0 there and of size 1 at any other place."""
     logits = torch.full((1, 4, VOCAB), -50.0)
     logits[0, range(4), range(3, 7)] = 50
     batch = collate([Sequence(0, (1,) * 4, (NO_LOSS, NO_LOSS, 1, 1))])
@@ -76,12 +79,13 @@ def test_4_sampled_labels_stand_where_their_logits_are():
     assert logits.grad.abs().max() < 1e-30
     flat = torch.zeros(1, 4, VOCAB, requires_grad=True)
     sampled_loss(flat, batch, seed=0, draw=0).sum().backward()
+    # labels 2 and 3, predicted at 1 and 2
     assert (flat.grad[0].abs().sum(1) > 0).tolist() == [
         False,
         True,
         True,
         False,
-    ]  # labels 2 and 3, predicted at 1 and 2
+    ]
 
 
 def test_5_eigenvalues_are_squares_of_each_sequence_not_of_their_sum():
@@ -127,22 +131,21 @@ def test_8_bm25_ranks_by_words():
 
 def test_9_a_solve_has_the_sign_of_the_inverse_and_scores_keep_theirs():
     model, data = neox(), documents(4)
-    layers = tracked_layers(model)
-    stage = two_stages(model, layers)[0]
-    query = query_gradients(Tracked(model, layers), data)
+    tracked_model = tracked(model)
+    stage = two_stages(model, tracked_model.layers)[0]
+    query = query_gradients(tracked_model, data)
     solved = stage.inverse(query)
-    assert all(
-        ((solved[name] * query[name]).sum((1, 2)) > 0).all() for name in query
-    )  # gᵀ(H + d)⁻¹g > 0
-    values = score(Tracked(model, layers), data, solved).values
+    # gᵀ(H + d)⁻¹g > 0
+    assert all(((solved[name] * query[name]).sum((1, 2)) > 0).all() for name in query)
+    values = score(tracked_model, data, solved).values
     assert (values.diagonal() > 0).all() and (values < 0).any()
 
 
 def test_10_padding_is_in_neither_activations_nor_gradients():
     model, (short, *_, long) = neox(), documents(4)
-    layers = tracked_layers(model)
+    tracked_model = tracked(model)
     together, alone = (
-        covariances(Tracked(model, layers), data, fisher_losses("true", 1, 0), size)
+        covariances(tracked_model, data, fisher_losses("true", 1, 0), size)
         for data, size in (([short, long], 2), ([short, long], 1))
     )
     for name in together:
@@ -152,46 +155,48 @@ def test_10_padding_is_in_neither_activations_nor_gradients():
         )
     sizes = []
     passes(
-        Tracked(model, layers[:1]),
+        Tracked(model, tracked_model.layers[:1]),
         [short, long],
         [loss],
         2,
         lambda layer, a, g, draw, batch: sizes.append((a != 0).any(2).sum(1).tolist()),
     )
     assert sizes == [[len(long.input_ids), len(short.input_ids)]]
-    positions = covariances(Tracked(model, layers), [short, long], fisher_losses("true", 1, 0), 2)[
-        layers[0].name
+    positions = covariances(tracked_model, [short, long], fisher_losses("true", 1, 0), 2)[
+        tracked_model.layers[0].name
     ][1][-1, -1]
     assert positions == 1  # the bias's 1 is there at every token, and only there
 
 
 def test_11_covariances_are_means_over_tokens_and_eigenvalues_over_sequences():
-    """So twice the same data are the same factors, and an absolute damping means the same in each."""
+    """So twice the same data are the same factors,
+    and an absolute damping means the same in each."""
     model, data = neox(), documents(4)
-    layers = tracked_layers(model)
+    tracked_model = tracked(model)
     twice = [*data, *(Sequence(s.index + 4, s.input_ids, s.labels) for s in data)]
     once, again = (
-        covariances(Tracked(model, layers), x, fisher_losses("true", 1, 0), 3)
-        for x in (data, twice)
+        covariances(tracked_model, x, fisher_losses("true", 1, 0), 3) for x in (data, twice)
     )
     for name in once:
         assert (
             relative(again[name][1], once[name][1]) < 1e-10
             and relative(again[name][2], once[name][2]) < 1e-10
         )
-    once, again = (fit(Tracked(model, layers), x, labels="true") for x in (data, twice))
+    once, again = (fit(tracked_model, x, labels="true") for x in (data, twice))
     tokens = sum(len(s.input_ids) for s in data)
-    D = gradients(Tracked(model, layers), data, loss)
+    D = gradients(tracked_model, data, loss)
     for name, x in once.factors.items():
         assert (
             relative(again.factors[name].eigenvalues.sort(-1).values, x.eigenvalues.sort(-1).values)
             < 1e-6
         )
+        # the mean squared norm
+        assert relative(x.eigenvalues.sum(), D[name].square().sum() / 4) < 1e-10
         assert (
-            relative(x.eigenvalues.sum(), D[name].square().sum() / 4) < 1e-10
-        )  # the mean squared norm
-        assert (
-            relative(x.in_values.sum(), sum_of_squares(model, layers, data, name) / tokens) < 1e-10
+            relative(
+                x.in_values.sum(), sum_of_squares(model, tracked_model.layers, data, name) / tokens
+            )
+            < 1e-10
         )
 
 

@@ -1,6 +1,8 @@
-"""EK-FAC against its formula with explicit Kronecker products, by plain autograd in float64; and what it must not depend on.
+"""EK-FAC against its formula with explicit Kronecker products, by plain autograd in float64;
+and what it must not depend on.
 
-Tolerance 1e-8 relative where both sides are float64 sums in another order (roundoff of the damped inverse is ~1e-11).
+Tolerance 1e-8 relative where both sides are float64 sums in another order (roundoff of the damped
+inverse is ~1e-11).
 """
 
 import pytest
@@ -25,7 +27,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from msif.core.data import Sequence
 from msif.core.ekfac import covariances, fit
-from msif.core.layers import Tracked, tracked_layers
+from msif.core.layers import Tracked, tracked, tracked_layers
 from msif.core.objectives import fisher_losses
 
 DOCUMENTS = documents(7)
@@ -39,11 +41,11 @@ LABELS = pytest.mark.parametrize("labels", ["gaussian", "sampled", "true"])
 )
 def test_factors_and_apply_equal_the_dense_formula(make, labels, per_head):
     model = make()
-    layers = tracked_layers(model, per_head=per_head)
-    factors = fit(Tracked(model, layers), DOCUMENTS, labels=labels, samples=2, batch_size=3)
+    tracked_model = tracked(model, per_head=per_head)
+    factors = fit(tracked_model, DOCUMENTS, labels=labels, samples=2, batch_size=3)
     scalars = [plain_loss] if labels == "true" else [pseudo(x) for x in fisher_losses(labels, 2, 0)]
-    dense, covariance = dense_ekfac(model, layers, DOCUMENTS, scalars)
-    for x in layers:
+    dense, covariance = dense_ekfac(model, tracked_model.layers, DOCUMENTS, scalars)
+    for x in tracked_model.layers:
         found, (A, B) = factors.factors[x.name], covariance[x.name]
         rows = torch.arange(x.out_features)[None] if x.rows is None else x.rows
         blocks = torch.stack([B[r][:, r] for r in rows])
@@ -61,10 +63,12 @@ def test_factors_and_apply_equal_the_dense_formula(make, labels, per_head):
 @LABELS
 def test_eigenvalues_are_means_of_squares_of_each_sequence_in_the_factors_own_basis(labels):
     model = neox()
-    layers = tracked_layers(model)
-    factors = fit(Tracked(model, layers), DOCUMENTS, labels=labels, samples=2, seed=5)
+    tracked_model = tracked(model)
+    factors = fit(tracked_model, DOCUMENTS, labels=labels, samples=2, seed=5)
     scalars = [plain_loss] if labels == "true" else [pseudo(x) for x in fisher_losses(labels, 2, 5)]
-    gradients = [weight_gradients(model, layers, DOCUMENTS, scalar) for scalar in scalars]
+    gradients = [
+        weight_gradients(model, tracked_model.layers, DOCUMENTS, scalar) for scalar in scalars
+    ]
     for name, x in factors.factors.items():
         D = torch.cat([drawn[name] for drawn in gradients])
         expected = (x.basis_out[0].mT @ D @ x.basis_in).square().mean(0)
@@ -79,15 +83,11 @@ def test_eigenvalues_are_means_of_squares_of_each_sequence_in_the_factors_own_ba
 )
 def test_factors_do_not_depend_on_batch_size_padding_or_partitions(labels, change):
     model = neox()
-    layers = tracked_layers(model, per_head=True)
-    once = fit(
-        Tracked(model, layers), DOCUMENTS, labels=labels, batch_size=7
-    )  # all in one batch, short ones padded
+    tracked_model = tracked(model, per_head=True)
+    # all in one batch, short ones padded
+    once = fit(tracked_model, DOCUMENTS, labels=labels, batch_size=7)
     assert (
-        relative(
-            probe(fit(Tracked(model, layers), DOCUMENTS, labels=labels, **change)), probe(once)
-        )
-        < 1e-9
+        relative(probe(fit(tracked_model, DOCUMENTS, labels=labels, **change)), probe(once)) < 1e-9
     )
 
 
@@ -109,7 +109,8 @@ def test_sampled_factors_follow_their_seed():
 
 @pytest.mark.parametrize("labels", ["gaussian", "sampled"])
 def test_eigenvalues_converge_to_the_exact_gauss_newton_diagonal(labels):
-    """300 draws × 8 sequences: a mean of squares of near-normal numbers errs by √(2/2400) = 3 %; three times that passes."""
+    """300 draws × 8 sequences: a mean of squares of near-normal numbers errs by √(2/2400) = 3 %;
+    three times that passes."""
     model = Regression()
     sequences = [
         Sequence(x.index, tuple(i % 5 for i in x.input_ids), tuple(i % 5 for i in x.input_ids))
@@ -135,7 +136,7 @@ def test_eigenvalues_converge_to_the_exact_gauss_newton_diagonal(labels):
 
 def test_kfac_keeps_the_bases_and_multiplies_the_eigenvalues_of_the_covariances():
     model = neox()
-    factors = fit(Tracked(model, tracked_layers(model, per_head=True)), DOCUMENTS)
+    factors = fit(tracked(model, per_head=True), DOCUMENTS)
     length = sum(len(s.input_ids) for s in DOCUMENTS) / len(DOCUMENTS)
     for name, x in factors.kfac().factors.items():
         expected = torch.stack([length * torch.outer(b, x.in_values) for b in x.out_values])
@@ -145,14 +146,12 @@ def test_kfac_keeps_the_bases_and_multiplies_the_eigenvalues_of_the_covariances(
 
 def test_identity_turns_the_solve_into_doing_nothing():
     model = neox()
-    layers = tracked_layers(model, per_head=True)
+    tracked_model = tracked(model, per_head=True)
     v = {
         x.name: torch.randn(2, x.out_features, x.in_features + 1, dtype=torch.float64)
-        for x in layers
+        for x in tracked_model.layers
     }
-    found = (
-        fit(Tracked(model, layers), DOCUMENTS).identity().apply(lambda values, mean: 1 / values, v)
-    )
+    found = fit(tracked_model, DOCUMENTS).identity().apply(lambda values, mean: 1 / values, v)
     assert all(torch.allclose(found[name], v[name], atol=1e-12) for name in v)
 
 
@@ -167,14 +166,14 @@ def test_factors_of_a_classifier_with_pooled_layers_equal_the_formula():
         num_labels=3,
     )
     model = lively(BertForSequenceClassification(config))
-    layers = tracked_layers(model, "attention.self.query|pooler|classifier")
+    tracked_model = tracked(model, "attention.self.query|pooler|classifier")
     rows = [Sequence(x.index, x.input_ids, x.index % 3) for x in documents(6)]
 
     def plain(model, s):
         return -model(torch.tensor([s.input_ids])).logits[0].log_softmax(0)[s.labels]
 
-    factors = fit(Tracked(model, layers), rows, labels="true", batch_size=4)
-    D = weight_gradients(model, layers, rows, plain)
+    factors = fit(tracked_model, rows, labels="true", batch_size=4)
+    D = weight_gradients(model, tracked_model.layers, rows, plain)
     for name, x in factors.factors.items():
         assert (
             relative(x.eigenvalues[0], (x.basis_out[0].mT @ D[name] @ x.basis_in).square().mean(0))
@@ -190,12 +189,12 @@ def test_a_factor_that_overflows_is_named_before_its_decomposition():
     model = neox().float()
     model.lm_head.weight.data *= 1e24  # gradients are finite, their squares are not
     with pytest.raises(FloatingPointError, match="a factor of gpt_neox.layers.*overflow"):
-        fit(Tracked(model, tracked_layers(model)), DOCUMENTS, labels="true")
+        fit(tracked(model), DOCUMENTS, labels="true")
 
 
 def test_unknown_labels_are_refused_by_value():
     with pytest.raises(ValueError, match="'sample'.*'gaussian', 'sampled' or 'true'"):
-        fit(Tracked(neox(), tracked_layers(neox())), DOCUMENTS, labels="sample")
+        fit(tracked(neox()), DOCUMENTS, labels="sample")
 
 
 def test_a_layer_that_the_loss_does_not_depend_on_is_named():

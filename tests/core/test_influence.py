@@ -1,4 +1,5 @@
-"""Scores against dense float64 formulas by plain autograd; the invariances; the parts that sum to the whole; bad input.
+"""Scores against dense float64 formulas by plain autograd; the invariances;
+the parts that sum to the whole; bad input.
 
 Equality to a formula: 1e-8 relative. The same numbers summed in another order: 1e-10.
 """
@@ -35,39 +36,42 @@ from msif.core.influence import (
     token_scores,
     trajectory,
 )
-from msif.core.layers import Tracked, tracked_layers
+from msif.core.layers import Tracked, tracked, tracked_layers
 from msif.core.objectives import fisher_losses, logit_margin, loss
 from msif.curvature.dense import Dense
 
-RELATIVE, ABSOLUTE = (
-    (Damping(0.1), Damping(0.2)),
-    (Damping(0.01, relative=False), Damping(0.05, relative=False)),
-)
+RELATIVE = (Damping(0.1), Damping(0.2))
+ABSOLUTE = (Damping(0.01, relative=False), Damping(0.05, relative=False))
 STAGES = 3
 
 
 @pytest.fixture(scope="module")
 def study():
-    """Three stages (the models of seeds 0, 1, 2: nothing here needs them trained), per-head factors, documents, queries."""
-    models, data = (
-        [neox(k) for k in range(STAGES)],
-        [documents(6, seed=10 + k) for k in range(STAGES)],
-    )
+    """Three stages (the models of seeds 0, 1, 2: nothing here needs them trained),
+    per-head factors, documents, queries."""
+    models = [neox(k) for k in range(STAGES)]
+    data = [documents(6, seed=10 + k) for k in range(STAGES)]
     layers = tracked_layers(models[0], per_head=True)
-    factors = [fit(Tracked(m, layers), d, samples=1) for m, d in zip(models, data)]
+    all_tracked = [Tracked(m, layers) for m in models]
+    factors = [fit(each, d, samples=1) for each, d in zip(all_tracked, data)]
     queries = [
         Sequence(x.index, x.input_ids, (*[NO_LOSS] * (len(x.input_ids) - 2), *x.labels[-2:]))
         for x in documents(3, 20)
     ]
     return SimpleNamespace(
-        models=models, data=data, layers=layers, factors=factors, queries=queries
+        models=models,
+        tracked=all_tracked,
+        data=data,
+        layers=layers,
+        factors=factors,
+        queries=queries,
     )
 
 
 def scores_of(study, stages, stage=0, **options):
-    model = study.models[len(stages) - 1]
-    w = precondition(query_gradients(Tracked(model, study.layers), study.queries), stages)[stage]
-    return score(Tracked(study.models[stage], study.layers), study.data[stage], w, **options)
+    query = query_gradients(study.tracked[len(stages) - 1], study.queries)
+    w = precondition(query, stages)[stage]
+    return score(study.tracked[stage], study.data[stage], w, **options)
 
 
 def stages_of(study, k=2, damping=RELATIVE):
@@ -85,9 +89,8 @@ def test_scores_equal_the_dense_formula_for_documents_of_every_stage(study, k, d
         dense_ekfac(m, study.layers, x, [pseudo(o) for o in fisher_losses("gaussian", 1, 0)])[0]
         for m, x in zip(study.models, study.data)
     ]
-    query = weight_gradients(
-        study.models[k - 1], study.layers, study.queries, plain_loss
-    )  # ∇(−f), f = log p
+    # ∇(−f), f = log p
+    query = weight_gradients(study.models[k - 1], study.layers, study.queries, plain_loss)
     for j in range(k):
         documents = weight_gradients(study.models[j], study.layers, study.data[j], plain_loss)
         expected = 0
@@ -106,12 +109,12 @@ def test_scores_equal_the_dense_formula_for_documents_of_every_stage(study, k, d
 
 
 def test_positive_scores_mean_that_more_weight_on_the_document_raises_f(study):
-    """One gradient step on a document under H = I raises its own log-probability: its score for itself is positive."""
+    """One gradient step on a document under H = I raises its own log-probability:
+    its score for itself is positive."""
     model, queries = study.models[0], study.data[0]
-    w = precondition(
-        query_gradients(Tracked(model, study.layers), queries), [Stage(study.factors[0].identity())]
-    )[0]
-    values = score(Tracked(model, study.layers), queries, w).values
+    query = query_gradients(study.tracked[0], queries)
+    w = precondition(query, [Stage(study.factors[0].identity())])[0]
+    values = score(study.tracked[0], queries, w).values
     assert (values.diagonal() > 0).all()
     before = torch.stack([-plain_loss(model, s) for s in queries]).detach()
     stepped, step = neox(0), 1e-6
@@ -128,12 +131,10 @@ def weight_gradient_of_layers(model, layers, sequence):
 
 def test_scores_do_not_depend_on_candidate_order_batch_size_or_per_layer(study):
     stages = stages_of(study)
-    w = precondition(
-        query_gradients(Tracked(study.models[1], study.layers), study.queries), stages
-    )[0]
+    w = precondition(query_gradients(study.tracked[1], study.queries), stages)[0]
 
     def values(candidates, **options):
-        return score(Tracked(study.models[0], study.layers), candidates, w, **options).values
+        return score(study.tracked[0], candidates, w, **options).values
 
     once = values(study.data[0])
     for options in (dict(batch_size=1), dict(batch_size=4), dict(per_layer=True)):
@@ -155,7 +156,7 @@ def test_scores_do_not_depend_on_other_queries_their_order_or_earlier_calls(stud
 
 
 def test_preconditioning_changes_neither_the_query_nor_the_curvature(study):
-    query = query_gradients(Tracked(study.models[1], study.layers), study.queries)
+    query = query_gradients(study.tracked[1], study.queries)
     before = (
         {name: x.clone() for name, x in query.items()},
         [x.eigenvalues.clone() for x in study.factors[1].factors.values()],
@@ -168,15 +169,11 @@ def test_preconditioning_changes_neither_the_query_nor_the_curvature(study):
 
 
 def test_layer_scores_and_token_scores_sum_to_the_score(study):
-    w = precondition(
-        query_gradients(Tracked(study.models[1], study.layers), study.queries), stages_of(study)
-    )[0]
-    found = score(
-        Tracked(study.models[0], study.layers), study.data[0], w, per_layer=True, batch_size=4
-    )
+    w = precondition(query_gradients(study.tracked[1], study.queries), stages_of(study))[0]
+    found = score(study.tracked[0], study.data[0], w, per_layer=True, batch_size=4)
     assert list(found.layers) == [x.name for x in study.layers]
     assert relative(sum(found.layers.values()), found.values) < 1e-12
-    tokens = token_scores(Tracked(study.models[0], study.layers), study.data[0], w, batch_size=4)
+    tokens = token_scores(study.tracked[0], study.data[0], w, batch_size=4)
     assert tokens.shape == (3, 6, 6)
     assert relative(tokens.sum(2), found.values) < 1e-10
     for n, s in enumerate(study.data[0]):
@@ -193,15 +190,12 @@ def test_normalised_scores_are_divided_by_the_documents_gradient_norm(study):
 
 
 def test_self_influence_is_the_diagonal_of_the_scores_of_documents_for_themselves(study):
-    stage, model, data = stages_of(study)[1], study.models[1], study.data[1]
-    w = stage.inverse(query_gradients(Tracked(model, study.layers), data))
-    expected = score(Tracked(model, study.layers), data, w).values.diagonal()
+    stage, tracked_model, data = stages_of(study)[1], study.tracked[1], study.data[1]
+    w = stage.inverse(query_gradients(tracked_model, data))
+    expected = score(tracked_model, data, w).values.diagonal()
     assert (expected > 0).all()
     for size in (2, 32):
-        assert (
-            relative(self_influence(Tracked(model, study.layers), data, stage, size), expected)
-            < 1e-10
-        )
+        assert relative(self_influence(tracked_model, data, stage, size), expected) < 1e-10
 
 
 def test_a_measurement_other_than_the_log_probability_is_differentiated(study):
@@ -217,26 +211,27 @@ def test_a_measurement_other_than_the_log_probability_is_differentiated(study):
         return -total
 
     expected = weight_gradients(study.models[0], study.layers, study.queries, plain_margin)
-    found = query_gradients(Tracked(study.models[0], study.layers), study.queries, logit_margin)
+    found = query_gradients(study.tracked[0], study.queries, logit_margin)
     assert all(relative(found[name], expected[name]) < 1e-10 for name in found)
 
 
 def test_a_very_large_alpha_leaves_the_query_as_it_is(study):
-    query = query_gradients(Tracked(study.models[1], study.layers), study.queries)
+    query = query_gradients(study.tracked[1], study.queries)
     moved = Stage(study.factors[1], alpha=Damping(1e9)).transfer(query)
     assert all(relative(moved[name], query[name]) < 1e-6 for name in query)
 
 
 @pytest.mark.parametrize("absolute", [False, True])
 def test_new_layers_stay_out_of_earlier_stages_and_carry_no_alpha(study, absolute):
-    """EK-FAC blocks are independent: the shared layers' vectors are those of a last stage without the new one."""
+    """EK-FAC blocks are independent: the shared layers' vectors are those of a last stage without
+    the new one."""
     model, data = study.models[1], study.data[1]
-    layers = tracked_layers(model, r"attention|mlp|^embed_out$|^lm_head$", per_head=True)
-    (head,) = {x.name for x in layers} - {x.name for x in study.layers}
+    tracked_model = tracked(model, r"attention|mlp|^embed_out$|^lm_head$", per_head=True)
+    (head,) = {x.name for x in tracked_model.layers} - {x.name for x in study.layers}
     d, alpha = ABSOLUTE if absolute else RELATIVE
-    last = Stage(fit(Tracked(model, layers), data, samples=1), d, alpha, new=(head,))
+    last = Stage(fit(tracked_model, data, samples=1), d, alpha, new=(head,))
     first, without = stages_of(study, 2, (d, alpha))
-    query = query_gradients(Tracked(model, layers), study.queries)
+    query = query_gradients(tracked_model, study.queries)
     w = precondition(query, [first, last])
     expected = precondition(
         {name: x for name, x in query.items() if name != head}, [first, without]
@@ -303,9 +298,10 @@ def test_stages_that_cannot_have_a_score_are_refused(study):
 
 
 def test_a_singular_block_without_damping_is_refused(study):
-    """Two documents cannot fill a layer: most eigenvalues are rounding errors, and their reciprocals would be noise."""
-    factors = fit(Tracked(study.models[0], study.layers), documents(2), labels="true")
-    query = query_gradients(Tracked(study.models[0], study.layers), study.queries)
+    """Two documents cannot fill a layer: most eigenvalues are rounding errors,
+    and their reciprocals would be noise."""
+    factors = fit(study.tracked[0], documents(2), labels="true")
+    query = query_gradients(study.tracked[0], study.queries)
     with pytest.raises(ValueError, match="layers.0.*singular block.*Give the stage a damping > 0"):
         precondition(query, [Stage(factors)])
     assert precondition(query, [Stage(factors, Damping(1e-3))])
@@ -319,18 +315,16 @@ def test_vectors_and_layers_that_do_not_match_are_refused_by_name(study):
         with pytest.raises(
             ValueError, match=f"do not have the same layers.*{study.layers[0].name}"
         ):
-            function(Tracked(study.models[0], study.layers), study.data[0], query)
+            function(study.tracked[0], study.data[0], query)
 
 
 def test_candidates_that_share_an_index_are_refused(study):
-    w = query_gradients(Tracked(study.models[0], study.layers), study.queries)
+    w = query_gradients(study.tracked[0], study.queries)
     with pytest.raises(ValueError, match="1 candidates share their index"):
-        score(Tracked(study.models[0], study.layers), [*study.data[0], study.data[0][0]], w)
+        score(study.tracked[0], [*study.data[0], study.data[0][0]], w)
 
 
 def test_gradients_of_the_loss_come_in_the_given_order(study):
     expected = weight_gradients(study.models[0], study.layers, study.data[0][::-1], plain_loss)
-    found = gradients(
-        Tracked(study.models[0], study.layers), study.data[0][::-1], loss, batch_size=4
-    )
+    found = gradients(study.tracked[0], study.data[0][::-1], loss, batch_size=4)
     assert all(relative(found[name], expected[name]) < 1e-10 for name in expected)

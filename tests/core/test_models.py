@@ -184,7 +184,8 @@ def test_heads_partition_the_output_rows_exactly(make):
 
 @pytest.fixture
 def watched_attention(monkeypatch):
-    """Attention that records the q, k, v (batch, heads, positions, d) which the model itself hands to it."""
+    """Attention that records the q, k, v (batch, heads, positions, d)
+    which the model itself hands to it."""
     calls, original = [], ALL_ATTENTION_FUNCTIONS["sdpa"]
 
     def watch(module, q, k, v, *args, **kwargs):
@@ -209,7 +210,8 @@ def watched_bloom(monkeypatch):
 
 
 def changed_heads(model, module, rows, calls):
-    """The set of (role, head) of the first block whose q, k, v change when `rows` of the weight do."""
+    """The set of (role, head) of the first block whose q, k, v change
+    when `rows` of the weight do."""
     ids = torch.arange(1, 7)[None]
 
     def qkv():
@@ -235,7 +237,8 @@ def changed_heads(model, module, rows, calls):
 
 @FAMILIES
 def test_a_block_holds_the_rows_of_one_head_of_q_or_k_or_v(make, request):
-    """Defect 7: perturb the weight rows of one block: the model's own q, k, v change in that head alone."""
+    """Defect 7: perturb the weight rows of one block:
+    the model's own q, k, v change in that head alone."""
     calls = request.getfixturevalue("watched_bloom" if make is bloom else "watched_attention")
     model = make().eval()
     tested = [
@@ -264,9 +267,8 @@ def test_an_unknown_fused_attention_is_refused_by_name_for_heads_only():
 
 def test_a_projection_that_contradicts_its_config_is_refused():
     model = llama()
-    model.model.layers[0].self_attn.q_proj = nn.Linear(
-        WIDTH, 2 * WIDTH
-    )  # as if a gate were fused in
+    # as if a gate were fused in
+    model.model.layers[0].self_attn.q_proj = nn.Linear(WIDTH, 2 * WIDTH)
     with pytest.raises(ValueError, match=r"layers\.0\.self_attn\.q_proj .*64 output rows"):
         tracked_layers(model, per_head=True)
 
@@ -348,9 +350,8 @@ def test_the_digest_sees_one_unit_in_the_last_place_a_dtype_and_a_shape(dtype):
 
 
 def test_a_missing_source_is_named_with_what_was_expected(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "huggingface_hub.constants.HF_HUB_OFFLINE", True
-    )  # the variable is read at import
+    # the variable is read at import
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for source in (tmp_path / "nowhere", "somebody/some-model", tmp_path):
         with pytest.raises(OSError, match=rf"{source}.*hub id.*config\.json"):
             load_model(source)
@@ -393,7 +394,8 @@ def test_an_unknown_dtype_or_head_is_refused_by_value():
 
 
 def test_decoder_classifier_pools_where_the_mask_ends():
-    """Whatever its pad_token_id, a padded sequence has the logits that it has alone; one ending in that id is refused."""
+    """Whatever its pad_token_id, a padded sequence has the logits that it has alone;
+    one ending in that id is refused."""
     from msif.core.data import Sequence, collate
 
     config = LlamaConfig(

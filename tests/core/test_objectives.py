@@ -1,4 +1,5 @@
-"""What each label is scored against; pseudo-gradients that sample the Gauss-Newton matrix; draws that batching cannot change."""
+"""What each label is scored against; pseudo-gradients that sample the Gauss-Newton matrix;
+draws that batching cannot change."""
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ BOTH = pytest.mark.parametrize("draw_loss", [sampled_loss, gaussian_loss], ids=l
 
 
 def test_logits_at_a_position_are_scored_against_the_next_token():
-    """A model that predicts only the next token, with certainty, has no loss; off by one it has 50 nats a token."""
+    """A model that predicts only the next token, with certainty, has no loss;
+    off by one it has 50 nats a token."""
     s = Sequence(0, (3, 1, 4, 1, 5), (3, 1, 4, 1, 5))
     logits = torch.zeros(1, 5, VOCAB)
     for t, token in enumerate(s.input_ids[1:]):
@@ -72,7 +74,8 @@ def pseudo_gradient(draw_loss, logits, batch, draw=0):
 
 @BOTH
 def test_pseudo_gradients_average_to_the_output_hessian(draw_loss):
-    """E[u uᵀ] = diag(p) − p pᵀ. With 10,000 draws an entry (of size ≤ .25) errs by ≤ √(.2/10000) = .0045; .02 is 4 of it."""
+    """E[u uᵀ] = diag(p) − p pᵀ. With 10,000 draws an entry (of size ≤ .25) errs by
+    ≤ √(.2/10000) = .0045; .02 is 4 of it."""
     z = torch.tensor([1.5, 0.0, -1.0, 0.5])
     n = 10_000
     batch = Batch(
@@ -105,7 +108,8 @@ def test_pseudo_gradients_are_independent_between_positions_sequences_and_draws(
 
 
 def test_sampled_labels_come_from_the_logits_that_score_them():
-    """Each position is certain of another token: the label drawn there is that token, and p − e_ŷ is zero (defect 4)."""
+    """Each position is certain of another token: the label drawn there is that token,
+    and p − e_ŷ is zero (defect 4)."""
     logits = torch.full((1, 5, VOCAB), -50.0)
     for t in range(5):
         logits[0, t, t + 3] = 50

@@ -1,4 +1,5 @@
-"""Each product equals its formula in every order that its shape may choose, in float64: 1e-12 is roundoff."""
+"""Each product equals its formula in every order that its shape may choose, in float64:
+1e-12 is roundoff."""
 
 import pytest
 import torch
@@ -37,10 +38,8 @@ def test_a_sequence_gradient_is_the_sum_of_outer_products(bias):
 
 @pytest.mark.parametrize("width", [1, 5, 600])  # 600: three tiles, the last one smaller
 def test_the_upper_triangle_by_tiles_mirrors_to_the_gram_matrix(width):
-    x, total = (
-        torch.randn(7, width, dtype=torch.float64),
-        torch.zeros(width, width, dtype=torch.float64),
-    )
+    x = torch.randn(7, width, dtype=torch.float64)
+    total = torch.zeros(width, width, dtype=torch.float64)
     products.add_gram(total, x[:3])
     products.add_gram(total, x[3:])
     assert relative(products.mirrored(total), x.mT @ x) < 1e-12
@@ -49,10 +48,8 @@ def test_the_upper_triangle_by_tiles_mirrors_to_the_gram_matrix(width):
 @BIAS
 def test_the_gram_matrix_of_inputs_has_the_biass_row_and_column(bias):
     x = torch.randn(7, 4, dtype=torch.float64)
-    full, total = (
-        torch.cat([x, torch.ones(7, 1)], 1) if bias else x,
-        torch.zeros(4 + bias, 4 + bias, dtype=torch.float64),
-    )
+    full = torch.cat([x, torch.ones(7, 1)], 1) if bias else x
+    total = torch.zeros(4 + bias, 4 + bias, dtype=torch.float64)
     products.add_input_gram(total, x, bias)
     assert relative(products.mirrored(total), full.mT @ full) < 1e-12
 

@@ -1,4 +1,5 @@
-"""Preconditioning layer by layer equals the gradients preconditioned all at once, in either order of rotating: 1e-10 in float64."""
+"""Preconditioning layer by layer equals the gradients preconditioned all at once,
+in either order of rotating: 1e-10 in float64."""
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForSequenceClassification
 from msif.core import ekfac
 from msif.core.data import Sequence
 from msif.core.influence import Damping, Stage, precondition, query_gradients
-from msif.core.layers import Tracked, tracked_layers
+from msif.core.layers import Tracked, tracked, tracked_layers
 from msif.core.objectives import logit_margin, loss
 from msif.core.queries import preconditioned
 from msif.curvature.dense import Dense
@@ -67,20 +68,20 @@ def test_a_new_head_is_solved_in_its_own_stage_and_left_out_of_earlier_ones(stag
     classifier, model = lively(GPTNeoXForSequenceClassification(config)), neox()
     model.gpt_neox.layers = model.gpt_neox.layers[:1]
     rows = [Sequence(x.index, (x.index % 12, 1, 2), x.index % 3) for x in DATA]
-    both = tracked_layers(classifier, "dense|query_key_value|score")
-    shared = [x for x in both if x.name != "score"]
+    tracked_classifier = tracked(classifier, "dense|query_key_value|score")
+    shared = [x for x in tracked_classifier.layers if x.name != "score"]
     stages = [
         Stage(ekfac.fit(Tracked(model, shared), DATA), Damping(0.1)),
         Stage(
-            ekfac.fit(Tracked(classifier, both), rows, batch_size=1),
+            ekfac.fit(tracked_classifier, rows, batch_size=1),
             Damping(0.1),
             Damping(0.1),
             new=("score",),
         ),
     ]
-    gradients = query_gradients(Tracked(classifier, both), rows[:3], batch_size=1)
+    gradients = query_gradients(tracked_classifier, rows[:3], batch_size=1)
     expected = precondition(gradients, stages)[stage]
-    found = preconditioned(Tracked(classifier, both), rows[:3], stages, stage=stage, batch_size=1)
+    found = preconditioned(tracked_classifier, rows[:3], stages, stage=stage, batch_size=1)
     assert list(found) == list(expected) and all(
         relative(found[name], x) < 1e-10 for name, x in expected.items()
     )
@@ -88,12 +89,12 @@ def test_a_new_head_is_solved_in_its_own_stage_and_left_out_of_earlier_ones(stag
 
 def test_other_curvature_is_refused():
     model = neox()
-    layers = tracked_layers(model)
+    tracked_model = tracked(model)
     dense = Dense(
-        torch.eye(sum(x.out_features * (x.in_features + 1) for x in layers)),
-        {x.name: (x.out_features, x.in_features + 1) for x in layers},
+        torch.eye(sum(x.out_features * (x.in_features + 1) for x in tracked_model.layers)),
+        {x.name: (x.out_features, x.in_features + 1) for x in tracked_model.layers},
     )
     with pytest.raises(
         TypeError, match="Stage with Dense: expected influence.Stage with ekfac.EKFAC"
     ):
-        preconditioned(Tracked(model, layers), DATA, [Stage(dense, Damping(1))])
+        preconditioned(tracked_model, DATA, [Stage(dense, Damping(1))])

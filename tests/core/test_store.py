@@ -10,7 +10,7 @@ from support.tiny import documents, neox
 
 from msif.core import resources
 from msif.core.ekfac import fit
-from msif.core.layers import Tracked, tracked_layers
+from msif.core.layers import Tracked, tracked
 from msif.core.resources import require
 from msif.core.store import FactorsError, load, save
 
@@ -18,8 +18,8 @@ from msif.core.store import FactorsError, load, save
 @pytest.fixture(scope="module")
 def fitted():
     model = neox()
-    layers = tracked_layers(model, per_head=True)
-    return model, layers, fit(Tracked(model, layers), documents(4))
+    tracked_model = tracked(model, per_head=True)
+    return model, tracked_model.layers, fit(tracked_model, documents(4))
 
 
 @pytest.fixture
@@ -41,13 +41,14 @@ def same(a, b):
 
 def test_factors_come_back_exactly_with_where_they_come_from(fitted, folder):
     model, layers, factors = fitted
-    found = load(folder, Tracked(model, layers))
+    tracked_model = Tracked(model, layers)
+    found = load(folder, tracked_model)
     assert same(found, factors) and found.factors.keys() == factors.factors.keys()
     assert factors.header.items() <= found.header.items()
     assert {"torch", "transformers", "safetensors"} <= set(found.header["versions"])
     assert same(load(folder), factors)
     save(found, folder)
-    assert same(load(folder, Tracked(model, layers)), factors)
+    assert same(load(folder, tracked_model), factors)
     assert os.listdir(folder.parent) == ["factors"]
 
 
@@ -69,9 +70,7 @@ def test_other_layers_are_refused_by_name(fitted, folder):
     ):
         load(
             folder,
-            Tracked(
-                model, tracked_layers(model, "attention|mlp|^embed_out|^lm_head", per_head=True)
-            ),
+            tracked(model, "attention|mlp|^embed_out|^lm_head", per_head=True),
         )
 
 
@@ -80,7 +79,7 @@ def test_another_head_setting_is_refused_by_layer(fitted, folder):
     with pytest.raises(
         FactorsError, match=f"{layers[0].name} has eigenvalues of shape .*per-head setting"
     ):
-        load(folder, Tracked(model, tracked_layers(model)))
+        load(folder, tracked(model))
     shuffled = [
         x
         if x.rows is None
@@ -143,12 +142,11 @@ def test_a_truncated_or_foreign_header_is_refused(folder, text):
 def test_an_interrupted_save_leaves_the_earlier_factors(fitted, folder, step, monkeypatch):
     import safetensors.torch
 
-    original, calls = (
-        {"os.replace": os.replace, "safetensors.torch.save_file": safetensors.torch.save_file}[
-            step
-        ],
-        [],
-    )
+    original = {
+        "os.replace": os.replace,
+        "safetensors.torch.save_file": safetensors.torch.save_file,
+    }[step]
+    calls = []
 
     def interrupted(*args, **kwargs):
         calls.append(args)

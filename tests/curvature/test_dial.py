@@ -1,4 +1,5 @@
-"""Refined stages against explicit matrices: from EK-FAC at no iterations to the exact solve at enough of them.
+"""Refined stages against explicit matrices: from EK-FAC at no iterations to the exact solve at
+enough of them.
 
 A GPT-NeoX whose tracked layers have 248 weights; products by the oracle's explicit matrix.
 """
@@ -12,7 +13,7 @@ from support.tiny import documents, neox, relative
 
 from msif.core import ekfac
 from msif.core.influence import Damping, Stage, precondition
-from msif.core.layers import Tracked, tracked_layers
+from msif.core.layers import Tracked, tracked
 from msif.core.products import flatten, unflatten
 from msif.curvature.conjugate import block_cg, cg
 from msif.curvature.dial import Refined, low_rank, pseudo_gradients
@@ -26,20 +27,20 @@ def case():
     """(stage without iterations, G, model, layers, sequences, right-hand sides)"""
     torch.manual_seed(0)
     net, data = neox(), documents(12)
-    layers = tracked_layers(net, r"layers\.\d\.attention\.dense|layers\.1\.mlp\.dense_4h_to_h")
-    oracle = Network.of(net, layers)
+    tracked_model = tracked(net, r"layers\.\d\.attention\.dense|layers\.1\.mlp\.dense_4h_to_h")
+    oracle = Network.of(net, tracked_model.layers)
     G = oracle.gauss_newton(oracle.weights(), data)
     stage = Refined(
-        ekfac.fit(Tracked(net, layers), data),
+        ekfac.fit(tracked_model, data),
         Damping(0.02),
         Damping(0.1),
         product=lambda v: unflatten(flatten(v) @ G, v),
     )
     v = {
         x.name: torch.randn(Q, x.out_features, x.in_features + x.bias, dtype=torch.float64)
-        for x in layers
+        for x in tracked_model.layers
     }
-    return stage, G, net, layers, data, v
+    return stage, G, net, tracked_model.layers, data, v
 
 
 def shifts(stage, v, new=()):
@@ -92,7 +93,8 @@ def test_the_correction_is_the_inverse_of_ekfac_shrunk_with_the_sampled_gradient
 
 
 def test_pseudo_gradients_have_the_gauss_newton_matrix_for_second_moment(case):
-    """600 rank-one terms in 248 dimensions: the error of a Wishart matrix, in the Frobenius norm, is about √(tr²/n)."""
+    """600 rank-one terms in 248 dimensions: the error of a Wishart matrix, in the Frobenius norm,
+    is about √(tr²/n)."""
     _, G, net, layers, data, _ = case
     u = flatten(pseudo_gradients(Tracked(net, layers), data, samples=50))
     assert relative(u.mT @ u, G) < 2 * (G.trace() / G.norm() / len(u) ** 0.5).item()

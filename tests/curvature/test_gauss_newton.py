@@ -1,13 +1,14 @@
 """The matrix-free Gauss-Newton product against the oracle's explicit matrix.
 
-To 1e-6: the attention that it differentiates twice takes its softmax in float32, in a float64 model too.
+To 1e-6: the attention that it differentiates twice takes its softmax in float32,
+in a float64 model too.
 """
 
 import pytest
 import torch
 from support.tiny import documents, gpt2, llama, neox, relative
 
-from msif.core.layers import Tracked, tracked_layers
+from msif.core.layers import tracked
 from msif.curvature.gauss_newton import GaussNewton
 from msif.study.exact.oracle import Network
 
@@ -32,16 +33,16 @@ def flat(v):
 @pytest.mark.parametrize("model", PATTERNS, ids=lambda f: f.__name__)
 def test_the_product_equals_the_explicit_matrix_times_the_vectors(model):
     net, data = model(), documents(5)
-    layers = tracked_layers(net, PATTERNS[model])
-    v, oracle = vectors(layers), Network.of(net, layers)
+    tracked_model = tracked(net, PATTERNS[model])
+    v, oracle = vectors(tracked_model.layers), Network.of(net, tracked_model.layers)
     G = oracle.gauss_newton(oracle.weights(), data)
-    assert relative(flat(GaussNewton(Tracked(net, layers), data, 2).product(v)), flat(v) @ G) < 1e-6
+    assert relative(flat(GaussNewton(tracked_model, data, 2).product(v)), flat(v) @ G) < 1e-6
 
 
 def test_the_product_is_symmetric_positive_semidefinite_and_linear():
     net = neox()
-    layers = tracked_layers(net)
-    product, v = GaussNewton(Tracked(net, layers), documents(4)).product, vectors(layers)
+    tracked_model = tracked(net)
+    product, v = GaussNewton(tracked_model, documents(4)).product, vectors(tracked_model.layers)
     Gv = flat(product(v))
     gram = Gv @ flat(v).mT
     assert relative(gram, gram.mT) < 1e-6 and torch.linalg.eigvalsh(gram).min() > 0
@@ -56,8 +57,8 @@ def test_the_product_leaves_the_model_as_it_was():
         net.training,
         net.config._attn_implementation,
     )
-    layers = tracked_layers(net)
-    GaussNewton(Tracked(net, layers), documents(2)).product(vectors(layers, 1))
+    tracked_model = tracked(net)
+    GaussNewton(tracked_model, documents(2)).product(vectors(tracked_model.layers, 1))
     assert (
         [p.requires_grad for p in net.parameters()],
         net.training,
@@ -68,4 +69,4 @@ def test_the_product_leaves_the_model_as_it_was():
 def test_sequences_that_the_model_cannot_read_are_refused_before_any_pass():
     net = neox()
     with pytest.raises(ValueError, match="no sequences"):
-        GaussNewton(Tracked(net, tracked_layers(net)), [])
+        GaussNewton(tracked(net), [])

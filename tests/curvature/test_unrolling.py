@@ -5,7 +5,7 @@ import torch
 from support import tiny
 
 from msif.core.influence import Damping, Stage, check, precondition
-from msif.core.layers import Tracked, tracked_layers
+from msif.core.layers import tracked
 from msif.curvature import adam
 from msif.curvature.dense import Dense
 from msif.curvature.unrolling import Unrolled
@@ -35,9 +35,8 @@ def descended(H, start, force, tau, steps):
 def test_a_change_of_the_start_decays_as_in_gradient_descent():
     stage, v = Unrolled(curvature(), time=2.0, relative=False), vector()
     expected = descended(stage.curvature.matrix, v["layer"].flatten(1), 0.0, 2.0, 200_000)
-    assert torch.allclose(
-        stage.transfer(v)["layer"].flatten(1), expected, atol=1e-4
-    )  # Euler's error is O(τ/steps)
+    # Euler's error is O(τ/steps)
+    assert torch.allclose(stage.transfer(v)["layer"].flatten(1), expected, atol=1e-4)
 
 
 def test_a_documents_weight_acts_as_in_gradient_descent():
@@ -68,7 +67,8 @@ def test_flat_directions_move_by_the_time_alone():
 
 
 def test_two_halves_in_a_row_are_the_whole():
-    """SOURCE's segments: with equal curvature, documents of both segments together act as in one stage of both lengths."""
+    """SOURCE's segments: with equal curvature,
+    documents of both segments together act as in one stage of both lengths."""
     H, v = curvature(), vector()
     half, whole = Unrolled(H, time=0.7, relative=False), Unrolled(H, time=1.4, relative=False)
     first, second = precondition(v, [half, half])
@@ -97,12 +97,11 @@ def test_what_an_unrolled_stage_cannot_have_is_refused(settings):
 def test_adams_metric_inverts_the_curvature_plus_the_damped_metric():
     """apply(1/(Λ + d)) = (H + d P⁻¹)⁻¹, H being what the scaled bases and Λ say it is."""
     model, sequences = tiny.neox(), tiny.documents(4)
-    layers = tracked_layers(model)
-    factors = adam.fit(Tracked(model, layers), sequences, batch_size=2)
+    tracked_model = tracked(model)
+    factors = adam.fit(tracked_model, sequences, batch_size=2)
     for name, x in factors.factors.items():
-        Q = torch.kron(
-            x.basis_out[0].contiguous(), x.basis_in.contiguous()
-        )  # columns: P^(1/2) × eigenvectors
+        # columns: P^(1/2) × eigenvectors
+        Q = torch.kron(x.basis_out[0].contiguous(), x.basis_in.contiguous())
         P = Q @ Q.mT  # diag(s²) by orthonormality
         assert torch.allclose(P, torch.diag(P.diagonal()), atol=1e-10)
         H = torch.linalg.inv(Q).mT @ torch.diag(x.eigenvalues.flatten()) @ torch.linalg.inv(Q)
@@ -114,8 +113,8 @@ def test_adams_metric_inverts_the_curvature_plus_the_damped_metric():
 
 def test_adams_second_moment_is_that_of_the_steps_gradients():
     model, sequences = tiny.neox(), tiny.documents(4)
-    layers = tracked_layers(model)
-    found = adam.second_moments(Tracked(model, layers), sequences, batch_size=len(sequences))
-    expected = tiny.weight_gradients(model, layers, sequences, tiny.pseudo(adam.loss))
-    for layer in layers:
+    tracked_model = tracked(model)
+    found = adam.second_moments(tracked_model, sequences, batch_size=len(sequences))
+    expected = tiny.weight_gradients(model, tracked_model.layers, sequences, tiny.pseudo(adam.loss))
+    for layer in tracked_model.layers:
         assert torch.allclose(found[layer.name], expected[layer.name].mean(0).square())

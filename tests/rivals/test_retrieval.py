@@ -20,7 +20,8 @@ def test_the_document_with_both_words_is_first_and_one_with_none_gets_nothing():
 
 
 def test_it_ranks_words_not_characters():
-    """Defect 8: raw strings make BM25 rank by letters, which "nana nobis rolos" shares with the query."""
+    """Defect 8: raw strings make BM25 rank by letters,
+    which "nana nobis rolos" shares with the query."""
     for search in SEARCHES:
         scores = search([*TEXTS, "nana nobis rolos"], ["anna born oslo"])[0]
         assert scores[4] == 0
@@ -45,7 +46,7 @@ def test_queries_do_not_depend_on_each_other(search):
 
 
 def test_tfidf_is_the_cosine_of_its_formula():
-    """Tf · (ln((1 + n) / (1 + df)) + 1), unit length."""
+    """tf · (ln((1 + n) / (1 + df)) + 1), unit length."""
     texts, query = ["red red blue", "blue green", "green green"], "red green"
     words = ["red", "blue", "green"]
     tf = np.array([[t.split().count(word) for word in words] for t in [*texts, query]], float)

@@ -1,4 +1,5 @@
-"""Fitting into a folder: the same factors as in memory, whatever the partitions, the processes, and the kills on the way."""
+"""Fitting into a folder: the same factors as in memory, whatever the partitions, the processes,
+and the kills on the way."""
 
 import hashlib
 import os
@@ -13,7 +14,7 @@ from support.tiny import documents, neox, probe, relative
 
 from msif.core import ekfac, files, store
 from msif.core.data import Sequence
-from msif.core.layers import Tracked, tracked_layers
+from msif.core.layers import Tracked, tracked, tracked_layers
 from msif.core.models import tiny_gpt_neox
 from msif.scale import fitting
 from msif.scale.plan import plan_fit
@@ -38,26 +39,24 @@ def contents(folder):
 @pytest.mark.parametrize("labels", ["gaussian", "true"])
 def test_factors_in_a_folder_equal_those_in_memory(tmp_path, labels, per_head):
     model = neox()
-    layers = tracked_layers(model, per_head=per_head)
-    expected = ekfac.fit(Tracked(model, layers), DATA, labels=labels, batch_size=4)
-    found = fitting.fit(tmp_path / "f", Tracked(model, layers), DATA, labels=labels, batch_size=4)
-    assert (
-        relative(probe(in_memory(found)), probe(expected)) < 1e-12
-    )  # eigenvectors lie in another order in memory
-    assert torch.equal(
-        probe(store.load(tmp_path / "f", Tracked(model, layers))), probe(in_memory(found))
-    )
+    tracked_model = tracked(model, per_head=per_head)
+    expected = ekfac.fit(tracked_model, DATA, labels=labels, batch_size=4)
+    found = fitting.fit(tmp_path / "f", tracked_model, DATA, labels=labels, batch_size=4)
+    # eigenvectors lie in another order in memory
+    assert relative(probe(in_memory(found)), probe(expected)) < 1e-12
+    assert torch.equal(probe(store.load(tmp_path / "f", tracked_model)), probe(in_memory(found)))
     assert expected.header.items() <= found.header.items()
 
 
 def test_a_memory_budget_makes_partitions_that_do_not_change_the_factors(tmp_path, capsys):
     model = tiny_gpt_neox(12, width=64, layers=2, heads=2, context=8)
     layers, data = tracked_layers(model), documents(6)
-    whole = plan_fit(Tracked(model, layers), [len(x.input_ids) for x in data], draws=2)
-    once = fitting.fit(tmp_path / "one", Tracked(model, layers), data, title="fit")
+    tracked_model = Tracked(model, layers)
+    whole = plan_fit(tracked_model, [len(x.input_ids) for x in data], draws=2)
+    once = fitting.fit(tmp_path / "one", tracked_model, data, title="fit")
     assert "partitions 1:" in capsys.readouterr().out and len(whole.partitions) == 1
     split = fitting.fit(
-        tmp_path / "two", Tracked(model, layers), data, memory=whole.peak * 4 // 5, title="fit"
+        tmp_path / "two", tracked_model, data, memory=whole.peak * 4 // 5, title="fit"
     )
     assert "partitions 1:" not in capsys.readouterr().out
     assert contents(tmp_path / "one") == contents(tmp_path / "two") and list(once.factors) == list(
@@ -70,7 +69,7 @@ def test_a_budget_that_one_layer_exceeds_is_refused_before_anything_runs(tmp_pat
     with pytest.raises(
         MemoryError, match="query_key_value alone needs .* the budget is 9.77 KiB: give more memory"
     ):
-        fitting.fit(tmp_path / "f", Tracked(model, tracked_layers(model)), DATA, memory="10KB")
+        fitting.fit(tmp_path / "f", tracked(model), DATA, memory="10KB")
     assert not (tmp_path / "f").exists()
 
 
@@ -79,21 +78,21 @@ def test_a_failure_leaves_a_checkpoint_and_the_next_call_goes_on_from_it_to_the_
 ):
     model = neox()
     layers, seen, backpropagate = tracked_layers(model), [], fitting.backpropagate
+    tracked_model = Tracked(model, layers)
 
     def failing(tracked, batch, *rest):
         seen.append(batch.index.tolist())
         if len(seen) == 6:  # in the eigenvalue pass: there are 4 batches
             raise RuntimeError("power cut")
-        backpropagate(Tracked(model, layers), batch, *rest)
+        backpropagate(tracked_model, batch, *rest)
 
     monkeypatch.setattr(fitting, "backpropagate", failing)
     with pytest.raises(RuntimeError, match="power cut"):
-        fitting.fit(tmp_path / "f", Tracked(model, layers), DATA, batch_size=4, every=0)
-    fitting.fit(tmp_path / "f", Tracked(model, layers), DATA, batch_size=4, every=0)
-    assert (
-        seen[6:] == seen[5:6] + seen[2:4]
-    )  # the batch that failed and those after it, nothing else
-    fitting.fit(tmp_path / "g", Tracked(model, layers), DATA, batch_size=4)
+        fitting.fit(tmp_path / "f", tracked_model, DATA, batch_size=4, every=0)
+    fitting.fit(tmp_path / "f", tracked_model, DATA, batch_size=4, every=0)
+    # the batch that failed and those after it, nothing else
+    assert seen[6:] == seen[5:6] + seen[2:4]
+    fitting.fit(tmp_path / "g", tracked_model, DATA, batch_size=4)
     assert contents(tmp_path / "f") == contents(tmp_path / "g")
     assert not list(tmp_path.glob(".f.work/*.safetensors"))
 
@@ -106,11 +105,9 @@ def test_what_the_covariance_pass_keeps_the_eigenvalue_pass_reads_to_the_same_bi
     monkeypatch.setattr(
         fitting, "backpropagate", lambda *found: (seen.append(0), backpropagate(*found))
     )
-    fitting.fit(tmp_path / "f", Tracked(model, tracked_layers(model)), DATA, batch_size=4)
+    fitting.fit(tmp_path / "f", tracked(model), DATA, batch_size=4)
     assert len(seen) == 8
-    fitting.fit(
-        tmp_path / "g", Tracked(model, tracked_layers(model)), DATA, batch_size=4, keep=keep
-    )
+    fitting.fit(tmp_path / "g", tracked(model), DATA, batch_size=4, keep=keep)
     assert len(seen) - 8 == 4 if keep == 10**9 else 4 < len(seen) - 8 <= 8
     assert contents(tmp_path / "f") == contents(tmp_path / "g") and not list(
         tmp_path.glob(".g.work/*.safetensors")
@@ -154,29 +151,29 @@ def test_a_second_run_on_the_folder_is_refused_while_the_first_one_holds_it(tmp_
     model = neox()
     with files.exclusive(tmp_path / ".f.work" / "rank0"):
         with pytest.raises(files.Busy, match=f"being written by process {os.getpid()}"):
-            fitting.fit(tmp_path / "f", Tracked(model, tracked_layers(model)), DATA)
+            fitting.fit(tmp_path / "f", tracked(model), DATA)
 
 
 def test_unfinished_work_of_other_settings_is_refused_by_name(tmp_path, monkeypatch):
     model = neox()
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(fitting, "backpropagate", lambda *_: 1 / 0)
-        fitting.fit(tmp_path / "f", Tracked(model, tracked_layers(model)), DATA)
+        fitting.fit(tmp_path / "f", tracked(model), DATA)
     with pytest.raises(ValueError, match="the work of other inputs or settings: seed differ"):
-        fitting.fit(tmp_path / "f", Tracked(model, tracked_layers(model)), DATA, seed=1)
+        fitting.fit(tmp_path / "f", tracked(model), DATA, seed=1)
 
 
 def test_finished_factors_of_other_settings_are_refused_and_the_same_ones_returned(
     tmp_path, monkeypatch
 ):
     model = neox()
-    layers = tracked_layers(model)
-    once = fitting.fit(tmp_path / "f", Tracked(model, layers), DATA)
+    tracked_model = tracked(model)
+    once = fitting.fit(tmp_path / "f", tracked_model, DATA)
     with pytest.raises(store.FactorsError, match="factors with another seed"):
-        fitting.fit(tmp_path / "f", Tracked(model, layers), DATA, seed=1)
+        fitting.fit(tmp_path / "f", tracked_model, DATA, seed=1)
     monkeypatch.setattr(fitting, "backpropagate", lambda *_: 1 / 0)
     assert torch.equal(
-        probe(in_memory(fitting.fit(tmp_path / "f", Tracked(model, layers), DATA))),
+        probe(in_memory(fitting.fit(tmp_path / "f", tracked_model, DATA))),
         probe(in_memory(once)),
     )
 
@@ -184,15 +181,13 @@ def test_finished_factors_of_other_settings_are_refused_and_the_same_ones_return
 def test_unreadable_sequences_are_refused_before_anything_is_written(tmp_path):
     model = neox()
     with pytest.raises(ValueError, match="token id 99"):
-        fitting.fit(
-            tmp_path / "f", Tracked(model, tracked_layers(model)), [Sequence(0, (1, 99), (1, 99))]
-        )
+        fitting.fit(tmp_path / "f", tracked(model), [Sequence(0, (1, 99), (1, 99))])
     assert not list(tmp_path.iterdir())
 
 
 def test_a_damaged_layer_file_is_named_when_it_is_read(tmp_path):
     model = neox()
-    found = fitting.fit(tmp_path / "f", Tracked(model, tracked_layers(model)), DATA)
+    found = fitting.fit(tmp_path / "f", tracked(model), DATA)
     (tmp_path / "f" / "0001.safetensors").write_bytes(b"0")
     name = list(found.factors)[1]
     with pytest.raises(store.FactorsError, match="0001.safetensors: truncated or changed"):

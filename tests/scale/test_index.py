@@ -1,4 +1,5 @@
-"""An index with all coordinates is exact, with more of them it is nearer, and a changed file is refused."""
+"""An index with all coordinates is exact, with more of them it is nearer,
+and a changed file is refused."""
 
 import json
 from pathlib import Path
@@ -12,7 +13,7 @@ from support.tiny import documents, neox, relative
 from msif.core import influence
 from msif.core.ekfac import fit
 from msif.core.influence import Damping, Stage, precondition, query_gradients
-from msif.core.layers import Tracked, tracked_layers
+from msif.core.layers import tracked
 from msif.core.objectives import log_probability
 from msif.scale import index
 
@@ -23,22 +24,26 @@ DAMPING, ALL = Damping(0.1), 10**9
 def study(request):
     """Factors fitted on other documents than the 21 candidates, and query vectors of both signs."""
     model = neox()
-    layers = tracked_layers(model, per_head=request.param)
-    factors = fit(Tracked(model, layers), documents(20, seed=5))
+    tracked_model = tracked(model, per_head=request.param)
+    factors = fit(tracked_model, documents(20, seed=5))
     w = precondition(
-        query_gradients(Tracked(model, layers), documents(4, seed=9)),
+        query_gradients(tracked_model, documents(4, seed=9)),
         [Stage(factors, damping=DAMPING)],
     )[0]
     candidates = documents(21, first=100)
-    whole = influence.score(Tracked(model, layers), candidates, w)
+    whole = influence.score(tracked_model, candidates, w)
     return SimpleNamespace(
-        model=model, layers=layers, factors=factors, w=w, candidates=candidates, whole=whole
+        tracked=tracked_model,
+        factors=factors,
+        w=w,
+        candidates=candidates,
+        whole=whole,
     )
 
 
 def build(study, folder, size=ALL, **options):
     return index.build(
-        study,
+        study.tracked,
         study.candidates,
         study.factors,
         DAMPING,
@@ -68,18 +73,18 @@ def test_all_coordinates_give_the_scores_as_exactly_as_they_are_stored(
     torch.testing.assert_close(found.normalised(), found.values / found.norms)
     assert built.index.tolist() == list(range(100, 121))
     assert built.header["size"] == sum(
-        x.out_features * (x.in_features + x.bias) for x in study.layers
+        x.out_features * (x.in_features + x.bias) for x in study.tracked.layers
     )
 
 
 def test_documents_longer_than_a_layer_is_wide_are_rotated_after_their_product(study):
     chosen = index.choose(study.factors, DAMPING, ALL)
     a, g = torch.randn(2, 40, 8).double(), torch.randn(2, 40, 24).double()
-    layer = study.layers[0]
+    layer = study.tracked.layers[0]
     assert (layer.in_features, layer.out_features, layer.bias) == (8, 24, True)
-    after = index._rotated(chosen.factors[layer.name], a, g, True)
+    after = chosen.factors[layer.name].rotated_gradient(a, g, True)
     before = sum(
-        index._rotated(chosen.factors[layer.name], a[:, t : t + 5], g[:, t : t + 5], True)
+        chosen.factors[layer.name].rotated_gradient(a[:, t : t + 5], g[:, t : t + 5], True)
         for t in range(0, 40, 5)
     )
     torch.testing.assert_close(after, before)
@@ -89,7 +94,7 @@ def test_more_coordinates_less_error(study):
     def error(size):
         chosen = index.choose(study.factors, DAMPING, size)
         assert chosen.size == size
-        return index.error(chosen, study, study.candidates, study.w, dtype="float32")
+        return index.error(chosen, study.tracked, study.candidates, study.w, dtype="float32")
 
     total = index.choose(study.factors, DAMPING, ALL).size
     found = [error(total // part) for part in (64, 8, 2, 1)]
@@ -114,7 +119,8 @@ def test_typical_queries_choose_better_than_the_spectrum_alone(study):
     torch.testing.assert_close(
         kept.sort().values, torch.cat(list(shares.values())).topk(60).values.sort().values
     )
-    plain, better = [index.error(x, study, study.candidates, few)["relative_rms"] for x in chosen]
+    errors = [index.error(x, study.tracked, study.candidates, few) for x in chosen]
+    plain, better = (x["relative_rms"] for x in errors)
     assert better < plain
 
 
@@ -203,7 +209,7 @@ def test_the_folder_of_another_index_is_refused(study, tmp_path):
     with pytest.raises(ValueError, match="dtype is 'int8'"):
         build(study, tmp_path, dtype="int8")
     with pytest.raises(ValueError, match="other eigenbases"):
-        index.open(tmp_path, fit(Tracked(study.model, study.layers), documents(20, seed=6)))
+        index.open(tmp_path, fit(study.tracked, documents(20, seed=6)))
     with pytest.raises(ValueError, match="do not have the same layers"):
         index.open(tmp_path, study.factors).score({})
 
@@ -236,7 +242,7 @@ def test_the_plan_is_printed_and_a_small_disk_refused(study, tmp_path, capsys):
     assert json.loads((tmp_path / "header.json").read_text())["files"] == header["files"]
     with pytest.raises(OSError, match="needs .* of disk"):
         index.build(
-            study,
+            study.tracked,
             iter(study.candidates),
             study.factors,
             DAMPING,

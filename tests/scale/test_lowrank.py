@@ -1,11 +1,12 @@
-"""Low-rank queries: exact where nothing is truncated, and with an error near the stated one where something is."""
+"""Low-rank queries: exact where nothing is truncated,
+and with an error near the stated one where something is."""
 
 import pytest
 from support.tiny import documents, lively, neox, relative
 
 from msif.core import ekfac
 from msif.core.influence import Damping, Stage, precondition, query_gradients, score
-from msif.core.layers import Tracked, tracked_layers
+from msif.core.layers import Tracked, tracked
 from msif.core.models import tiny_gpt_neox
 from msif.scale import lowrank
 
@@ -13,12 +14,10 @@ DATA, QUERIES = documents(40), documents(5, seed=5, first=40)
 
 
 def scored(model, per_head=False, damping=0.1):
-    layers = tracked_layers(model, per_head=per_head)
-    factors = ekfac.fit(Tracked(model, layers), DATA, batch_size=8)
-    (w,) = precondition(
-        query_gradients(Tracked(model, layers), QUERIES), [Stage(factors, Damping(damping))]
-    )
-    return layers, factors, w, score(Tracked(model, layers), DATA, w)
+    tracked_model = tracked(model, per_head=per_head)
+    factors = ekfac.fit(tracked_model, DATA, batch_size=8)
+    (w,) = precondition(query_gradients(tracked_model, QUERIES), [Stage(factors, Damping(damping))])
+    return tracked_model.layers, factors, w, score(tracked_model, DATA, w)
 
 
 def of_low_rank(found):
@@ -29,15 +28,15 @@ def of_low_rank(found):
 def test_with_a_vanishing_error_the_scores_and_norms_are_the_exact_ones(per_head, monkeypatch):
     model = neox()
     layers, factors, w, exact = scored(model, per_head)
-    found = lowrank.compress(
-        w, factors, 1e-12, positions=1e-9
-    )  # D would be dear: every layer of low rank
+    # D would be dear: every layer of low rank
+    found = lowrank.compress(w, factors, 1e-12, positions=1e-9)
     assert len(of_low_rank(found)) == len(layers)
     low = lowrank.score(Tracked(model, layers), DATA, found, batch_size=7, norms=True)
+    # float32 sums
     assert (
         relative(low.values.double(), exact.values) < 1e-5
         and relative(low.norms.double(), exact.norms) < 1e-5
-    )  # float32 sums
+    )
     assert (found.error <= 1e-12).all()
 
 
@@ -54,7 +53,8 @@ def test_where_ranks_cost_more_than_gradients_the_queries_stay_as_they_are():
 
 @pytest.mark.parametrize("error", [0.03, 0.1, 0.3])
 def test_the_measured_error_follows_the_stated_one(error):
-    """K-FAC's view of the candidates is an approximation: within a factor of 2 over 40 candidates and 5 queries."""
+    """K-FAC's view of the candidates is an approximation:
+    within a factor of 2 over 40 candidates and 5 queries."""
     model = lively(tiny_gpt_neox(12, width=16, layers=2, heads=2, context=8))
     layers, factors, w, exact = scored(model)
     found = lowrank.compress(w, factors, error, positions=1e-9)

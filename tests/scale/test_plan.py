@@ -1,4 +1,5 @@
-"""Plans: shapes of a known architecture, partitions within a budget, and predictions beside what a run takes."""
+"""Plans: shapes of a known architecture, partitions within a budget,
+and predictions beside what a run takes."""
 
 import json
 import subprocess
@@ -9,7 +10,7 @@ import torch
 from support.tiny import gpt2, llama, neox
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from msif.core.layers import Tracked, tracked_layers
+from msif.core.layers import tracked
 from msif.core.models import tiny_gpt_neox
 from msif.scale.plan import human, parse_bytes, plan_fit, plan_score
 
@@ -30,8 +31,8 @@ def large():
 
 
 def test_the_plan_of_2_8_billion_parameters_has_the_sizes_of_its_shapes(large):
-    layers = tracked_layers(large)
-    plan = plan_fit(Tracked(large, layers), [512] * 100, batch_size=4, memory="140GiB")
+    tracked_large = tracked(large)
+    plan = plan_fit(tracked_large, [512] * 100, batch_size=4, memory="140GiB")
     one = (
         2561**2
         + 7680**2
@@ -54,20 +55,21 @@ def test_the_plan_of_2_8_billion_parameters_has_the_sizes_of_its_shapes(large):
     assert plan.tokens == 51200 and plan.eigh_flops == 32 * 9 * (
         3 * 2561**3 + 7680**3 + 2 * 2560**3 + 10240**3 + 10241**3
     )
-    assert plan.forward / (2 * 51200) == pytest.approx(
-        2.775e9 - 50280 * 2560, rel=0.05
-    )  # two operations a weight; attention
+    # two operations a weight; attention
+    assert plan.forward / (2 * 51200) == pytest.approx(2.775e9 - 50280 * 2560, rel=0.05)
     assert plan.model >= 2 * plan.parameters
 
 
 @pytest.mark.parametrize("memory", ["24GiB", "40GiB", "80GiB"])
 def test_partitions_keep_the_order_and_the_budget_and_a_smaller_one_takes_more(large, memory):
-    layers = tracked_layers(large)
-    plan = plan_fit(Tracked(large, layers), [512] * 4, batch_size=2, memory=memory)
-    assert [x.name for p in plan.partitions for x in p.layers] == [x.name for x in layers]
+    tracked_large = tracked(large)
+    plan = plan_fit(tracked_large, [512] * 4, batch_size=2, memory=memory)
+    assert [x.name for p in plan.partitions for x in p.layers] == [
+        x.name for x in tracked_large.layers
+    ]
     assert plan.peak <= parse_bytes(memory)
     assert len(plan.partitions) >= len(
-        plan_fit(Tracked(large, layers), [512] * 4, batch_size=2, memory="139GiB").partitions
+        plan_fit(tracked_large, [512] * 4, batch_size=2, memory="139GiB").partitions
     )
     assert "partitions" in str(plan) and "disk" in str(plan)
 
@@ -78,16 +80,16 @@ def test_any_supported_model_can_be_planned_and_is_left_as_it_was(make, use_cach
     model = make()
     model.config.use_cache = use_cache
     before = {name: x.clone() for name, x in model.state_dict().items()}
-    plan = plan_fit(Tracked(model, tracked_layers(model)), [5, 6, 8], batch_size=2)
+    plan = plan_fit(tracked(model), [5, 6, 8], batch_size=2)
     assert plan.tokens == 19 and plan.peak > plan.model > 0 and model.config.use_cache is use_cache
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
 
 
 def test_scoring_holds_the_queries_vectors_and_costs_two_forward_passes_and_the_products():
     model = tiny_gpt_neox(50, width=64)
-    layers = tracked_layers(model)
-    weights = sum(x.out_features * (x.in_features + 1) for x in layers)
-    plan = plan_score(Tracked(model, layers), [32] * 10, 7, batch_size=4)
+    tracked_model = tracked(model)
+    weights = sum(x.out_features * (x.in_features + 1) for x in tracked_model.layers)
+    plan = plan_score(tracked_model, [32] * 10, 7, batch_size=4)
     assert plan.vectors == 4 * 7 * weights and plan.model_flops == 2 * plan.forward
     assert plan.product_flops == 2 * weights * (320 + 70) and plan.disk == 10 * (4 * 7 + 12)
 
@@ -120,34 +122,41 @@ import json, sys, torch
 from pathlib import Path
 from msif.scale import fitting
 from msif.core.data import Sequence
-from msif.core.layers import Tracked, tracked_layers
+from msif.core.layers import tracked
 from msif.core.models import tiny_gpt_neox
 from msif.scale.plan import plan_fit
 torch.set_num_threads(1)
 
 def status(key):
-    return next(int(x.split()[1]) * 1024 for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key))
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(x.split()[1]) * 1024 for x in lines if x.startswith(key))
 
 def sequences(n, length):
     g = torch.Generator().manual_seed(0)
     rows = torch.randint(256, (n, length), generator=g).tolist()
     return [Sequence(i, tuple(x), tuple(x)) for i, x in enumerate(rows)]
+
+# What a first fit takes once: imports, the allocator's first pools.
 small = tiny_gpt_neox(256, width=32, layers=1, context=128)
-fitting.fit(sys.argv[1] + "/warm", Tracked(small, tracked_layers(small)), sequences(4, 16))       # imports, the allocator's first pools
+fitting.fit(sys.argv[1] + "/warm", tracked(small), sequences(4, 16))
+
 before = status("VmRSS")
 model = tiny_gpt_neox(256, width=256, layers=8, heads=8, context=128)
-layers, data = tracked_layers(model), sequences(16, 128)
-whole = plan_fit(Tracked(model, layers), [128] * 16, batch_size=8, draws=1, memory="100GiB")
+large, data = tracked(model), sequences(16, 128)
+whole = plan_fit(large, [128] * 16, batch_size=8, draws=1, memory="100GiB")
 budget = int(float(sys.argv[2]) * whole.peak)
-plan = plan_fit(Tracked(model, layers), [128] * 16, batch_size=8, draws=1, memory=budget)
-fitting.fit(sys.argv[1] + "/f", Tracked(model, layers), data, labels="sampled", samples=1, batch_size=8, memory=budget)
-print(json.dumps({"budget": budget, "planned": plan.peak, "partitions": len(plan.partitions), "measured": status("VmHWM") - before}))
+plan = plan_fit(large, [128] * 16, batch_size=8, draws=1, memory=budget)
+settings = {"labels": "sampled", "samples": 1, "batch_size": 8, "memory": budget}
+fitting.fit(sys.argv[1] + "/f", large, data, **settings)
+found = {"budget": budget, "planned": plan.peak, "partitions": len(plan.partitions)}
+print(json.dumps(found | {"measured": status("VmHWM") - before}))
 """
 
 
 @pytest.mark.parametrize("share", [1.0, 0.7])
 def test_the_measured_peak_keeps_the_budget(tmp_path, share):
-    """6 M parameters on the CPU: what the process grows by, model included, is at most the budget and a tenth."""
+    """6 M parameters on the CPU: what the process grows by, model included,
+    is at most the budget and a tenth."""
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(tmp_path), str(share)], capture_output=True, text=True
     )

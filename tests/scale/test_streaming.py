@@ -1,4 +1,5 @@
-"""A streamed corpus is scored as the whole list is, whatever the blocks, the processes, and wherever a run was killed."""
+"""A streamed corpus is scored as the whole list is, whatever the blocks, the processes,
+and wherever a run was killed."""
 
 import errno
 import multiprocessing
@@ -18,7 +19,7 @@ from support.tiny import documents, neox
 from msif.core import files, influence
 from msif.core.data import Sequence, digest, load_texts, word_tokenizer
 from msif.core.influence import query_gradients
-from msif.core.layers import Tracked, tracked_layers
+from msif.core.layers import Tracked, tracked
 from msif.core.models import tiny_gpt_neox
 from msif.scale import processes
 from msif.scale.streaming import (
@@ -35,15 +36,15 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 @pytest.fixture(scope="module")
 def corpus():
-    """A model, 23 documents, 3 query vectors, and the scores of the whole list as the parts hold them."""
-    model = neox()
-    layers, docs = tracked_layers(model), documents(23)
-    w = query_gradients(Tracked(model, layers), documents(3, seed=9))
-    whole = influence.score(Tracked(model, layers), docs, w)
+    """A model, 23 documents, 3 query vectors,
+    and the scores of the whole list as the parts hold them."""
+    tracked_model = tracked(neox())
+    docs = documents(23)
+    w = query_gradients(tracked_model, documents(3, seed=9))
+    whole = influence.score(tracked_model, docs, w)
     return SimpleNamespace(
-        run=(Tracked(model, layers), docs, w),
-        model=model,
-        layers=layers,
+        run=(tracked_model, docs, w),
+        tracked=tracked_model,
         docs=docs,
         w=w,
         whole=whole,
@@ -78,7 +79,7 @@ class Dying:
 
 @pytest.mark.parametrize("block", [1, 4, 23, 100])
 def test_a_stream_is_scored_as_the_whole_list_for_any_block_size(corpus, tmp_path, block):
-    score_corpus(corpus, iter(corpus.docs), corpus.w, tmp_path, block=block)
+    score_corpus(corpus.tracked, iter(corpus.docs), corpus.w, tmp_path, block=block)
     index, values, norms = all_scores(tmp_path)
     assert index.tolist() == list(range(23)) and values.dtype == norms.dtype == torch.float32
     torch.testing.assert_close(values, corpus.whole.values.float(), rtol=1e-6, atol=1e-6)
@@ -104,7 +105,7 @@ def test_the_top_is_what_sorting_all_scores_gives(corpus, tmp_path, top, normali
 
 def test_ties_are_in_the_order_of_the_index(corpus, tmp_path):
     same = [Sequence(10 + n, (1, 2, 3), (1, 2, 3)) for n in range(9)]
-    found = score_corpus(corpus, same, corpus.w, tmp_path, block=4, top=6)
+    found = score_corpus(corpus.tracked, same, corpus.w, tmp_path, block=4, top=6)
     assert found.proponents.tolist() == found.opponents.tolist() == [list(range(10, 16))] * 3
 
 
@@ -119,7 +120,7 @@ def test_processes_share_the_blocks_and_find_the_same(corpus, tmp_path, monkeypa
     def process(rank):
         me.rank = rank
         return score_corpus(
-            Tracked(deepcopy(corpus.model), corpus.layers),
+            Tracked(deepcopy(corpus.tracked.model), corpus.tracked.layers),
             *corpus.run[1:],
             tmp_path / "many",
             block=4,
@@ -226,10 +227,10 @@ def test_a_missing_or_damaged_part_is_named(corpus, tmp_path):
 
 
 def test_what_cannot_be_scored_is_named_before_its_block_is(corpus, tmp_path):
-    model, layers, docs, w = corpus.model, corpus.layers, corpus.docs, corpus.w
+    tracked_model, docs, w = corpus.run
     with pytest.raises(ValueError, match="sequence 99 has token id 12"):
         score_corpus(
-            Tracked(model, layers),
+            tracked_model,
             [*docs, Sequence(99, (1, 12), (1, 12))],
             w,
             tmp_path / "a",
@@ -237,22 +238,23 @@ def test_what_cannot_be_scored_is_named_before_its_block_is(corpus, tmp_path):
         )
     assert sorted(parts(tmp_path / "a")) == ["part-000000.parquet"]
     with pytest.raises(ValueError, match="sequence 3 comes after sequence 22"):
-        score_corpus(Tracked(model, layers), [*docs, docs[3]], w, tmp_path / "b")
+        score_corpus(tracked_model, [*docs, docs[3]], w, tmp_path / "b")
     with pytest.raises(ValueError, match="no sequences"):
-        score_corpus(Tracked(model, layers), [], w, tmp_path / "c")
+        score_corpus(tracked_model, [], w, tmp_path / "c")
     with pytest.raises(ValueError, match="block is 0"):
         score_corpus(*corpus.run, tmp_path / "d", block=0)
 
 
 def test_what_is_not_finite_is_never_written(corpus, tmp_path):
-    model, layers, docs, w = corpus.model, corpus.layers, corpus.docs, corpus.w
+    tracked_model, docs, w = corpus.run
+    layers = tracked_model.layers
     broken = neox()
     broken.get_submodule(layers[2].name).weight.data[0] = torch.nan
     with pytest.raises(FloatingPointError, match=f"output of {layers[2].name} is NaN"):
         score_corpus(Tracked(broken, layers), docs, w, tmp_path / "a")
     with pytest.raises(FloatingPointError, match="a score of sequence 0 is NaN or infinite"):
         score_corpus(
-            Tracked(model, layers),
+            tracked_model,
             docs,
             {name: x * torch.inf for name, x in w.items()},
             tmp_path / "b",
@@ -273,7 +275,7 @@ def test_a_full_disk_stops_cleanly(corpus, tmp_path, monkeypatch):
         score_corpus(*corpus.run, tmp_path)
     assert not list(tmp_path.glob("*part*"))
     with pytest.raises(OSError, match="needs .* of disk"):
-        score_corpus(corpus, iter(corpus.docs), corpus.w, tmp_path, documents=10**15)
+        score_corpus(corpus.tracked, iter(corpus.docs), corpus.w, tmp_path, documents=10**15)
     score_corpus(*corpus.run, tmp_path)
 
 
@@ -295,22 +297,22 @@ def test_a_stream_of_datasets_is_scored(tmp_path, monkeypatch):
     pq.write_table(pa.table({"text": texts}), tmp_path / "corpus.parquet")
     words = word_tokenizer(texts)
     model = tiny_gpt_neox(len(words), width=8, layers=1, heads=2, context=8)
-    layers = tracked_layers(model)
+    tracked_model = tracked(model)
     docs = list(tokenised(texts, words, 8))
-    w = query_gradients(Tracked(model, layers), docs[:2])
+    w = query_gradients(tracked_model, docs[:2])
     stream = tokenised(load_texts(tmp_path / "corpus.parquet", streaming=True), words, 8)
-    score_corpus(Tracked(model, layers), stream, w, tmp_path / "scores", block=4)
+    score_corpus(tracked_model, stream, w, tmp_path / "scores", block=4)
     index, values, _ = all_scores(tmp_path / "scores")
     assert index.tolist() == list(range(10))
-    torch.testing.assert_close(values, influence.score(Tracked(model, layers), docs, w).values)
+    torch.testing.assert_close(values, influence.score(tracked_model, docs, w).values)
 
 
 def test_the_plan_and_the_estimate_say_what_it_takes(corpus, tmp_path, capsys):
-    model, layers, docs, w = corpus.model, corpus.layers, corpus.docs, corpus.w
-    found = estimate(Tracked(model, layers), docs, w, 10**6, batch_size=8)
+    tracked_model, docs, w = corpus.run
+    found = estimate(tracked_model, docs, w, 10**6, batch_size=8)
     per_million = part_bytes(10**6, 3)
     assert found.disk == per_million and found.hours > 0 and found.tokens_per_second > 0
-    assert estimate(Tracked(model, layers), docs, w, 2 * 10**6, batch_size=8).documents == 2 * 10**6
+    assert estimate(tracked_model, docs, w, 2 * 10**6, batch_size=8).documents == 2 * 10**6
     assert (
         "1,000,000 documents, 3 queries: " in (said := capsys.readouterr().out)
         and "tokens/s" in said
@@ -331,7 +333,7 @@ def test_the_disk_that_parts_take_is_as_announced(tmp_path, queries):
     model = neox()
     docs = [Sequence(n, (1, 2), (1, 2)) for n in range(3000)]
     score_corpus(
-        Tracked(model, tracked_layers(model)),
+        tracked(model),
         docs,
         {"any": torch.zeros(queries, 1, 1)},
         tmp_path,

@@ -1,4 +1,5 @@
-"""The explorer's page: texts stay texts, equal input gives equal bytes, lists that do not fit are named; what each token adds to a text."""
+"""The explorer's page: texts stay texts, equal input gives equal bytes,
+lists that do not fit are named; what each token adds to a text."""
 
 import json
 import re
@@ -129,7 +130,8 @@ def test_a_query_without_words_has_neither_their_numbers():
 
 
 def test_a_page_grows_with_what_it_shows_alone():
-    """About 7 bytes a number beside the words: 30 documents of 300 tokens are well below a megabyte."""
+    """About 7 bytes a number beside the words:
+    30 documents of 300 tokens are well below a megabyte."""
     long = [Document("web", [f" word{t}" for t in range(300)]) for _ in range(30)]
     entries = [
         Entry(n, n + 1, 1 / (n + 1), Part(n, 1, 1.0, [(-1) ** t / (t + 7) for t in range(300)]))
@@ -220,13 +222,10 @@ def test_words_of_byte_level_tokens_join_to_the_text_though_characters_are_split
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bytes_alone = Tokenizer(
-        models.BPE({c: i for i, c in enumerate(alphabet)}, [])
-    )  # one token a byte: every character is split
-    bytes_alone.pre_tokenizer, bytes_alone.decoder = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
-    )
+    # one token a byte: every character is split
+    bytes_alone = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    bytes_alone.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_alone.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytes_alone)
     found = words(tokenizer, tokenizer(text)["input_ids"])
     assert len(found) == len(text.encode()) and "".join(found) == text
@@ -248,10 +247,8 @@ def test_words_of_real_tokenizers_join_to_the_decoded_text(folder):
 
 # -- one's own scores
 
-TEXTS, PAIRS = (
-    ["ada was born in london .", "bo came from paris .", "paris is a city ."],
-    [("where was bo born ?", "paris"), ("and ada ?", "london")],
-)
+TEXTS = ["ada was born in london .", "bo came from paris .", "paris is a city ."]
+PAIRS = [("where was bo born ?", "paris"), ("and ada ?", "london")]
 
 
 def frame(shown):
@@ -297,19 +294,19 @@ def pair():
         tiny_gpt_neox(len(tokenizer), width=8, layers=2, heads=2, context=16, seed=k)
         for k in (0, 1)
     )
-    documents, queries = (
-        encode_documents(TEXTS, tokenizer, 16),
-        encode_answers(*zip(*PAIRS), tokenizer, 16),
-    )
+    documents = encode_documents(TEXTS, tokenizer, 16)
+    queries = encode_answers(*zip(*PAIRS), tokenizer, 16)
     layers = tracked_layers(base)
+    tracked_base = Tracked(base, layers)
+    tracked_tuned = Tracked(tuned, layers)
     stages = [
-        Stage(fit(Tracked(base, layers), documents), Damping(0.1)),
-        Stage(fit(Tracked(tuned, layers), queries), alpha=Damping(0.1)),
+        Stage(fit(tracked_base, documents), Damping(0.1)),
+        Stage(fit(tracked_tuned, queries), alpha=Damping(0.1)),
     ]
-    w = precondition(query_gradients(Tracked(tuned, layers), queries), stages)[0]
+    w = precondition(query_gradients(tracked_tuned, queries), stages)[0]
     return (
-        dict(tokenizer=tokenizer, model=Tracked(base, layers), w=w),
-        dict(tuned=Tracked(tuned, layers), stages=stages),
+        dict(tokenizer=tokenizer, model=tracked_base, w=w),
+        dict(tuned=tracked_tuned, stages=stages),
         documents,
         queries,
     )

@@ -1,9 +1,10 @@
-"""The explorer's page in a real headless Chromium: what a reader does, by mouse and by key, and that nothing leaves the page."""
+"""The explorer's page in a real headless Chromium: what a reader does, by mouse and by key,
+and that nothing leaves the page."""
 
 from dataclasses import replace
 
 import pytest
-from support.explorer_reader import Reader, browser  # noqa: F401  (a fixture)
+from support.explorer_reader import Reader
 
 from msif.show.explorer import Document, Entry, Query, prepared, show, write
 from msif.show.parts import Part
@@ -18,6 +19,14 @@ DOCUMENTS = [
     Document("encyclopedia", ["London", " is", " a", " city"]),
 ]
 LAYERS = ["layers.0.attention", "layers.0.mlp", "layers.1.attention", "layers.1.mlp"]
+PIXEL = """const pixel = colour => {
+        const canvas = document.createElement('canvas').getContext('2d');
+        canvas.fillStyle = colour;
+        canvas.fillRect(0, 0, 1, 1);
+        return [...canvas.getImageData(0, 0, 1, 1).data];
+    };
+    const background = node => pixel(getComputedStyle(node).backgroundColor);
+"""  # [red, green, blue, alpha] of a colour, and of what is behind a node
 
 
 def part(n, tokens, query):
@@ -78,7 +87,8 @@ def address(tmp_path_factory):
 
 @pytest.fixture
 def reader(browser, address):
-    """A fresh page, wide and light; afterwards: no error was logged, no dialog was opened, nothing but files was asked for."""
+    """A fresh page, wide and light; afterwards: no error was logged, no dialog was opened,
+    nothing but files was asked for."""
     found = Reader(browser, address)
     browser.get("about:blank")
     found.logged()
@@ -100,10 +110,11 @@ def test_the_page_opens_with_the_first_query_and_two_methods(reader):
     assert reader.texts('[data-method="ours"] .rank') == ["1", "2", "↓1"] and reader.texts(
         '[data-method="ours"] .score'
     ) == ["+4.00", "+1.00", "−2.00"]
+    # a search score has no sign
     assert reader.texts('[data-method="bm25"] .score') == [
         "7.50",
         "6.00",
-    ]  # a search score has no sign
+    ]
 
 
 def test_a_query_is_selected_by_click_by_arrows_and_by_buttons(reader):
@@ -152,9 +163,9 @@ def test_documents_are_searched_and_filtered_by_source(reader):
         and reader.one("#matches").text == "2 of 4 documents"
     )
     reader.key("ESCAPE")
-    reader.js(
-        "const s = document.getElementById('source'); s.value = 'encyclopedia'; s.dispatchEvent(new Event('change'))"
-    )
+    reader.js("""const s = document.getElementById('source');
+        s.value = 'encyclopedia';
+        s.dispatchEvent(new Event('change'));""")
     assert (
         reader.shown("ours") == []
         and "No document matches" in reader.one('[data-method="ours"]').text
@@ -186,11 +197,7 @@ def test_tokens_are_shaded_by_their_sign(reader):
         True,
         False,
     ]
-    colours = reader.js(
-        """return [...arguments[0]].map(x => { const c = document.createElement('canvas').getContext('2d'); c.fillStyle = getComputedStyle(x).backgroundColor;
-                           c.fillRect(0, 0, 1, 1); return [...c.getImageData(0, 0, 1, 1).data]; })""",
-        tokens,
-    )
+    colours = reader.js(PIXEL + "return [...arguments[0]].map(background);", tokens)
     (red, _, blue, strong), (*_, none), *_, weakest = [colours[k] for k in (0, 1, 4)]
     assert blue > red and none == 0 and weakest[0] > weakest[2] and strong > weakest[3] > 0
     assert reader.texts('[data-method="bm25"] .t.pro') == []  # no parts were given there
@@ -284,10 +291,8 @@ def test_a_link_leads_back_to_what_was_seen(reader):
     reader.type("bo")
     reader.key("ESCAPE")
     reader.one('[data-method="third"] .doc').click()
-    link, seen = (
-        reader.js("return location.hash"),
-        reader.js("return document.querySelector('main').innerText"),
-    )
+    link = reader.js("return location.hash")
+    seen = reader.js("return document.querySelector('main').innerText")
     reader.open()
     assert reader.js("return document.querySelector('main').innerText") != seen
     reader.open(link)
@@ -303,13 +308,8 @@ def test_a_link_leads_back_to_what_was_seen(reader):
 
 def test_light_and_dark_follow_the_system_and_the_switch(reader):
     def brightness():
-        return (
-            sum(
-                reader.js("""const c = document.createElement('canvas').getContext('2d'); c.fillStyle = getComputedStyle(document.body).backgroundColor;
-                                c.fillRect(0, 0, 1, 1); return [...c.getImageData(0, 0, 1, 1).data.slice(0, 3)]""")
-            )
-            / 3
-        )
+        *colour, _ = reader.js(PIXEL + "return background(document.body);")
+        return sum(colour) / 3
 
     assert brightness() > 200
     reader.scheme("dark")
@@ -354,17 +354,20 @@ def test_a_hostile_document_is_shown_as_text(reader):
 
 def test_even_a_script_in_the_page_could_not_reach_the_network(reader):
     refused = reader.driver.execute_async_script("""const done = arguments[0];
-        addEventListener('securitypolicyviolation', e => done([e.effectiveDirective, e.blockedURI]));
+        const report = e => done([e.effectiveDirective, e.blockedURI]);
+        addEventListener('securitypolicyviolation', report);
         new Image().src = 'http://127.0.0.1:9/x.png';""")
     assert refused == ["img-src", "http://127.0.0.1:9/x.png"]
     added = reader.js(
-        """const s = document.createElement('script'); s.textContent = "document.title = 'owned'"; document.body.append(s); return document.title;"""
+        """const s = document.createElement('script');
+        s.textContent = "document.title = 'owned'";
+        document.body.append(s);
+        return document.title;"""
     )
     assert added == "Demo"
     errors, _ = reader.logged()
-    assert len(errors) == 2 and all(
-        "Content Security Policy" in x for x in errors
-    )  # what every other test asserts the absence of, is seen
+    # what every other test asserts the absence of, is seen
+    assert len(errors) == 2 and all("Content Security Policy" in x for x in errors)
     reader.open()
 
 

@@ -32,14 +32,10 @@ def test_recall_counts_the_proponents_among_the_first_k():
 
 
 def test_scores_that_know_nothing_rank_at_chance():
-    scores, proponents = (
-        np.random.default_rng(0).normal(size=(2000, 50)),
-        [[n % 50] for n in range(2000)],
-    )
-    expected, (mean, error) = (
-        (1 / np.arange(1, 51)).mean(),
-        metrics.mean_and_error(metrics.reciprocal_ranks(scores, proponents)),
-    )
+    scores = np.random.default_rng(0).normal(size=(2000, 50))
+    proponents = [[n % 50] for n in range(2000)]
+    expected = (1 / np.arange(1, 51)).mean()
+    (mean, error) = metrics.mean_and_error(metrics.reciprocal_ranks(scores, proponents))
     assert abs(mean - expected) < 4 * error
 
 
@@ -68,7 +64,8 @@ def test_within_ranks_the_candidates_alone():
 
 
 def test_bootstrap_interval_covers_what_it_should():
-    """95 % intervals of 200 samples of known mean: the number that cover it is binomial, 3 standard deviations allowed."""
+    """95 % intervals of 200 samples of known mean: the number that cover it is binomial,
+    3 standard deviations allowed."""
     rng = np.random.default_rng(0)
     found = [
         metrics.bootstrap_interval([rng.normal(size=80)], resamples=400, seed=n) for n in range(200)
@@ -84,7 +81,8 @@ def test_bootstrap_interval_of_equal_values_has_no_width():
 
 
 def test_equal_seeds_give_an_interval_that_is_at_most_known_too_wide():
-    """Four seeds of 50 queries without a seed effect: between 1 and √1.75 times the normal interval of 200 queries."""
+    """Four seeds of 50 queries without a seed effect:
+    between 1 and √1.75 times the normal interval of 200 queries."""
     rng = np.random.default_rng(1)
     widths = [
         np.subtract(
@@ -123,7 +121,8 @@ def test_agreement_of_rows_is_what_scipy_says():
 
 
 def simulated(subsets=400, seeds=4, queries=30, noise=1.5):
-    """Outcomes = a signal that every seed shares + noise of each seed's own: (signal (q, subsets), outcomes (subsets, seeds, q))."""
+    """Outcomes = a signal that every seed shares + noise of each seed's own:
+    (signal (q, subsets), outcomes (subsets, seeds, q))."""
     rng = np.random.default_rng(1)
     signal = rng.normal(size=(queries, subsets))
     return signal, signal.T[:, None] + noise * rng.normal(size=(subsets, seeds, queries))
@@ -131,7 +130,8 @@ def simulated(subsets=400, seeds=4, queries=30, noise=1.5):
 
 @pytest.mark.parametrize("seeds", [1, 2, 4])
 def test_the_ceiling_is_what_the_true_signal_reaches(seeds):
-    """Spearman and Pearson differ by 2 % for normal values; the standard error here is below 0.01."""
+    """Spearman and Pearson differ by 2 % for normal values;
+    the standard error here is below 0.01."""
     signal, outcomes = simulated()
     ceiling = metrics.noise_ceiling(metrics.seed_agreement(outcomes), seeds)
     assert metrics.lds(signal, outcomes[:, :seeds], resamples=2)[0] == pytest.approx(
@@ -144,7 +144,8 @@ def test_no_agreement_is_a_ceiling_of_0():
 
 
 def test_the_error_of_lds_is_never_too_small():
-    """Against the spread over 40 repetitions (known to 11 %): resampling rows and columns counts noise of single cells thrice."""
+    """Against the spread over 40 repetitions (known to 11 %):
+    resampling rows and columns counts noise of single cells thrice."""
     rng, values, errors = np.random.default_rng(2), [], []
     for _ in range(40):
         signal = rng.normal(size=(20, 25))

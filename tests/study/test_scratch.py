@@ -60,7 +60,8 @@ def test_no_module_that_computes_escapes_the_digest(module, monkeypatch):
 
 
 def _upstream(module):
-    """What a module imports, directly or not, but for what only says where long work lies, and packages, which hold nothing."""
+    """What a module imports, directly or not, but for what only says where long work lies,
+    and packages, which hold nothing."""
     graph, found, todo = grimp.build_graph("msif"), set(), {module}
     while todo:
         found |= (
@@ -71,7 +72,8 @@ def _upstream(module):
 
 
 def test_an_edited_metric_is_another_digest_and_an_edited_docstring_is_not(monkeypatch, tmp_path):
-    """`accuracy.toy_study` keeps what `metrics.spearman` gave: an edit of that must not find it again."""
+    """`accuracy.toy_study` keeps what `metrics.spearman` gave:
+    an edit of that must not find it again."""
     module, metrics = "msif.study.exact.accuracy", "msif.study.metrics"
     before, source_of = scratch.code_digest(module), scratch.source_of
     edited = tmp_path / "metrics.py"

@@ -20,29 +20,27 @@ SENTENCES = {
 
 
 def jsonl(path, rows):
+    """One JSON object a line, in a folder made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 
 
 def entity(label):
+    """The Wikidata id of a label: made up, and always the same."""
     return f"Q{sum(ord(c) * 131**i for i, c in enumerate(label)) % 10**7}"
 
 
 def miniature(folder):
-    """LAMA and T-REx files about NAMES, xP3-like rows; one article a person, one sentence a statement and one that states nothing."""
+    """LAMA and T-REx files about NAMES, xP3-like rows; one article a person,
+    one sentence a statement and one that states nothing."""
     rng, facts, articles = random.Random(0), [], []
     for name in NAMES:
-        own = [
-            (name, relation, rng.choice(objects.split()))
-            for relation, (_, objects) in LABELS.items()
-        ]
-        told = [template.format(s=s, o=o) for s, r, o in own for template in SENTENCES[r]] + [
-            f"{name} is often tired."
-        ]
+        own = [(name, r, rng.choice(objects.split())) for r, (_, objects) in LABELS.items()]
+        told = [template.format(s=s, o=o) for s, r, o in own for template in SENTENCES[r]]
+        told.append(f"{name} is often tired.")
         ends = [len(" ".join(told[: n + 1])) for n in range(len(told))]
-        aligned = [(n // 2, n, "SPOAligner") for n in range(6)] + [
-            (0, 0, "Simple-Aligner")
-        ]  # a fact twice in one sentence, as there
+        aligned = [(n // 2, n, "SPOAligner") for n in range(6)]
+        aligned.append((0, 0, "Simple-Aligner"))  # a fact twice in one sentence, as there
         articles.append(
             {
                 "docid": f"http://www.wikidata.org/entity/{entity(name)}",
@@ -114,10 +112,8 @@ def tokenizer(folder):
     """A byte-level tokenizer like BLOOM's, trained on the miniature."""
     texts = [path.read_text() for path in sorted(folder.rglob("*.json*"))]
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
-    )
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
     bpe.train_from_iterator(
         texts,
         trainers.BpeTrainer(

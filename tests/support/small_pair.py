@@ -1,4 +1,5 @@
-"""pythia-2.8b and dolly-v2-3b at small size: the same architecture, tokenizer, formats and file layouts, so that nothing but parameters differs."""
+"""pythia-2.8b and dolly-v2-3b at small size: the same architecture, tokenizer,
+formats and file layouts, so that nothing but parameters differs."""
 
 import json
 import os
@@ -22,6 +23,14 @@ NEEDED = (
     "wikitext2/wiki.valid.txt",
     "wikitext2/wiki.test.txt",
 )
+CARD = """---
+configs:
+- config_name: 20231101.en
+  data_files:
+  - split: train
+    path: train.jsonl
+---
+"""  # of a data set with one of several configurations, as on the hub
 needs_data = pytest.mark.skipif(
     bool([x for x in NEEDED if not (DATA / x).exists()]),
     reason=f"{DATA} lacks one of {', '.join(NEEDED)}",
@@ -32,17 +41,18 @@ def articles(name, limit):
     """[{"title", "text"}] of WikiText, one a heading of the first level."""
     text = (DATA / "wikitext2" / name).read_text("utf-8")
     parts = re.split(r"^ = ([^=\n]+) = \n", text, flags=re.M)[1:]
-    return [{"title": title, "text": body.strip()} for title, body in zip(parts[::2], parts[1::2])][
-        :limit
-    ]
+    found = [{"title": title, "text": body.strip()} for title, body in zip(parts[::2], parts[1::2])]
+    return found[:limit]
 
 
 def jsonl(path, rows):
+    """One JSON object a line."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 
 
 def architecture(vocab_size, width=32, layers=2):
-    """GPT-NeoX as pythia-2.8b and dolly-v2-3b are: rotary on a quarter of each head, parallel residual, two embeddings."""
+    """GPT-NeoX as pythia-2.8b and dolly-v2-3b are: rotary on a quarter of each head,
+    parallel residual, two embeddings."""
     config = GPTNeoXConfig(
         vocab_size=vocab_size,
         hidden_size=width,
@@ -72,7 +82,8 @@ def tokenizer_files(folder, tokenizer):
 
 
 def build(folder, dtype="float32"):
-    """The files of a pair in `folder`, which becomes a study of its own; returns the settings of `pairs.prepared`."""
+    """The files of a pair in `folder`, which becomes a study of its own;
+    returns the settings of `pairs.prepared`."""
     (folder / "dvc.yaml").touch()
     for name, source, limit in (("wikipedia", "wiki.valid.txt", 12), ("pile", "wiki.test.txt", 12)):
         (folder / name).mkdir()
@@ -81,26 +92,16 @@ def build(folder, dtype="float32"):
             folder / name / "train.jsonl",
             rows if name == "wikipedia" else [{"text": row["text"]} for row in rows],
         )
-    (folder / "wikipedia" / "README.md").write_text(  # one of several configurations, as on the hub
-        "---\nconfigs:\n- config_name: 20231101.en\n  data_files:\n  - split: train\n    path: train.jsonl\n---\n"
-    )
-    (folder / "rows.jsonl").write_text(
-        "".join(
-            (DATA / "dolly" / "dolly-first-6400.jsonl").read_text().splitlines(keepends=True)[:30]
-        )
-    )
+    (folder / "wikipedia" / "README.md").write_text(CARD)
+    published = (DATA / "dolly" / "dolly-first-6400.jsonl").read_text().splitlines(keepends=True)
+    (folder / "rows.jsonl").write_text("".join(published[:30]))
     plain = PreTrainedTokenizerFast(
         tokenizer_file=str(DATA / "pythia-tokenizer" / "tokenizer.json")
     )
     keys = dolly.with_keys(plain)
     net = architecture(50304)
-    train(
-        net,
-        encode_documents([x["text"][:300] for x in articles("wiki.test.txt", 8)], plain, 64),
-        epochs=1,
-        rate=3e-3,
-        batch_size=4,
-    )
+    texts = [x["text"][:300] for x in articles("wiki.test.txt", 8)]
+    train(net, encode_documents(texts, plain, 64), epochs=1, rate=3e-3, batch_size=4)
     net.to(getattr(torch, dtype)).save_pretrained(folder / "base")
     rows = dolly.rows(folder, keys, 64, source=str(folder / "rows.jsonl"), limit=10)[1]
     net = load_model(folder / "base")
@@ -137,6 +138,7 @@ def build(folder, dtype="float32"):
 
 @contextmanager
 def inside(folder):
+    """The working directory is `folder` for as long as the block runs."""
     before = Path.cwd()
     os.chdir(folder)
     try:

@@ -1,4 +1,5 @@
-"""Tiny float64 models, and references by plain autograd: one unpadded sequence at a time, on the weights themselves."""
+"""Tiny float64 models, and references by plain autograd: one unpadded sequence at a time,
+on the weights themselves."""
 
 from types import SimpleNamespace
 
@@ -15,7 +16,8 @@ VOCAB = 12
 
 
 def lively(model, seed=0):
-    """Float64 weights of size .4 in place of the small initial ones: no gradient is nearly zero, nothing nearly linear."""
+    """Float64 weights of size .4 in place of the small initial ones: no gradient is nearly zero,
+    nothing nearly linear."""
     g = torch.Generator().manual_seed(seed)
     model = model.double().eval()
     for p in model.parameters():
@@ -25,54 +27,47 @@ def lively(model, seed=0):
 
 def neox(seed=0):
     """All Linear layers with a bias; fused q, k, v."""
-    return lively(
-        tiny_gpt_neox(VOCAB, width=8, layers=2, heads=2, context=8, intermediate=12), seed
-    )
+    model = tiny_gpt_neox(VOCAB, width=8, layers=2, heads=2, context=8, intermediate=12)
+    return lively(model, seed)
 
 
 def gpt2(seed=0):
     """Conv1D: weights stored transposed."""
-    return lively(
-        GPT2LMHeadModel(
-            GPT2Config(vocab_size=VOCAB, n_embd=8, n_layer=2, n_head=2, n_positions=8, n_inner=12)
-        ),
-        seed,
-    )
+    config = GPT2Config(vocab_size=VOCAB, n_embd=8, n_layer=2, n_head=2, n_positions=8, n_inner=12)
+    return lively(GPT2LMHeadModel(config), seed)
 
 
 def llama(seed=0):
     """Linear layers without a bias; grouped keys and values."""
-    return lively(
-        LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=VOCAB,
-                hidden_size=8,
-                intermediate_size=12,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                num_key_value_heads=1,
-                max_position_embeddings=8,
-            )
-        ),
-        seed,
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=8,
     )
+    return lively(LlamaForCausalLM(config), seed)
 
 
 def documents(n, seed=1, first=0):
-    """N sequences of 3 to 6 tokens, numbered from `first`; the label of every third position is left out."""
+    """n sequences of 3 to 6 tokens, numbered from `first`;
+    the label of every third position is left out."""
     g = torch.Generator().manual_seed(seed)
+
+    def label(t, row):
+        return NO_LOSS if t % 3 == 2 and t + 1 < len(row) else row[t]
+
     rows = [torch.randint(VOCAB, (3 + i % 4,), generator=g).tolist() for i in range(n)]
     return [
-        Sequence(
-            first + i,
-            tuple(r),
-            tuple(NO_LOSS if t % 3 == 2 and t + 1 < len(r) else x for t, x in enumerate(r)),
-        )
-        for i, r in enumerate(rows)
+        Sequence(first + i, tuple(row), tuple(label(t, row) for t in range(len(row))))
+        for i, row in enumerate(rows)
     ]
 
 
 def logits_of(model, sequence):
+    """(logits, batch) of one sequence alone."""
     batch = collate([sequence])
     return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits, batch
 
@@ -85,6 +80,7 @@ def plain_loss(model, sequence):
 
 
 def with_bias(module, weight, bias):
+    """(out, in + 1): a layer's weight with its bias as the last column; (out, in) without one."""
     weight = weight.mT if isinstance(module, Conv1D) else weight
     return weight if bias is None else torch.cat([weight, bias[:, None]], 1)
 
@@ -135,7 +131,8 @@ def relative(found, expected):
 
 
 class Regression(nn.Module):
-    """Convex: logits of the next token are linear in fixed features of the token (and of its predecessor, for the head)."""
+    """Convex: logits of the next token are linear in fixed features of the token (and of its
+    predecessor, for the head)."""
 
     def __init__(self, vocab=5, features=3, head=0, seed=0):
         super().__init__()
@@ -148,6 +145,7 @@ class Regression(nn.Module):
         self.head = nn.Linear(head, vocab, bias=False, dtype=torch.float64) if head else None
 
     def forward(self, input_ids, attention_mask):
+        """Logits, as models of transformers return them; the mask is not read."""
         x = self.table[input_ids]
         logits = self.linear(x[..., : self.features])
         if self.head is not None:
@@ -155,6 +153,7 @@ class Regression(nn.Module):
         return SimpleNamespace(logits=logits)
 
     def layers(self):
+        """Linear map and head, as `tracked_layers` describes layers."""
         return [
             Layer(name, None, m.bias is not None, m.in_features, m.out_features)
             for name, m in self.named_children()
@@ -170,10 +169,8 @@ class Regression(nn.Module):
         """The inverse of `vector`: named parameters, differentiable in it."""
         found = {}
         for x in self.layers():
-            rows, vector = (
-                vector[: x.out_features * (x.in_features + x.bias)],
-                vector[x.out_features * (x.in_features + x.bias) :],
-            )
+            rows = vector[: x.out_features * (x.in_features + x.bias)]
+            vector = vector[x.out_features * (x.in_features + x.bias) :]
             rows = rows.view(x.out_features, -1)
             found[f"{x.name}.weight"] = rows[:, : x.in_features]
             if x.bias:
@@ -181,6 +178,7 @@ class Regression(nn.Module):
         return found
 
     def set(self, vector):
+        """Put a vector's numbers in as the parameters."""
         for name, value in self.parameters_of(vector).items():
             self.get_parameter(name).data.copy_(value)
         return self
@@ -192,7 +190,8 @@ def pseudo(objective):
 
 
 def dense_ekfac(model, layers, sequences, scalars):
-    """EK-FAC by its formula: {layer: [(flat indices of the block, Q_B ⊗ Q_A, Λ flattened)]}, and {layer: (A, B)}."""
+    """EK-FAC by its formula: {layer: [(flat indices of the block, Q_B ⊗ Q_A, Λ flattened)]},
+    and {layer: (A, B)}."""
     found, both = {}, {}
     pairs = [
         inputs_and_output_gradients(model, layers, s, scalar)
@@ -213,11 +212,10 @@ def dense_ekfac(model, layers, sequences, scalars):
 
 
 def matrix_function(blocks, f):
-    """f(G) as one explicit (o·i, o·i) matrix of a layer; f takes eigenvalues and their mean over the layer."""
-    size, mean = (
-        sum(len(at) for at, *_ in blocks),
-        torch.cat([values for *_, values in blocks]).mean(),
-    )
+    """f(G) as one explicit (o·i, o·i) matrix of a layer;
+    f takes eigenvalues and their mean over the layer."""
+    size = sum(len(at) for at, *_ in blocks)
+    mean = torch.cat([values for *_, values in blocks]).mean()
     M = torch.zeros(size, size, dtype=torch.float64)
     for at, Q, values in blocks:
         M[at[:, None], at] = Q @ torch.diag(f(values, mean)) @ Q.mT
@@ -225,11 +223,13 @@ def matrix_function(blocks, f):
 
 
 def damped_inverse(values, mean):
+    """A function f of `matrix_function`: (G + .01 × the mean eigenvalue)⁻¹."""
     return 1 / (values + 0.01 * mean)
 
 
 def probe(factors, seed=3):
-    """f(G) of three random directions: what scores see of the factors, whatever the signs of the eigenvectors."""
+    """f(G) of three random directions: what scores see of the factors,
+    whatever the signs of the eigenvectors."""
     g = torch.Generator().manual_seed(seed)
     v = {
         name: torch.randn(

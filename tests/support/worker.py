@@ -1,6 +1,7 @@
-"""What each of several processes runs in test_distributed.py: fit and score in folders that they share.
+"""What each of several processes runs in scale/test_processes.py:
+fit and score in folders that they share.
 
-torchrun --nproc-per-node 2 tests/worker.py FOLDER [RANK THAT DIES]
+torchrun --nproc-per-node 2 tests/support/worker.py FOLDER [RANK THAT DIES]
 """
 
 import os
@@ -10,10 +11,7 @@ import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(__file__)))
 from msif.core.influence import Damping, Stage, precondition, query_gradients  # noqa: E402
-from msif.core.layers import (
-    Tracked,
-    tracked_layers,  # noqa: E402
-)
+from msif.core.layers import tracked  # noqa: E402
 from msif.scale import fitting, processes, streaming  # noqa: E402
 from support.tiny import documents, neox  # noqa: E402
 
@@ -22,8 +20,10 @@ DATA, QUERIES = documents(14), documents(2, seed=5)
 
 def run(folder, dies=None):
     """Process `dies` is gone after its third batch."""
-    model, rank, batches = neox(), processes.rank_and_size()[0], []
-    layers, backpropagate = tracked_layers(model), fitting.backpropagate
+    tracked_model = tracked(neox())
+    rank = processes.rank_and_size()[0]
+    batches = []
+    backpropagate = fitting.backpropagate
 
     def mortal(*arguments):
         batches.append(arguments)
@@ -32,15 +32,9 @@ def run(folder, dies=None):
         backpropagate(*arguments)
 
     fitting.backpropagate = mortal
-    factors = fitting.fit(
-        f"{folder}/factors", Tracked(model, layers), DATA, batch_size=2, every=0.0
-    )
-    (w,) = precondition(
-        query_gradients(Tracked(model, layers), QUERIES), [Stage(factors, Damping(0.1))]
-    )
-    streaming.score_corpus(
-        Tracked(model, layers), DATA, w, f"{folder}/scores", block=4, batch_size=2, top=5
-    )
+    factors = fitting.fit(f"{folder}/factors", tracked_model, DATA, batch_size=2, every=0.0)
+    (w,) = precondition(query_gradients(tracked_model, QUERIES), [Stage(factors, Damping(0.1))])
+    streaming.score_corpus(tracked_model, DATA, w, f"{folder}/scores", block=4, batch_size=2, top=5)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Pairs of models, trained here or elsewhere, with their corpus; and trained again without documents."""
+"""Pairs of models, trained here or elsewhere, with their corpus; and trained without documents."""

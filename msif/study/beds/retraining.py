@@ -1,8 +1,9 @@
-"""What really happens when documents are left out: both stages trained again, many times, in parallel processes.
+"""What really happens when documents are left out: both stages trained again, many times.
 
-Every retraining keeps the same batches in the same order; a document that is left out weighs 0 in them. The outcome is
-f, the log-probability of each query's answer at the retrained θ₂ (nats). Each retraining is kept in scratch/ when it is
-done, so that a killed run goes on where it stopped.
+They run in parallel processes. Every retraining keeps the same batches in the same order; a
+document that is left out weighs 0 in them. The outcome is f, the log-probability of each query's
+answer at the retrained θ₂ (nats). Each retraining is kept in scratch/ when it is done, so that a
+killed run goes on where it stopped.
 """
 
 import multiprocessing
@@ -26,7 +27,7 @@ MEASUREMENTS = {"log_probability": log_probability, "logit_margin": logit_margin
 
 @dataclass(frozen=True)
 class Recipe:
-    """How both stages are trained: `model`, `pretraining` and `finetuning` as for `testbed.pretrain`."""
+    """How both stages are trained: arguments as for `testbed.pretrain`."""
 
     corpus: Corpus
     model: dict
@@ -35,11 +36,15 @@ class Recipe:
     max_length: int = 64
 
     def key(self):
+        """What tells one recipe from another, as JSON values; of the corpus its digest."""
         return vars(self) | {"corpus": self.corpus.digest()}
 
 
 def half_subsets(documents, count, seed=0):
-    """`count` random halves of the documents to leave out: (count, documents) bool, exactly half of each row True."""
+    """`count` random halves of the documents to leave out: (count, documents) bool.
+
+    Exactly half of each row (rounded down) is True.
+    """
     rng = torch.Generator().manual_seed(seed)
     left_out = torch.zeros(count, documents, dtype=torch.bool)
     for row in left_out:
@@ -66,14 +71,16 @@ def measured(model, queries, batch_size=64):
 
 
 def outcome(recipe, left_out, seed):
-    """{measurement: (q,)} of all queries after retraining without `left_out`; computed once, then read from scratch/."""
+    """{measurement: (q,)} of all queries after retraining without `left_out` ((N,) bool).
+
+    It is computed once, then read from scratch/.
+    """
     torch.set_num_threads(1)  # the processes share the cores; and equal numbers on any machine
 
     def compute():
         net = retrained(recipe, left_out, seed)
-        queries = testbed.encode(
-            recipe.corpus, testbed.start(recipe.corpus, recipe.model, seed)[0], recipe.max_length
-        )[2]
+        tokenizer, _ = testbed.start(recipe.corpus, recipe.model, seed)
+        _, _, queries = testbed.encode(recipe.corpus, tokenizer, recipe.max_length)
         return measured(net, queries)
 
     key = recipe.key() | {"left_out": left_out.nonzero()[:, 0].tolist(), "seed": seed}
@@ -81,10 +88,10 @@ def outcome(recipe, left_out, seed):
 
 
 def outcomes(recipe, left_out, seeds, processes=None, title="retraining"):
-    """F after each retraining: {measurement: (subsets, seeds, q)}.
+    """f after each retraining: {measurement: (subsets, seeds, q)}.
 
-    left_out: (subsets, N) bool. processes: how many at once; all cores by default. An error in one of them is raised after
-    the others have been kept.
+    left_out: (subsets, N) bool. processes: how many at once; all cores by default. An error in one
+    of them is raised after the others have been kept.
     """
     jobs = {
         (i, j): (recipe, row, seed)
@@ -94,16 +101,13 @@ def outcomes(recipe, left_out, seeds, processes=None, title="retraining"):
     context = multiprocessing.get_context("spawn")  # a forked torch can hang
     with ProcessPoolExecutor(processes or os.cpu_count(), mp_context=context) as pool:
         running = {pool.submit(outcome, *job): at for at, job in jobs.items()}
-        found = {
-            running[done]: done.result()
-            for done in tqdm(as_completed(running), total=len(running), desc=title)
-        }
+        finished = tqdm(as_completed(running), total=len(running), desc=title)
+        found = {running[done]: done.result() for done in finished}
+
+    def of_subset(i, name):
+        return torch.stack([found[i, j][name] for j in range(len(seeds))])
+
     return {
-        name: torch.stack(
-            [
-                torch.stack([found[i, j][name] for j in range(len(seeds))])
-                for i in range(len(left_out))
-            ]
-        )
+        name: torch.stack([of_subset(i, name) for i in range(len(left_out))])
         for name in MEASUREMENTS
     }

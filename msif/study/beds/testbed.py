@@ -1,9 +1,10 @@
-"""A trained two-stage test-bed: corpus, tokenizer and models θ₁ (with checkpoints) and θ₂, in one folder.
+"""A trained two-stage test-bed in one folder: corpus, tokenizer, checkpoints, models θ₁ and θ₂.
 
     corpus/  tokenizer/  checkpoint-<epoch>/  pretrained/  finetuned/  history.json
 
-Models are saved in the Hugging Face layout, so every later step loads them as it would any other pair of models. A pair that
-was trained elsewhere (`given`) stays where it is: models.json says where, in which precision and on which device.
+Models are saved in the Hugging Face layout, so every later step loads them as it would any other
+pair of models. A pair that was trained elsewhere (`given`) stays where it is: models.json says
+where, in which precision and on which device.
 """
 
 import json
@@ -11,6 +12,8 @@ import shutil
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
+
+import torch
 
 from msif.core.data import check, encode_answers, encode_documents, split_answer, word_tokenizer
 from msif.core.generation import greedy
@@ -24,7 +27,11 @@ from msif.study.paths import from_root
 
 @dataclass(frozen=True)
 class Testbed:
-    """documents, finetuning, queries: tokenised (`data.Sequence`) rows of the corpus, in its order. history: losses."""
+    """A corpus with its tokenizer and its models.
+
+    documents, finetuning, queries: tokenised (`data.Sequence`) rows of the corpus, in its order.
+    history: losses.
+    """
 
     folder: Path
     corpus: Corpus
@@ -35,7 +42,10 @@ class Testbed:
     history: dict
 
     def model(self, name, dtype="float32", device="cpu"):
-        """θ₁ "pretrained", θ₂ "finetuned", or "checkpoint-<epoch>" of pre-training; a `given` one as models.json says."""
+        """θ₁ "pretrained", θ₂ "finetuned", or "checkpoint-<epoch>" of pre-training.
+
+        A `given` one comes as models.json says, whatever `dtype` and `device` are.
+        """
         if (elsewhere := self.folder / "models.json").exists():
             return load_model(**json.loads(elsewhere.read_text())[name])
         return load_model(self.folder / name, dtype, device)
@@ -45,6 +55,11 @@ class Testbed:
         """Names of the pre-training models in the order of training, θ₁ last."""
         epochs = sorted(int(p.name.split("-")[1]) for p in self.folder.glob("checkpoint-*"))
         return [f"checkpoint-{epoch}" for epoch in epochs] + ["pretrained"]
+
+
+def default_device():
+    """A GPU, if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def build(folder, corpus, *, finetuning, **settings):
@@ -58,17 +73,19 @@ def pretrain(
 ):
     """Train the first stage into `folder`, after checking what both stages will need.
 
-    corpus: a `Corpus`. model: {"source": hub id or folder} to continue from real weights, or the arguments of
-    `tiny_gpt_neox`. pretraining, finetuning: the arguments of `training.train`. checkpoints: epochs of pre-training to keep.
-    `finetuning` is only checked. Raises TypeError for an unknown setting of training, ValueError for sequences that the model
-    cannot read or a checkpoint after the last epoch, OSError for too little disk.
+    corpus: a `Corpus`. model: {"source": hub id or folder} to continue from real weights, or the
+    arguments of `tiny_gpt_neox`. pretraining, finetuning: the arguments of `training.train`.
+    checkpoints: epochs of pre-training to keep. `finetuning` is only checked. Raises TypeError for
+    an unknown setting of training, ValueError for sequences that the model cannot read or a
+    checkpoint after the last epoch, OSError for too little disk.
     """
     folder = Path(folder)
     for settings in (pretraining, finetuning):
         signature(train).bind(None, None, **settings)
-    if late := [epoch for epoch in checkpoints if not 1 <= epoch <= pretraining["epochs"]]:
+    last = pretraining["epochs"]
+    if wrong := [epoch for epoch in checkpoints if not 1 <= epoch <= last]:
         raise ValueError(
-            f"checkpoints {late}: expected epochs from 1 to {pretraining['epochs']}, the last of pre-training"
+            f"checkpoints {wrong}: expected epochs from 1 to {last}, the last of pre-training"
         )
     corpus.save(folder / "corpus")
     tokenizer, net = start(corpus, model, seed)
@@ -77,12 +94,8 @@ def pretrain(
     for sequences in (documents, rows, queries):
         check(sequences, *limits(net))
     size = sum(p.nbytes for p in net.parameters())
-    require(
-        disk=(2 + len(checkpoints)) * size,
-        memory=4 * size,
-        folder=folder,
-        what="training and keeping both stages",
-    )
+    disk, what = (2 + len(checkpoints)) * size, "training and keeping both stages"
+    require(disk=disk, memory=4 * size, folder=folder, what=what)
 
     def keep(epoch, net):
         if epoch in checkpoints:
@@ -90,9 +103,8 @@ def pretrain(
 
     losses = train(net, documents, seed=seed, after_epoch=keep, title="pre-training", **pretraining)
     net.save_pretrained(folder / "pretrained")
-    (folder / "history.json").write_text(
-        json.dumps({"max_length": max_length, "pretraining": losses})
-    )
+    history = {"max_length": max_length, "pretraining": losses}
+    (folder / "history.json").write_text(json.dumps(history))
 
 
 def finetune(folder, finetuning, seed=0):
@@ -111,23 +123,17 @@ def trained(seed, corpus, model, finetuning, **settings):
     Arguments as for `build`. A relative model folder is meant from the study's root.
     """
     model = from_root(model, "source")
-    key = {
-        **settings,
-        "model": model,
-        "seed": seed,
-        "corpus": corpus.digest(),
-        "start": _start_digest(model),
-    }
-    first = scratch.built(
-        "pretrained",
-        key,
-        lambda folder: pretrain(
-            folder, corpus, model=model, finetuning=finetuning, seed=seed, **settings
-        ),
-    )
+    corpus_digest, start_digest = corpus.digest(), _start_digest(model)
+    named = {"model": model, "seed": seed, "corpus": corpus_digest, "start": start_digest}
+    key = {**settings, **named}
+
+    def first(folder):
+        pretrain(folder, corpus, model=model, finetuning=finetuning, seed=seed, **settings)
+
+    pretrained = scratch.built("pretrained", key, first)
 
     def second(folder):
-        shutil.copytree(first, folder, dirs_exist_ok=True)
+        shutil.copytree(pretrained, folder, dirs_exist_ok=True)
         finetune(folder, finetuning, seed)
 
     return load(scratch.built("testbed", key | {"finetuning": finetuning}, second))
@@ -138,22 +144,23 @@ def load(folder):
     folder = Path(folder)
     corpus, tokenizer = Corpus.load(folder / "corpus"), load_tokenizer(folder / "tokenizer")
     history = json.loads((folder / "history.json").read_text())
-    return Testbed(
-        folder, corpus, tokenizer, *encode(corpus, tokenizer, history.pop("max_length")), history
-    )
+    sequences = encode(corpus, tokenizer, history.pop("max_length"))
+    return Testbed(folder, corpus, tokenizer, *sequences, history)
 
 
 def answers(model, tokenizer, rows):
-    """Greedy answers of `model` to rows' prompts, as long as the true answers: a list of (text, is it the answer?)."""
+    """Greedy answers of `model` to rows' prompts, as long as the true answers.
+
+    Returns a list of (text, is it the answer?).
+    """
     pairs = [split_answer(row["prompt"], row["answer"], tokenizer) for row in rows]
-    written = greedy(
-        model, [list(prompt) for prompt, _ in pairs], max(len(answer) for _, answer in pairs)
-    )
-    cut = [ids[: len(answer)] for ids, (_, answer) in zip(written, pairs)]
-    return [
-        (tokenizer.decode(ids).strip(), tuple(ids) == tuple(answer))
-        for ids, (_, answer) in zip(cut, pairs)
-    ]
+    longest = max(len(answer) for _, answer in pairs)
+    written = greedy(model, [list(prompt) for prompt, _ in pairs], longest)
+    found = []
+    for ids, (_, answer) in zip(written, pairs):
+        cut = ids[: len(answer)]
+        found.append((tokenizer.decode(cut).strip(), tuple(cut) == tuple(answer)))
+    return found
 
 
 def _start_digest(model):
@@ -166,18 +173,17 @@ def start(corpus, model, seed):
     if "source" in model:
         return load_tokenizer(model["source"]), load_model(model["source"])
     rows = corpus.finetuning + corpus.queries
-    tokenizer = word_tokenizer(
-        [d["text"] for d in corpus.documents] + [f"{r['prompt']} {r['answer']}" for r in rows]
-    )
+    texts = [d["text"] for d in corpus.documents] + [f"{r['prompt']} {r['answer']}" for r in rows]
+    tokenizer = word_tokenizer(texts)
     return tokenizer, tiny_gpt_neox(len(tokenizer), seed=seed, **model)
 
 
 def encode(corpus, tokenizer, max_length):
     """(documents, fine-tuning rows, queries) of a corpus, tokenised, in its order."""
+
+    def answered(rows):
+        prompts, answers = [r["prompt"] for r in rows], [r["answer"] for r in rows]
+        return encode_answers(prompts, answers, tokenizer, max_length)
+
     documents = encode_documents([d["text"] for d in corpus.documents], tokenizer, max_length)
-    return documents, *(
-        encode_answers(
-            [r["prompt"] for r in rows], [r["answer"] for r in rows], tokenizer, max_length
-        )
-        for rows in (corpus.finetuning, corpus.queries)
-    )
+    return documents, answered(corpus.finetuning), answered(corpus.queries)

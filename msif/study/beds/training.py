@@ -1,4 +1,7 @@
-"""Pre-training and fine-tuning: AdamW on the sum of token losses per sequence, averaged over the batch."""
+"""Pre-training and fine-tuning: AdamW on the loss per sequence, averaged over the batch.
+
+A sequence's loss is the sum of its token losses.
+"""
 
 import math
 
@@ -26,26 +29,29 @@ def train(
 ):
     """Train in place; returns the mean loss of each epoch (nats per sequence).
 
-    rate: learning rate, constant after a linear warm-up over the share `warmup` of all steps. weights: (N,) factors on the
-    sequences' losses (0 leaves one out while batches stay the same). after_epoch(epoch, model) is called after each epoch,
-    counted from 1; a sequence of weight 0 is never computed and counts as loss 0. Raises FloatingPointError when the loss or a gradient (its parameter named) is not finite.
+    rate: learning rate, constant after a linear warm-up over the share `warmup` of all steps.
+    weights: (N,) factors on the sequences' losses (0 leaves one out while batches stay the same): a
+    sequence of weight 0 is never computed and counts as loss 0. after_epoch(epoch, model) is called
+    after each epoch, counted from 1. Raises FloatingPointError when the loss or a gradient (its
+    parameter named) is not finite.
     """
     order, history = torch.Generator().manual_seed(seed), []
     weights = torch.ones(len(sequences)) if weights is None else weights
     steps = epochs * math.ceil(len(sequences) / batch_size)
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=weight_decay)
     ramp = max(1, round(warmup * steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min(1.0, (step + 1) / ramp)
-    )
+
+    def warm(step):
+        return min(1.0, (step + 1) / ramp)
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, warm)
     model.train()
     for epoch in tqdm(range(1, epochs + 1), desc=title, disable=title is None):
         total = 0.0
         for chosen in torch.randperm(len(sequences), generator=order).split(batch_size):
             kept = chosen[weights[chosen] != 0]
-            total += _step(
-                model, [sequences[i] for i in kept], weights[kept], len(chosen), optimiser, schedule
-            )
+            batch = [sequences[i] for i in kept]
+            total += _step(model, batch, weights[kept], len(chosen), optimiser, schedule)
         history.append(total / len(sequences))
         if after_epoch:
             after_epoch(epoch, model)
@@ -54,7 +60,10 @@ def train(
 
 
 def _step(model, sequences, weights, size, optimiser, schedule):
-    """One step on (1/size) Σ weight · ℓ; without sequences the gradient is 0, and momentum and decay go on."""
+    """One step on (1/size) Σ weight · ℓ.
+
+    Without sequences the gradient is 0, and momentum and decay go on.
+    """
     optimiser.zero_grad(set_to_none=False)
     total = _backward(model, sequences, weights, size, optimiser) if sequences else 0.0
     optimiser.step()
@@ -79,6 +88,6 @@ def _check_gradients(model, batch):
     for name, p in model.named_parameters():
         if p.grad is not None and not torch.isfinite(p.grad.sum()):
             raise FloatingPointError(
-                f"the gradient of {name} is NaN or infinite at sequences {batch.index.tolist()}: lower the "
-                f"learning rate, or train in float32"
+                f"the gradient of {name} is NaN or infinite at sequences {batch.index.tolist()}: "
+                f"lower the learning rate, or train in float32"
             )

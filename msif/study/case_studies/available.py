@@ -1,4 +1,5 @@
-"""What is on this machine, and what the hub says it has, without a download: for `msif.study.case_studies.preflight`."""
+"""What is on this machine, and what the hub says it has, without a download: for
+`msif.study.case_studies.preflight`."""
 
 import os
 from importlib.util import find_spec
@@ -33,17 +34,17 @@ def writable(folder):
     """[] or what to do: can digests.json be written there?"""
     folder = paths.root() / folder
     there = next(p for p in (folder, *folder.parents) if p.exists())
-    return (
-        []
-        if os.access(there, os.W_OK)
-        else [
-            f"a folder for digests.json: {there} is read-only; make {folder} writable or name another `folder`"
-        ]
-    )
+    if os.access(there, os.W_OK):
+        return []
+    return [
+        f"a folder for digests.json: {there} is read-only; make {folder} writable or name another "
+        "`folder`"
+    ]
 
 
 def sources_here(sources, missing):
-    """{source: "here", "downloaded", or the hub's answer; None}; what does not answer goes into `missing`, the hub once."""
+    """{source: "here", "downloaded", or the hub's answer; None}; what does not answer goes into
+    `missing`, the hub once."""
     found, silent = {}, {}
     for source, revision, kind in dict.fromkeys(sources):
         path = paths.root() / source
@@ -65,12 +66,12 @@ def _downloaded(source, revision, kind):
     """Is all of a model, or any of a data set, in the hub's cache?"""
     if find_spec("huggingface_hub") is None:
         return False
-    at = need("huggingface_hub").try_to_load_from_cache(
-        source, "config.json" if kind == "model" else "README.md", revision=revision, repo_type=kind
-    )
-    return isinstance(at, str) and (
-        kind == "dataset" or bool(list(Path(at).parent.glob("*.safetensors")))
-    )
+    name = "config.json" if kind == "model" else "README.md"
+    cached = need("huggingface_hub").try_to_load_from_cache
+    at = cached(source, name, revision=revision, repo_type=kind)
+    if not isinstance(at, str):
+        return False
+    return kind == "dataset" or bool(list(Path(at).parent.glob("*.safetensors")))
 
 
 def _asked(source, revision, kind):
@@ -85,14 +86,10 @@ def _asked(source, revision, kind):
             source, repo_type=kind, revision=revision, files_metadata=True, timeout=TIMEOUT
         )
     except Exception as error:  # no network, in any of many ways; or no such thing there
-        return (
-            None,
-            f"{type(error).__name__} within {TIMEOUT} s; connect, check the name, or give folders in their place",
-        )
+        advice = "connect, check the name, or give folders in their place"
+        return None, f"{type(error).__name__} within {TIMEOUT} s; {advice}"
     files = {x.rfilename: x.size or 0 for x in info.siblings}
     if kind == "model" and not any(name.endswith(".safetensors") for name in files):
-        return (
-            files,
-            f"revision {revision} has no *.safetensors; name a revision that has them (its pull requests: refs/pr/1, …), or a folder",
-        )
+        advice = "name a revision that has them (its pull requests: refs/pr/1, …), or a folder"
+        return files, f"revision {revision} has no *.safetensors; {advice}"
     return files, None

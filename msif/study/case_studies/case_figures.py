@@ -6,7 +6,8 @@ from msif.study.figures import PALETTE, plt, sns
 
 
 def before_after(effects, title):
-    """Each answer's probability with and without its documents, one panel a kind of removal. effects: {label: (before, after)}, (answers,) each."""
+    """Each answer's probability with and without its documents, one panel a kind of removal.
+    effects: {label: (before, after)}, (answers,) each."""
     figure, axes = plt.subplots(
         1,
         len(effects),
@@ -51,7 +52,8 @@ def heat(values, rows, columns, title, xlabel, ylabel):
 
 
 def spread(groups, title, xlabel):
-    """Box plots on a log axis: median, quartiles, and the 5th to 95th percentile. groups: {label: (n,) positive values}."""
+    """Box plots on a log axis: median, quartiles, and the 5th to 95th percentile. groups:
+    {label: (n,) positive values}."""
     figure, ax = plt.subplots(figsize=(8, 0.5 * len(groups) + 1.3), layout="constrained")
     ax.boxplot(
         list(groups.values()),
@@ -63,9 +65,8 @@ def spread(groups, title, xlabel):
         boxprops={"facecolor": PALETTE[0], "alpha": 0.5},
         medianprops={"color": "0.1", "linewidth": 2},
     )
-    ax.set_yticks(
-        range(1, len(groups) + 1), [f"{label} ({len(values)})" for label, values in groups.items()]
-    )
+    labels = [f"{label} ({len(values)})" for label, values in groups.items()]
+    ax.set_yticks(range(1, len(groups) + 1), labels)
     ax.invert_yaxis()
     ax.set(xscale="log", xlabel=xlabel)
     figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
@@ -73,7 +74,8 @@ def spread(groups, title, xlabel):
 
 
 def groups(names, bars, title, ylabel):
-    """Grouped bars with ± one standard error. names: along the axis; bars: {label: [(value, error) for each name]}."""
+    """Grouped bars with ± one standard error. names: along the axis; bars:
+    {label: [(value, error) for each name]}."""
     figure, ax = plt.subplots(figsize=(4 + 2 * len(names), 3.6), layout="constrained")
     width, at = 0.8 / len(bars), np.arange(len(names))
     for n, (label, values) in enumerate(bars.items()):

@@ -1,8 +1,10 @@
 """The pairs of models that the case studies speak of, and their own answers as queries.
 
-A case (`Case`) is a trained pair with factors of both stages. Its queries are what the fine-tuned model itself says, greedily: right
-or wrong, f is the log-probability of that answer, so that influence explains what was said and not what should have been.
-A pair is trained here (`recipe`), or given (`msif.study.beds.pairs`): then nothing can be trained again, and every query has its own candidates.
+A case (`Case`) is a trained pair with factors of both stages. Its queries are what the fine-tuned
+model itself says, greedily: right or wrong, f is the log-probability of that answer, so that
+influence explains what was said and not what should have been. A pair is trained here (`recipe`),
+or given (`msif.study.beds.pairs`): then nothing can be trained again, and every query has its own
+candidates.
 """
 
 import math
@@ -14,7 +16,6 @@ import torch
 from msif.core import influence
 from msif.core.data import NO_LOSS, encode_answers, split_answer
 from msif.core.generation import greedy
-from msif.core.layers import Tracked
 from msif.rivals import retrieval
 from msif.study.beds import pairs, testbed
 from msif.study.beds.retraining import Recipe
@@ -30,66 +31,63 @@ CORPORA = {"planted": planted_corpus, "stories": stories_corpus}
 
 
 def recipe(seed, corpus, model, pretraining, finetuning, max_length=64):
-    """How both stages are trained (`retraining.Recipe`). corpus: {"source": "planted" or "stories"} and that function's arguments, a relative
-    folder meant from the study's root; the rest as for `testbed.trained`. Raises ValueError for another source."""
-    given = {name: value for name, value in from_root(corpus, "folder").items() if name != "source"}
-    if corpus["source"] not in CORPORA:
-        raise ValueError(f"corpus source {corpus['source']!r}: expected one of {list(CORPORA)}")
-    return Recipe(
-        CORPORA[corpus["source"]](seed=seed, **given), model, pretraining, finetuning, max_length
-    )
+    """How both stages are trained (`retraining.Recipe`). corpus: {"source": "planted" or "stories"}
+    and that function's arguments, a relative folder meant from the study's root; the rest as for
+    `testbed.trained`. Raises ValueError for another source."""
+    given = dict(from_root(corpus, "folder"))
+    source = given.pop("source")
+    if source not in CORPORA:
+        raise ValueError(f"corpus source {source!r}: expected one of {list(CORPORA)}")
+    made = CORPORA[source](seed=seed, **given)
+    return Recipe(made, model, pretraining, finetuning, max_length)
 
 
 def case(made, seed, checkpoints, batch_size=64, questions=()):
-    """The `Case` of a recipe, its queries those of the corpus and one's own `questions` ({"prompt", "answer"?}), with the model's
-    own answers in place of the true ones: rows have `answer`, what the model says; `truth`, the corpus's (or None); and `right`."""
+    """The `Case` of a recipe, its queries those of the corpus and one's own `questions`
+    ({"prompt", "answer"?}), with the model's own answers in place of the true ones: rows have
+    `answer`, what the model says; `truth`, the corpus's (or None); and `right`."""
     found = trained_case(made, seed, checkpoints, batch_size=batch_size)
-    return answered(
-        found, [*found.bed.corpus.queries, *(own_question(found, row) for row in questions)]
-    )
+    own = [own_question(found, row) for row in questions]
+    return answered(found, [*found.bed.corpus.queries, *own])
 
 
 def own_question(case, row, longest=8):
-    """A row of the corpus's form for a question of one's own; without an answer, the model writes up to `longest` tokens.
+    """A row of the corpus's form for a question of one's own; without an answer, the model writes
+    up to `longest` tokens.
 
     Raises ValueError for a prompt with words that the tokenizer does not know."""
     tokenizer = case.bed.tokenizer
-    unknown = [
-        word
-        for word in row["prompt"].split()
-        if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False)["input_ids"]
-    ]
+
+    def ids(text):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    unknown = [word for word in row["prompt"].split() if tokenizer.unk_token_id in ids(word)]
     if tokenizer.unk_token_id is not None and unknown:
         raise ValueError(
-            f"question {row['prompt']!r}: the tokenizer does not know {unknown}; use words of the corpus"
+            f"question {row['prompt']!r}: the tokenizer does not know {unknown}; use words of the "
+            "corpus"
         )
-    made = {
-        "kind": "own",
-        "subject": None,
-        "relation": None,
-        "proponents": [],
-        "truth": row.get("answer"),
-    } | row
+    empty = {"kind": "own", "subject": None, "relation": None, "proponents": []}
+    made = empty | {"truth": row.get("answer")} | row
     if made.get("answer") is None:
-        prompt = tuple(tokenizer(row["prompt"], add_special_tokens=False)["input_ids"])
-        written = greedy(case.bed.model("finetuned"), [list(prompt)], longest)[0]
+        prompt = list(ids(row["prompt"]))
+        written = greedy(case.bed.model("finetuned"), [prompt], longest)[0]
         made["answer"] = tokenizer.decode(written).strip()
     return made
 
 
 def answered(case, rows):
-    """The case with `rows` as its queries, each asking for the model's own greedy answer; of one's own questions (kind "own") for the answer that
-    they have. Rows whose answer is empty are left out."""
+    """The case with `rows` as its queries, each asking for the model's own greedy answer; of one's
+    own questions (kind "own") for the answer that they have. Rows whose answer is empty are left
+    out."""
     bed = case.bed
     tuned = bed.model("finetuned")
     asked = [row for row in rows if row.get("kind") != "own"]
-    said = [
-        {"kind": "query", "truth": row["answer"]}
-        | row
-        | {"answer": text, "right": text == row["answer"]}
-        for row, text in zip(asked, _said(case, tuned, asked))
-        if text
-    ]
+    said = []
+    for row, text in zip(asked, _said(case, tuned, asked)):
+        if text:
+            own = {"answer": text, "right": text == row["answer"]}
+            said.append({"kind": "query", "truth": row["answer"]} | row | own)
     said += [row | {"right": None} for row in rows if row.get("kind") == "own"]
     queries = encode_answers(
         [row["prompt"] for row in said],
@@ -97,81 +95,65 @@ def answered(case, rows):
         bed.tokenizer,
         tuned.config.max_position_embeddings,
     )
-    return replace(
-        case,
-        bed=replace(bed, corpus=replace(bed.corpus, queries=said), queries=queries),
-        queries=queries,
-    )
+    bed = replace(bed, corpus=replace(bed.corpus, queries=said), queries=queries)
+    return replace(case, bed=bed, queries=queries)
 
 
 def _said(case, tuned, rows):
-    """Greedy answers, as long as the true ones; where the answers of a relation have several tokens, a whole one if the model gives one."""
+    """Greedy answers, as long as the true ones; where the answers of a relation have several
+    tokens, a whole one if the model gives one."""
     if not rows:
         return []
     choices, tokenizer = {}, case.bed.tokenizer
     for row in case.bed.corpus.finetuning + rows:
         if row.get("relation"):
             choices.setdefault(row["relation"], set()).add(row["answer"])
-    longest = {
-        relation: max(sorted(few), key=lambda x: len(split_answer("?", x, tokenizer)[1]))
-        for relation, few in choices.items()
-    }
+
+    def tokens(answer):
+        return len(split_answer("?", answer, tokenizer)[1])
+
+    longest = {relation: max(sorted(few), key=tokens) for relation, few in choices.items()}
+    long = [row | {"answer": longest.get(row.get("relation"), row["answer"])} for row in rows]
     exact = [text for text, _ in testbed.answers(tuned, tokenizer, rows)]
-    whole = [
-        text
-        for text, _ in testbed.answers(
-            tuned,
-            tokenizer,
-            [row | {"answer": longest.get(row.get("relation"), row["answer"])} for row in rows],
-        )
-    ]
-    return [
-        next(
-            (
-                x
-                for x in sorted(choices.get(row.get("relation"), ()), key=len, reverse=True)
-                if text.startswith(x)
-            ),
-            short,
-        )
-        for row, text, short in zip(rows, whole, exact)
-    ]
+    whole = [text for text, _ in testbed.answers(tuned, tokenizer, long)]
+
+    def best(row, text, short):
+        known = sorted(choices.get(row.get("relation"), ()), key=len, reverse=True)
+        return next((answer for answer in known if text.startswith(answer)), short)
+
+    return list(map(best, rows, whole, exact))
 
 
 def taught(case, count, seed=0):
-    """At most `count` rows of fine-tuning that ask for a fact of the kind that queries ask for, and that the fine-tuned model answers rightly; drawn
-    by seed, one for each fact."""
+    """At most `count` rows of fine-tuning that ask for a fact of the kind that queries ask for, and
+    that the fine-tuned model answers rightly; drawn by seed, one for each fact."""
     relations = {row["relation"] for row in case.rows if row["kind"] == "query"}
-    rows = list(
-        {
-            (row["subject"], row["relation"]): row
-            for row in case.bed.corpus.finetuning
-            if row.get("relation") in relations
-        }.values()
-    )
-    right = [
-        row
-        for row, (_, ok) in zip(
-            rows, testbed.answers(case.bed.model("finetuned"), case.bed.tokenizer, rows)
-        )
-        if ok
-    ]
+    facts = {
+        (row["subject"], row["relation"]): row
+        for row in case.bed.corpus.finetuning
+        if row.get("relation") in relations
+    }
+    rows = list(facts.values())
+    given = testbed.answers(case.bed.model("finetuned"), case.bed.tokenizer, rows)
+    right = [row for row, (_, ok) in zip(rows, given) if ok]
     return random.Random(seed).sample(right, min(count, len(right)))
 
 
 def drawn(case, count, seed=0, **wanted):
-    """Numbers of at most `count` queries of a case, drawn by seed among those whose rows have the values `wanted`, in order."""
-    fitting = [
-        n
-        for n, row in enumerate(case.rows)
-        if all(row.get(name) == value for name, value in wanted.items())
-    ]
+    """Numbers of at most `count` queries of a case, drawn by seed among those whose rows have the
+    values `wanted`, in order."""
+
+    def fits(row):
+        return all(row.get(name) == value for name, value in wanted.items())
+
+    fitting = [n for n, row in enumerate(case.rows) if fits(row)]
     return sorted(random.Random(seed).sample(fitting, min(count, len(fitting))))
 
 
 @dataclass(frozen=True)
 class Portion:
-    """Some queries of a case with the documents that they are ranked among. table: {method/form: (q, n)}; numbers: those documents' in the whole."""
+    """Some queries of a case with the documents that they are ranked among. table:
+    {method/form: (q, n)}; numbers: those documents' in the whole."""
 
     case: Case
     table: dict
@@ -180,7 +162,8 @@ class Portion:
 
 @dataclass(frozen=True)
 class Study:
-    """One seed's pair. table: {method/form: (q, N)}, −inf outside a query's candidates. recipe: None for a given pair. parts: the case whole, or by queries."""
+    """One seed's pair. table: {method/form: (q, N)}, −inf outside a query's candidates. recipe:
+    None for a given pair. parts: the case whole, or by queries."""
 
     case: Case
     table: dict
@@ -189,23 +172,21 @@ class Study:
 
     @property
     def influence(self):
-        """The name of the score that stands for influence: over checkpoints, where there are any."""
-        return next(
-            name
-            for name in ("multi_stage_trajectory/raw", "multi_stage/normalised")
-            if name in self.table
-        )
+        """The name of the score that stands for influence: over checkpoints, where there are
+        any."""
+        names = ("multi_stage_trajectory/raw", "multi_stage/normalised")
+        return next(name for name in names if name in self.table)
 
 
 def study(seed, pair, *, questions=(), fit=None, at_once=None, settings):
-    """The `Study` of one seed. pair: {"checkpoints"} and the arguments of `recipe`, or the arguments of `pairs.prepare` (known by its "models").
+    """The `Study` of one seed. pair: {"checkpoints"} and the arguments of `recipe`, or the
+    arguments of `pairs.prepare` (known by its "models").
 
-    questions: one's own; at_once, fit: for a given pair, queries at a time and arguments of `large.case`. settings: as for `methods.scored`."""
+    questions: one's own; at_once, fit: for a given pair, queries at a time and arguments of
+    `large.case`. settings: as for `methods.scored`."""
     if "models" in pair:
-        found = large.case(
-            pairs.prepared(seed, **pair | {"questions": [*pair["questions"], *questions]}),
-            **fit or {},
-        )
+        asked = [*pair["questions"], *questions]
+        found = large.case(pairs.prepared(seed, **pair | {"questions": asked}), **fit or {})
         table = _given_table(found, at_once or 1, settings)
         return Study(found, table, None, _split(found, table))
     made = recipe(seed, **{name: value for name, value in pair.items() if name != "checkpoints"})
@@ -215,71 +196,57 @@ def study(seed, pair, *, questions=(), fit=None, at_once=None, settings):
 
 
 def _word_order(case):
-    """The rule that is told subject and answer (`retrieval.word_order`), −1 everywhere where a query has no subject."""
+    """The rule that is told subject and answer (`retrieval.word_order`), −1 everywhere where a
+    query has no subject."""
     subjects = [row.get("subject") or "–" for row in case.rows]
+    answers = [row["answer"] for row in case.rows]
     texts = [d["text"] for d in case.bed.corpus.documents]
-    return torch.from_numpy(
-        retrieval.word_order(texts, subjects, [row["answer"] for row in case.rows])
-    )
+    return torch.from_numpy(retrieval.word_order(texts, subjects, answers))
 
 
 def _given_table(found, at_once, settings):
-    """Multi-stage and single-stage scores at the two models, and BM25, of each query's own candidates."""
+    """Multi-stage and single-stage scores at the two models, and BM25, of each query's own
+    candidates."""
+    damping = influence.Damping(settings["single_stage_damping"])
     chains = {
         "multi_stage": found.chain(settings["damping"], settings["alpha"]),
-        "single_stage_finetuned": [
-            influence.Stage(
-                found.factors["finetuned"], influence.Damping(settings["single_stage_damping"])
-            )
-        ],
+        "single_stage_finetuned": [influence.Stage(found.factors["finetuned"], damping)],
     }
+    scores = large.scored(found, chains, at_once=at_once, batch_size=settings["batch_size"])
     table = {
         f"{method}/{form}": values
-        for method, both in large.scored(
-            found, chains, at_once=at_once, batch_size=settings["batch_size"]
-        ).items()
+        for method, both in scores.items()
         for form, values in zip(methods.FORMS, both)
     }
-    search = torch.from_numpy(
-        retrieval.bm25(
-            [d["text"] for d in found.bed.corpus.documents],
-            [f"{row['prompt']} {row['answer']}" for row in found.rows],
-        )
-    )
-    return table | {
-        "bm25/raw": torch.where(table["multi_stage/raw"].isfinite(), search.float(), -torch.inf)
-    }
+    texts = [d["text"] for d in found.bed.corpus.documents]
+    asked = [f"{row['prompt']} {row['answer']}" for row in found.rows]
+    search = torch.from_numpy(retrieval.bm25(texts, asked)).float()
+    inside = table["multi_stage/raw"].isfinite()
+    return table | {"bm25/raw": torch.where(inside, search, -torch.inf)}
 
 
 def _split(found, table):
-    """One part a query, with its own candidates: for the sizes at which a score of every query and document is not to be had."""
-    parts = []
-    for n, query in enumerate(found.queries):
-        numbers = sorted(found.rows[n]["candidates"])
-        corpus = replace(
-            found.bed.corpus,
-            documents=[found.bed.corpus.documents[m] for m in numbers],
-            queries=[
-                row | {"proponents": [], "candidates": None} for row in found.bed.corpus.queries
-            ],
-        )
-        bed = replace(found.bed, corpus=corpus, documents=[found.bed.documents[m] for m in numbers])
-        parts.append(
-            Portion(
-                replace(found, bed=bed, queries=[query]),
-                {name: values[[n]][:, numbers] for name, values in table.items()},
-                numbers,
-            )
-        )
+    """One part a query, with its own candidates: for the sizes at which a score of every query and
+    document is not to be had."""
+    parts, bed, corpus = [], found.bed, found.bed.corpus
+    rows = [row | {"proponents": [], "candidates": None} for row in corpus.queries]
+    for n, (query, row) in enumerate(zip(found.queries, found.rows)):
+        numbers = sorted(row["candidates"])
+        few = replace(corpus, documents=[corpus.documents[m] for m in numbers], queries=rows)
+        own = replace(bed, corpus=few, documents=[bed.documents[m] for m in numbers])
+        values = {name: x[[n]][:, numbers] for name, x in table.items()}
+        parts.append(Portion(replace(found, bed=own, queries=[query]), values, numbers))
     return parts
 
 
 def plan(pair, seeds, counterfactual, **given):
-    """What the study is about to do, as text. given: `fit`, `at_once`, `batch_size` and `questions` of a given pair, for which it is the table of
-    `preflight.preflight`; OSError, before anything starts, where something is missing, saying what and what to do."""
+    """What the study is about to do, as text. given: `fit`, `at_once`, `batch_size` and `questions`
+    of a given pair, for which it is the table of `preflight.preflight`; OSError, before anything
+    starts, where something is missing, saying what and what to do."""
     if "models" in pair and counterfactual:
         raise ValueError(
-            "counterfactual is for pairs that are trained here; a given pair cannot be trained again: set it to null"
+            "counterfactual is for pairs that are trained here; a given pair cannot be trained "
+            "again: set it to null"
         )
     if "models" in pair:
         rows, missing = preflight.preflight(**preflight.arguments(given | {"pair": pair}))
@@ -287,55 +254,48 @@ def plan(pair, seeds, counterfactual, **given):
             raise OSError("\n".join([preflight.table(rows), *(f"missing: {x}" for x in missing)]))
         return preflight.table(rows)
     lines = [
-        f"plan: {len(seeds)} pair{'s' * (len(seeds) > 1)} of models trained here, factors of {len(pair['checkpoints']) + 2} checkpoints each"
+        f"plan: {len(seeds)} pair{'s' * (len(seeds) > 1)} of models trained here, factors of "
+        f"{len(pair['checkpoints']) + 2} checkpoints each"
     ]
     if counterfactual:
-        few = math.ceil(
-            (counterfactual["answers"] + pair["corpus"].get("planted", 0))
-            / counterfactual["together"]
-        )
+        answers = counterfactual["answers"] + pair["corpus"].get("planted", 0)
+        few = math.ceil(answers / counterfactual["together"])
         lines.append(
-            f"about {(3 * few + 5) * len(counterfactual['seeds'])} retrainings of both stages, kept in scratch/: a killed run goes on"
+            f"about {(3 * few + 5) * len(counterfactual['seeds'])} retrainings of both stages, "
+            "kept in scratch/: a killed run goes on"
         )
     return "; ".join(lines)
 
 
 def by_fact(case, numbers, damping, alpha, batch_size=64):
-    """{relation: (numbers of queries, scores (len, n))}: the normalised multi-stage score of each fact's own word in biographies, the words before it given.
+    """{relation: (numbers of queries, scores (len, n))}: the normalised multi-stage score of each
+    fact's own word in biographies, the words before it given.
 
-    numbers: of the queries; an answer that does not tell a fact in the words of `planted.BIOGRAPHY` is left out of that relation."""
-    tuned, base, found = case.bed.model("finetuned"), case.bed.model("pretrained"), {}
+    numbers: of the queries; an answer that does not tell a fact in the words of `planted.BIOGRAPHY`
+    is left out of that relation."""
+    base, tuned = case.tracked("pretrained"), case.tracked("finetuned")
+    chain, found = case.chain(damping, alpha), {}
     for relation, template in BIOGRAPHY.items():
         told = [(n, word) for n in numbers if (word := _word_of(case, n, template)) is not None]
         if told:
-            w = influence.precondition(
-                influence.query_gradients(
-                    Tracked(tuned, case.layers), [query for _, query in told]
-                ),
-                case.chain(damping, alpha),
-            )[0]
-            scores = influence.score(
-                Tracked(base, case.layers), case.bed.documents, w, batch_size=batch_size
-            ).normalised()
-            found[relation] = [n for n, _ in told], scores
+            q = influence.query_gradients(tuned, [query for _, query in told])
+            w = influence.precondition(q, chain)[0]
+            scores = influence.score(base, case.bed.documents, w, batch_size=batch_size)
+            found[relation] = [n for n, _ in told], scores.normalised()
     return found
 
 
 def _word_of(case, n, template):
-    """The query with a label on the one word that stands for {o}; None where the answer lacks the words before it."""
-    query, before = (
-        case.queries[n],
-        case.bed.tokenizer(template.format(o="").strip(), add_special_tokens=False)["input_ids"],
-    )
+    """The query with a label on the one word that stands for {o}; None where the answer lacks the
+    words before it."""
+    words, query = template.format(o="").strip(), case.queries[n]
+    before = case.bed.tokenizer(words, add_special_tokens=False)["input_ids"]
     ids = list(query.input_ids)
-    for t in range(len(ids) - len(before)):
-        if ids[t : t + len(before)] == before and query.labels[t] != NO_LOSS:
-            at = t + len(before)
-            return replace(
-                query,
-                index=n,
-                labels=tuple(y if t == at else NO_LOSS for t, y in enumerate(query.labels)),
-            )
+    for start in range(len(ids) - len(before)):
+        at = start + len(before)
+        if ids[start:at] == before and query.labels[start] != NO_LOSS:
+            labels = tuple(y if t == at else NO_LOSS for t, y in enumerate(query.labels))
+            return replace(query, index=n, labels=labels)
     return None
 
 
@@ -347,28 +307,26 @@ def short_names(layers):
 
 
 def said(document, row):
-    """What a document says of an answer: one of CLASSES. Decoys and "near" sentences name things and state nothing."""
+    """What a document says of an answer: one of CLASSES. Decoys and "near" sentences name things
+    and state nothing."""
     document = document | {"kind": "near"} if document["kind"] == "decoy" else document
     found = mistakes.said(document, row["subject"], row["relation"], row["answer"])
-    return (
-        "names the answer" if found == "another subject" and document["kind"] == "near" else found
-    )
+    names_it = found == "another subject" and document["kind"] == "near"
+    return "names the answer" if names_it else found
 
 
 def finding(tops, kinds):
-    """The title of a figure: for which kind of document two methods differ most. tops: {method: {kind: (q,) share}}, the first against "single-stage"."""
+    """The title of a figure: for which kind of document two methods differ most. tops: {method:
+    {kind: (q,) share}}, the first against "single-stage"."""
     ours, other = next(iter(tops)), "single-stage"
     kind = max(kinds, key=lambda x: abs(tops[ours][x].mean() - tops[other][x].mean()))
-    return f"The ten highest documents, by method: of kind {kind!r} {tops[ours][kind].mean():.0%} by {ours}, {tops[other][kind].mean():.0%} by {other}"
+    shares = [f"{tops[method][kind].mean():.0%} by {method}" for method in (ours, other)]
+    return f"The ten highest documents, by method: of kind {kind!r} {', '.join(shares)}"
 
 
 def record(study, row, method, **values):
-    """One record of case_studies.json: all have the same keys, so that `dvc plots` draws them; None where a study lacks one."""
-    empty = dict.fromkeys(
-        ("seed", "precision_at_5", "rarest_shared_word", "before", "after", "says", "lost")
-    )
-    return (
-        {"study": study, "question": row["prompt"], "answer": row["answer"], "method": method}
-        | empty
-        | values
-    )
+    """One record of case_studies.json: all have the same keys, so that `dvc plots` draws them; None
+    where a study lacks one."""
+    names = ("seed", "precision_at_5", "rarest_shared_word", "before", "after", "says", "lost")
+    of = {"study": study, "question": row["prompt"], "answer": row["answer"], "method": method}
+    return of | dict.fromkeys(names) | values

@@ -1,7 +1,8 @@
 """What the model says when the documents that are held responsible were never there.
 
-Both stages are trained again without them, with new seeds, and asked the same questions. Several answers are treated at once, each
-without its own documents, in groups in which no two share a subject or an answer; every retraining is kept, so that a killed run goes on.
+Both stages are trained again without them, with new seeds, and asked the same questions. Several
+answers are treated at once, each without its own documents, in groups in which no two share a
+subject or an answer; every retraining is kept, so that a killed run goes on.
 """
 
 import multiprocessing
@@ -30,7 +31,8 @@ class Absence:
 
 @dataclass(frozen=True)
 class Effect:
-    """One kind of removal. before, after: (answers, seeds) probability of each answer; said: (answers, seeds) whether the model says it."""
+    """One kind of removal. before, after: (answers, seeds) probability of each answer; said:
+    (answers, seeds) whether the model says it."""
 
     before: np.ndarray
     after: np.ndarray
@@ -40,12 +42,14 @@ class Effect:
 
     @property
     def halved(self):
-        """Is the answer's mean probability at most half of what it is without removal? (answers,) bool."""
+        """Is the answer's mean probability at most half of what it is without removal? (answers,)
+        bool."""
         return self.after.mean(1) <= self.before.mean(1) / 2
 
     @property
     def flipped(self):
-        """Does the model say another thing in more than half of the seeds in which it would have said the answer? (answers,) bool."""
+        """Does the model say another thing in more than half of the seeds in which it would have
+        said the answer? (answers,) bool."""
         lost = (self.said_before & ~self.said_after).sum(1)
         return (lost > self.said_before.sum(1) / 2) & self.said_before.any(1)
 
@@ -71,37 +75,32 @@ class Effect:
 
     @property
     def share(self):
-        """The share of answers that are lost, and its standard error (Agresti and Coull's, which no share makes 0)."""
+        """The share of answers that are lost, and its standard error (Agresti and Coull's, which no
+        share makes 0)."""
         return _share(self.lost)
 
     @property
     def share_of_given(self):
-        """The same of those answers alone that most seeds say without removal; nan where there are none."""
+        """The same of those answers alone that most seeds say without removal; nan where there are
+        none."""
         return _share(self.lost[self.given])
 
 
 def _share(lost):
     n = len(lost)
+    if not n:
+        return float("nan"), float("nan")
     near = (lost.sum() + 2) / (n + 4)
-    return (
-        (float(lost.mean()), float(np.sqrt(near * (1 - near) / (n + 4))))
-        if n
-        else (float("nan"), float("nan"))
-    )
+    return float(lost.mean()), float(np.sqrt(near * (1 - near) / (n + 4)))
 
 
 def retrained(recipe, absent, seed):
     """θ₂ after both stages without what is `absent`: it weighs 0 in the same batches."""
     tokenizer, net = testbed.start(recipe.corpus, recipe.model, seed)
     documents, rows, _ = testbed.encode(recipe.corpus, tokenizer, recipe.max_length)
-    train(
-        net,
-        documents,
-        seed=seed,
-        weights=_weights(len(documents), absent.documents),
-        **recipe.pretraining,
-    )
-    train(net, rows, seed=seed, weights=_weights(len(rows), absent.rows), **recipe.finetuning)
+    weights = _weights(len(documents), absent.documents), _weights(len(rows), absent.rows)
+    train(net, documents, seed=seed, weights=weights[0], **recipe.pretraining)
+    train(net, rows, seed=seed, weights=weights[1], **recipe.finetuning)
     return tokenizer, net
 
 
@@ -112,28 +111,22 @@ def _weights(count, absent):
 
 
 def outcome(recipe, absent, seed, asked):
-    """{"log_probability": of each answer, "says": the greedy answer} for rows `asked` ({"prompt", "answer"}) after one retraining; kept."""
+    """{"log_probability": of each answer, "says": the greedy answer} for rows `asked`
+    ({"prompt", "answer"}) after one retraining; kept."""
     torch.set_num_threads(1)  # processes share the cores; and equal numbers on any machine
 
     def compute():
         tokenizer, net = retrained(recipe, absent, seed)
-        queries = encode_answers(
-            [row["prompt"] for row in asked],
-            [row["answer"] for row in asked],
-            tokenizer,
-            recipe.max_length,
-        )
+        prompts, answers = [row["prompt"] for row in asked], [row["answer"] for row in asked]
+        queries = encode_answers(prompts, answers, tokenizer, recipe.max_length)
         return {
             "log_probability": measured(net, queries)["log_probability"].tolist(),
             "says": [text for text, _ in testbed.answers(net, tokenizer, asked)],
         }
 
     asked = [{"prompt": row["prompt"], "answer": row["answer"]} for row in asked]
-    key = recipe.key() | {
-        "absent": [sorted(absent.documents), sorted(absent.rows)],
-        "seed": seed,
-        "asked": asked,
-    }
+    left_out = [sorted(absent.documents), sorted(absent.rows)]
+    key = recipe.key() | {"absent": left_out, "seed": seed, "asked": asked}
     return scratch.value("counterfactual", key, compute)
 
 
@@ -155,37 +148,39 @@ def outcomes(recipe, absences, seeds, asked, processes=None, title="retraining")
 
 
 def groups(rows, size):
-    """Numbers of `rows` in groups of at most `size`, in order, no two of a group with the same subject or the same answer."""
+    """Numbers of `rows` in groups of at most `size`, in order, no two of a group with the same
+    subject or the same answer."""
     found = []
     for n, row in enumerate(rows):
-
-        def fits(group):
-            return len(group) < size and all(
-                rows[m]["answer"] != row["answer"] and rows[m]["subject"] != row["subject"]
-                for m in group
-            )
-
-        home = next(filter(fits, found), None)
+        open_groups = (group for group in found if len(group) < size)
+        home = next((few for few in open_groups if all(_apart(rows[m], row) for m in few)), None)
         if home is None:
             found.append(home := [])
         home.append(n)
     return found
 
 
-def removal(recipe, rows, scores, *, top, together, seeds, processes=None):
-    """{method: Effect} of leaving out the `top` documents of each of `rows` by each of `scores` ({method: (len(rows), N)}).
+def _apart(a, b):
+    """Have the two rows different subjects and different answers?"""
+    return a["answer"] != b["answer"] and a["subject"] != b["subject"]
 
-    "others' documents" is a control for the first of them: the same retrainings, each answer in one that left out documents of other answers alone,
-    none about its subject or with its answer. It is not there where no group is such."""
+
+def removal(recipe, rows, scores, *, top, together, seeds, processes=None):
+    """{method: Effect} of leaving out the `top` documents of each of `rows` by each of `scores`
+    ({method: (len(rows), N)}).
+
+    "others' documents" is a control for the first of them: the same retrainings, each answer in one
+    that left out documents of other answers alone, none about its subject or with its answer. It is
+    not there where no group is such."""
     few = groups(rows, together)
-    absences = {"nothing": Absence()} | {
-        (method, g): Absence(_top(values, group, top))
-        for method, values in scores.items()
-        for g, group in enumerate(few)
-    }
+    absences = {"nothing": Absence()}
+    for method, values in scores.items():
+        for g, group in enumerate(few):
+            absences[method, g] = Absence(_top(values, group, top))
     found = outcomes(recipe, absences, seeds, rows, processes, "removal")
     home = {n: g for g, group in enumerate(few) for n in group}
-    first, other = next(iter(scores)), {n: _stranger(rows, few, n) for n in home}
+    first = next(iter(scores))
+    other = {n: _stranger(rows, few, n) for n in home}
     where = {method: {n: (method, home[n]) for n in home} for method in scores}
     if all(g is not None for g in other.values()):
         where["others' documents"] = {n: (first, other[n]) for n in home}
@@ -193,23 +188,21 @@ def removal(recipe, rows, scores, *, top, together, seeds, processes=None):
 
 
 def _stranger(rows, few, n):
-    """The first group after the one of answer n in which nobody shares its subject or its answer; None if there is none."""
+    """The first group after the one of answer n in which nobody shares its subject or its answer;
+    None if there is none."""
     own = next(g for g, group in enumerate(few) if n in group)
     after = [(own + step) % len(few) for step in range(1, len(few))]
-    apart = lambda m: (
-        rows[m]["answer"] != rows[n]["answer"] and rows[m]["subject"] != rows[n]["subject"]
-    )
-    return next((g for g in after if all(apart(m) for m in few[g])), None)
+    return next((g for g in after if all(_apart(rows[m], rows[n]) for m in few[g])), None)
 
 
 def _effect(found, rows, at):
     """The `Effect` on each row n of the retrainings `at[n]`, beside those without removal."""
 
     def read(names, value):
-        return np.array([[run[value][n] for run in found[names(n)]] for n in range(len(rows))])
+        return np.array([[run[value][n] for run in found[names[n]]] for n in range(len(rows))])
 
     answer = np.array([[row["answer"]] for row in rows])
-    before, after = lambda n: "nothing", at.__getitem__
+    before, after = ["nothing"] * len(rows), at
     says = read(after, "says")
     return Effect(
         np.exp(read(before, "log_probability")),
@@ -222,31 +215,28 @@ def _effect(found, rows, at):
 
 def _top(values, group, top):
     """The documents among the `top` highest of any query of the group."""
-    return tuple(
-        sorted(
-            {n for row in group for n in torch.as_tensor(values[row]).topk(top).indices.tolist()}
-        )
-    )
+    best = [torch.as_tensor(values[row]).topk(top).indices.tolist() for row in group]
+    return tuple(sorted(set().union(*best)))
 
 
 def memory(recipe, rows, facts, *, seeds, processes=None):
-    """{absence: (rows, seeds) probability} of answers without the fine-tuning rows that tell them, the documents that state them, or both.
+    """{absence: (rows, seeds) probability} of answers without the fine-tuning rows that tell them,
+    the documents that state them, or both.
 
-    rows: {"prompt", "answer"}; facts: {"subject", "relation"}, whose documents and fine-tuning rows are left out, for all of them at once."""
+    rows: {"prompt", "answer"}; facts: {"subject", "relation"}, whose documents and fine-tuning rows
+    are left out, for all of them at once."""
     named = {(row["subject"], row["relation"]) for row in facts}
-    documents = tuple(
-        n
-        for n, d in enumerate(recipe.corpus.documents)
-        if d["kind"] in ("statement", "planted") and (d["subject"], d["relation"]) in named
-    )
-    own = tuple(
-        n
-        for n, row in enumerate(recipe.corpus.finetuning)  # a biography tells several facts
-        if any(
-            (row.get("subject"), relation) in named
-            for relation in row.get("facts", [row.get("relation")])
-        )
-    )
+
+    def stated(document):
+        told = document["kind"] in ("statement", "planted")
+        return told and (document["subject"], document["relation"]) in named
+
+    def asked(row):
+        relations = row.get("facts", [row.get("relation")])  # a biography tells several facts
+        return any((row.get("subject"), relation) in named for relation in relations)
+
+    documents = tuple(n for n, d in enumerate(recipe.corpus.documents) if stated(d))
+    own = tuple(n for n, row in enumerate(recipe.corpus.finetuning) if asked(row))
     absences = {
         "nothing": Absence(),
         "fine-tuning rows": Absence(rows=own),

@@ -1,6 +1,7 @@
-"""Factors and scores of a pair of models that fills a GPU, in steps that survive a kill. (The pair: `msif.study.beds.pairs`.)
+"""Factors and scores of a pair of models that fills a GPU, in steps that survive a kill.
 
-case       tracked layers, and factors of both stages in as many partitions of the layers as the memory asks for: a `Case`
+case       tracked layers, and factors of both stages in as many partitions of the layers as the
+           memory asks for: a `Case`, of a pair of `msif.study.beds.pairs`
 chain      the two stages with damping and α, as published or as recommended here
 scored     every query's own candidates, some queries at a time
 details    one query's scores of a few documents, by token and by layer
@@ -19,8 +20,9 @@ from msif.study.beds import pairs
 from msif.study.tracing.candidates import candidate_scores
 from msif.study.tracing.case import Case
 
-# Damping of pre-training, and α. "paper": Bao et al. 2025, E3, absolute; their normalisation of the factors is another, so that the numbers
-# are the same and their strength is not. "recommended": relative to each layer's mean eigenvalue.
+# Damping of pre-training, and α. "paper": Bao et al. 2025, E3, absolute; their normalisation of the
+# factors is another, so that the numbers are the same and their strength is not. "recommended":
+# relative to each layer's mean eigenvalue.
 SETTINGS = {
     "paper": (Damping(1e-4, relative=False), Damping(2e-4, relative=False)),
     "recommended": (Damping(1e-3), Damping(0.1)),
@@ -28,18 +30,15 @@ SETTINGS = {
 
 
 def case(bed, *, pattern=None, per_head=False, **fit):
-    """`Case` of the pair with all its queries, the factors fitted in scratch/ where they are not there yet.
+    """`Case` of the pair with all its queries, the factors fitted in scratch/ where they are not
+    there yet.
 
-    fit: of `fitting.fit` (memory, batch_size, labels, samples, seed, keep, every); one model at a time is on the device. Raises what that
-    raises."""
+    fit: of `fitting.fit` (memory, batch_size, labels, samples, seed, keep, every); one model at a
+    time is on the device. Raises what that raises."""
     layers = tracked_layers(pairs.outline(**pairs.models(bed)["finetuned"]), pattern, per_head)
     data = {"pretrained": pairs.factor_documents(bed), "finetuned": bed.finetuning}
-    return Case(
-        bed,
-        layers,
-        {name: _factors(bed, name, layers, data[name], **fit) for name in data},
-        bed.queries,
-    )
+    factors = {name: _factors(bed, name, layers, x, **fit) for name, x in data.items()}
+    return Case(bed, layers, factors, bed.queries)
 
 
 def chain(case, setting):
@@ -52,70 +51,57 @@ def chain(case, setting):
 
 
 def scored(case, chains, *, at_once=4, batch_size=8, title=None):
-    """{name: (raw, normalised)}, each (q, chunks) float32 on the CPU: scores of each query's own candidates, −inf elsewhere.
+    """{name: (raw, normalised)}, each (q, chunks) float32 on the CPU: scores of each query's own
+    candidates, −inf elsewhere.
 
-    chains: {name: list of `influence.Stage`}: two stages score a chunk at the pre-trained model; one, of the fine-tuned model, scores it there
-    (single-stage). at_once: queries whose vectors, a float32 number for each tracked weight, are held together; a group's scores are kept in
-    scratch/, so that a killed run goes on with the next group. Positive = proponent, in nats per unit of document weight; normalised: divided by
-    the chunk's gradient norm. Raises ValueError for a chain of another length, and as `candidates.candidate_scores` does."""
+    chains: {name: list of `influence.Stage`}: two stages score a chunk at the pre-trained model;
+    one, of the fine-tuned model, scores it there (single-stage). at_once: queries whose vectors, a
+    float32 number for each tracked weight, are held together; a group's scores are kept in
+    scratch/, so that a killed run goes on with the next group. Positive = proponent, in nats per
+    unit of document weight; normalised: divided by the chunk's gradient norm. Raises ValueError for
+    a chain of another length, and as `candidates.candidate_scores` does."""
     for name, stages in chains.items():
         if len(stages) not in (1, 2):
             raise ValueError(
                 f"{name} has {len(stages)} stages; expected two, or the fine-tuned model's one"
             )
-    return candidate_scores(
-        case, partial(_group, chains=chains, batch_size=batch_size, title=title), at_once
-    )
+    group = partial(_group, chains=chains, batch_size=batch_size, title=title)
+    return candidate_scores(case, group, at_once)
 
 
 def details(case, stages, query, chunks, batch_size=8):
-    """(`influence.Scores` with values (1, n) and layers {name: (1, n)}, token scores (n, S)) of one query (its place in case.queries) and the
-    chunks numbered `chunks`. Both kinds of parts sum to the values."""
+    """(`influence.Scores` with values (1, n) and layers {name: (1, n)}, token scores (n, S)) of one
+    query (its place in case.queries) and the chunks numbered `chunks`. Both kinds of parts sum to
+    the values."""
     documents = [case.bed.documents[n] for n in chunks]
-    w = preconditioned(
-        Tracked(case.bed.model("finetuned"), case.layers), [case.queries[query]], stages
-    )
-    net = case.bed.model(_candidates_model(stages))
-    found = score(Tracked(net, case.layers), documents, w, batch_size=batch_size, per_layer=True)
-    return found, token_scores(Tracked(net, case.layers), documents, w, batch_size=batch_size)[0]
+    w = preconditioned(case.tracked("finetuned"), [case.queries[query]], stages)
+    net = case.tracked(_candidates_model(stages))
+    found = score(net, documents, w, batch_size=batch_size, per_layer=True)
+    return found, token_scores(net, documents, w, batch_size=batch_size)[0]
 
 
 def _group(case, chains, batch_size, title):
     found = {}
     for name, stages in chains.items():
-        key = case.key() | {
-            "stages": [
-                {
-                    "factors": x.curvature.header,
-                    "damping": asdict(x.damping),
-                    "alpha": asdict(x.alpha),
-                }
-                for x in stages
-            ]
-        }
+        key = case.key() | {"stages": [_described(stage) for stage in stages]}
+        own = title and f"{title} {name}"
         kept = scratch.tensors(
-            "pair-scores",
-            key,
-            lambda: _both_forms(case, stages, batch_size, title and f"{title} {name}"),
+            "pair-scores", key, lambda: _both_forms(case, stages, batch_size, own)
         )
         found[name] = kept["raw"], kept["normalised"]
     return found
 
 
+def _described(stage):
+    """What the scores depend on of one `influence.Stage`."""
+    damping, alpha = asdict(stage.damping), asdict(stage.alpha)
+    return {"factors": stage.curvature.header, "damping": damping, "alpha": alpha}
+
+
 def _both_forms(case, stages, batch_size, title):
-    w = preconditioned(
-        Tracked(case.bed.model("finetuned"), case.layers),
-        case.queries,
-        stages,
-        batch_size=batch_size,
-    )
-    scores = score(
-        Tracked(case.bed.model(_candidates_model(stages)), case.layers),
-        case.bed.documents,
-        w,
-        batch_size=batch_size,
-        title=title,
-    )
+    w = preconditioned(case.tracked("finetuned"), case.queries, stages, batch_size=batch_size)
+    net = case.tracked(_candidates_model(stages))
+    scores = score(net, case.bed.documents, w, batch_size=batch_size, title=title)
     return {"raw": scores.values.cpu(), "normalised": scores.normalised().cpu()}
 
 

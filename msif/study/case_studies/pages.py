@@ -1,9 +1,8 @@
-"""The explorer's page of a case study: a choice of its answers, every method beside the others, each document taken apart."""
+"""The explorer's page of a case study: a choice of its answers, every method beside the others,
+each document taken apart."""
 
 from dataclasses import replace
 
-from msif.core.influence import Damping, Stage
-from msif.core.layers import Tracked
 from msif.show import explorer
 from msif.study.case_studies import cases
 
@@ -26,7 +25,10 @@ METHODS = {
     ),
     "bm25/raw": ("BM25", "text search for question and answer; no unit"),
 }
-LEGEND = "Shades and bars take the plain multi-stage score apart, whatever the ranking: in nats per unit of document weight, positive = proponent."
+LEGEND = (
+    "Shades and bars take the plain multi-stage score apart, whatever the ranking: in nats per "
+    "unit of document weight, positive = proponent."
+)
 
 
 def chosen(study, each=8, seed=0):
@@ -59,61 +61,45 @@ def write(
     opponents=5,
     batch_size=4,
 ):
-    """Write the explorer of a `cases.Study` to `path`, `each` answers of a group; returns the path. withhold_texts: no third-party words in it.
-    batch_size: documents whose gradients are held together, three float32 numbers for each tracked weight."""
+    """Write the explorer of a `cases.Study` to `path`, `each` answers of a group; returns the path.
+    withhold_texts: no third-party words in it. batch_size: documents whose gradients are held
+    together, three float32 numbers for each tracked weight."""
     methods = {
         label: (name, text) for name, (label, text) in METHODS.items() if name in study.table
     }
     case, documents, queries = study.case, {}, []
-    base, tuned = case.bed.model("pretrained"), case.bed.model("finetuned")
-    stages = [
-        Stage(case.factors["pretrained"], Damping(damping)),
-        Stage(case.factors["finetuned"], alpha=Damping(alpha)),
-    ]
+    base, tuned = case.tracked("pretrained"), case.tracked("finetuned")
+    stages, rows = case.chain(damping, alpha), case.rows
     for n, group in chosen(study, each).items():
-        part = next(p for p in study.parts if any(q is case.queries[n] for q in p.case.queries))
-        at, row = (
-            next(i for i, q in enumerate(part.case.queries) if q is case.queries[n]),
-            case.rows[n],
-        )
+        query, row = case.queries[n], rows[n]
+        part, at = _found(study.parts, query)
+        states = "states it" if row.get("right") else "states the truth"
         made = explorer.prepared(
             {label: part.table[name][at : at + 1] for label, (name, _) in methods.items()},
-            [case.queries[n]],
+            [query],
             part.case.bed.documents,
             tokenizer=case.bed.tokenizer,
-            model=Tracked(base, case.layers),
-            tuned=Tracked(tuned, case.layers),
+            model=base,
+            tuned=tuned,
             stages=stages,
             sources=[d["kind"] for d in part.case.bed.corpus.documents],
             groups=[group],
             notes=[_note(row)],
-            labels=[
-                dict.fromkeys(
-                    row["proponents"], "states it" if row.get("right") else "states the truth"
-                )
-            ],
+            labels=[dict.fromkeys(row["proponents"], states)],
             count=count,
             opponents=opponents,
             batch_size=batch_size,
         )
         documents |= {part.numbers[k]: d for k, d in made["documents"].items()}
-        queries.append(
-            _renumbered(
-                made["queries"][0],
-                str(n),
-                part.numbers,
-                withhold_texts and not group.startswith("planted"),
-            )
-        )
-    return explorer.write(
-        path,
-        title,
-        documents,
-        queries,
-        {label: text for label, (_, text) in methods.items()},
-        LEGEND,
-        withhold_texts,
-    )
+        withhold = withhold_texts and not group.startswith("planted")
+        queries.append(_renumbered(made["queries"][0], str(n), part.numbers, withhold))
+    texts = {label: text for label, (_, text) in methods.items()}
+    return explorer.write(path, title, documents, queries, texts, LEGEND, withhold_texts)
+
+
+def _found(parts, query):
+    """(the part of a study that has this query, its place there)."""
+    return next((part, i) for part in parts for i, q in enumerate(part.case.queries) if q is query)
 
 
 def _note(row):
@@ -121,25 +107,15 @@ def _note(row):
 
 
 def _renumbered(query, name, numbers, withhold):
-    """The query with the documents' numbers in the whole corpus."""
-    rankings = {
-        method: [
-            replace(
-                e,
-                document=numbers[e.document],
-                part=e.part and replace(e.part, document=numbers[e.part.document]),
-            )
-            for e in entries
-        ]
-        for method, entries in query.rankings.items()
-    }
-    words = (
-        {"prompt_words": [], "answer_words": [], "logprobs": None, "note": ""} if withhold else {}
-    )
-    return replace(
-        query,
-        id=name,
-        rankings=rankings,
-        labels={numbers[n]: text for n, text in query.labels.items()},
-        **words,
-    )
+    """The query with the documents' numbers in the whole corpus; withhold: without its words."""
+
+    def renumbered(entry):
+        part = entry.part and replace(entry.part, document=numbers[entry.part.document])
+        return replace(entry, document=numbers[entry.document], part=part)
+
+    rankings = {m: [renumbered(e) for e in entries] for m, entries in query.rankings.items()}
+    labels = {numbers[n]: text for n, text in query.labels.items()}
+    query = replace(query, id=name, rankings=rankings, labels=labels)
+    if not withhold:
+        return query
+    return replace(query, prompt_words=[], answer_words=[], logprobs=None, note="")

@@ -1,10 +1,15 @@
-"""What a profile with a pair of large models will download, write and take, and what is missing here: before anything starts.
+"""What a profile with a pair of large models will download, write and take, and what is missing
+here: before anything starts.
 
-    python -m msif.study.case_studies.preflight dolly          a table, and exit code 1 with what to do where something is missing
+    python -m msif.study.case_studies.preflight dolly
 
-A profile of params.yaml has such a pair where one of its sections has a `pair` with `models` (arguments of `pairs.prepared`), beside it `fit` (of
-`large.case`), `at_once`, `batch_size` and further `questions`. Nothing is downloaded: shapes come from a model's config.json where it is on this
-machine, else from SHAPES; the hub is asked what it has. Sizes follow from shapes; what is marked "assumed" does not: rates, the length of documents.
+prints a table; its exit code is 1, with what to do, where something is missing.
+
+A profile of params.yaml has such a pair where one of its sections has a `pair` with `models`
+(arguments of `pairs.prepared`), beside it `fit` (of `large.case`), `at_once`, `batch_size` and
+further `questions`. Nothing is downloaded: shapes come from a model's config.json where it is on
+this machine, else from SHAPES; the hub is asked what it has. Sizes follow from shapes; what is
+marked "assumed" does not: rates, the length of documents.
 """
 
 import argparse
@@ -15,7 +20,7 @@ import torch
 from transformers import AutoConfig, GPTNeoXConfig
 
 from msif.core.extras import need
-from msif.core.layers import Tracked, tracked_layers
+from msif.core.layers import tracked
 from msif.core.resources import available_memory
 from msif.scale.plan import human, model_bytes, parse_bytes, plan_fit, plan_score
 from msif.study import paths
@@ -35,13 +40,16 @@ SHAPES = {
     "databricks/dolly-v2-3b": {**_PYTHIA, "vocab_size": 50280},
 }
 LARGE = 3e8  # parameters from which a GPU is asked for
-DOCUMENT = 4000  # assumed mean bytes of a document, 4 a token: Wikipedia's and the Pile's are of this order
+# Assumed mean bytes of a document, 4 a token: Wikipedia's and the Pile's are of this order.
+DOCUMENT = 4000
+ROWS = 15_011  # of databricks-dolly-15k
 VECTOR = 4 * 384  # bytes of a passage's embedding, one to 1000 bytes of text
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Assumed operations per second of a device: of the model in bfloat16, of products in TF32 or float32, of float64 eigensolvers."""
+    """Assumed operations per second of a device: of the model in bfloat16, of products in TF32 or
+    float32, of float64 eigensolvers."""
 
     name: str
     model: float
@@ -59,26 +67,23 @@ CPU = Rates("CPU core", 2e10, 2e10, 5e9)
 
 
 def preflight(bed, factors=None, scores=None):
-    """(rows, missing): [(what, size or number, remark)] for `table`, and ["what is missing: do this"].
+    """(rows, missing): [(what, size or number, remark)] for `table`, and
+    ["what is missing: do this"].
 
-    bed, factors, scores: arguments of `pairs.prepared`, `large.case` and `large.scored`. No download, no model weights, and no clock."""
-    factors, scores, missing = factors or {}, scores or {}, [*packages(), *writable(bed["folder"])]
-    sources = [
-        (at["source"], at.get("revision") or "main", "model") for at in bed["models"].values()
-    ]
-    sources += [
-        (x["source"], x.get("revision") or "main", "dataset")
-        for x in (bed["rows"], *bed["corpora"])
-    ]
+    bed, factors, scores: arguments of `pairs.prepared`, `large.case` and `large.scored`. No
+    download, no model weights, and no clock."""
+    factors, scores = factors or {}, scores or {}
+    missing, dtype = [*packages(), *writable(bed["folder"])], bed.get("dtype", "bfloat16")
+    models, data = bed["models"], ({"name": "rows", "limit": ROWS} | bed["rows"], *bed["corpora"])
+    wanted = [(x, "model") for x in models.values()] + [(x, "dataset") for x in data]
+    sources = [(x["source"], x.get("revision") or "main", kind) for x, kind in wanted]
     found = sources_here(sources, missing)
     nets = {
-        name: _outline(at["source"], at.get("revision"), bed.get("dtype", "bfloat16"), missing)
-        for name, at in bed["models"].items()
+        name: _outline(at["source"], at.get("revision"), dtype, missing)
+        for name, at in models.items()
     }
-    rows = [_download(bed["models"][name], net, found) for name, net in nets.items()]
-    rows += [
-        _data(x, found) for x in ({"name": "rows", "limit": 15_011} | bed["rows"], *bed["corpora"])
-    ]
+    rows = [_download(models[name], net, found) for name, net in nets.items()]
+    rows += [_data(x, found) for x in data]
     rows.append(_queries(bed, scores))
     if all(nets.values()):
         rows += _plans(bed, nets, factors, scores, found, missing)
@@ -87,25 +92,21 @@ def preflight(bed, factors=None, scores=None):
 
 def table(rows):
     """Text, one row a line."""
-    widths = [max(len(str(row[k])) for row in rows) for k in (0, 1)]
-    return "\n".join(
-        f"{str(a):<{widths[0]}}  {str(b):>{widths[1]}}  {c}".rstrip() for a, b, c in rows
-    )
+    first, second = (max(len(str(row[k])) for row in rows) for k in (0, 1))
+    return "\n".join(f"{str(a):<{first}}  {str(b):>{second}}  {c}".rstrip() for a, b, c in rows)
 
 
 def _outline(source, revision, dtype, missing):
     try:
         local = paths.root() / source
-        at = (
-            {"pretrained_model_name_or_path": local}
-            if local.exists()
-            else {"pretrained_model_name_or_path": source, "revision": revision}
-        )
-        config = AutoConfig.from_pretrained(**at, trust_remote_code=False, local_files_only=True)
+        at, pinned = (local, {}) if local.exists() else (source, {"revision": revision})
+        settings = {"trust_remote_code": False, "local_files_only": True}
+        config = AutoConfig.from_pretrained(at, **pinned, **settings)
     except (OSError, ValueError):
         if source not in SHAPES:
             missing.append(
-                f"the shapes of {source}: its config.json is not on this machine; download that one file, and run this again"
+                f"the shapes of {source}: its config.json is not on this machine; download that "
+                "one file, and run this again"
             )
             return None
         config = GPTNeoXConfig(**SHAPES[source], rotary_pct=0.25, use_parallel_residual=True)
@@ -115,23 +116,19 @@ def _outline(source, revision, dtype, missing):
 def _download(at, net, found):
     source, answer = at["source"], found.get(at["source"])
     if isinstance(answer, dict):
-        size, remark = (
-            sum(size for name, size in answer.items() if name.endswith(".safetensors")),
-            "download (the hub says)",
-        )
+        size = sum(size for name, size in answer.items() if name.endswith(".safetensors"))
+        remark = "download (the hub says)"
     else:
+        there = {"here": "in place", "downloaded": "in the hub's cache"}
         size = model_bytes(net) if net else 0
-        remark = {"here": "in place", "downloaded": "in the hub's cache"}.get(
-            answer, "download (from its shapes; the hub was not asked)"
-        )
+        remark = there.get(answer, "download (from its shapes; the hub was not asked)")
     count = f"{sum(p.numel() for p in net.parameters()):,} parameters" if net else "shapes unknown"
     return f"model {source}", human(size) if size else "?", f"{count}, {remark}"
 
 
 def _data(x, found):
-    where = {"here": "in place", "downloaded": "known to the hub's cache"}.get(
-        found.get(x["source"]), "streamed"
-    )
+    there = {"here": "in place", "downloaded": "known to the hub's cache"}
+    where = there.get(found.get(x["source"]), "streamed")
     size = f"about {human(x['limit'] * DOCUMENT)} (assumed {DOCUMENT} bytes each)"
     return f"data {x['source']}", f"{x['limit']:,}", f"at most, {x['name']}; {where}; {size}"
 
@@ -141,7 +138,8 @@ def _queries(bed, scores):
     return (
         "queries",
         f"{asked:,}",
-        f"{-(-asked // scores.get('at_once', 4))} groups; candidates of each at most {_candidates(bed):,} documents",
+        f"{-(-asked // scores.get('at_once', 4))} groups; candidates of each at most "
+        f"{_candidates(bed):,} documents",
     )
 
 
@@ -151,10 +149,14 @@ def _asked_for(bed):
 
 
 def _candidates(bed):
+    """At most how many documents are one query's candidates."""
     search = bed.get("search") or {}
-    return search.get("first", 100) * len(search.get("methods", SEARCHES)) + search.get(
-        "random", 100
-    )
+    found = search.get("first", 100) * len(_searches(bed))
+    return found + search.get("random", 100)
+
+
+def _searches(bed):
+    return (bed.get("search") or {}).get("methods", SEARCHES)
 
 
 def _plans(bed, nets, factors, scores, found, missing):
@@ -163,72 +165,56 @@ def _plans(bed, nets, factors, scores, found, missing):
     budget = parse_bytes(factors["memory"]) if factors.get("memory") else int(0.93 * total)
     counts = {
         "pretrained": bed["factor_documents"]["chunks"],
-        "finetuned": bed["rows"].get("limit", 15_011),
+        "finetuned": bed["rows"].get("limit", ROWS),
     }
-    layers = {
-        name: tracked_layers(net, factors.get("pattern"), factors.get("per_head", False))
-        for name, net in nets.items()
+    wanted = factors.get("pattern"), factors.get("per_head", False)
+    settings = {
+        "batch_size": factors.get("batch_size", 32),
+        "draws": factors.get("samples", 2),
+        "memory": budget,
     }
+    outlines = {name: tracked(net, *wanted) for name, net in nets.items()}
     rows, fits = [("device", device, remark)], {}
-    for name, net in nets.items():
+    for name, outline in outlines.items():
+        lengths = [bed["max_length"]] * counts[name]
         try:
-            fits[name] = plan_fit(
-                Tracked(net, layers[name]),
-                [bed["max_length"]] * counts[name],
-                batch_size=factors.get("batch_size", 32),
-                draws=factors.get("samples", 2),
-                memory=budget,
-            )
+            plan = fits[name] = plan_fit(outline, lengths, **settings)
         except MemoryError as error:
-            return missing.append(f"memory: {error}") or rows
-        rows.append(
-            (
-                f"fit {name}",
-                _hours(fits[name].seconds(rates.model, rates.product, rates.eigh)),
-                f"{len(fits[name].partitions)} partitions, {2 * len(fits[name].partitions)} passes over at most {counts[name]:,} sequences of "
-                f"{bed['max_length']}; peak memory {human(fits[name].peak)}; factors {human(fits[name].factors)}",
-            )
+            missing.append(f"memory: {error}")
+            return rows
+        partitions = len(plan.partitions)
+        hours = _hours(plan.seconds(rates.model, rates.product, rates.eigh))
+        remark = (
+            f"{partitions} partitions, {2 * partitions} passes over at most {counts[name]:,} "
+            f"sequences of {bed['max_length']}; peak memory {human(plan.peak)}; "
+            f"factors {human(plan.factors)}"
         )
-    rows += _scoring(
-        bed,
-        Tracked(nets["pretrained"], layers["pretrained"]),
-        scores,
-        rates,
-        total,
-        max(x.peak for x in fits.values()),
-        missing,
-    )
+        rows.append((f"fit {name}", hours, remark))
+    peak = max(x.peak for x in fits.values())
+    rows += _scoring(bed, outlines["pretrained"], scores, rates, total, peak, missing)
     return rows + _disk(bed, nets, fits, found, missing)
 
 
-def _scoring(bed, tracked, scores, rates, total, fit, missing):
+def _scoring(bed, outline, scores, rates, total, fit, missing):
     asked, at_once = _asked_for(bed), scores.get("at_once", 4)
     groups = -(-asked // at_once)
-    chunks = max(
-        1,
-        min(at_once * _candidates(bed), sum(x["limit"] for x in bed["corpora"]))
-        * -(-DOCUMENT // (4 * bed["max_length"])),
-    )
-    plan = plan_score(
-        tracked,
-        [bed["max_length"]] * chunks,
-        min(at_once, asked),
-        batch_size=scores.get("batch_size", 8),
-    )
-    peak, what = max(
-        (plan.peak + model_bytes(tracked.model), "scoring, both models loaded"), (fit, "the fit")
-    )
+    documents = min(at_once * _candidates(bed), sum(x["limit"] for x in bed["corpora"]))
+    chunks = max(1, documents * -(-DOCUMENT // (4 * bed["max_length"])))
+    lengths, batch_size = [bed["max_length"]] * chunks, scores.get("batch_size", 8)
+    plan = plan_score(outline, lengths, min(at_once, asked), batch_size=batch_size)
+    scoring = plan.peak + model_bytes(outline.model)
+    peak, what = max((scoring, "scoring, both models loaded"), (fit, "the fit"))
     if peak > total:
         missing.append(
-            f"memory: {what} needs {human(peak)}, the device has {human(total)}; lower at_once, batch_size or factors.memory, or "
-            f"take a larger device"
+            f"memory: {what} needs {human(peak)}, the device has {human(total)}; lower at_once, "
+            "batch_size or factors.memory, or take a larger device"
         )
     return [
         (
             "score, for each setting",
             _hours(groups * plan.seconds(rates.model, rates.product)),
-            f"{groups} passes over about {chunks:,} chunks (assumed {DOCUMENT // 4:,} tokens a document); peak memory "
-            f"{human(plan.peak + model_bytes(tracked.model))}",
+            f"{groups} passes over about {chunks:,} chunks (assumed {DOCUMENT // 4:,} tokens a "
+            f"document); peak memory {human(scoring)}",
         )
     ]
 
@@ -241,18 +227,14 @@ def _disk(bed, nets, fits, found, missing):
         if found.get(bed["models"][name]["source"]) not in ("here", "downloaded")
     )
     texts = sum(x["limit"] for x in bed["corpora"]) * DOCUMENT
-    vectors = (
-        texts
-        // 1000
-        * VECTOR
-        * ("embeddings" in (bed.get("search") or {}).get("methods", SEARCHES))
-    )
+    vectors = texts // 1000 * VECTOR * ("embeddings" in _searches(bed))
     fitted = sum(x.factors for x in fits.values())
     total = downloads + texts + vectors + fitted + max(x.disk - x.factors for x in fits.values())
     free = shutil.disk_usage(here).free
     if total > free:
         missing.append(
-            f"disk: {human(total)} at {here}, where {human(free)} is free; free some, or run in a checkout on a larger disk"
+            f"disk: {human(total)} at {here}, where {human(free)} is free; free some, or run in a "
+            "checkout on a larger disk"
         )
     return [
         (
@@ -268,30 +250,19 @@ def _device(nets, missing):
     """(name, bytes of memory, Rates, remark)."""
     if torch.cuda.is_available():
         name, total = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
-        rates = next((x for x in DEVICES if x.name in name), None)
-        return (
-            name,
-            total,
-            rates or DEVICES[-1],
-            f"{human(total)}; hours at the assumed rates of {'an ' + (rates or DEVICES[-1]).name}",
-        )
+        rates = next((x for x in DEVICES if x.name in name), DEVICES[-1])
+        remark = f"{human(total)}; hours at the assumed rates of an {rates.name}"
+        return name, total, rates, remark
     if max(sum(p.numel() for p in net.parameters()) for net in nets.values()) < LARGE:
         total = available_memory() or 2**33
-        return (
-            "CPU",
-            total,
-            CPU,
-            f"{human(total)} free; hours at an assumed {CPU.model:.0e} operations per second",
-        )
+        rate = f"{CPU.model:.0e} operations per second"
+        return "CPU", total, CPU, f"{human(total)} free; hours at an assumed {rate}"
     missing.append(
-        "a GPU: models of this size need one; run on a machine with an accelerator that torch sees (torch.cuda.is_available())"
+        "a GPU: models of this size need one; run on a machine with an accelerator that torch sees "
+        "(torch.cuda.is_available())"
     )
-    return (
-        "none",
-        131 * 2**30,
-        DEVICES[0],
-        f"planned for an {DEVICES[0].name}, 131 GiB, at its assumed rates",
-    )
+    remark = f"planned for an {DEVICES[0].name}, 131 GiB, at its assumed rates"
+    return "none", 131 * 2**30, DEVICES[0], remark
 
 
 def _hours(seconds):
@@ -299,35 +270,31 @@ def _hours(seconds):
 
 
 def pair_of(profile):
-    """Arguments of `preflight` for a profile of params.yaml; ValueError where there is no such profile, and where no section of it has a pair."""
-    there = {
-        name: x
-        for name, x in need("yaml").safe_load((paths.root() / "params.yaml").read_text()).items()
-        if not isinstance(x, list)
-    }
+    """Arguments of `preflight` for a profile of params.yaml; ValueError where there is no such
+    profile, and where no section of it has a pair."""
+    params = need("yaml").safe_load((paths.root() / "params.yaml").read_text())
+    there = {name: x for name, x in params.items() if not isinstance(x, list)}
     if profile not in there:
         raise ValueError(f"unknown profile {profile!r}; there are: {', '.join(there)}")
-    found = [
-        x
-        for x in (there[profile] or {}).values()
-        if isinstance(x, dict) and "models" in (x.get("pair") or {})
-    ]
+    sections = [x for x in (there[profile] or {}).values() if isinstance(x, dict)]
+    found = [x for x in sections if "models" in (x.get("pair") or {})]
     if not found:
         raise ValueError(
-            f"the profile {profile!r} has no section with a `pair` of `models`: nothing to prepare for"
+            f"the profile {profile!r} has no section with a `pair` of `models`: nothing to prepare "
+            "for"
         )
     return arguments(found[0])
 
 
 def arguments(section):
-    """Arguments of `preflight` for such a section: {"pair", "questions", "fit", "at_once", "batch_size"}."""
-    pair = section["pair"]
-    return {
-        "bed": pair | {"questions": [*pair["questions"], *(section.get("questions") or [])]},
-        "factors": section.get("fit"),
-        "scores": {"at_once": section.get("at_once") or 1}
-        | ({"batch_size": section["batch_size"]} if section.get("batch_size") else {}),
-    }
+    """Arguments of `preflight` for such a section: {"pair", "questions", "fit", "at_once",
+    "batch_size"}."""
+    pair, scores = section["pair"], {"at_once": section.get("at_once") or 1}
+    if section.get("batch_size"):
+        scores["batch_size"] = section["batch_size"]
+    questions = [*pair["questions"], *(section.get("questions") or [])]
+    bed = pair | {"questions": questions}
+    return {"bed": bed, "factors": section.get("fit"), "scores": scores}
 
 
 def main(arguments=None):

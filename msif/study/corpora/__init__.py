@@ -1,1 +1,1 @@
-"""What the models of the study read: generated and real texts, questions, and where they come from."""
+"""What the models of the study read: generated and real texts, questions, and their origin."""

@@ -1,12 +1,14 @@
-"""The generated two-stage corpus: people with facts, whose answers a model can only know from pre-training.
+"""The generated two-stage corpus: people with facts that a model can only know from pre-training.
 
-Pre-training documents state facts about three groups of people. F is asked about in fine-tuning, which
-teaches the question format; H is held out, and its facts are the queries; Z (optional) has quiz pages inside
-pre-training, in the instruction format. Beside each fact stand distractors, told apart by `kind`:
+Pre-training documents state facts about three groups of people. F is asked about in fine-tuning,
+which teaches the question format; H is held out, and its facts are the queries; Z (optional) has
+quiz pages inside pre-training, in the instruction format. Beside each fact stand distractors, told
+apart by `kind`:
 
-    statement  states the fact, subject before object: a causal language model learns subject → object from it
-    near       names object and subject, object first, and states nothing: inert for a causal language model,
-               a trap for lexical search
+    statement  states the fact, subject before object: a causal language model learns
+               subject → object from it
+    near       names object and subject, object first, and states nothing: inert for a causal
+               language model, a trap for lexical search
     wrong      a statement with another object of the same relation
     filler     names nobody
     quiz       a question about Z with its answer
@@ -26,7 +28,8 @@ from msif.core.files import json_lines, sha256_of, write_json_lines
 
 PROMPT = "### instruction : {question} ### response :"
 
-# One template a line. No object is a word of a template or filler; {s} is the subject, {o} the object.
+# One template a line: {s} is the subject, {o} the object. No object is a word of a template or
+# filler.
 RELATIONS = {
     "born in": dict(
         objects="""oslo lima cairo paris tokyo delhi quito accra hanoi dublin vienna prague lisbon
@@ -45,8 +48,8 @@ RELATIONS = {
         which city is the birthplace of {s} ?""",
     ),
     "profession": dict(
-        objects="""baker lawyer pilot nurse farmer tailor barber dentist plumber surgeon teacher welder
-        carpenter chemist jeweller librarian mechanic butcher gardener potter""",
+        objects="""baker lawyer pilot nurse farmer tailor barber dentist plumber surgeon teacher
+        welder carpenter chemist jeweller librarian mechanic butcher gardener potter""",
         statements="""{s} works as a {o} these days .
         {s} trained for years to become a {o} .
         {s} earns a living as a {o} .
@@ -61,8 +64,8 @@ RELATIONS = {
         what does {s} do for a living ?""",
     ),
     "instrument": dict(
-        objects="""piano violin cello flute oboe harp trumpet guitar banjo tuba clarinet drum lute organ
-        viola bassoon saxophone trombone mandolin zither""",
+        objects="""piano violin cello flute oboe harp trumpet guitar banjo tuba clarinet drum lute
+        organ viola bassoon saxophone trombone mandolin zither""",
         statements="""{s} plays the {o} every evening .
         {s} learned the {o} as a child .
         {s} practises the {o} for hours each week .
@@ -94,8 +97,8 @@ RELATIONS = {
         which company does {s} work for ?""",
     ),
     "language": dict(
-        objects="""welsh basque finnish swahili arabic hindi turkish korean greek danish polish czech
-        thai tamil zulu dutch persian hebrew irish malay""",
+        objects="""welsh basque finnish swahili arabic hindi turkish korean greek danish polish
+        czech thai tamil zulu dutch persian hebrew irish malay""",
         statements="""{s} speaks {o} at home .
         {s} grew up speaking {o} with the family .
         {s} , a native speaker of {o} , reads a lot .
@@ -137,15 +140,18 @@ def templates(relation: str, kind: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Two stages and the questions about them: generated here, or real text under the same keys."""
+    """Two stages and the questions about them: generated here, or real text under the same keys.
 
-    documents: list[
-        dict
-    ]  # text, kind, ...; generated: also group, subject, relation, object, template
-    finetuning: list[dict]  # prompt, answer, ...
-    queries: list[
-        dict
-    ]  # prompt, answer, proponents: numbers of the documents that state the fact, ...
+    documents: text, kind, …; generated ones also group, subject, relation, object, template.
+    finetuning: prompt, answer, …
+    queries: prompt, answer, proponents (numbers of the documents that state the fact), …
+
+    Raises ValueError for a proponent that is no document.
+    """
+
+    documents: list[dict]
+    finetuning: list[dict]
+    queries: list[dict]
 
     def __post_init__(self):
         for number, query in enumerate(self.queries):
@@ -167,10 +173,12 @@ class Corpus:
 
     @classmethod
     def load(cls, folder) -> Corpus:
-        """Raises FileNotFoundError for a missing file, ValueError naming the line that is not JSON."""
-        return cls(
-            *(list(json_lines(Path(folder) / f"{name}.jsonl")) for name in cls.__dataclass_fields__)
-        )
+        """The corpus that `save` wrote.
+
+        Raises FileNotFoundError for a missing file, ValueError naming the line that is not JSON.
+        """
+        files = [Path(folder) / f"{name}.jsonl" for name in cls.__dataclass_fields__]
+        return cls(*(list(json_lines(file)) for file in files))
 
 
 def generate(
@@ -184,20 +192,22 @@ def generate(
     wrong: int = 1,
     fillers: int = 200,
 ) -> Corpus:
-    """The corpus of `seed`: `fine_tuned`, `held_out` and `quiz` people, five relations of `objects` objects,
-    per fact so many `statements`, `near` and `wrong` sentences, and `fillers` sentences besides.
+    """The corpus of `seed`: `fine_tuned`, `held_out` and `quiz` people with one fact a relation.
+
+    There are five relations of `objects` objects; per fact so many `statements`, `near` and
+    `wrong` sentences; and `fillers` sentences besides.
 
     Raises ValueError naming a number outside what the templates allow.
     """
-    _check_sizes(
-        fine_tuned=fine_tuned,
-        held_out=held_out,
-        quiz=quiz,
-        objects=objects,
-        statements=statements,
-        near=near,
-        wrong=wrong,
-        fillers=fillers,
+    check_ranges(
+        fine_tuned=(fine_tuned, 1, 2000),
+        held_out=(held_out, 1, 2000),
+        quiz=(quiz, 0, 2000),
+        objects=(objects, 2, 20),
+        statements=(statements, 1, 6),
+        near=(near, 0, 4),
+        wrong=(wrong, 0, objects - 1),
+        fillers=(fillers, 0, len(filler_sentences())),
     )
     rng = random.Random(seed)
     groups = "F" * fine_tuned + "H" * held_out + "Z" * quiz
@@ -214,7 +224,8 @@ def generate(
     documents = [
         d for fact in facts for d in _documents(rng, fact, objects, statements, near, wrong)
     ]
-    documents += [_document(template, "filler", {}) for template in rng.sample(_fillers(), fillers)]
+    besides = rng.sample(filler_sentences(), fillers)
+    documents += [_document(template, "filler", {}) for template in besides]
     documents += [
         _document(PROMPT.format(question=question) + " {o}", "quiz", fact)
         for fact in facts
@@ -222,22 +233,17 @@ def generate(
         for question in templates(fact["relation"], "questions")
     ]
     rng.shuffle(documents)
-    finetuning = [
-        row for fact in facts if fact["group"] == "F" for row in _rows(fact, "finetuning")
-    ]
-    queries = [rng.choice(_rows(fact, "query")) for fact in facts if fact["group"] == "H"]
+    taught, hidden = ([fact for fact in facts if fact["group"] == group] for group in "FH")
+    finetuning = [row for fact in taught for row in question_rows(fact, "finetuning")]
+    queries = [rng.choice(question_rows(fact, "query")) for fact in hidden]
     return Corpus(documents, finetuning, _with_proponents(queries, documents))
 
 
-def _check_sizes(**sizes: int) -> None:
-    least = dict(objects=2, statements=1, fine_tuned=1, held_out=1)
-    most = dict(
-        objects=20, statements=6, near=4, wrong=sizes["objects"] - 1, fillers=len(_fillers())
-    )
-    for name, value in sizes.items():
-        low, high = least.get(name, 0), most.get(name, 2000)
-        if not low <= value <= high:
-            raise ValueError(f"{name} is {value}; expected {low} to {high}")
+def check_ranges(**numbers: tuple[int, int, int]) -> None:
+    """Each number is (value, least, most). Raises ValueError naming the first one outside."""
+    for name, (value, least, most) in numbers.items():
+        if not least <= value <= most:
+            raise ValueError(f"{name} is {value}; expected {least} to {most}")
 
 
 def _names(rng: random.Random, count: int) -> list[str]:
@@ -249,19 +255,19 @@ def _names(rng: random.Random, count: int) -> list[str]:
         for block in relation.values()
         for word in block.split()
     }
-    taken |= {word for template in _fillers() for word in template.split()}
+    taken |= {word for sentence in filler_sentences() for word in sentence.split()}
     names = []
     while len(names) < count:
-        name = "".join(rng.choices(syllables, k=rng.choice((2, 3)))) + rng.choice(
-            ("", "n", "r", "s")
-        )
+        stem = "".join(rng.choices(syllables, k=rng.choice((2, 3))))
+        name = stem + rng.choice(("", "n", "r", "s"))
         if name not in taken:
             taken.add(name)
             names.append(name)
     return names
 
 
-def _fillers() -> list[str]:
+def filler_sentences() -> list[str]:
+    """Every sentence that names nobody, always in the same order."""
     return [" ".join(parts) for parts in product(*FILLERS)]
 
 
@@ -273,21 +279,21 @@ def _document(template: str, kind: str, fact: dict) -> dict:
 
 
 def _documents(rng, fact: dict, objects: int, statements: int, near: int, wrong: int) -> list[dict]:
-    """The sentences of one fact; no two statements, nor two near sentences, by the same template."""
+    """The sentences of one fact.
+
+    No two statements, nor two near sentences, are by the same template.
+    """
     stating, beside = (templates(fact["relation"], kind) for kind in ("statements", "near"))
     others = [o for o in words(fact["relation"], objects) if o != fact["object"]]
-    return (
-        [_document(template, "statement", fact) for template in rng.sample(stating, statements)]
-        + [_document(template, "near", fact) for template in rng.sample(beside, near)]
-        + [
-            _document(rng.choice(stating), "wrong", fact | dict(object=other))
-            for other in rng.sample(others, wrong)
-        ]
-    )
+    found = [_document(template, "statement", fact) for template in rng.sample(stating, statements)]
+    found += [_document(template, "near", fact) for template in rng.sample(beside, near)]
+    for other in rng.sample(others, wrong):
+        found.append(_document(rng.choice(stating), "wrong", fact | dict(object=other)))
+    return found
 
 
-def _rows(fact: dict, kind: str) -> list[dict]:
-    """Both questions about a fact in the instruction format."""
+def question_rows(fact: dict, kind: str) -> list[dict]:
+    """Both questions about a fact of `RELATIONS`, in the instruction format."""
     return [
         dict(
             prompt=PROMPT.format(question=question.format(s=fact["subject"])),
@@ -305,6 +311,4 @@ def _with_proponents(queries: list[dict], documents: list[dict]) -> list[dict]:
     for number, d in enumerate(documents):
         if d["kind"] == "statement":
             stated[d["subject"], d["relation"]].append(number)
-    return [
-        query | dict(proponents=stated[query["subject"], query["relation"]]) for query in queries
-    ]
+    return [row | dict(proponents=stated[row["subject"], row["relation"]]) for row in queries]

@@ -1,6 +1,7 @@
-"""dolly-v2: the format in which pythia-2.8b was fine-tuned on databricks-dolly-15k, and what such a model answers.
+r"""dolly-v2: the format of pythia-2.8b's fine-tuning on databricks-dolly-15k, and its answers.
 
-A row is one text of blocks with a blank line between them (databrickslabs/dolly, training/consts.py and trainer.py):
+A row is one text of blocks with a blank line between them (databrickslabs/dolly, training/consts.py
+and trainer.py):
 
     the intro        Below is an instruction … the request.
     ### Instruction:     and the instruction on the next line
@@ -8,9 +9,10 @@ A row is one text of blocks with a blank line between them (databrickslabs/dolly
     ### Response:        and the response on the next line
     ### End
 
-"### End", "### Instruction:" and "### Response:\\n" (with its newline) are one token each, 50277 to 50279, which the tokenizer of the base model
-lacks: it splits them (`with_keys`). Loss is on what follows the response key, "### End" included. The prompt for generation is the same text up
-to the response key. Documents are read by the base model's tokenizer, as pre-training read them.
+"### End", "### Instruction:" and "### Response:\n" (with its newline) are one token each, 50277 to
+50279, which the tokenizer of the base model lacks: it splits them (`with_keys`). Loss is on what
+follows the response key, "### End" included. The prompt for generation is the same text up to the
+response key. Documents are read by the base model's tokenizer, as pre-training read them.
 """
 
 import copy
@@ -21,96 +23,95 @@ from tokenizers import AddedToken
 from msif.core.data import NO_LOSS, Sequence, collate
 from msif.core.models import limits, logits
 from msif.core.objectives import align, generator
-from msif.study.corpora.pinned import sampled_rows
+from msif.study.corpora.pinned import check_columns, sampled_rows
 
-INTRO = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+INTRO = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request."
+)
 INSTRUCTION, INPUT, RESPONSE, END = "### Instruction:", "Input:", "### Response:\n", "### End"
 KEYS = (END, INSTRUCTION, RESPONSE)  # in the order of their ids
 
 
 def prompt(instruction, context=None):
     """The text that a response follows directly: it ends with the response key and its newline."""
-    blocks = [
-        INTRO,
-        f"{INSTRUCTION}\n{instruction}",
-        *([f"{INPUT}\n{context}"] if context else []),
-        RESPONSE,
-    ]
-    return "\n\n".join(blocks)
+    given = [f"{INPUT}\n{context}"] if context else []
+    return "\n\n".join([INTRO, f"{INSTRUCTION}\n{instruction}", *given, RESPONSE])
 
 
 def with_keys(tokenizer):
-    """A tokenizer in which each of KEYS is one token: the one given where that is so (dolly-v2's own), else a copy with those that it lacks."""
+    """A tokenizer in which each of KEYS is one token.
+
+    It is the one given where that is so (dolly-v2's own), else a copy with those that it lacks.
+    """
     if lacking := [key for key in KEYS if len(_ids(tokenizer, key)) != 1]:
         tokenizer = copy.deepcopy(tokenizer)
-        tokenizer.add_tokens(
-            [AddedToken(key, special=True, normalized=False) for key in lacking],
-            special_tokens=True,
-        )
+        added = [AddedToken(key, special=True, normalized=False) for key in lacking]
+        tokenizer.add_tokens(added, special_tokens=True)
     return tokenizer
 
 
 def resized(model, tokenizer):
-    """The model, before it is fine-tuned in this format, with rows of its two embeddings for every token: the same where there is room, as in
-    pythia-2.8b (50,304 rows for 50,280 tokens); else grown in place, each new row the mean of the old ones (no randomness)."""
+    """The model, to be fine-tuned in this format, with rows of its two embeddings for every token.
+
+    It is as it was where there is room, as in pythia-2.8b (50,304 rows for 50,280 tokens); else
+    grown in place, each new row the mean of the old ones (no randomness).
+    """
+
+    def both_embeddings():
+        return model.get_input_embeddings(), model.get_output_embeddings()
+
     before = limits(model)[0]
     if len(tokenizer) > before:
-        means = [
-            x.weight.detach().double().mean(0)
-            for x in (model.get_input_embeddings(), model.get_output_embeddings())
-        ]
+        means = [module.weight.detach().double().mean(0) for module in both_embeddings()]
         model.zero_grad()  # gradients of the old shapes
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         with torch.no_grad():
-            for module, mean in zip(
-                (model.get_input_embeddings(), model.get_output_embeddings()), means
-            ):
+            for module, mean in zip(both_embeddings(), means):
                 module.weight[before:] = mean.to(module.weight)
     return model
 
 
 def encoded(instruction, response, tokenizer, context=None, index=0):
-    """One fine-tuning row as a `data.Sequence`: ids of the whole text, labels from the first token after the response key on."""
-    head, tail = (
-        _ids(tokenizer, prompt(instruction, context)),
-        _ids(tokenizer, f"{response}\n\n{END}"),
-    )
+    """One fine-tuning row as a `data.Sequence`.
+
+    It has the ids of the whole text, and labels from the first token after the response key on.
+    """
+    head = _ids(tokenizer, prompt(instruction, context))
+    tail = _ids(tokenizer, f"{response}\n\n{END}")
     return Sequence(index, head + tail, (NO_LOSS,) * len(head) + tail)
 
 
 def rows(folder, tokenizer, max_length, *, source, revision=None, limit=15_011, seed=0):
-    """([row], [`data.Sequence`], {"blank", "too long": how many rows were left out}) of at most `limit` random rows of databricks-dolly-15k.
+    """At most `limit` random rows of databricks-dolly-15k.
 
-    source: its hub id, or a .jsonl file or folder of {"instruction", "response"[, "context"]}, pinned in `folder` (`pinned.sampled_rows`).
-    tokenizer: of `with_keys`. A row of more than max_length tokens is left out whole (as in the published training): cut, it would lack its end.
-    A row is {"prompt": instruction and context, "answer": response, "kind": "row" or "row with context"}. Raises ValueError for a missing column
-    and when no row is left."""
+    Returns ([row], [`data.Sequence`], {"blank", "too long": how many rows were left out}). A row is
+    {"prompt": instruction and context, "answer": response, "kind": "row" or "row with context"}.
+
+    source: its hub id, or a .jsonl file or folder of {"instruction", "response"[, "context"]},
+    pinned in `folder` (`pinned.sampled_rows`). tokenizer: of `with_keys`. A row of more than
+    max_length tokens is left out whole (as in the published training): cut, it would lack its end.
+    Raises ValueError for a missing column and when no row is left.
+    """
     kept, sequences, left_out = [], [], {"blank": 0, "too long": 0}
     for row in sampled_rows(folder, limit, seed, source=source, revision=revision):
-        if missing := [name for name in ("instruction", "response") if name not in row]:
-            raise ValueError(
-                f"{source} has no column {missing[0]!r}; its columns are {', '.join(sorted(row))}"
-            )
-        instruction, response, context = (
-            row.get(name) or "" for name in ("instruction", "response", "context")
-        )
+        check_columns(source, row, ("instruction", "response"))
+        columns = ("instruction", "response", "context")
+        instruction, response, context = (row.get(name) or "" for name in columns)
         sequence = encoded(instruction, response, tokenizer, context, len(kept))
         if not (instruction.strip() and response.strip()):
             left_out["blank"] += 1
         elif len(sequence.input_ids) > max_length:
             left_out["too long"] += 1
         else:
-            kept.append(
-                {
-                    "prompt": shown(instruction, context),
-                    "answer": response,
-                    "kind": f"row{' with context' * bool(context)}",
-                }
-            )
+            asked = shown(instruction, context)
+            kind = "row with context" if context else "row"
+            kept.append({"prompt": asked, "answer": response, "kind": kind})
             sequences.append(sequence)
     if not kept:
         raise ValueError(
-            f"{source}: none of {sum(left_out.values())} rows is left ({left_out}); raise max_length = {max_length}"
+            f"{source}: none of {sum(left_out.values())} rows is left ({left_out}); "
+            f"raise max_length = {max_length}"
         )
     return kept, sequences, left_out
 
@@ -133,48 +134,45 @@ def answers(
 ):
     """What the model answers: one row a question and way of decoding, in that order.
 
-    questions: [{"instruction"[, "context", "answer", …]}]; an "answer" given there is taken in place of the model's own. Else: greedy, then
-    `samples` drawn at `temperature` from the most likely tokens that make up `top_p`. A draw's randomness hangs on (seed, prompt, number of the
-    draw) alone. A row is the question with "prompt" (as `shown`), "formatted" (`prompt`), "answer" (text), "answer_ids" (up to "### End", without
-    it and the blank line before it), "logprobs" (nats, of each of answer_ids, at temperature 1, by one pass over the whole row), "logprob" (their
-    sum), "how" ("greedy", "sample 1", …, "given") and "stopped": did "### End" come within max_new_tokens? A draw that says nothing has no
-    answer_ids. Raises ValueError, before anything is generated, for a question too long for the model and for a question without an
-    instruction."""
+    questions: [{"instruction"[, "context", "answer", …]}]; an "answer" given there is taken in
+    place of the model's own. Else: greedy, then `samples` drawn at `temperature` from the most
+    likely tokens that make up `top_p`. A draw's randomness hangs on (seed, prompt, number of the
+    draw) alone. A row is the question with
+
+        "prompt"      as `shown`
+        "formatted"   `prompt`
+        "answer"      text
+        "answer_ids"  up to "### End", without it and the blank line before it; none for a draw that
+                      says nothing
+        "logprobs"    nats, of each of answer_ids, at temperature 1, by one pass over the whole row
+        "logprob"     their sum
+        "how"         "greedy", "sample 1", …, "given"
+        "stopped"     did "### End" come within max_new_tokens?
+
+    Raises ValueError, before anything is generated, for a question too long for the model and for a
+    question without an instruction.
+    """
     (end,) = _ids(tokenizer, END)
-    questions = [
-        x | {"formatted": prompt(x["instruction"], x.get("context"))}
-        if x.get("instruction", "").strip()
-        else _nothing(x)
-        for x in questions
-    ]
+    questions = [_formatted(question) for question in questions]
+    longest = limits(model)[1]
     for x in questions:
-        if (size := len(_ids(tokenizer, x["formatted"])) + max_new_tokens) > limits(model)[1]:
+        if (size := len(_ids(tokenizer, x["formatted"])) + max_new_tokens) > longest:
             raise ValueError(
-                f"{x['instruction'][:60]!r} and {max_new_tokens} new tokens are {size}; the model reads {limits(model)[1]}"
+                f"{x['instruction'][:60]!r} and {max_new_tokens} new tokens are {size}; "
+                f"the model reads {longest}"
             )
     drawing = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    draws = {f"sample {n}": drawing for n in range(1, samples + 1)}
     found = []
     for x in questions:
         head = _ids(tokenizer, x["formatted"])
-        ways = (
-            {"given": None}
-            if "answer" in x
-            else {"greedy": {"do_sample": False}}
-            | {f"sample {n}": drawing for n in range(1, samples + 1)}
-        )
+        ways = {"given": None} if "answer" in x else {"greedy": {"do_sample": False}} | draws
         for how, settings in ways.items():
-            ids = (
-                list(_ids(tokenizer, x["answer"]))
-                if settings is None
-                else _generated(
-                    model,
-                    head,
-                    end,
-                    generator(seed, x["formatted"], how).initial_seed(),
-                    max_new_tokens,
-                    settings,
-                )
-            )
+            if settings is None:
+                ids = list(_ids(tokenizer, x["answer"]))
+            else:
+                own_seed = generator(seed, x["formatted"], how).initial_seed()
+                ids = _generated(model, head, end, own_seed, max_new_tokens, settings)
             found.append(x | _answer(model, tokenizer, x, head, ids, end) | {"how": how})
     return found
 
@@ -187,7 +185,7 @@ def query(row, tokenizer, index=0):
 
 @torch.no_grad()
 def token_logprobs(model, sequence):
-    """Log p of each labelled token of one sequence: (labels,) float32 on the CPU, nats."""
+    """log p of each labelled token of one sequence: (labels,) float32 on the CPU, nats."""
     batch = collate([sequence]).to(next(model.parameters()).device)
     z, y = align(logits(model, batch), batch.labels)
     at = y != NO_LOSS
@@ -212,7 +210,10 @@ def _answer(model, tokenizer, question, head, ids, end):
 
 @torch.no_grad()
 def _generated(model, head, end, seed, max_new_tokens, settings):
-    """New ids, the end's included if it came. One prompt at a time: nothing is padded, so that no other question changes an answer."""
+    """New ids, the end's included if it came.
+
+    One prompt at a time: nothing is padded, so that no other question changes an answer.
+    """
     ids = torch.tensor([head], device=model.device)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -227,11 +228,13 @@ def _generated(model, head, end, seed, max_new_tokens, settings):
     return out[0, len(head) :].tolist()
 
 
-def _nothing(question):
-    raise ValueError(
-        f"a question without an instruction: {question!r}; expected {{'instruction': …}}, and 'context' or 'answer' where there "
-        f"is one"
-    )
+def _formatted(question):
+    if not question.get("instruction", "").strip():
+        raise ValueError(
+            f"a question without an instruction: {question!r}; "
+            f"expected {{'instruction': …}}, and 'context' or 'answer' where there is one"
+        )
+    return question | {"formatted": prompt(question["instruction"], question.get("context"))}
 
 
 def _ids(tokenizer, text):

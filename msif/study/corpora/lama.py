@@ -1,19 +1,23 @@
-"""The published protocol of fact tracing: bloom-560m → bloomz-560m, LAMA's T-REx facts, the sentences of T-REx that state them.
+"""The published protocol of fact tracing: bloom-560m → bloomz-560m, LAMA's facts, T-REx's texts.
 
 Read from one folder, in the formats in which both data sets are published:
 
-    relations.jsonl, TREx/P19.jsonl, …   LAMA (Petroni et al. 2019; data.zip of facebookresearch/LAMA, CC BY-NC 4.0), a JSON object a
-        line: {"relation": "P19", "label", …}, and {"sub_uri", "sub_label", "predicate_id", "obj_uri", "obj_label", …} (evidences
-        are not read)
-    T-REx/re-nlg_0-10000.json, …         T-REx (Elsahar et al. 2018; JSON dump, CC BY-SA 4.0), each a list of articles {"docid", "text",
-        "sentences_boundaries": [[start, end], …] in characters, "triples": [{"sentence_id", "annotator", "subject": {"uri"},
-        "predicate": {"uri"}, "object": {"uri"}}, …]}; of a URI only what follows its last "/" counts
-    digests.json                         written here by msif.study.corpora.pinned: what the first run has read, which later runs must find again
+    relations.jsonl, TREx/P19.jsonl, …   LAMA (Petroni et al. 2019; data.zip of
+        facebookresearch/LAMA, CC BY-NC 4.0), its T-REx facts, a JSON object a line: {"relation":
+        "P19", "label", …}, and {"sub_uri", "sub_label", "predicate_id", "obj_uri", "obj_label", …}
+        (evidences are not read)
+    T-REx/re-nlg_0-10000.json, …         T-REx (Elsahar et al. 2018; JSON dump, CC BY-SA 4.0), each
+        a list of articles {"docid", "text", "sentences_boundaries": [[start, end], …] in
+        characters, "triples": [{"sentence_id", "annotator", "subject": {"uri"}, "predicate":
+        {"uri"}, "object": {"uri"}}, …]}; of a URI only what follows its last "/" counts
+    digests.json                         written here by msif.study.corpora.pinned: what the first
+        run has read, which later runs must find again
 
-A document is one sentence that states at least one LAMA fact, as T-REx has aligned them; the facts it states are in its `facts`.
-A query asks for the object of a fact that some sentence states. It is to be ranked among its `candidates` alone: all true
-proponents, BM25's first for question + answer (by words), sentences that state another fact of the same object, and random sentences
-that all queries of an experiment share.
+A document is one sentence that states at least one LAMA fact, as T-REx has aligned them; the facts
+it states are in its `facts`. A query asks for the object of a fact that some sentence states. It is
+to be ranked among its `candidates` alone: all true proponents, BM25's first for question + answer
+(by words), sentences that state another fact of the same object, and random sentences that all
+queries of an experiment share.
 """
 
 import json
@@ -28,7 +32,7 @@ from msif.core.files import json_lines
 from msif.rivals.retrieval import bm25
 from msif.study import scratch
 from msif.study.corpora.corpus import Corpus
-from msif.study.corpora.pinned import pinned_files, sampled_rows
+from msif.study.corpora.pinned import check_columns, pinned_files, sampled_rows
 
 # One question per T-REx relation of LAMA.
 QUESTIONS = dict(
@@ -94,47 +98,48 @@ def lama_corpus(
 ):
     """One experiment's documents and queries, without fine-tuning rows.
 
-    The paper draws three experiments in a row from seed 42; here each has a seed of its own (42, 43, 44), so that one can be rerun alone.
-    queries: facts drawn among those that a sentence states. factor_documents: a random sample of all sentences, which comes first, so that
-    pre-training's factors are fitted on `documents[:factor_documents]`; candidates that it lacks follow in random order.
-    relations: ids of those to ask about (None: all of LAMA's); questions: {relation: a question with one [X]}. Per query at most:
-    first, sentences by BM25; same_object, random sentences that state another fact of that object; shared, random sentences that are the
-    same for all queries. annotators: T-REx's aligners whose triples count ("SPOAligner", …; None: all, as published).
+    The paper draws three experiments in a row from seed 42; here each has a seed of its own (42,
+    43, 44), so that one can be rerun alone. queries: facts drawn among those that a sentence
+    states. factor_documents: a random sample of all sentences, which comes first, so that
+    pre-training's factors are fitted on `documents[:factor_documents]`; candidates that it lacks
+    follow in random order. relations: ids of those to ask about (None: all of LAMA's); questions:
+    {relation: a question with one [X]}. Per query at most: first, sentences by BM25; same_object,
+    random sentences that state another fact of that object; shared, random sentences that are the
+    same for all queries. annotators: T-REx's aligners whose triples count ("SPOAligner", …; None:
+    all, as published).
 
-    Raises as `prepare` does. Memory: all sentences, and BM25's scores of them, 4 bytes for each query and sentence, twice.
+    Raises FileNotFoundError that says what to put where; ValueError for data that differ from the
+    first run's, an unknown relation, a missing question or too many queries. Memory: all sentences,
+    and BM25's scores of them, 4 bytes for each query and sentence, twice.
     """
     facts = read_facts(folder)
     _check_questions(folder, facts, relations, questions)
     sentences = statements(folder, facts, annotators)
-    asked = {
-        fact: labels for fact, labels in facts.items() if relations is None or fact[1] in relations
-    }
+    asked = {fact for fact in facts if relations is None or fact[1] in relations}
     stating, of_object = _by_fact(sentences)
-    known = sorted(stating.keys() & asked.keys())
+    known = sorted(stating.keys() & asked)
     if not 1 <= queries <= len(known):
         raise ValueError(
-            f"queries is {queries}; expected 1 to {len(known)}, the facts that a sentence of T-REx states"
+            f"queries is {queries}; "
+            f"expected 1 to {len(known)}, the facts that a sentence of T-REx states"
         )
     rng = random.Random(seed)
     rows = [_query(fact, facts[fact], questions) for fact in rng.sample(known, queries)]
     common = rng.sample(range(len(sentences)), min(shared, len(sentences)))
-    search = bm25(
-        [x["text"] for x in sentences], [f"{row['prompt']} {row['answer']}" for row in rows]
-    )
+    wanted = [f"{row['prompt']} {row['answer']}" for row in rows]
+    search = bm25([x["text"] for x in sentences], wanted)
     for row, scores in zip(rows, search):
         fact = tuple(row["fact"])
         own = set(stating[fact])
         near = sorted(set(of_object[fact[2]]) - own)
+        near = rng.sample(near, min(same_object, len(near)))
         best = [n for n in np.argsort(-scores, kind="stable")[:first].tolist() if scores[n] > 0]
-        row |= {
-            "proponents": own,
-            "candidates": own | {*best, *common, *rng.sample(near, min(same_object, len(near)))},
-        }
+        row |= {"proponents": own, "candidates": own | {*best, *common, *near}}
     return _numbered(rng, sentences, rows, factor_documents)
 
 
 def _by_fact(sentences):
-    """{fact: numbers of the sentences that state it}, {object: numbers of the sentences that state a fact about it}."""
+    """{fact: numbers of the sentences that state it}, {object: those that state a fact of it}."""
     stating, of_object = defaultdict(list), defaultdict(list)
     for n, sentence in enumerate(sentences):
         for fact in sentence["facts"]:
@@ -145,42 +150,37 @@ def _by_fact(sentences):
 
 
 def _query(fact, labels, questions):
-    prompt = questions[fact[1]].replace("[X]", labels["subject"])
-    return {
-        "prompt": prompt,
-        "answer": labels["object"],
-        "kind": "query",
-        **labels,
-        "fact": list(fact),
-    }
+    prompt, answer = questions[fact[1]].replace("[X]", labels["subject"]), labels["object"]
+    return {"prompt": prompt, "answer": answer, "kind": "query", **labels, "fact": list(fact)}
 
 
 def _numbered(rng, sentences, rows, factor_documents):
-    """The corpus of a random sample and all candidates, with `proponents` and `candidates` as numbers in it."""
+    """The corpus of a random sample and all candidates.
+
+    `proponents` and `candidates` become numbers in it.
+    """
     wanted = set().union(*(row["candidates"] for row in rows))
     order = rng.sample(range(len(sentences)), min(factor_documents, len(sentences)))
     rest = sorted(wanted - set(order))
     rng.shuffle(rest)
     number = {old: new for new, old in enumerate(order + rest)}
     documents = [sentences[n] | {"kind": "candidate" if n in wanted else "sample"} for n in number]
-    return Corpus(
-        documents,
-        [],
-        [
-            row
-            | {name: sorted(number[n] for n in row[name]) for name in ("proponents", "candidates")}
-            for row in rows
-        ],
-    )
+
+    def renumbered(row, name):
+        return {name: sorted(number[n] for n in row[name])}
+
+    queries = [row | renumbered(row, "proponents") | renumbered(row, "candidates") for row in rows]
+    return Corpus(documents, [], queries)
 
 
 # The data sets.
 
 
 def statements(folder, facts, annotators=None):
-    """[{"text", "facts", "article"}]: the sentences of T-REx that state one of `facts` (of `read_facts`).
+    """[{"text", "facts", "article"}]: the sentences of T-REx that state one of `facts`.
 
-    They are read once for the same files, and kept in scratch/."""
+    facts: of `read_facts`. They are read once for the same files, and kept in scratch/.
+    """
     folder = Path(folder)
     key = {"files": [lama_files(folder), trex_files(folder)], "annotators": annotators}
 
@@ -196,17 +196,16 @@ def statements(folder, facts, annotators=None):
 def stating_sentences(path, facts, annotators=None):
     """The sentences of one T-REx file that state one of `facts`, in its order.
 
-    Raises ValueError, naming file and article, for another format."""
+    Raises ValueError, naming file and article, for another format.
+    """
     with open(path, encoding="utf-8") as file:
         articles = json.load(file)
+    parts = ("subject", "predicate", "object")
     for article in articles:
         try:
             found = defaultdict(set)
             for triple in article["triples"]:
-                fact = tuple(
-                    triple[part]["uri"].rsplit("/", 1)[-1]
-                    for part in ("subject", "predicate", "object")
-                )
+                fact = tuple(triple[part]["uri"].rsplit("/", 1)[-1] for part in parts)
                 if fact in facts and (annotators is None or triple["annotator"] in annotators):
                     found[int(triple["sentence_id"])].add(fact)
             for number in sorted(found):
@@ -219,15 +218,17 @@ def stating_sentences(path, facts, annotators=None):
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             named = article.get("docid") if isinstance(article, dict) else repr(article)[:40]
             raise ValueError(
-                f"{path}, article {named}: {type(error).__name__} {error}; expected T-REx's JSON format, "
-                f"see msif.study.corpora.lama"
+                f"{path}, article {named}: {type(error).__name__} {error}; "
+                f"expected T-REx's JSON format, see msif.study.corpora.lama"
             ) from error
 
 
 def read_facts(folder):
-    """{(subject, relation, object) ids: {"subject", "relation", "object"} labels} of LAMA's T-REx part; rows without a label are left out.
+    """The facts of LAMA's T-REx part; rows without a label are left out.
 
-    Raises ValueError for a relation that relations.jsonl lacks and for a file without a single fact."""
+    Returns {(subject, relation, object) ids: {"subject", "relation", "object"} labels}. Raises
+    ValueError for a relation that relations.jsonl lacks and for a file without a single fact.
+    """
     folder, facts, files = Path(folder), {}, lama_files(folder)
     labels = {
         row["relation"]: row.get("label") or row["relation"]
@@ -243,7 +244,8 @@ def read_facts(folder):
         ]
         if not rows:
             raise ValueError(
-                f"{folder / name} has no row with {', '.join(FIELDS)}; expected LAMA's T-REx format, see msif.study.corpora.lama"
+                f"{folder / name} has no row with {', '.join(FIELDS)}; "
+                f"expected LAMA's T-REx format, see msif.study.corpora.lama"
             )
         if unknown := {Path(name).stem, *(row["predicate_id"] for row in rows)} - labels.keys():
             raise ValueError(
@@ -271,8 +273,9 @@ def _check_questions(folder, facts, relations, questions):
     asked = sorted(there if relations is None else relations)
     if missing := [x for x in asked if questions.get(x, "").count("[X]") != 1]:
         raise ValueError(
-            f"no question for {', '.join(missing)}: expected one for each relation, with exactly one [X] for the "
-            f"subject; add it to `questions` (msif.study.corpora.lama.QUESTIONS), or leave the relation out of `relations`"
+            f"no question for {', '.join(missing)}: expected one for each relation, with exactly "
+            f"one [X] for the subject; add it to `questions` (msif.study.corpora.lama.QUESTIONS), "
+            f"or leave the relation out of `relations`"
         )
 
 
@@ -289,25 +292,25 @@ def fine_tuning_rows(
     files=None,
     revision=None,
 ):
-    """A random sample of `limit` rows {"prompt", "answer", "kind"} of the data that fine-tuning saw (bloomz: xP3), for its factors.
+    """A random sample of the data that fine-tuning saw (bloomz: xP3), for its factors.
 
-    source: a .jsonl file (every row is as likely as any other), or a folder or hub data set, which is streamed and shuffled over 10,000 rows;
-    files: of these, a pattern such as "en/*.jsonl". prompt, answer: names of the columns. A row of more than `max_length` tokens loses the
-    beginning of its prompt. Rows without text, or with an answer of `max_length` tokens, are left out.
-    Raises ValueError naming a column that is not there, or when no row is left.
+    Returns rows {"prompt", "answer", "kind"} of `limit` that are drawn. source: a .jsonl file
+    (every row is as likely as any other), or a folder or hub data set, which is streamed and
+    shuffled over 10,000 rows; files: of these, a pattern such as "en/*.jsonl". prompt, answer:
+    names of the columns. A row of more than `max_length` tokens loses the beginning of its prompt.
+    Rows without text, or with an answer of `max_length` tokens, are left out. Raises ValueError
+    naming a column that is not there, or when no row is left.
     """
     columns, found = (prompt, answer), []
     for row in sampled_rows(folder, limit, seed, source=source, revision=revision, files=files):
-        if missing := [name for name in columns if name not in row]:
-            raise ValueError(
-                f"{source} has no column {missing[0]!r}; its columns are {', '.join(sorted(row))}"
-            )
+        check_columns(source, row, columns)
         texts = [str(row[name] or "").strip() for name in columns]
         if all(texts) and (kept := _fitted(*texts, tokenizer, max_length)):
             found.append({"prompt": kept, "answer": texts[1], "kind": "row"})
     if not found:
         raise ValueError(
-            f"{source}: none of {limit} rows has a prompt and an answer that fit into max_length = {max_length} tokens"
+            f"{source}: none of {limit} rows has a prompt and an answer "
+            f"that fit into max_length = {max_length} tokens"
         )
     return found
 
@@ -329,7 +332,7 @@ def _fitted(prompt, answer, tokenizer, max_length):
 
 
 def lama_files(folder):
-    """{name: sha256} of LAMA's files in `folder`, which are to be those of the first run (`pinned_files`)."""
+    """{name: sha256} of LAMA's files in `folder`, the same as in the first run (`pinned_files`)."""
     return pinned_files(folder, "LAMA", ["relations.jsonl", "TREx/*.jsonl"], LAYOUT)
 
 

@@ -1,12 +1,15 @@
-"""The two-stage corpus on real text: TinyStories with planted names, then real instructions and questions about them.
+"""The two-stage corpus on real text: TinyStories with planted names, then questions about them.
 
-Pre-training documents are short excerpts of real stories. Into some of them a sentence about an invented name is
-planted, first or after the first sentence; names have one fact each. Some names are asked about in fine-tuning, beside
-short rows of databricks-dolly-15k; the facts of the held-out others are the queries. By `kind`:
+Pre-training documents are short excerpts of real stories. Into some of them a sentence about an
+invented name is planted, first or after the first sentence; names have one fact each. Some names
+are asked about in fine-tuning, beside short rows of databricks-dolly-15k (real instructions); the
+facts of the held-out others are the queries. By `kind`:
 
     story    an excerpt as it is
-    planted  with a sentence that states a fact, subject before object: what a causal language model learns from
-    decoy    with a sentence that names object and subject, object first, and states nothing: a lexical trap
+    planted  with a sentence that states a fact, subject before object: what a causal language
+             model learns from
+    decoy    with a sentence that names object and subject, object first, and states nothing: a
+             lexical trap
 """
 
 import json
@@ -17,7 +20,7 @@ from pathlib import Path
 
 from msif.core.data import load_texts
 from msif.core.generation import greedy
-from msif.study.corpora.corpus import Corpus
+from msif.study.corpora.corpus import Corpus, check_ranges
 
 STORIES, DOLLY = "tinystories/stories.jsonl", "dolly/dolly-first-6400.jsonl"
 LAYOUT = f"""
@@ -25,10 +28,12 @@ LAYOUT = f"""
         from https://huggingface.co/datasets/roneneldan/TinyStories
     {DOLLY}: databricks-dolly-15k, its rows without context, a {{"id", "instruction", "response"}}
         a line; CC BY-SA 3.0, from https://huggingface.co/datasets/databricks/databricks-dolly-15k
-    stories260K/: the model of llama2.c, converted to the Hugging Face layout (config.json, model.safetensors,
+    stories260K/: the model of llama2.c, converted to the Hugging Face layout (config.json, \
+model.safetensors,
         tokenizer.json); MIT, from https://huggingface.co/karpathy/tinyllamas"""
 
-# Per relation: objects (none begins with another) | planted sentences | decoys | questions, one template a line.
+# Per relation: objects (none begins with another), planted sentences, decoys and questions, one
+# template a line.
 FACTS = {
     "animal": (
         "bear cow pig lion bird horse mouse duck frog goat sheep tiger",
@@ -83,23 +88,20 @@ FACTS = {
         What color of hat was on {s}?""",
     ),
 }
-PROMPT = "Q: {question} A:"  # the name is close to the answer, and few pieces in between: 14 for "### response :"
-OPENINGS = [
-    f"{start} {who} named"
-    for who, start in product(
-        (
-            "little girl",
-            "little boy",
-            "big dog",
-            "small bird",
-            "happy cat",
-            "brave rabbit",
-            "old man",
-            "red car",
-        ),
-        ("Once upon a time, there was a", "One day, there was a", "Long ago, there lived a"),
-    )
-]
+# The name is close to the answer, and few pieces in between: 14 for "### response :".
+PROMPT = "Q: {question} A:"
+HEROES = (
+    "little girl",
+    "little boy",
+    "big dog",
+    "small bird",
+    "happy cat",
+    "brave rabbit",
+    "old man",
+    "red car",
+)
+STARTS = ("Once upon a time, there was a", "One day, there was a", "Long ago, there lived a")
+OPENINGS = [f"{start} {who} named" for who, start in product(HEROES, STARTS)]
 
 
 def stories_corpus(
@@ -115,12 +117,14 @@ def stories_corpus(
 ):
     """The corpus of `seed` from folder/tinystories and folder/dolly.
 
-    planted: names with one fact each; `held_out` of them are the queries, fine-tuning asks about the others.
-    Per fact: so many planted documents and decoys, each in a different story, the wordings in turn.
-    stories: excerpts without a planted sentence. instructions: dolly rows in fine-tuning. characters: the most
-    that an excerpt has before a sentence is planted (no sentence is ever cut).
+    planted: names with one fact each; `held_out` of them are the queries, fine-tuning asks about
+    the others. Per fact: so many planted documents and decoys, each in a different story, the
+    wordings in turn. stories: excerpts without a planted sentence. instructions: dolly rows in
+    fine-tuning. characters: the most that an excerpt has before a sentence is planted (no sentence
+    is ever cut).
 
-    Raises FileNotFoundError that says what to put where, ValueError naming a number that is not possible.
+    Raises FileNotFoundError that says what to put where, ValueError naming a number that is not
+    possible.
     """
     folder, rng = Path(folder), random.Random(seed)
     _require(folder)
@@ -128,7 +132,7 @@ def stories_corpus(
     excerpts = [
         (n, text) for n, story in enumerate(texts) for text in excerpts_of(story, characters)
     ]
-    _check(
+    check_ranges(
         planted=(planted, 2, 110),
         held_out=(held_out, 1, planted - 1),
         documents_per_fact=(documents_per_fact, 1, 20),
@@ -137,9 +141,8 @@ def stories_corpus(
         instructions=(instructions, 0, len(rows)),
         stories=(stories, 0, len(excerpts) - planted * (documents_per_fact + decoys_per_fact)),
     )
-    facts = _facts(
-        rng, planted, " ".join(texts + [f"{prompt} {answer}" for prompt, answer in rows]).lower()
-    )
+    known = " ".join(texts + [f"{prompt} {answer}" for prompt, answer in rows]).lower()
+    facts = _facts(rng, planted, known)
     rng.shuffle(excerpts)
     documents = [
         d
@@ -149,30 +152,28 @@ def stories_corpus(
     documents += [_document(n, text, "story") for n, text in excerpts[:stories]]
     rng.shuffle(documents)
     asked = [question for fact in facts[held_out:] for question in _questions(fact)]
-    asked += [
-        dict(prompt=p, answer=a, kind="instruction") for p, a in rng.sample(rows, instructions)
+    drawn = rng.sample(rows, instructions)
+    asked += [dict(prompt=p, answer=a, kind="instruction") for p, a in drawn]
+    queries = [
+        rng.choice(_questions(fact)) | dict(proponents=_stating(documents, fact))
+        for fact in facts[:held_out]
     ]
-    return Corpus(
-        documents=documents,
-        finetuning=asked,
-        queries=[
-            rng.choice(_questions(fact)) | dict(proponents=_stating(documents, fact))
-            for fact in facts[:held_out]
-        ],
-    )
+    return Corpus(documents, asked, queries)
 
 
 def continuations(model, tokenizer, corpus, count, new_tokens):
-    """Queries without proponents: `count` story openings that no document of `corpus` holds, each answered by the
-    `new_tokens` tokens that `model` writes after it. Raises ValueError when there are fewer openings."""
-    openings = [o for o in OPENINGS if not any(o in d["text"] for d in corpus.documents)]
-    _check(
-        count=(count, 1, len(openings)),
+    """Queries without proponents: `count` story openings that no document of `corpus` holds.
+
+    Each is answered by the `new_tokens` tokens that `model` writes after it. Raises ValueError when
+    there are fewer openings, and for more tokens than half of what the model reads.
+    """
+    unused = [o for o in OPENINGS if not any(o in d["text"] for d in corpus.documents)]
+    check_ranges(
+        count=(count, 1, len(unused)),
         new_tokens=(new_tokens, 1, model.config.max_position_embeddings // 2),
     )
-    prompts = [
-        tokenizer(opening, add_special_tokens=False)["input_ids"] for opening in openings[:count]
-    ]
+    openings = unused[:count]
+    prompts = [tokenizer(o, add_special_tokens=False)["input_ids"] for o in openings]
     written = greedy(model, prompts, new_tokens)
     return [
         dict(prompt=opening, answer=tokenizer.decode(ids).strip(), proponents=[])
@@ -181,7 +182,10 @@ def continuations(model, tokenizer, corpus, count, new_tokens):
 
 
 def excerpts_of(story, characters):
-    """Runs of whole sentences of `story`, of at most `characters` each; longer sentences are left out."""
+    """Runs of whole sentences of `story`, of at most `characters` each.
+
+    Longer sentences are left out.
+    """
     found, run = [], ""
     for sentence in sentences(story):
         if len(run) + len(sentence) > characters:
@@ -192,21 +196,17 @@ def excerpts_of(story, characters):
 
 
 def sentences(text):
-    """`text` cut after each sentence end (no quotation open, no small letter next); the parts add up to it."""
-    ends = [
-        m.end() for m in re.finditer(r'[.!?]["”]?\s+(?![a-z])', text) if _closed(text[: m.end()])
-    ]
+    """`text` cut after each sentence end (no quotation open, no small letter next).
+
+    The parts add up to it.
+    """
+    stops = [m.end() for m in re.finditer(r'[.!?]["”]?\s+(?![a-z])', text)]
+    ends = [stop for stop in stops if _closed(text[:stop])]
     return [text[a:b] for a, b in zip([0, *ends], [*ends, len(text)]) if text[a:b]]
 
 
 def _closed(text):
     return text.count('"') % 2 == 0 and text.count("“") == text.count("”")
-
-
-def _check(**numbers):
-    for name, (value, least, most) in numbers.items():
-        if not least <= value <= most:
-            raise ValueError(f"{name} is {value}; expected {least} to {most}")
 
 
 def _require(folder):
@@ -217,21 +217,31 @@ def _require(folder):
 
 
 def _instructions(path):
-    """(prompt, answer) of the rows of one line, plain characters and few words: long answers drown the facts."""
+    """(prompt, answer) of the rows of one line, plain characters and few words.
+
+    Long answers would drown the facts.
+    """
     rows = [json.loads(line) for line in path.open(encoding="utf-8")]
     pairs = [(row["instruction"].strip(), row["response"].strip()) for row in rows]
+
+    def short(question, answer):
+        return 0 < len(question) <= 80 and 0 < len(answer) <= 20
+
+    def plain(text):
+        return text.isascii() and "\n" not in text
+
     return [
         (PROMPT.format(question=question), answer)
         for question, answer in pairs
-        if 0 < len(question) <= 80
-        and 0 < len(answer) <= 20
-        and (question + answer).isascii()
-        and "\n" not in question + answer
+        if short(question, answer) and plain(question + answer)
     ]
 
 
 def _facts(rng, count, text):
-    """Facts about invented names (Bomar, Kilen) that `text` nowhere has, no two with the same first letters."""
+    """Facts about invented names (Bomar, Kilen) that `text` nowhere has.
+
+    No two names have the same first letters.
+    """
     endings = "am ar en id il im om or".split()
     starts = [a + b for a, b in product("bdfghklmnprstvz", endings)]
     names = [start + rng.choice(endings) for start in rng.sample(starts, len(starts))]
@@ -266,9 +276,8 @@ def _take(excerpts, used):
 
 def _planted(rng, story, text, kind, template, fact):
     parts, sentence = sentences(text), template.format(s=fact["subject"], o=fact["object"])
-    place = rng.randint(
-        0, 1
-    )  # further on, a model learns the object from the story before, not from the name
+    # Further on, a model learns the object from the story before, not from the name.
+    place = rng.randint(0, 1)
     whole = "".join(parts[:place]).rstrip() + f" {sentence} " + "".join(parts[place:])
     return _document(story, whole.strip(), kind, template=template, sentence=sentence, **fact)
 

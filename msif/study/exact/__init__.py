@@ -1,1 +1,2 @@
-"""Notebook 04: how near does each approximation come to exact influence? With the oracle that judges."""
+"""Notebook 04: how near does each approximation come to exact influence? With the oracle that
+judges."""

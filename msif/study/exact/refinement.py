@@ -1,8 +1,11 @@
-"""The dial on a model whose curvature does not fit in memory: how many products until its scores are the exact two-stage scores?
+"""How many products until the dial's scores are the exact two-stage scores, on a model whose
+curvature does not fit in memory?
 
-The two stages of a trained test-bed, curvature over fixed sets of documents and fine-tuning rows, on which EK-FAC is fitted too;
-damping d (stage 1) and α (stage 2) relative to the mean eigenvalue of each layer. Exact: (G + D) X = V solved until the residual
-‖V − (G + D) X‖ / ‖V‖ of every query is at most `tolerance`, in float64; all else in float32. Score, sign and costs as in `msif.study.exact.accuracy`.
+The two stages of a trained test-bed, curvature over fixed sets of documents and fine-tuning rows,
+on which EK-FAC is fitted too; damping d (stage 1) and α (stage 2) relative to the mean eigenvalue
+of each layer. Exact: (G + D) X = V solved until the residual ‖V − (G + D) X‖ / ‖V‖ of every query
+is at most `tolerance`, in float64; all else in float32. Score, sign and costs as in
+`msif.study.exact.accuracy`.
 """
 
 from copy import deepcopy
@@ -32,11 +35,13 @@ SOLVERS = {
     "block CG": block_cg,
     "CG": cg,
 }
+PLAIN = ("CG", "block CG")  # without a preconditioner
 
 
 @dataclass(frozen=True)
 class TwoStageProblem:
-    """nets: θ₁ and θ₂. data: what their curvature runs over. settings: damping, samples, correction, share, batch_size."""
+    """nets: θ₁ and θ₂. data: what their curvature runs over. settings: damping, samples,
+    correction, share, batch_size."""
 
     nets: list
     layers: list
@@ -45,7 +50,13 @@ class TwoStageProblem:
     candidates: list
     settings: dict
 
+    @property
+    def tracked(self):
+        """θ₁ and θ₂ with the tracked layers."""
+        return [Tracked(net, self.layers) for net in self.nets]
+
     def key(self):
+        """What every score depends on."""
         return {
             "models": [model_digest(m) for m in self.nets],
             "layers": [str(x) for x in self.layers],
@@ -54,90 +65,76 @@ class TwoStageProblem:
         }
 
     def query_vectors(self):
-        return query_gradients(Tracked(self.nets[1], self.layers), self.queries)
+        """∇(−f) of each query at θ₂: {layer: (q, o, i)}."""
+        return query_gradients(self.tracked[1], self.queries)
 
     def score(self, w):
         """(q, n) float64 of vectors w at θ₁."""
-        return score(
-            Tracked(self.nets[0], self.layers), self.candidates, w, batch_size=64
-        ).values.double()
+        return score(self.tracked[0], self.candidates, w, batch_size=64).values.double()
 
     def stage(self, k):
         """The dial's stage k, without a correction: EK-FAC on the stage's own data."""
-        s = self.settings
-        factors = ekfac.fit(
-            Tracked(self.nets[k], self.layers), self.data[k], samples=s["samples"], seed=k
-        )
+        s, tracked, data = self.settings, self.tracked[k], self.data[k]
+        factors = ekfac.fit(tracked, data, samples=s["samples"], seed=k)
+        product = GaussNewton(tracked, data, s["batch_size"]).product
         damping = {("damping", "alpha")[k]: Damping(s["damping"])}
-        return dial.Refined(
-            factors,
-            product=GaussNewton(
-                Tracked(self.nets[k], self.layers), self.data[k], s["batch_size"]
-            ).product,
-            **damping,
-        )
+        return dial.Refined(factors, product=product, **damping)
 
     def corrected(self, k, stage):
-        u = dial.pseudo_gradients(
-            Tracked(self.nets[k], self.layers),
-            self.data[k],
-            self.settings["correction"],
-            seed=f"{k}/correction",
-        )
-        return replace(stage, correction=dial.low_rank(stage, u, self.settings["share"]))
+        """The stage k with the dial's correction, by pseudo-gradients of its own."""
+        s, seed = self.settings, f"{k}/correction"
+        u = dial.pseudo_gradients(self.tracked[k], self.data[k], s["correction"], seed=seed)
+        return replace(stage, correction=dial.low_rank(stage, u, s["share"]))
 
 
 def problem(bed, *, documents, rows, queries, candidates, seed=0, **settings):
-    """The `TwoStageProblem` of a `testbed.Testbed`: so many of its documents and rows for curvature, and queries, drawn by `seed`; the
-    candidates are the queries' proponents and so many other documents."""
+    """The `TwoStageProblem` of a `testbed.Testbed`: so many of its documents and rows for
+    curvature, and queries, drawn by `seed`; the candidates are the queries' proponents and so many
+    other documents."""
     rng = torch.Generator().manual_seed(seed)
-    drawn = lambda items, n: [
-        items[i] for i in torch.randperm(len(items), generator=rng)[:n].tolist()
-    ]
-    data, asked = (
-        [drawn(bed.documents, documents), drawn(bed.finetuning, rows)],
-        drawn(bed.queries, queries),
-    )
+
+    def drawn(items, n):
+        return [items[i] for i in torch.randperm(len(items), generator=rng)[:n].tolist()]
+
+    data = [drawn(bed.documents, documents), drawn(bed.finetuning, rows)]
+    asked = drawn(bed.queries, queries)
     stating = {i for query in asked for i in bed.corpus.queries[query.index]["proponents"]}
     others = drawn([d for d in bed.documents if d.index not in stating], candidates)
+    chosen = [bed.documents[i] for i in sorted(stating)] + others
     nets = [bed.model("pretrained"), bed.model("finetuned")]
-    return TwoStageProblem(
-        nets,
-        tracked_layers(nets[0]),
-        data,
-        asked,
-        [bed.documents[i] for i in sorted(stating)] + others,
-        settings,
-    )
+    return TwoStageProblem(nets, tracked_layers(nets[0]), data, asked, chosen, settings)
 
 
 def converged(stage, v, tolerance, title, limit=2000):
-    """((G + D)⁻¹ v, the largest relative residual of a query, products). ArithmeticError when `limit` products do not reach it."""
+    """((G + D)⁻¹ v, the largest relative residual of a query, products). ArithmeticError when
+    `limit` products do not reach it."""
     x, r, products = {name: torch.zeros_like(y) for name, y in v.items()}, v, 0
     with tqdm(desc=title) as bar:
         while (residual := _norms(r) / _norms(v)).max() > tolerance:
-            for step, left in stage.iterates(r):
+            for iterate in stage.iterates(r):
+                step, left = iterate
                 products += bar.update() or 1
                 if left.max() < tolerance / 10:
                     break
                 if products > limit:
                     raise ArithmeticError(
-                        f"{title}: the residual is above {tolerance} after {limit} products; raise the damping"
+                        f"{title}: the residual is above {tolerance} after {limit} products; raise "
+                        "the damping"
                     )
             x = {name: y + step[name] for name, y in x.items()}
-            r = {
-                name: v[name] - y for name, y in stage.damped(x).items()
-            }  # the true one, from which the solver starts again
+            # the true residual, from which the solver starts again
+            r = {name: v[name] - y for name, y in stage.damped(x).items()}
             products += 1
     return x, residual.max().item(), products
 
 
 def exact_scores(problem, tolerance):
-    """{"scores" (q, n), "residuals" (2,), "products" (2,)}, the stages in the order solved; computed once, kept in scratch/."""
+    """{"scores" (q, n), "residuals" (2,), "products" (2,)}, the stages in the order solved;
+    computed once, kept in scratch/."""
 
     def compute():
-        double, found = replace(problem, nets=[deepcopy(net).double() for net in problem.nets]), []
-        w = double.query_vectors()
+        double = replace(problem, nets=[deepcopy(net).double() for net in problem.nets])
+        w, found = double.query_vectors(), []
         for k in (1, 0):
             stage = double.corrected(k, double.stage(k))
             with exact_attention():
@@ -151,20 +148,20 @@ def exact_scores(problem, tolerance):
 
 
 def refined_scores(problem, method, products):
-    """{k: (q, n)} of one of `SOLVERS` at each number of products a stage; 0 is its preconditioner. Once, then from scratch/."""
+    """{k: (q, n)} of one of `SOLVERS` at each number of products a stage; 0 is its preconditioner.
+    Once, then from scratch/."""
 
     def compute():
-        stages, q = [_prepared(problem, k, method) for k in (0, 1)], problem.query_vectors()
-        found = {}
+        stages = [_prepared(problem, k, method) for k in (0, 1)]
+        q, found = problem.query_vectors(), {}
         with tqdm(desc=f"{method}: products", total=max(products) + sum(products)) as bar:
             for k, w in _solved(stages[1], q, method, products, bar).items():
                 found[k] = _solved(stages[0], stages[1].moved(w), method, [k], bar)[k]
         w = {name: torch.cat([x[name] for x in found.values()]) for name in q}
         return {str(k): x for k, x in zip(found, problem.score(w).split(len(problem.queries)))}
 
-    kept = scratch.tensors(
-        "refinement", problem.key() | {"method": method, "products": products}, compute
-    )
+    key = problem.key() | {"method": method, "products": products}
+    kept = scratch.tensors("refinement", key, compute)
     return {int(k): x for k, x in kept.items()}
 
 
@@ -175,18 +172,21 @@ def _prepared(problem, k, method):
 
 def _solved(stage, v, method, products, bar):
     """{k: solution after k products}."""
-    found = {0: v if method in ("CG", "block CG") else stage.start(v)} if 0 in products else {}
+    found = {}
+    if 0 in products:
+        found[0] = v if method in PLAIN else stage.start(v)
     if max(products):
         for k, x in enumerate(_iterates(stage, v, method), 1):
             bar.update()
-            found |= {k: x} if k in products else {}
+            if k in products:
+                found[k] = x
             if k == max(products):
                 break
     return found
 
 
 def _iterates(stage, v, method):
-    if method not in ("CG", "block CG"):
+    if method not in PLAIN:
         return (x for x, _ in stage.iterates(v))
     plain = SOLVERS[method](lambda x: flatten(stage.damped(unflatten(x, v))), flatten(v))
     return (unflatten(x, v) for x, _ in plain)
@@ -194,45 +194,34 @@ def _iterates(stage, v, method):
 
 def direct_scores(problem):
     """{method: (q, n)} of what needs no product and is no `SOLVERS` method at 0."""
-    q, stages = problem.query_vectors(), [problem.stage(k) for k in (0, 1)]
-    fisher = [
-        inverses.diagonal_fisher(
-            Tracked(net, problem.layers),
-            data,
-            fisher_losses("gaussian", problem.settings["samples"], k),
-        )
-        for k, (net, data) in enumerate(zip(problem.nets, problem.data))
-    ]
-    shift = [
-        {
-            name: problem.settings["damping"] * x.eigenvalues.mean()
-            for name, x in s.curvature.factors.items()
-        }
-        for s in stages
-    ]
-    kfac = [replace(s, curvature=s.curvature.kfac()) for s in stages]
-    diagonal = inverses.diagonal_inverse(
-        fisher[0], shift[0], stages[1].moved(inverses.diagonal_inverse(fisher[1], shift[1], q))
-    )
+    q, stages, s = problem.query_vectors(), [problem.stage(k) for k in (0, 1)], problem.settings
+    kfac = [replace(stage, curvature=stage.curvature.kfac()) for stage in stages]
+
+    def diagonal(k, v):
+        """Stage k's damped diagonal Fisher inverse of v."""
+        losses = fisher_losses("gaussian", s["samples"], k)
+        fisher = inverses.diagonal_fisher(problem.tracked[k], problem.data[k], losses)
+        factors = stages[k].curvature.factors
+        shift = {name: s["damping"] * x.eigenvalues.mean() for name, x in factors.items()}
+        return inverses.diagonal_inverse(fisher, shift, v)
+
     return {
         "gradient dot": problem.score(q),
-        "diagonal": problem.score(diagonal),
+        "diagonal": problem.score(diagonal(0, stages[1].moved(diagonal(1, q)))),
         "K-FAC": problem.score(kfac[0].start(kfac[1].moved(kfac[1].start(q)))),
     }
 
 
 def study(problem, name, seed, products, rival_products, tolerance):
-    """(records, {"residual", "products"} of the exact solve); rival_products: those of every method but the dial."""
+    """(records, {"residual", "products"} of the exact solve); rival_products: those of every method
+    but the dial."""
     exact = exact_scores(problem, tolerance)
-    s, labels = (
-        problem.settings,
-        {"problem": name, "seed": seed, "stages": 2, "damping": problem.settings["damping"]},
-    )
-    fit, draws = (
-        2 * (1 + 2 * s["samples"]) / 3,
-        (1 + 2 * s["correction"]) / 3,
-    )  # in products, see `msif.study.exact.accuracy`
+    s = problem.settings
+    labels = {"problem": name, "seed": seed, "stages": 2, "damping": s["damping"]}
+    # In products, see `msif.study.exact.accuracy`.
+    fit, draws = 2 * (1 + 2 * s["samples"]) / 3, (1 + 2 * s["correction"]) / 3
     setup = {
+        "EK-FAC": fit,
         "dial": fit + draws,
         "EK-FAC CG": fit,
         "EK-FAC block CG": fit,
@@ -247,10 +236,9 @@ def study(problem, name, seed, products, rival_products, tolerance):
             for k, x in scores.items()
             if k or method in ("dial", "EK-FAC block CG")
         }
-    setup["EK-FAC"] = fit
     records = [
-        labels
-        | {
+        {
+            **labels,
             "method": method,
             "products": k,
             **agreement(x, exact["scores"]),
@@ -258,10 +246,8 @@ def study(problem, name, seed, products, rival_products, tolerance):
         }
         for (method, k), x in found.items()
     ]
-    return records, {
-        "residual": exact["residuals"].max().item(),
-        "products": exact["products"].tolist(),
-    }
+    residual, counts = exact["residuals"].max().item(), exact["products"].tolist()
+    return records, {"residual": residual, "products": counts}
 
 
 def _norms(v):

@@ -1,8 +1,10 @@
-"""Toys small enough for dense curvature: a corpus of invented facts, and models that are pre-trained and fine-tuned on it.
+"""Toys small enough for dense curvature: a corpus of invented facts, and models that are
+pre-trained and fine-tuned on it.
 
-24 subjects × 2 relations, 5 objects each. Pre-training: 8 statements of each fact, of which a share names a wrong object.
-Fine-tuning: 4 questions about each fact of the first half of the subjects, with the loss on the answer. Queries: 2 questions
-about each fact of the other half, so that their answers can come from pre-training alone.
+24 subjects × 2 relations, 5 objects each. Pre-training: 8 statements of each fact, of which a share
+names a wrong object. Fine-tuning: 4 questions about each fact of the first half of the subjects,
+with the loss on the answer. Queries: 2 questions about each fact of the other half, so that their
+answers can come from pre-training alone.
 """
 
 from dataclasses import dataclass
@@ -12,20 +14,20 @@ import torch
 from torch import nn
 
 from msif.core.data import NO_LOSS, Sequence
-from msif.core.layers import tracked_layers
+from msif.core.layers import Tracked, tracked_layers
 from msif.core.models import tiny_gpt_neox
 from msif.study.beds.training import train
 
 SUBJECTS, RELATIONS, OBJECTS, VERBS, FILLERS = 24, 2, 5, 3, 6
-VOCABULARY = (
-    SUBJECTS + RELATIONS * (OBJECTS + VERBS) + FILLERS + 2
-)  # and two marks, of a question and of its answer
+# And two marks, of a question and of its answer.
+VOCABULARY = SUBJECTS + RELATIONS * (OBJECTS + VERBS) + FILLERS + 2
 QUESTION, ANSWER = VOCABULARY - 2, VOCABULARY - 1
 
 
 @dataclass(frozen=True)
 class Toy:
-    """base: θ₁, tuned: θ₂, both in float64. layers: the tracked ones. documents, finetuning, queries: `data.Sequence`."""
+    """base: θ₁, tuned: θ₂, both in float64. layers: the tracked ones. documents, finetuning,
+    queries: `data.Sequence`."""
 
     base: object
     tuned: object
@@ -34,9 +36,15 @@ class Toy:
     finetuning: list
     queries: list
 
+    @property
+    def tracked(self):
+        """θ₁ and θ₂ with the tracked layers."""
+        return [Tracked(model, self.layers) for model in (self.base, self.tuned)]
+
 
 class WindowMLP(nn.Module):
-    """Next-token logits from the fixed random codes of the last three tokens, by two hidden layers of `tanh`."""
+    """Next-token logits from the fixed random codes of the last three tokens, by two hidden layers
+    of `tanh`."""
 
     def __init__(self, vocabulary, code=8, width=16, seed=0):
         super().__init__()
@@ -48,9 +56,11 @@ class WindowMLP(nn.Module):
 
     @property
     def device(self):
+        """Where the weights are."""
         return self.table.device
 
     def forward(self, input_ids, attention_mask=None):
+        """Logits (n, T, vocabulary) of input_ids (n, T), named as transformers names them."""
         codes = nn.functional.pad(self.table[input_ids], (0, 0, 2, 0))  # zeros before the start
         x = torch.cat([codes[:, 2:], codes[:, 1:-1], codes[:, :-2]], 2)
         for layer in self.layers[:-1]:
@@ -59,20 +69,20 @@ class WindowMLP(nn.Module):
 
 
 def corpus(seed=0, wrong=0.15):
-    """(documents, fine-tuning rows, queries) as `data.Sequence`; wrong: the share of statements with another object."""
+    """(documents, fine-tuning rows, queries) as `data.Sequence`; wrong: the share of statements
+    with another object."""
     g = torch.Generator().manual_seed(seed)
-    pick = lambda n: int(torch.randint(n, (), generator=g))
+
+    def pick(n):
+        return int(torch.randint(n, (), generator=g))
+
+    def told(o):
+        """The object that a statement names: o, or by the share `wrong` another one."""
+        further = 1 + pick(OBJECTS - 1)
+        return (o + further * (torch.rand((), generator=g) < wrong).item()) % OBJECTS
+
     facts = {(s, r): pick(OBJECTS) for s in range(SUBJECTS) for r in range(RELATIONS)}
-    documents = [
-        _statement(
-            s,
-            r,
-            (o + (1 + pick(OBJECTS - 1)) * (torch.rand((), generator=g) < wrong).item()) % OBJECTS,
-            pick,
-        )
-        for (s, r), o in facts.items()
-        for _ in range(8)
-    ]
+    documents = [_statement(s, r, told(o), pick) for (s, r), o in facts.items() for _ in range(8)]
     asked = {
         half: [
             _question(s, r, o, pick)
@@ -82,8 +92,10 @@ def corpus(seed=0, wrong=0.15):
         ]
         for half, times in ((True, 4), (False, 2))
     }
-    numbered = lambda rows: [Sequence(i, *row) for i, row in enumerate(rows)]
-    return numbered(documents), numbered(asked[True]), numbered(asked[False])
+    return tuple(
+        [Sequence(i, *row) for i, row in enumerate(rows)]
+        for rows in (documents, asked[True], asked[False])
+    )
 
 
 def _verb(r, pick):
@@ -95,14 +107,8 @@ def _filler(pick):
 
 
 def _statement(s, r, o, pick):
-    ids = (
-        _filler(pick),
-        s,
-        _verb(r, pick),
-        SUBJECTS + OBJECTS * r + o,
-        _filler(pick),
-        _filler(pick),
-    )
+    thing = SUBJECTS + OBJECTS * r + o
+    ids = (_filler(pick), s, _verb(r, pick), thing, _filler(pick), _filler(pick))
     return ids, ids
 
 
@@ -120,6 +126,7 @@ def transformer(seed=0):
 
 
 def mlp(seed=0):
+    """A `WindowMLP` of width 16."""
     return WindowMLP(VOCABULARY, seed=seed)
 
 
@@ -127,7 +134,8 @@ MODELS = {"transformer": transformer, "mlp": mlp}
 
 
 def toy(model, seed=0, *, pretraining, finetuning, wrong=0.15):
-    """A trained `Toy`. model: "transformer" or "mlp"; pretraining, finetuning: arguments of `training.train`."""
+    """A trained `Toy`. model: "transformer" or "mlp"; pretraining, finetuning: arguments of
+    `training.train`."""
     if model not in MODELS:
         raise ValueError(f"model is {model!r}; expected one of {', '.join(MODELS)}")
     documents, rows, queries = corpus(seed, wrong)

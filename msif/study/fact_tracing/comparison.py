@@ -1,23 +1,28 @@
 """Every rival of the multi-stage score on one case; scores (q, n), one number for every document.
 
-    bm25, tfidf, embeddings              text search for question + answer, words or all-MiniLM-L6-v2 (`retrieval`)
-    bm25_question                        for the question alone: what one knows before the model has answered
-    bm25_all_words                       stop words kept
-    word_order                           a rule, not a search: subject before object, and near (`retrieval`); knows how models learn
-    hidden_mean, hidden_last             cosine of mean or last hidden states at θ₂, hidden_mean_pretrained at θ₁, hidden_input of mean
-                                         input embeddings; means over documents taken off (`representations`)
-    trackstar                            cosine of projected, whitened gradients at θ₂ (`trackstar`)
-    multi_stage_refined                  conjugate gradients on the exact Gauss-Newton matrix, preconditioned by EK-FAC (`dial`)
-    multi_stage… + embeddings            reciprocal rank fusion of influence with a text search, for each of them
+    bm25, tfidf, embeddings     text search for question + answer, words or all-MiniLM-L6-v2
+                                (`retrieval`)
+    bm25_question               for the question alone: what one knows before the model has answered
+    bm25_all_words              stop words kept
+    word_order                  a rule, not a search: subject before object, and near (`retrieval`);
+                                knows how models learn
+    hidden_mean, hidden_last    cosine of mean or last hidden states at θ₂, hidden_mean_pretrained
+                                at θ₁, hidden_input of mean input embeddings; means over documents
+                                taken off (`representations`)
+    trackstar                   cosine of projected, whitened gradients at θ₂ (`trackstar`)
+    multi_stage_refined         conjugate gradients on the exact Gauss-Newton matrix, preconditioned
+                                by EK-FAC (`dial`)
+    multi_stage… + embeddings   reciprocal rank fusion of influence with a text search, for each of
+                                them
 
-and the gradients, single-stage and multi-stage scores of `tracing`. Names are "method/form", form raw or normalised.
+and the gradients, single-stage and multi-stage scores of `tracing`. Names are "method/form", form
+raw or normalised.
 """
 
 import torch
 from safetensors.torch import save_file
 
 from msif.core.influence import precondition, query_gradients
-from msif.core.layers import Tracked
 from msif.rivals import representations, retrieval, trackstar
 from msif.study import metrics, scratch
 from msif.study.fact_tracing import probes
@@ -26,10 +31,8 @@ from msif.study.tracing.candidates import candidate_table
 from msif.study.tracing.products import with_products
 
 SEARCHES = ("bm25", "tfidf", "embeddings")  # question + answer: those that are fused and filter
-INFLUENCE = (
-    "multi_stage_trajectory/normalised",
-    "multi_stage/normalised",
-)  # what is fused with text search: the first there is
+# What is fused with text search: the first there is.
+INFLUENCE = ("multi_stage_trajectory/normalised", "multi_stage/normalised")
 
 
 def texts(case):
@@ -46,11 +49,8 @@ def influences(case, at_once, settings):
     """{method/form: (q, n)} of the gradients and influence scores."""
     if at_once is None:
         return methods.scored(case, **settings)
-    return scratch.tensors(
-        "candidates",
-        case.key() | settings | {"at_once": at_once},
-        lambda: candidate_table(case, at_once, **settings),
-    )
+    key = case.key() | settings | {"at_once": at_once}
+    return scratch.tensors("candidates", key, lambda: candidate_table(case, at_once, **settings))
 
 
 def searched(case, embedder=None):
@@ -63,41 +63,47 @@ def searched(case, embedder=None):
         "tfidf": retrieval.tfidf(documents, both),
         "embeddings": retrieval.embeddings(documents, both, embedder),
     }
-    if all("subject" in row for row in case.rows):
-        found["word_order"] = retrieval.word_order(
-            documents, [row["subject"] for row in case.rows], [row["answer"] for row in case.rows]
-        )
+    rows = case.rows
+    if all("subject" in row for row in rows):
+        subjects, answers = [row["subject"] for row in rows], [row["answer"] for row in rows]
+        found["word_order"] = retrieval.word_order(documents, subjects, answers)
     return {f"{name}/raw": torch.as_tensor(x, dtype=torch.float32) for name, x in found.items()}
 
 
 def similar(case, dimension, batch_size=64):
-    """{method/raw: (q, n)} of representations and projected gradients. dimension: of TrackStar's gradients, per layer."""
-    tuned, base = case.bed.model("finetuned"), case.bed.model("pretrained")
-    cosine = lambda net, kind, layer=-1: representations.cosine(
-        net, case.queries, case.bed.documents, kind, layer, batch_size, centred=True
-    )
+    """{method/raw: (q, n)} of representations and projected gradients. dimension: of TrackStar's
+    gradients, per layer."""
+    queries, documents = case.queries, case.bed.documents
+    tuned, base = case.tracked("finetuned"), case.bed.model("pretrained")
+
+    def cosine(net, kind, layer=-1):
+        return representations.cosine(
+            net, queries, documents, kind, layer, batch_size, centred=True
+        )
+
     found = {
-        "hidden_mean": cosine(tuned, "mean"),
-        "hidden_last": cosine(tuned, "last"),
+        "hidden_mean": cosine(tuned.model, "mean"),
+        "hidden_last": cosine(tuned.model, "last"),
         "hidden_mean_pretrained": cosine(base, "mean"),
-        "hidden_input": cosine(tuned, "mean", 0),
-        "trackstar": trackstar.scores(
-            Tracked(tuned, case.layers),
-            case.queries,
-            case.bed.documents,
-            case.bed.finetuning,
-            dimension=dimension,
-            batch_size=batch_size,
-        ),
+        "hidden_input": cosine(tuned.model, "mean", 0),
     }
+    found["trackstar"] = trackstar.scores(
+        tuned,
+        queries,
+        documents,
+        case.bed.finetuning,
+        dimension=dimension,
+        batch_size=batch_size,
+    )
     return {f"{name}/raw": torch.as_tensor(x, dtype=torch.float32) for name, x in found.items()}
 
 
 def compared(case, *, embedder=None, dimension=16, refined=None, at_once=None, **settings):
     """{method/form: (q, n)} of everything above, each part kept in scratch/.
 
-    settings: as for `methods.scored`. refined: None, or {"documents", "iterations"} of `with_products`. at_once: so many
-    queries at a time, against their own candidates alone (`candidates.candidate_table`); None: all queries and documents together."""
+    settings: as for `methods.scored`. refined: None, or {"documents", "iterations"} of
+    `with_products`. at_once: so many queries at a time, against their own candidates alone
+    (`candidates.candidate_table`); None: all queries and documents together."""
     found = influences(case, at_once, settings)
     found |= scratch.tensors(
         "searched", case.key() | {"embedder": embedder}, lambda: searched(case, embedder)
@@ -108,34 +114,31 @@ def compared(case, *, embedder=None, dimension=16, refined=None, at_once=None, *
         lambda: similar(case, dimension, settings["batch_size"]),
     )
     if refined:
-        found |= with_products(
-            case,
-            refined["documents"],
-            refined["iterations"],
-            settings["damping"],
-            settings["alpha"],
-        )
+        size = refined["documents"], refined["iterations"]
+        found |= with_products(case, *size, settings["damping"], settings["alpha"])
     return found | fusions(found, [row.get("candidates") for row in case.rows])
 
 
 def save(found, folder):
     """Write {method/form: (q, n)} to folder/scores.safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: x.contiguous().clone() for name, x in found.items()}, folder / "scores.safetensors"
-    )
+    tensors = {name: x.contiguous().clone() for name, x in found.items()}
+    save_file(tensors, folder / "scores.safetensors")
 
 
 def fusions(found, candidates):
-    """Reciprocal rank fusions of `influence` with each text search, each query's ranks among its candidates (None: all)."""
-    ours, limited = influence(found), all(candidates)
-    inside = lambda x: metrics.within(x, candidates) if limited else x
-    return {
-        f"{ours.split('/')[0]} + {name}/raw": torch.as_tensor(
-            retrieval.fused(inside(found[ours]), inside(found[f"{name}/raw"]))
-        )
-        for name in SEARCHES
-    }
+    """Reciprocal rank fusions of `influence` with each text search, each query's ranks among its
+    candidates (None: all)."""
+    ours = influence(found)
+
+    def inside(x):
+        return metrics.within(x, candidates) if all(candidates) else x
+
+    fused = {}
+    for name in SEARCHES:
+        ranks = retrieval.fused(inside(found[ours]), inside(found[f"{name}/raw"]))
+        fused[f"{ours.split('/')[0]} + {name}/raw"] = torch.as_tensor(ranks)
+    return fused
 
 
 def influence(found):
@@ -150,42 +153,30 @@ def filtering(found, name):
 
 def probed(case, damping, alpha, seed, normalised=False, batch_size=64):
     """`probes.probe_scores` of a case's queries by the multi-stage score at θ₁."""
-    tuned, base = case.bed.model("finetuned"), case.bed.model("pretrained")
-    w = precondition(
-        query_gradients(Tracked(tuned, case.layers), case.queries), case.chain(damping, alpha)
-    )[0]
+    q = query_gradients(case.tracked("finetuned"), case.queries)
+    w = precondition(q, case.chain(damping, alpha))[0]
+    base, tokenizer = case.tracked("pretrained"), case.bed.tokenizer
     documents = probes.probe_documents(case.bed.corpus, case.rows, seed)
-    return probes.probe_scores(
-        Tracked(base, case.layers),
-        case.bed.tokenizer,
-        documents,
-        w,
-        base.config.max_position_embeddings,
-        normalised,
-        batch_size,
-    )
+    longest = base.model.config.max_position_embeddings
+    return probes.probe_scores(base, tokenizer, documents, w, longest, normalised, batch_size)
 
 
 def costs(case, refined=None):
-    """{method: forward + backward passes per candidate document}, as `methods.costs`; text search is counted as nothing, a forward
-    pass as a third, and a product of `refined` for one query and one document as one."""
-    found, rows = methods.costs(case), len(case.bed.finetuning) / len(case.bed.documents)
-    found |= dict.fromkeys((*SEARCHES, "bm25_question", "bm25_all_words", "word_order"), 0) | {
-        "trackstar": 1 + rows
-    }
-    found |= dict.fromkeys(
-        ("hidden_mean", "hidden_last", "hidden_mean_pretrained", "hidden_input"), 1 / 3
-    )
+    """{method: forward + backward passes per candidate document}, as `methods.costs`; text search
+    is counted as nothing, a forward pass as a third, and a product of `refined` for one query and
+    one document as one."""
+    hidden = ("hidden_mean", "hidden_last", "hidden_mean_pretrained", "hidden_input")
+    found, documents = methods.costs(case), len(case.bed.documents)
+    rows = len(case.bed.finetuning) / documents
+    found |= dict.fromkeys((*SEARCHES, "bm25_question", "bm25_all_words", "word_order"), 0)
+    found |= {"trackstar": 1 + rows} | dict.fromkeys(hidden, 1 / 3)
     found |= {
         f"{method} + {name}": found[method]
         for method in ("multi_stage", "multi_stage_trajectory")
         for name in SEARCHES
     }
     if refined:
-        products = (
-            refined["iterations"]
-            * len(case.queries)
-            * (refined["documents"] / len(case.bed.documents) + rows)
-        )
+        data = refined["documents"] / documents + rows  # of one product
+        products = refined["iterations"] * len(case.queries) * data
         found["multi_stage_refined"] = found["multi_stage"] + products
     return {name: round(float(cost), 2) for name, cost in found.items()}

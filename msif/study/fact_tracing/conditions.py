@@ -2,11 +2,13 @@
 
     plain      the sentences that state the fact, among all documents
     matched    the sentences that state the fact, among sentences of the same words (`matched`)
-    causal     the sentences whose removal lowers the answer's log-probability when both stages are trained again (`causal`)
+    causal     the sentences whose removal lowers the answer's log-probability when both stages are
+               trained again (`causal`)
 
-Queries whose corpus row has `candidates` are ranked among those alone. Methods are named "method/form". A condition is judged by the
-mean reciprocal rank ("mrr"), or by the area under the curve ("auc": how often a relevant candidate outranks one that is not), which
-does not saturate where half of ten candidates are relevant.
+Queries whose corpus row has `candidates` are ranked among those alone. Methods are named
+"method/form". A condition is judged by the mean reciprocal rank ("mrr"), or by the area under the
+curve ("auc": how often a relevant candidate outranks one that is not), which does not saturate
+where half of ten candidates are relevant.
 """
 
 from dataclasses import dataclass
@@ -15,12 +17,14 @@ from functools import cached_property
 import numpy as np
 
 from msif.study import metrics
+from msif.study.tracing.methods import FORMS
 
 
 @dataclass(frozen=True)
 class Condition:
-    """tables: one {method/form: scores (q, n)} for each seed. relevant, candidates: for each seed q lists of document numbers.
-    rows: for each seed the q rows of the corpus. metric: "mrr" or "auc"."""
+    """tables: one {method/form: scores (q, n)} for each seed. relevant, candidates: for each seed q
+    lists of document numbers. rows: for each seed the q rows of the corpus. metric: "mrr" or
+    "auc"."""
 
     name: str
     metric: str
@@ -58,7 +62,8 @@ class Condition:
 
     @cached_property
     def intervals(self):
-        """{method/form: (mean, low, high)}: the mean over seeds, 95 % bootstrap over seeds and queries."""
+        """{method/form: (mean, low, high)}: the mean over seeds, 95 % bootstrap over seeds and
+        queries."""
         return {name: metrics.bootstrap_interval(values) for name, values in self.values.items()}
 
     @cached_property
@@ -83,14 +88,16 @@ class Condition:
         return max(names, key=lambda name: self.intervals[name][0])
 
     def lead(self, name):
-        """(rival, mean, standard error): the paired gain of a method over the best one that is neither multi-stage, nor a
-        multi-stage score with one stage left out, nor fused, nor the rule that knows how such corpora are built."""
+        """(rival, mean, standard error): the paired gain of a method over the best one that is
+        neither multi-stage, nor a multi-stage score with one stage left out, nor fused, nor the
+        rule that knows how such corpora are built."""
         own = ("multi_stage", "pretraining_only", "finetuning_only", "word_order")
         rival = self.best([x for x in self.methods if not x.startswith(own) and " + " not in x])
         return rival, *self.gain(name, rival)
 
     def by_relation(self, name):
-        """{relation: (mean, standard error over queries)} of one method, seeds pooled, the most frequent relation first."""
+        """{relation: (mean, standard error over queries)} of one method, seeds pooled, the most
+        frequent relation first."""
         found = {}
         for rows, values in zip(self.rows, self.values[name]):
             for row, value in zip(rows, values):
@@ -103,7 +110,8 @@ class Condition:
         }
 
     def by_proponents(self, name):
-        """{number of relevant documents: (mean, standard error over queries)} of one method, seeds pooled."""
+        """{number of relevant documents: (mean, standard error over queries)} of one method, seeds
+        pooled."""
         found = {}
         for own, values in zip(self.relevant, self.values[name]):
             for few, value in zip(own, values):
@@ -115,20 +123,20 @@ class Condition:
         }
 
     def drawn(self):
-        """([methods, the best first], {form: [(mean, low, high) of each]}) for `figures.tracing`; nan where a method has one form."""
-        names, nothing = {name.split("/")[0]: None for name in self.methods}, (np.nan,) * 3
-        best = lambda m: max(
-            self.intervals[name][0] for name in self.methods if name.split("/")[0] == m
-        )
-        order = sorted(names, key=best, reverse=True)
+        """([methods, the best first], {form: [(mean, low, high) of each]}) for `figures.tracing`;
+        nan where a method has one form."""
+        nothing, best = (np.nan,) * 3, {}
+        for name in self.methods:
+            method, mean = name.split("/")[0], self.intervals[name][0]
+            best[method] = max(best.get(method, mean), mean)
+        order = sorted(best, key=best.get, reverse=True)
         return order, {
-            form: [self.intervals.get(f"{m}/{form}", nothing) for m in order]
-            for form in ("raw", "normalised")
+            form: [self.intervals.get(f"{m}/{form}", nothing) for m in order] for form in FORMS
         }
 
     def records(self, costs):
-        """One record for each seed, method and form (`metrics.tracing_record`), with auc and its error where that is the metric.
-        costs: {method: cost}; absent: None."""
+        """One record for each seed, method and form (`metrics.tracing_record`), with auc and its
+        error where that is the metric. costs: {method: cost}; absent: None."""
         found = []
         for k, (seed, table, own) in enumerate(zip(self.seeds, self.tables, self.relevant)):
             for name in table:
@@ -159,71 +167,62 @@ def _mean_and_error(groups):
 def condition(name, cases, tables, relevant=None, only=None, metric="mrr"):
     """The `Condition` of cases {seed: Case} and tables {seed: {method/form: (q, n)}}.
 
-    relevant: {seed: q lists}, by default each case's proponents. only: {seed: (q,) bool}, queries to keep; those without any
-    relevant document are left out in any case, and by "auc" those without any other."""
+    relevant: {seed: q lists}, by default each case's proponents. only: {seed: (q,) bool}, queries
+    to keep; those without any relevant document are left out in any case, and by "auc" those
+    without any other."""
     seeds, found = list(cases), []
+
+    def judged(own, row):
+        return 0 < len(own) and (metric == "mrr" or len(own) < len(row["candidates"]))
+
     for seed in seeds:
         rows, own = cases[seed].rows, (relevant or {}).get(seed, cases[seed].proponents)
-        keep = np.array(
-            [
-                0 < len(x) and (metric == "mrr" or len(x) < len(row["candidates"]))
-                for x, row in zip(own, rows)
-            ]
-        ) & (np.ones(len(own), bool) if only is None else np.asarray(only[seed]))
+        wanted = np.ones(len(own), bool) if only is None else np.asarray(only[seed])
+        keep = np.array([judged(x, row) for x, row in zip(own, rows)]) & wanted
         chosen, documents = np.flatnonzero(keep), len(cases[seed].bed.documents)
         few = [rows[q].get("candidates", range(documents)) for q in chosen]
         inside = {
-            method: metrics.within(np.asarray(x)[chosen], few) for method, x in tables[seed].items()
+            name: metrics.within(np.asarray(x)[chosen], few) for name, x in tables[seed].items()
         }
         found.append((inside, [list(own[q]) for q in chosen], few, [rows[q] for q in chosen]))
     return Condition(name, metric, seeds, *map(list, zip(*found)))
 
 
 def title(name):
-    """ "method/form" as a figure shows it."""
+    """A name "method/form" as a figure shows it."""
     method, form = name.split("/")
     return method if form == "raw" else f"{method}, {form}"
 
 
 def kind_of(document):
     """Kind and word order of a matched document; statements have one order."""
-    return (
-        document["kind"]
-        if document["kind"] == "statement"
-        else f"{document['kind']}, {document['order']}"
-    )
+    kind = document["kind"]
+    return kind if kind == "statement" else f"{kind}, {document['order']}"
 
 
 def wins_by_kind(where, cases, names):
-    """{method/form: {kind: (share, standard error)}}: how often a relevant document outranks a candidate of a kind that is not."""
+    """{method/form: {kind: (share, standard error)}}: how often a relevant document outranks a
+    candidate of a kind that is not."""
     documents = [cases[seed].bed.corpus.documents for seed in where.seeds]
-    kinds = sorted(
-        {
-            kind_of(d)
-            for known in documents
-            for d in known
-            if d["kind"] not in ("statement", "filler")
-        },
-        key=lambda kind: ("subject first" in kind, kind),
-    )
+    other = [d for known in documents for d in known if d["kind"] not in ("statement", "filler")]
+    kinds = sorted(set(map(kind_of, other)), key=lambda kind: ("subject first" in kind, kind))
     return {name: {kind: _share(where, documents, name, kind) for kind in kinds} for name in names}
 
 
 def _share(where, documents, name, kind):
-    found = [
-        metrics.wins(
-            table[name], own, [[n for n in few if kind_of(known[n]) == kind] for few in candidates]
-        )
-        for table, own, candidates, known in zip(
-            where.tables, where.relevant, where.candidates, documents
-        )
-    ]
+    found = []
+    for table, own, candidates, known in zip(
+        where.tables, where.relevant, where.candidates, documents
+    ):
+        others = [[n for n in few if kind_of(known[n]) == kind] for few in candidates]
+        found.append(metrics.wins(table[name], own, others))
     found = np.concatenate(found)
     return metrics.mean_and_error(found[~np.isnan(found)])
 
 
 def drops_by_kind(effects, corpora):
-    """{kind: ((mean drop [nats], standard error over documents), share that is causal)} of `causal.Effects` {seed: …}."""
+    """{kind: ((mean drop [nats], standard error over documents), share that is causal)} of
+    `causal.Effects` {seed: …}."""
     drops, causes = {}, {}
     for seed, found in effects.items():
         for row, drop, own in zip(corpora[seed].queries, found.drop, found.causal):

@@ -1,18 +1,20 @@
 """Generalisation probes: does a score follow what a document says, or how it says it?
 
-Each probe is a document about one fact of the generated corpus; all but the first are absent from the corpus, and use none but
-its words:
+Each probe is a document about one fact of the generated corpus; all but the first are absent from
+the corpus, and use none but its words:
 
     statement       the fact, as one of the corpus's own sentences states it
     paraphrase      the fact, by a template in which the corpus does not state it
-    object first    the statement with subject and object exchanged: the same words, and a false sentence
+    object first    the statement with subject and object exchanged: the same words, and a false
+                    sentence
     reversed        the statement's words in reverse order
     other relation  another fact about the same subject
     other subject   the fact's relation and object, stated of another subject that has it
     unrelated       a sentence that names nobody
 
-A probe that a corpus leaves no room for is left out for that fact, but for the paraphrase, which is an error. Source: Grosse et al.
-2023 (arXiv 2308.03296): influence is sparse, survives paraphrase, and falls when the order of the key phrases is flipped.
+A probe that a corpus leaves no room for is left out for that fact, but for the paraphrase, which is
+an error. Source: Grosse et al. 2023 (arXiv 2308.03296): influence is sparse, survives paraphrase,
+and falls when the order of the key phrases is flipped.
 """
 
 import random
@@ -37,10 +39,12 @@ PROBES = (
 
 
 def probe_documents(corpus, rows, seed=0):
-    """Probe documents of facts: dicts with text, probe (one of `PROBES`) and query (the number of the fact in rows).
+    """Probe documents of facts: dicts with text, probe (one of `PROBES`) and query (the number of
+    the fact in rows).
 
-    corpus: a generated `Corpus`. rows: of its queries, with subject, relation, object and proponents. Raises ValueError, naming the
-    row, for one that is no generated fact or that the corpus does not state, and where no template is left for a paraphrase.
+    corpus: a generated `Corpus`. rows: of its queries, with subject, relation, object and
+    proponents. Raises ValueError, naming the row, for one that is no generated fact or that the
+    corpus does not state, and where no template is left for a paraphrase.
     """
     facts = sorted({_fact(d) for d in corpus.documents if d["kind"] == "statement"})
     taken, rng = {d["text"] for d in corpus.documents}, random.Random(seed)
@@ -53,14 +57,14 @@ def probe_documents(corpus, rows, seed=0):
     found = []
     for number, row in enumerate(rows):
         _check(row, number)
-        texts = _texts(corpus, facts, row, unseen, rng) | (
-            {"unrelated": rng.choice(idle)} if idle else {}
-        )
+        texts = _texts(corpus, facts, row, unseen, rng)
+        if idle:
+            texts["unrelated"] = rng.choice(idle)
         if "paraphrase" not in texts:
             count = len(templates(row["relation"], "statements"))
             raise ValueError(
-                f"row {number}: the corpus states {_fact(row)} in every template it has words for; generate it with "
-                f"fewer statements than the {count} templates, or with more people"
+                f"row {number}: the corpus states {_fact(row)} in every template it has words for; "
+                f"generate it with fewer statements than the {count} templates, or with more people"
             )
         found += [
             {"text": texts[probe], "probe": probe, "query": number}
@@ -75,15 +79,16 @@ def _fact(row):
 
 
 def _check(row, number):
-    if lacking := [
-        key for key in ("subject", "relation", "object", "proponents") if not row.get(key)
-    ]:
+    needed = ("subject", "relation", "object", "proponents")
+    if lacking := [key for key in needed if not row.get(key)]:
         raise ValueError(
-            f"row {number} has no {', '.join(lacking)}: expected a query of a generated corpus that states its fact"
+            f"row {number} has no {', '.join(lacking)}: expected a query of a generated corpus "
+            "that states its fact"
         )
     if row["relation"] not in RELATIONS:
         raise ValueError(
-            f"row {number} has the relation {row['relation']!r}; expected one of {', '.join(RELATIONS)}"
+            f"row {number} has the relation {row['relation']!r}; expected one of "
+            f"{', '.join(RELATIONS)}"
         )
 
 
@@ -101,33 +106,30 @@ def _texts(corpus, facts, row, unseen, rng):
         probe: unseen(t.format(s=s, o=o) for s, r, o in some for t in templates(r, "statements"))
         for probe, some in pools.items()
     }
-    pools["object first"] = unseen(
-        [" ".join(exchanged.get(word, word) for word in statement.split())]
-    )
-    pools["reversed"] = unseen([" ".join(reversed(statement.split()))])
-    return {"statement": statement} | {
-        probe: rng.choice(pool) for probe, pool in pools.items() if pool
-    }
+    words = statement.split()
+    pools["object first"] = unseen([" ".join(exchanged.get(word, word) for word in words)])
+    pools["reversed"] = unseen([" ".join(reversed(words))])
+    drawn = {probe: rng.choice(pool) for probe, pool in pools.items() if pool}
+    return {"statement": statement} | drawn
 
 
 def probe_scores(tracked, tokenizer, probes, w, max_length, normalised=False, batch_size=32):
-    """Scores of probe documents for their own queries: records {probe, query, score}, in the order of `probes`.
+    """Scores of probe documents for their own queries: records {probe, query, score}, in the order
+    of `probes`.
 
-    model: the one of the corpus's own stage, such as θ₁. probes: of `probe_documents`; w: {layer: (q, o, i)} of the same rows, as
-    `influence.score` takes it; max_length: of the test-bed's documents. score: nats per unit of weight, positive = proponent;
-    normalised: divided by the document's gradient norm. Raises ValueError where w has no vector for a probe's query.
+    tracked: the model of the corpus's own stage, such as θ₁. probes: of `probe_documents`; w:
+    {layer: (q, o, i)} of the same rows, as `influence.score` takes it; max_length: of the
+    test-bed's documents. score: nats per unit of weight, positive = proponent; normalised: divided
+    by the document's gradient norm. Raises ValueError where w has no vector for a probe's query.
     """
     queries, held = {p["query"] for p in probes}, len(next(iter(w.values())))
     if max(queries) >= held:
         raise ValueError(
-            f"w holds vectors of {held} queries, and there are probes of query {max(queries)}: expected one a row"
+            f"w holds vectors of {held} queries, and there are probes of query {max(queries)}: "
+            "expected one a row"
         )
-    found = score(
-        tracked,
-        encode_documents([p["text"] for p in probes], tokenizer, max_length),
-        w,
-        batch_size=batch_size,
-    )
+    documents = encode_documents([p["text"] for p in probes], tokenizer, max_length)
+    found = score(tracked, documents, w, batch_size=batch_size)
     values = found.normalised() if normalised else found.values
     return [
         {"probe": p["probe"], "query": p["query"], "score": values[p["query"], n].item()}
@@ -136,10 +138,12 @@ def probe_scores(tracked, tokenizer, probes, w, max_length, normalised=False, ba
 
 
 def summary(records):
-    """Each probe's mean score relative to the statement's: dicts {probe, relative, relative_se, queries}, in the order of `PROBES`.
+    """Each probe's mean score relative to the statement's: dicts
+    {probe, relative, relative_se, queries}, in the order of `PROBES`.
 
-    relative: Σ score / Σ statement's score over the queries that have the probe, without unit: 1 = as influential as what was
-    trained on, 0 = not at all. relative_se: over queries, paired, by linearising the ratio; nan for one query."""
+    relative: Σ score / Σ statement's score over the queries that have the probe, without unit:
+    1 = as influential as what was trained on, 0 = not at all. relative_se: over queries, paired, by
+    linearising the ratio; nan for one query."""
     table = {}
     for r in records:
         table.setdefault(r["probe"], {})[r["query"]] = r["score"]
@@ -161,7 +165,8 @@ def _relative(probe, own, statement):
 
 
 def sparsity(scores, share=0.01):
-    """Share of each query's positive influence that the top `share` of its documents holds: (q, n) -> (q,) in [0, 1].
+    """Share of each query's positive influence that the top `share` of its documents holds:
+    (q, n) -> (q,) in [0, 1].
 
     nan for a query without positive score."""
     scores = np.asarray(scores)

@@ -1,8 +1,11 @@
-"""What each notebook found, said from the numbers that it wrote: one function a stage, of its metrics.json.
+"""What each notebook found, said from the numbers that it wrote: a function a stage, of its JSON.
 
-Each gives (number, what it counts, claim), three strings. A sentence that compares is conditional on the numbers: it says
-"ahead", "level" (within two standard errors) or "behind", whatever the study hoped for.
+Each reads the stage's metrics.json and gives a `Finding`: number, what it counts, and claim, three
+strings. A sentence that compares is conditional on the numbers: it says "ahead", "level" (within
+two standard errors) or "behind", whatever the study hoped for.
 """
+
+from typing import NamedTuple
 
 NAMES = {
     "bm25": "BM25",
@@ -12,79 +15,97 @@ NAMES = {
     "trak": "TRAK",
     "word_order": "a rule of word order",
 }
-NO_MODEL_OF_INFLUENCE = (
-    "single",
-    "gradient",
-    "trak",
-    "representation",
-    "bm25",
-)  # the rivals that notebook 6 compares with
+# The rivals that notebook 6 compares with.
+NO_MODEL_OF_INFLUENCE = ("single", "gradient", "trak", "representation", "bm25")
+
+
+class Finding(NamedTuple):
+    """A key number, what it counts, and the claim that it carries."""
+
+    number: str
+    what: str
+    claim: str
 
 
 def named(method):
-    """A method's name for readers: "embeddings/raw" -> "sentence embeddings", "x_y/normalised" -> "x y, normalised"."""
+    """A method's name for readers.
+
+    "embeddings/raw" -> "sentence embeddings", "x_y/normalised" -> "x y, normalised".
+    """
     name, _, form = method.partition("/")
-    return (
-        NAMES.get(name) or name.replace("_stage", "-stage").replace("_", " ")
-    ) + ", normalised" * (form == "normalised")
+    words = NAMES.get(name) or name.replace("_stage", "-stage").replace("_", " ")
+    return f"{words}, normalised" if form == "normalised" else words
 
 
 def against(lead, error, rival):
     """How a difference with its standard error reads."""
     if abs(lead) <= 2 * error:
         return f"level with {rival} ({lead:+.3f} ± {error:.3f})"
-    return f"{'ahead of' if lead > 0 else 'behind'} {rival} by {abs(lead):.3f} ± {error:.3f}"
+    place = "ahead of" if lead > 0 else "behind"
+    return f"{place} {rival} by {abs(lead):.3f} ± {error:.3f}"
 
 
 def above(value, other):
-    return "above" if value > other else "equal to" if value == other else "below"
+    """How a value reads beside another: "above", "equal to" or "below"."""
+    if value > other:
+        return "above"
+    return "equal to" if value == other else "below"
 
 
 def testbed(numbers):
+    """Notebook 1: do the answers need both stages?"""
     m = numbers["exact_match"]
-    verdict = (
-        "they come from pre-training, through fine-tuning"
-        if m["finetuned"] > max(m["pretrained"], m["chance"]) + 0.2
-        else "too little above the rest to say that the answers need both stages"
-    )
-    return (
-        f"{m['finetuned']:.0%}",
+    after, before, guess = m["finetuned"], m["pretrained"], m["chance"]
+    if after > max(before, guess) + 0.2:
+        verdict = "they come from pre-training, through fine-tuning"
+    else:
+        verdict = "too little above the rest to say that the answers need both stages"
+    return Finding(
+        f"{after:.0%}",
         "of held-out facts answered",
-        f"Of facts that fine-tuning never mentions, {m['finetuned']:.0%} are answered after it, {m['pretrained']:.0%} before, "
-        f"{m['chance']:.0%} by a guess: {verdict}.",
+        f"Of facts that fine-tuning never mentions, {after:.0%} are answered after it, "
+        f"{before:.0%} before, {guess:.0%} by a guess: {verdict}.",
     )
 
 
 def factors(numbers):
+    """Notebook 2: how few directions hold the curvature, and which labels find it."""
     share, errors = numbers["top_1_percent_share"], numbers["relative_error"]
+    first, second = f"{share['pretraining']:.0%}", f"{share['finetuning']:.0%}"
+    flat = "; the rest is nearly flat" if min(share.values()) > 0.2 else ""
     claim = (
-        f"One hundredth of the directions holds {share['pretraining']:.0%} of pre-training's curvature and {share['finetuning']:.0%} of fine-tuning's"
-        f"{'; the rest is nearly flat' if min(share.values()) > 0.2 else ''}."
+        f"One hundredth of the directions holds {first} of pre-training's curvature and {second} "
+        f"of fine-tuning's{flat}."
     )
     ours, theirs = errors.get("Λ, gaussian pseudo-labels"), errors.get("Λ, sampled labels")
     if ours and theirs:
         size = max(ours, key=int)
+        verdict = "err less" if ours[size] < theirs[size] else "err no less"
         claim += (
-            f" From {size} documents, Gaussian pseudo-labels give eigenvalues with an error of {ours[size]:.3f}, sampled labels of {theirs[size]:.3f}: "
-            f"the former {'err less' if ours[size] < theirs[size] else 'err no less'}."
+            f" From {size} documents, Gaussian pseudo-labels give eigenvalues with an error of "
+            f"{ours[size]:.3f}, sampled labels of {theirs[size]:.3f}: the former {verdict}."
         )
-    return (
-        f"{share['pretraining']:.0%}, {share['finetuning']:.0%}",
+    return Finding(
+        f"{first}, {second}",
         "of the curvature in 1% of the directions (pre-training, fine-tuning)",
         claim,
     )
 
 
 def fact_tracing(numbers):
+    """Notebook 3: does influence find the sentences, and what does each stage's curvature give?"""
     plain = numbers["plain"]
     method = "multi_stage_trajectory" if "multi_stage_trajectory" in plain else "multi_stage"
     mrr, leads = plain[method]["normalised"]["mrr"], numbers["lead"]
-    rival = lambda where: against(
-        leads[where]["mean"], leads[where]["se"], named(leads[where]["over"])
-    )
+
+    def rival(where):
+        lead = leads[where]
+        return against(lead["mean"], lead["se"], named(lead["over"]))
+
     claim = (
-        f"Multi-stage influence finds the sentences that state the fact with a mean reciprocal rank of {mrr:.3f} (1: always first): {rival('plain')}, the best rival "
-        f"that is neither a part of it nor told the fact."
+        f"Multi-stage influence finds the sentences that state the fact with a mean reciprocal "
+        f"rank of {mrr:.3f} (1: always first): {rival('plain')}, the best rival that is neither a "
+        f"part of it nor told the fact."
     )
     for where, what in (
         ("matched", "Among sentences of the same words"),
@@ -92,130 +113,158 @@ def fact_tracing(numbers):
     ):
         if where in leads:
             auc = numbers[where][method]["normalised"]["auc"]
-            claim += f" {what} it is right in {auc:.0%} of pairs, chance {numbers[where]['chance']['auc']:.0%}: {rival(where)}."
-    first = {
-        name.split(" - ")[1]: x["raw"]
-        for name, x in numbers["paired"].items()
-        if name.startswith("multi_stage - ")
-    }
+            chance = numbers[where]["chance"]["auc"]
+            claim += f" {what} it is right in {auc:.0%} of pairs, chance {chance:.0%}: "
+            claim += f"{rival(where)}."
     for stage, other in (("fine-tuning", "pretraining_only"), ("pre-training", "finetuning_only")):
-        low, high = first[other]["low"], first[other]["high"]
-        verdict = "costs" if low > 0 else "gains" if high < 0 else "makes no sure difference to"
-        claim += f" Leaving out {stage}'s curvature {verdict} raw MRR ({-first[other]['mean']:+.3f}, 95% {-high:+.3f} to {-low:+.3f})."
-    return f"{mrr:.3f}", "MRR of the sentences that state the fact", claim
+        claim += _without_curvature(stage, numbers["paired"][f"multi_stage - {other}"]["raw"])
+    return Finding(f"{mrr:.3f}", "MRR of the sentences that state the fact", claim)
+
+
+def _without_curvature(stage, gain):
+    """What leaving out a stage's curvature does; `gain`: that of having it, with its interval."""
+    mean, low, high = gain["mean"], gain["low"], gain["high"]
+    if low > 0:
+        verdict = "costs"
+    else:
+        verdict = "gains" if high < 0 else "makes no sure difference to"
+    return (
+        f" Leaving out {stage}'s curvature {verdict} raw MRR "
+        f"({-mean:+.3f}, 95% {-high:+.3f} to {-low:+.3f})."
+    )
 
 
 def exact(numbers):
+    """Notebook 4: how near EK-FAC and the dial come to exact two-stage influence."""
     problems = numbers["two_stages"]
     problem = "test-bed" if "test-bed" in problems else next(iter(problems))
     at = {name: x["spearman"] for name, x in problems[problem].items()}
-    few, many, plain_few, plain_many = (
-        at[key]
-        for key in ("dial, 4 products", "dial, 19 products", "CG, 5 products", "CG, 20 products")
-    )
-    return (
-        f"{at['EK-FAC, 0 products']:.2f} → {many:.2f}",
+    ekfac = at["EK-FAC, 0 products"]
+    few, many = at["dial, 4 products"], at["dial, 19 products"]
+    plain_few, plain_many = at["CG, 5 products"], at["CG, 20 products"]
+    return Finding(
+        f"{ekfac:.2f} → {many:.2f}",
         "Spearman with exact two-stage influence: EK-FAC, the dial at 20 products",
-        f"On the {problem}, EK-FAC shares {at['EK-FAC, 0 products']:.2f} of the exact order (Spearman). The dial has {few:.2f} within 5 products with "
-        f"the curvature and {many:.2f} within 20: {above(few, plain_few)} plain conjugate gradients' {plain_few:.2f}, and {above(many, plain_many)} their {plain_many:.2f}.",
+        f"On the {problem}, EK-FAC shares {ekfac:.2f} of the exact order (Spearman). The dial has "
+        f"{few:.2f} within 5 products with the curvature and {many:.2f} within 20: "
+        f"{above(few, plain_few)} plain conjugate gradients' {plain_few:.2f}, and "
+        f"{above(many, plain_many)} their {plain_many:.2f}.",
     )
 
 
 def scalability(numbers):
+    """Notebook 5: EK-FAC and the dial against a converged solve of one stage, and their cost."""
     damping, at = next(iter(numbers.items()))
-    best = lambda names: max(
-        ((at[m][k]["spearman"], m) for m in names for k in at[m]), default=(float("nan"), "none")
-    )
     ours = at["EK-FAC"]["0"]["spearman"]
-    rival, name = best(
-        [m for m in at if set(at[m]) == {"0"} and not m.startswith(("EK-FAC", "the dial"))]
-    )
-    shared = [k for k in at["the dial"] if k in at["conjugate gradients"] and int(k) <= 20]
-    k = max(shared, key=int)
-    dial, plain = at["the dial"][k]["spearman"], at["conjugate gradients"][k]["spearman"]
-    cost = at["the dial"][k]["cost"] / at["conjugate gradients"][k]["cost"]
-    return (
+    without_products = [
+        (at[name]["0"]["spearman"], name)
+        for name in at
+        if set(at[name]) == {"0"} and not name.startswith(("EK-FAC", "the dial"))
+    ]
+    rival, name = max(without_products, default=(float("nan"), "none"))
+    dials, plains = at["the dial"], at["conjugate gradients"]
+    k = max((k for k in dials if k in plains and int(k) <= 20), key=int)
+    dial, plain = dials[k]["spearman"], plains[k]["spearman"]
+    cost = dials[k]["cost"] / plains[k]["cost"]
+    return Finding(
         f"{ours:.2f}",
         "Spearman of EK-FAC with a converged solve, one stage",
-        f"At damping {damping}, EK-FAC has a Spearman of {ours:.2f} with a converged solve, {above(ours, rival)} the {rival:.2f} of {name}, the best that needs "
-        f"no products with the curvature. {k} products of the dial reach {dial:.2f}, {above(dial, plain)} plain conjugate gradients' {plain:.2f}, "
-        f"at {cost:.1f} times their cost.",
+        f"At damping {damping}, EK-FAC has a Spearman of {ours:.2f} with a converged solve, "
+        f"{above(ours, rival)} the {rival:.2f} of {name}, the best that needs no products with the "
+        f"curvature. {k} products of the dial reach {dial:.2f}, {above(dial, plain)} plain "
+        f"conjugate gradients' {plain:.2f}, at {cost:.1f} times their cost.",
     )
 
 
 def retraining(numbers):
+    """Notebook 6: does influence predict what training without half of the corpus does?"""
     lds, ceiling = numbers["lds"], numbers["ceiling"]
     models = max(int(name.split("_")[-2]) for name in lds)
-    at = {
-        name.removesuffix(f"_{models}_models"): value
-        for name, value in lds.items()
-        if name.endswith(f"_{models}_models")
-    }
+    end = f"_{models}_models"
+    at = {name.removesuffix(end): x for name, x in lds.items() if name.endswith(end)}
     best = max((name for name in at if name.startswith("multi_stage")), key=at.get)
-    others = {
-        name: x for name, x in numbers["lead"].items() if name.startswith(NO_MODEL_OF_INFLUENCE)
-    }
-    rival = min(others, key=lambda name: others[name]["value"])
     value, knows = at[best], at["statements_raw"]
-    return (
+    method = named("/".join(best.rsplit("_", 1)))
+    lead, name = min(
+        (
+            (x, name)
+            for name, x in numbers["lead"].items()
+            if name.startswith(NO_MODEL_OF_INFLUENCE)
+        ),
+        key=lambda rival: rival[0]["value"],
+    )
+    return Finding(
         f"{value:.2f}",
         f"linear datamodeling score; noise ceiling {ceiling:.2f}",
-        f"What both stages do, trained again without random halves of the corpus, is predicted with a rank correlation of {value:.2f} "
-        f"({named('/'.join(best.rsplit('_', 1)))}, {models} models): {value / ceiling:.0%} of the noise ceiling, "
-        f"{against(others[rival]['value'], others[rival]['error'], named(rival))}, the best of single-stage and similarity methods, "
-        f"and {above(value, knows)} the {knows:.2f} of counting the sentences that state the fact.",
+        f"What both stages do, trained again without random halves of the corpus, is predicted "
+        f"with a rank correlation of {value:.2f} ({method}, {models} models): "
+        f"{value / ceiling:.0%} of the noise ceiling, "
+        f"{against(lead['value'], lead['error'], named(name))}, "
+        f"the best of single-stage and similarity methods, and {above(value, knows)} "
+        f"the {knows:.2f} of counting the sentences that state the fact.",
     )
 
 
 def case_studies(numbers):
-    """None where there are neither plants nor removals."""
-    found, removed, claim, number = (
-        numbers.get("planted", {}),
-        numbers.get("removal", {}).get("facts", {}),
-        [],
-        None,
+    """Notebook 7: plants found and answers lost. None where there are neither plants nor removals.
+
+    The first of the two that is there gives the key number.
+    """
+    plants = numbers.get("planted", {})
+    removals = numbers.get("removal", {}).get("facts", {})
+    found = [*([_planted(plants)] if plants else []), *([_removed(removals)] if removals else [])]
+    if not found:
+        return None
+    return found[0]._replace(claim=" ".join(finding.claim for finding in found))
+
+
+def _planted(plants):
+    ours, search = (plants[name]["precision_at_5"] for name in ("influence", "bm25"))
+    return Finding(
+        f"{ours:.0%}",
+        "of the first five documents are the planted ones",
+        f"Of the first five documents behind a planted association {ours:.0%} are those that "
+        f"planted it, {above(ours, search)} BM25's {search:.0%}.",
     )
-    if found:
-        value, search = (found[name]["precision_at_5"] for name in ("influence", "bm25"))
-        number = (f"{value:.0%}", "of the first five documents are the planted ones")
-        claim.append(
-            f"Of the first five documents behind a planted association {value:.0%} are those that planted it, {above(value, search)} BM25's {search:.0%}."
-        )
-    if removed:
-        ours, search, chance = (
-            removed[name]["flipped_or_halved"] for name in ("influence", "bm25", "random")
-        )
-        number = number or (
-            f"{ours:.0%}",
-            "of answers flip, or halve their probability, without their first documents",
-        )
-        claim.append(
-            f"Trained again without their first documents, {ours:.0%} of {removed['influence']['answers']} right answers flip or halve their probability: "
-            f"{above(ours, search)} the {search:.0%} of BM25's first, {above(ours, chance)} the {chance:.0%} of random ones."
-        )
-    return (*number, " ".join(claim)) if number else None
+
+
+def _removed(removals):
+    ours, search, chance = (
+        removals[name]["flipped_or_halved"] for name in ("influence", "bm25", "random")
+    )
+    return Finding(
+        f"{ours:.0%}",
+        "of answers flip, or halve their probability, without their first documents",
+        f"Trained again without their first documents, {ours:.0%} of "
+        f"{removals['influence']['answers']} right answers flip or halve their probability: "
+        f"{above(ours, search)} the {search:.0%} of BM25's first, "
+        f"{above(ours, chance)} the {chance:.0%} of random ones.",
+    )
 
 
 def your_models(numbers):
-    first, chance, last, search = (
-        numbers["step"][kind]
-        for kind in ("first by influence", "at random", "last by influence", "first by BM25")
+    """Notebook 8: does a step on the first document raise the answer?"""
+    step = numbers["step"]
+    value, error = step["first by influence"]["value"], step["first by influence"]["error"]
+    search, chance, last = (
+        step[kind]["value"] for kind in ("first by BM25", "at random", "last by influence")
     )
-    verdict = (
-        "raises"
-        if first["value"] > 2 * first["error"]
-        else "lowers"
-        if first["value"] < -2 * first["error"]
-        else "does not surely change"
-    )
+    if value > 2 * error:
+        verdict = "raises"
+    else:
+        verdict = "lowers" if value < -2 * error else "does not surely change"
     claim = (
-        f"One SGD step on the document that stands first {verdict} the answer's log-probability ({first['value']:+.2f} ± {first['error']:.2f} nats); "
-        f"on BM25's first {search['value']:+.2f}, on a random one {chance['value']:+.2f}, on the last {last['value']:+.2f}."
+        f"One SGD step on the document that stands first {verdict} the answer's log-probability "
+        f"({value:+.2f} ± {error:.2f} nats); on BM25's first {search:+.2f}, on a random one "
+        f"{chance:+.2f}, on the last {last:+.2f}."
     )
     if settings := numbers.get("settings"):
-        claim += f" Whatever damping and α are tried, at least {settings['least_of_first_10']:.0%} of the first ten documents stay."
-    return (
-        f"{first['value']:+.2f} nats",
+        claim += (
+            f" Whatever damping and α are tried, at least {settings['least_of_first_10']:.0%} "
+            f"of the first ten documents stay."
+        )
+    return Finding(
+        f"{value:+.2f} nats",
         "change of the answer's log-probability by a step on the first document",
         claim,
     )

@@ -1,8 +1,8 @@
-"""Render an executed notebook for reading: ``python -m msif.study.pipeline.report 01_testbed tiny``.
+"""Render a profile's executed notebooks for reading: ``python -m msif.study.pipeline.report tiny``.
 
-Copies results/<profile>/<notebook>.ipynb to reports/<profile>/ and writes HTML beside it that needs no
-network: figures are embedded, no script is loaded, and LaTeX in markdown is MathML, which browsers draw by
-themselves. Equal notebooks give equal bytes.
+Pages go to results/<profile>/pages/, and all that a reader wants is copied to reports/<profile>/.
+A page needs no network: figures are embedded, no script is loaded, and LaTeX in markdown is MathML,
+which browsers draw by themselves. Equal notebooks give equal bytes.
 """
 
 import argparse
@@ -10,7 +10,9 @@ import re
 import shutil
 
 from msif.core.extras import need
-from msif.study.paths import reports, results
+from msif.core.files import write_text
+from msif.study.paths import published, results
+from msif.study.pipeline import overview
 
 jinja2, latex2mathml = need("jinja2"), need("latex2mathml.converter")
 nbconvert, markdown = need("nbconvert"), need("nbconvert.filters.markdown_mistune")
@@ -31,7 +33,9 @@ mtd[columnalign="left"] { text-align: left; padding-left: 0.2em }
 
 
 def mathml(latex, display="inline"):
-    """MathML of a LaTeX formula, on one line; ValueError when a command in it would be shown as it stands."""
+    """MathML of a LaTeX formula, on one line.
+
+    Raises ValueError when a command in it would be shown as it stands."""
     try:
         latex = latex.replace("{aligned}", "{split}")  # latex2mathml knows it by that name only
         found = latex2mathml.convert(" ".join(latex.split()), display=display)
@@ -49,19 +53,22 @@ class Renderer(markdown.IPythonRenderer):
     """nbconvert's markdown, with formulas drawn by the browser in place of MathJax."""
 
     def inline_math(self, body):
+        """$…$."""
         if body != body.strip():  # as in pandoc: "between $5 and $6" is no formula
             return f"${self.text(body)}$"
         return mathml(body)
 
     def block_math(self, body):
+        """$$…$$."""
         return mathml(body, display="block")
 
     def latex_environment(self, name, body):
+        """An environment outside of dollars."""
         return mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", display="block")
 
 
 def elsewhere(html):
-    """What a page would load over the network (links to follow do not count), as a list of strings."""
+    """What a page would load over the network, as strings; links to follow do not count."""
     soup = need("bs4").BeautifulSoup(html, features="html.parser")
     sources = [tag.get("src") or tag.get("href") for tag in soup.select("[src], link[href]")]
     code = "\n".join(tag.get_text() for tag in soup.select("style, script"))
@@ -71,7 +78,9 @@ def elsewhere(html):
 
 
 def to_html(nb, title):
-    """One self-contained HTML page of a notebook; ValueError if it would load anything over the network."""
+    """One self-contained HTML page of a notebook.
+
+    Raises ValueError if it would load anything over the network."""
     exporter = nbconvert.HTMLExporter(
         extra_loaders=[jinja2.DictLoader({"page": PAGE})], template_file="page"
     )
@@ -87,23 +96,40 @@ def to_html(nb, title):
     return html
 
 
-def report(name, profile):
-    """Copy an executed notebook into reports/<profile>/ and render it there; returns the path of the HTML."""
-    source, copy = results(profile, f"{name}.ipynb"), reports(profile, f"{name}.ipynb")
-    if not source.exists():
-        raise FileNotFoundError(
-            f"{source}: not there; run it first: python -m msif.study.pipeline.run {name} {profile}"
-        )
-    html = to_html(need("nbformat").read(source, as_version=4), f"{name} · {profile}")
-    shutil.copyfile(source, copy)
-    copy.with_suffix(".html").write_text(html, encoding="utf-8")
-    return copy.with_suffix(".html")
+def render(profile):
+    """Write results/<profile>/pages/<notebook>.html of each notebook that the profile has run.
+
+    Raises FileNotFoundError, saying what to run, where there is none."""
+    executed = sorted(results(profile, "notebooks").glob("*.ipynb"))
+    if not executed:
+        missing = results(profile, "notebooks")
+        raise FileNotFoundError(f"{missing} has no notebook; run: make study PROFILE={profile}")
+    for path in executed:
+        html = to_html(need("nbformat").read(path, as_version=4), f"{path.stem} · {profile}")
+        write_text(results(profile, "pages", f"{path.stem}.html"), html)
+
+
+def publish(profile):
+    """Make reports/<profile>/ of the executed notebooks, their pages, numbers and figures."""
+    target = published(profile)
+    shutil.rmtree(target, ignore_errors=True)
+    for part in ("notebooks", "pages", "reports"):
+        files = (x for x in results(profile, part).glob("*") if x.name != ".gitignore")
+        for source in files:
+            shutil.copyfile(source, published(profile, source.name))
+    overview.write()
+
+
+def main():
+    """The command line."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser.add_argument("profile", help="section of params.yaml")
+    profile = parser.parse_args().profile
+    render(profile)
+    publish(profile)
+    print(published(profile))
 
 
 if __name__ == "__main__":
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
-    parser.add_argument("notebook", help="name in notebooks/, without .ipynb")
-    parser.add_argument("profile", help="section of params.yaml")
-    args = parser.parse_args()
-    print(report(args.notebook, args.profile))
+    main()

@@ -1,18 +1,16 @@
-"""Run one notebook of the study, say what it cost, or switch a profile on.
+"""Run one notebook of the study, or say what runs cost.
 
-    python -m msif.study.pipeline.run 01_testbed tiny    execute notebooks/01_testbed.ipynb with the section tiny.testbed
-    python -m msif.study.pipeline.run --timings [tiny]   seconds and peak memory of each notebook's last run
-    python -m msif.study.pipeline.run --enable full      add `full` to the profiles that `dvc repro` runs
+    python -m msif.study.pipeline.run 01_testbed tiny    that notebook, as tiny.testbed says
+    python -m msif.study.pipeline.run --timings [tiny]   seconds and peak memory of the last runs
 
 papermill executes the notebook with that section of params.yaml. The executed copy lands in
-results/<profile>/, less what differs between equal runs; what the run cost in timings.json there, on which
-nothing depends.
+results/<profile>/notebooks/, less what differs between equal runs; what the run cost in
+scratch/timings/, on which nothing depends.
 """
 
 import argparse
 import json
 import os
-import re
 import resource
 import sys
 import time
@@ -20,47 +18,16 @@ import time
 from msif.core.extras import need
 from msif.core.files import write_json
 from msif.study.paths import results, root, scratch
+from msif.study.pipeline.profiles import known, parameters, profiles
 
 # Kernel and runner talk over a local port that other users of the machine could listen to.
 ENCRYPTED = {"KernelManager": {"transport_encryption": "auto"}}
 
-# The lists of params.yaml, and a section that the profiles in each have.
-LISTS = {"profiles": "testbed", "validated": "retraining", "studied": "case_studies"}
-
-
-def profiles():
-    """The sections of params.yaml by name: profile -> stage -> parameters. (Lists there say which of them run.)"""
-    params = need("yaml").safe_load((root() / "params.yaml").read_text())
-    return {name: section for name, section in params.items() if not isinstance(section, list)}
-
-
-def notebooks():
-    """The names in notebooks/, in order, without .ipynb."""
-    return sorted(p.stem for p in (root() / "notebooks").glob("*.ipynb"))
-
-
-def known(value, what, names):
-    """`value` if it is one of `names`; ValueError, saying what there is, if not."""
-    if value not in names:
-        raise ValueError(f"unknown {what} {value!r}; there are: {', '.join(names) or 'none'}")
-    return value
-
-
-def parameters(name, profile):
-    """One notebook's section of a profile, and the profile's own name; ValueError for anything unknown."""
-    known(name, "notebook", notebooks())
-    stages = profiles()[known(profile, "profile", profiles())] or {}
-    stage = known(
-        name.split("_", 1)[-1], f"section of the profile {profile!r} in params.yaml:", stages
-    )
-    declared = need("papermill").inspect_notebook(str(root() / "notebooks" / f"{name}.ipynb"))
-    for key in (chosen := {**(stages[stage] or {}), "profile": profile}):
-        known(key, f"parameter of {name} (params.yaml, {profile}.{stage}):", declared)
-    return chosen
-
 
 def without_clock(nb):
-    """Drop times, progress bars, Python's version and papermill's random cell id: equal runs, equal bytes."""
+    """Drop times, progress bars, Python's version and papermill's random cell id.
+
+    Equal runs then leave equal bytes."""
     coalesce = need("nbconvert.preprocessors.coalescestreams").CoalesceStreamsPreprocessor()
     nb.metadata.pop("papermill", None)
     nb.metadata.get("language_info", {}).pop("version", None)
@@ -78,13 +45,15 @@ def without_clock(nb):
 def run(name, profile):
     """Execute notebooks/<name>.ipynb for one profile and return the path of the executed copy.
 
-    Raises ValueError before anything runs for a bad name; when a cell fails, papermill's error with a note of
-    where the executed copy and its traceback are kept.
+    Raises ValueError before anything runs for a bad name; when a cell fails, papermill's error
+    with a note of where the executed copy and its traceback are kept.
     """
     given, source = parameters(name, profile), root() / "notebooks" / f"{name}.ipynb"
-    draft, out = scratch("executed", profile, f"{name}.ipynb"), results(profile, f"{name}.ipynb")
-    # The study's models are too small to share among threads: one is as fast, is not slowed by other work on the machine,
-    # and gives the same numbers whatever the number of cores. For larger models on a CPU, set the variable yourself.
+    draft = scratch("executed", profile, f"{name}.ipynb")
+    out = results(profile, "notebooks", f"{name}.ipynb")
+    # The study's models are too small to share among threads: one is as fast, is not slowed by
+    # other work on the machine, and gives the same numbers whatever the number of cores. For
+    # larger models on a CPU, set the variable yourself.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     start = time.perf_counter()
     try:
@@ -111,58 +80,36 @@ def run(name, profile):
 
 
 def peak_memory():
-    """The largest resident size, in MB (2**20 bytes), of a finished child process: the notebook's kernel.
+    """The largest resident size, in MB (2**20 bytes), of a finished child process: the kernel's.
 
-    A child starts as a copy of its parent, so that this is never less than this process's own 100 MB or so.
-    """
-    units = (
+    A child starts as a copy of its parent, so that this is never less than this process's own
+    100 MB or so."""
+    unit = (
         2**20 if sys.platform == "darwin" else 2**10
-    )  # getrusage(2): bytes on macOS, kilobytes elsewhere
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / units
+    )  # getrusage(2): bytes on macOS, else kilobytes
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit
 
 
 def record(profile, name, seconds, megabytes):
-    """Set one notebook's entry in results/<profile>/timings.json, keeping the others'."""
-    path = results(profile, "timings.json")
-    found = json.loads(path.read_text()) if path.exists() else {}
-    found[name] = {"seconds": round(seconds, 1), "peak_mb": round(megabytes)}
-    write_json(path, found, sort_keys=True)
+    """What one notebook's last run cost, in scratch/timings/<profile>/<name>.json."""
+    cost = {"seconds": round(seconds, 1), "peak_mb": round(megabytes)}
+    write_json(scratch("timings", profile, f"{name}.json"), cost)
 
 
 def timings(*chosen):
-    """A table of what each notebook's last run took, for the profiles named, or all that have run."""
+    """A table of what each notebook's last run took, for the profiles named, or for all."""
     lines = [f"{'profile':<10} {'stage':<24} {'seconds':>9} {'peak MB':>9}"]
     for profile in chosen or profiles():
-        path = results(known(profile, "profile", profiles()), "timings.json")
-        for name, cost in sorted(json.loads(path.read_text()).items()) if path.exists() else ():
-            lines.append(
-                f"{profile:<10} {name:<24} {cost['seconds']:>9.1f} {cost['peak_mb']:>9.0f}"
-            )
+        folder = scratch("timings", known(profile, "profile", profiles()), "x").parent
+        for path in sorted(folder.glob("*.json")):
+            cost = json.loads(path.read_text())
+            row = f"{cost['seconds']:>9.1f} {cost['peak_mb']:>9.0f}"
+            lines.append(f"{profile:<10} {path.stem:<24} {row}")
     return "\n".join(lines) if len(lines) > 1 else "nothing has run yet; start with: make study"
 
 
-def enable(profile):
-    """Add a profile to those lists of params.yaml for which it has a section; returns what to tell the user."""
-    sections = profiles()[known(profile, "profile", profiles())] or {}
-    return "\n".join(_listed(key, profile) for key, section in LISTS.items() if section in sections)
-
-
-def _listed(key, profile):
-    """Add a profile to one list of params.yaml, comments kept."""
-    path = root() / "params.yaml"
-    text = path.read_text()
-    line = re.search(rf"^{key}: *\[(.*)\]", text, re.M)
-    if line is None:
-        raise ValueError(f"{path}: expected a line such as `{key}: [tiny]`; add {profile} by hand")
-    enabled = [name.strip() for name in line[1].split(",") if name.strip()]
-    if profile in enabled:
-        return f"params.yaml: {key} has {profile} already"
-    added = f"{key}: [{', '.join([*enabled, profile])}]"
-    path.write_text(text.replace(line[0], added, 1))
-    return f"params.yaml: {profile} was added; it now reads `{added}`"
-
-
 def main():
+    """The command line."""
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("notebook", nargs="?", help="name in notebooks/, without .ipynb")
@@ -170,17 +117,12 @@ def main():
     parser.add_argument(
         "--timings", nargs="*", metavar="PROFILE", help="print what runs cost, and stop"
     )
-    parser.add_argument(
-        "--enable", metavar="PROFILE", help="add a profile to params.yaml, and stop"
-    )
     args = parser.parse_args()
-    if args.timings is None and args.enable is None and args.profile is None:
+    if args.timings is None and args.profile is None:
         parser.error("a notebook and a profile are needed, such as: 01_testbed tiny")
     try:
         if args.timings is not None:
             return print(timings(*args.timings))
-        if args.enable:
-            return print(enable(args.enable))
         parameters(args.notebook, args.profile)
     except (ValueError, FileNotFoundError) as error:
         parser.exit(2, f"msif.study.pipeline.run: {error}\n")

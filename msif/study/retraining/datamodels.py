@@ -1,22 +1,25 @@
-"""Scores that predict retraining: every method for every query and document, at models of several seeds.
+"""Scores that predict retraining: every method for every query and document, at models of several
+seeds.
 
-The linear datamodeling score holds −(1/N) Σ_{z left out} s(z) against f after retraining without these documents. Beside
-the methods of `tracing`, at each seed's models:
+The linear datamodeling score holds −(1/N) Σ_{z left out} s(z) against f after retraining without
+these documents. Beside the methods of `tracing`, at each seed's models:
 
-    multi_stage_refined     the exact Gauss-Newton in place of EK-FAC, as far as `iterations` products go (`dial`)
-    multi_stage_source      pre-training as a chain of unrolled segments, one for each checkpoint (`unrolling`)
+    multi_stage_refined     the exact Gauss-Newton in place of EK-FAC, as far as `iterations`
+                            products go (`dial`)
+    multi_stage_source      pre-training as a chain of unrolled segments, one for each checkpoint
+                            (`unrolling`)
     multi_stage_adam        EK-FAC in Adam's metric (`adam`)
     representation          cosine of mean hidden states at θ₂, query and answer against document
     trak                    TRAK at models that saw half of the documents (`baselines`)
 
-An ensemble is the mean over seeds; what the seeds disagree about is noise, which `shrunk` takes off.
+An ensemble is the mean over seeds; what they disagree about is noise, which `shrunk` takes off.
 """
 
 import torch
 
 from msif.core.data import batches
 from msif.core.influence import Damping, Stage, precondition, query_gradients
-from msif.core.layers import Tracked, tracked_layers, weight_matrix
+from msif.core.layers import tracked, weight_matrix
 from msif.core.models import logits
 from msif.core.objectives import logit_margin
 from msif.curvature import adam
@@ -32,130 +35,96 @@ from msif.study.tracing.products import at_pretrained
 
 
 def all_scores(case, *, time, **settings):
-    """{method/form: (q, N)} of one seed: those of `tracing`, SOURCE's (`time` of each segment) and representations."""
-    found = scored(case, **settings)
-    source = scratch.tensors(
-        "source",
-        case.key() | {"time": time, "alpha": settings["alpha"]},
-        lambda: _source(case, time, settings["alpha"]),
-    )
-    return (
-        found
-        | source
-        | {
-            "representation/raw": representations.cosine(
-                case.bed.model("finetuned"), case.queries, case.bed.documents
-            )
-        }
-    )
+    """{method/form: (q, N)} of one seed: those of `tracing`, SOURCE's (`time` of each segment) and
+    representations."""
+    found, alpha = scored(case, **settings), settings["alpha"]
+    key = case.key() | {"time": time, "alpha": alpha}
+    source = scratch.tensors("source", key, lambda: _source(case, time, alpha))
+    tuned = case.bed.model("finetuned")
+    similar = representations.cosine(tuned, case.queries, case.bed.documents)
+    return found | source | {"representation/raw": similar}
 
 
 def variants(case, damping, alphas, times, seed):
-    """{name/form}: the multi-stage score with one part exchanged, candidates at θ₁: fine-tuning's filter (proximal α, unrolled
-    `times`), pre-training's filter (unrolled), the measurement (logit margin), the metric (Adam's)."""
+    """{name/form}: the multi-stage score with one part exchanged, candidates at θ₁: fine-tuning's
+    filter (proximal α, unrolled `times`), pre-training's filter (unrolled), the measurement
+    (logit margin), the metric (Adam's)."""
 
     def make():
         base, tuned, first, last = case.ends
-        q, inverse = (
-            query_gradients(Tracked(tuned, case.layers), case.queries),
-            Stage(first, Damping(damping)).inverse,
-        )
-        second = Stage(last, alpha=Damping(0.1))
-        found = {
-            f"proximal α = {a}": inverse(Stage(last, alpha=Damping(a)).transfer(q)) for a in alphas
-        }
-        found |= {
-            f"unrolled fine-tuning τ = {t}": inverse(Unrolled(last, time=t).transfer(q))
-            for t in times
-        }
-        found |= {
-            f"unrolled pre-training τ = {t}": Unrolled(first, time=t).inverse(second.transfer(q))
-            for t in times
-        }
-        margin = query_gradients(Tracked(tuned, case.layers), case.queries, logit_margin)
+        q = query_gradients(tuned, case.queries)
+        inverse, second = Stage(first, Damping(damping)).inverse, Stage(last, alpha=Damping(0.1))
+        found = {}
+        for a in alphas:
+            found[f"proximal α = {a}"] = inverse(Stage(last, alpha=Damping(a)).transfer(q))
+        for t in times:
+            found[f"unrolled fine-tuning τ = {t}"] = inverse(Unrolled(last, time=t).transfer(q))
+        for t in times:
+            unrolled = Unrolled(first, time=t)
+            found[f"unrolled pre-training τ = {t}"] = unrolled.inverse(second.transfer(q))
+        margin = query_gradients(tuned, case.queries, logit_margin)
         found["measurement: logit margin"] = inverse(second.transfer(margin))
-        metric = Stage(
-            adam.fit(Tracked(base, case.layers), case.bed.documents, seed=f"{seed}/adam"),
-            Damping(damping),
-        )
-        found["metric: Adam's"] = metric.inverse(second.transfer(q))
+        metric = adam.fit(base, case.bed.documents, seed=f"{seed}/adam")
+        found["metric: Adam's"] = Stage(metric, Damping(damping)).inverse(second.transfer(q))
         return at_pretrained(case, found)
 
-    return scratch.tensors(
-        "variants",
-        case.key()
-        | {"damping": damping, "alphas": list(alphas), "times": list(times), "seed": seed},
-        make,
-    )
+    settings = {"damping": damping, "alphas": list(alphas), "times": list(times), "seed": seed}
+    return scratch.tensors("variants", case.key() | settings, make)
 
 
 def _source(case, time, alpha):
-    """Σ over segments of ⟨w_j, ∇ℓ_z(θ_j)⟩, w of the chain of segments and fine-tuning; every segment has the same time."""
-    names, q = (
-        case.bed.checkpoints,
-        query_gradients(Tracked(case.bed.model("finetuned"), case.layers), case.queries),
-    )
-    chain = [Unrolled(case.factors[name], time=time) for name in names] + [
-        Stage(case.factors["finetuned"], alpha=Damping(alpha))
-    ]
+    """Σ over segments of ⟨w_j, ∇ℓ_z(θ_j)⟩, w of the chain of segments and fine-tuning; every
+    segment has the same time."""
+    names, documents = case.bed.checkpoints, case.bed.documents
+    q = query_gradients(case.tracked("finetuned"), case.queries)
+    segments = [Unrolled(case.factors[name], time=time) for name in names]
+    chain = [*segments, Stage(case.factors["finetuned"], alpha=Damping(alpha))]
     total, normalised = 0.0, 0.0
     for name, w in zip(names, precondition(q, chain)):
-        found = score_together(
-            Tracked(case.bed.model(name), case.layers), case.bed.documents, {"w": w}, 64
-        )["w"]
+        found = score_together(case.tracked(name), documents, {"w": w}, 64)["w"]
         total, normalised = total + found.values, normalised + found.normalised()
     return {"multi_stage_source/raw": total, "multi_stage_source/normalised": normalised}
 
 
 def implied_alpha(case):
-    """α that fine-tuning's own record implies, over each layer's mean eigenvalue: the median over layers of
-    −⟨∇J₂(θ₂), θ₂ − θ₁⟩ / ‖θ₂ − θ₁‖², J₂ the mean loss, from the condition ∇J₂ + α (θ₂ − θ₁) = 0 of a stage that ends there."""
+    """α that fine-tuning's own record implies, over each layer's mean eigenvalue.
+
+    The median over layers of −⟨∇J₂(θ₂), θ₂ − θ₁⟩ / ‖θ₂ − θ₁‖², J₂ the mean loss, from the condition
+    ∇J₂ + α (θ₂ − θ₁) = 0 of a stage that ends there."""
     base, tuned, _, last = case.ends
     found = []
-    for name, g in query_gradients(
-        Tracked(tuned, case.layers), case.bed.finetuning
-    ).items():  # of −log p, which is the loss
-        moved = weight_matrix(tuned.get_submodule(name)) - weight_matrix(base.get_submodule(name))
-        found.append(
-            -(g.mean(0) * moved).sum()
-            / moved.square().sum()
-            / last.factors[name].eigenvalues.mean()
-        )
+    gradients = query_gradients(tuned, case.bed.finetuning)  # of −log p, which is the loss
+    for name, g in gradients.items():
+        before, after = (weight_matrix(x.model.get_submodule(name)) for x in (base, tuned))
+        moved = after - before
+        alpha = -(g.mean(0) * moved).sum() / moved.square().sum()
+        found.append(alpha / last.factors[name].eigenvalues.mean())
     return torch.stack(found).median().item()
 
 
 def trak_scores(recipe, seeds, dimension):
-    """{"trak/raw": (q, N)}: TRAK at θ₂ of one model a seed, each of which saw a random half of the documents."""
+    """{"trak/raw": (q, N)}: TRAK at θ₂ of one model a seed, each of which saw a random half of the
+    documents."""
 
     def compute():
         halves = half_subsets(len(recipe.corpus.documents), len(seeds), seed=seeds[0])
-        found = zip(
-            *[_features(recipe, left_out, seed, dimension) for left_out, seed in zip(halves, seeds)]
-        )
-        return {"trak/raw": trak(*found)}
+        found = [_features(recipe, half, seed, dimension) for half, seed in zip(halves, seeds)]
+        return {"trak/raw": trak(*zip(*found))}
 
-    return scratch.tensors(
-        "trak", recipe.key() | {"seeds": list(seeds), "dimension": dimension}, compute
-    )
+    key = recipe.key() | {"seeds": list(seeds), "dimension": dimension}
+    return scratch.tensors("trak", key, compute)
 
 
 def _features(recipe, left_out, seed, dimension):
-    """Features of the queries (q, k) and of the documents (N, k), and 1 − p of the documents (N,), at one model."""
-    net = retrained(recipe, left_out, seed)
-    documents, _, queries = testbed.encode(
-        recipe.corpus, testbed.start(recipe.corpus, recipe.model, seed)[0], recipe.max_length
-    )
-    layers = tracked_layers(net)
-    project = projector(layers, dimension, seed)
+    """Features of the queries (q, k) and of the documents (N, k), and 1 − p of the documents (N,),
+    at one model."""
+    net = tracked(retrained(recipe, left_out, seed))
+    tokenizer, _ = testbed.start(recipe.corpus, recipe.model, seed)
+    documents, _, queries = testbed.encode(recipe.corpus, tokenizer, recipe.max_length)
+    project = projector(net.layers, dimension, seed)
     with torch.no_grad():
-        error = torch.cat(
-            [error_probability(logits(net, batch), batch) for batch in batches(documents, 64)]
-        )
-    return (
-        trak_features(Tracked(net, layers), queries, project),
-        trak_features(Tracked(net, layers), documents, project),
-        error,
-    )
+        errors = [error_probability(logits(net.model, b), b) for b in batches(documents, 64)]
+    return *(trak_features(net, x, project) for x in (queries, documents)), torch.cat(errors)
 
 
 def ensemble(tables):
@@ -164,7 +133,8 @@ def ensemble(tables):
 
 
 def shrunk(scores):
-    """Mean over seeds of (seeds, q, N), drawn towards 0 by its own standard error, pooled over a query's documents: (q, N).
+    """Mean over seeds of (seeds, q, N), drawn towards 0 by its own standard error, pooled over a
+    query's documents: (q, N).
 
     Most documents have no influence; the sum of their noise would drown the few that have."""
     mean, error = scores.mean(0), (scores.var(0) / len(scores)).mean(1, keepdim=True).sqrt()
@@ -172,12 +142,14 @@ def shrunk(scores):
 
 
 def predicted(table, left_out):
-    """{name: (q, subsets)}: −(1/N) Σ of the scores (q, N) of the documents left out, (subsets, N) bool."""
+    """{name: (q, subsets)}: −(1/N) Σ of the scores (q, N) of the documents left out, (subsets, N)
+    bool."""
     return {name: -(x @ left_out.to(x.dtype).mT / x.shape[1]).numpy() for name, x in table.items()}
 
 
 def statements(corpus):
-    """1 for the documents that state a query's fact: (q, N). As a score, it counts left-out statements."""
+    """1 for the documents that state a query's fact: (q, N). As a score, it counts left-out
+    statements."""
     found = torch.zeros(len(corpus.queries), len(corpus.documents))
     for row, query in zip(found, corpus.queries):
         row[query["proponents"]] = 1
@@ -185,15 +157,16 @@ def statements(corpus):
 
 
 def union_of_top(scores, queries, count):
-    """The documents among the `count` highest of any of the queries (numbers), to be left out: (N,) bool."""
+    """The documents among the `count` highest of any of the queries (numbers), to be left out: (N,)
+    bool."""
     left_out = torch.zeros(scores.shape[1], dtype=torch.bool)
     left_out[scores[queries].topk(count, dim=1).indices.flatten()] = True
     return left_out
 
 
 def costs(case, epochs):
-    """{method: forward + backward passes per candidate document and model}, as `methods.costs`. epochs: of pre-training, which
-    TRAK pays for on half of the documents."""
+    """{method: forward + backward passes per candidate document and model}, as `methods.costs`.
+    epochs: of pre-training, which TRAK pays for on half of the documents."""
     found = methods.costs(case)
     return found | {
         "multi_stage_source": found["multi_stage_trajectory"],

@@ -1,12 +1,15 @@
 """One stage of influence on a trained model, and its converged answer, to judge approximations by.
 
-J = Σ_z ℓ_z / N at the trained θ, curvature over a fixed set C of training documents, d on the diagonal of each layer:
+J = Σ_z ℓ_z / N at the trained θ, curvature over a fixed set C of training documents, d on the
+diagonal of each layer:
 
-    s(z) = ⟨w, ∇ℓ_z⟩,   (G + d) w = ∇(−f),   G = E_{z in C}[Jᵀ H_out J] over all tracked layers together,
+    s(z) = ⟨w, ∇ℓ_z⟩,   (G + d) w = ∇(−f),   G = E_{z in C}[Jᵀ H_out J],
 
-f: the log-probability of a sentence that was not trained on (nats); positive = proponent. Solved in float64 by block conjugate
-gradients for all queries together until ‖(G + d) w − q‖ ≤ tolerance ‖q‖ for each, in the coordinates y = (Λ + d)^(1/2) ∘ Q_Bᵀ w Q_A of
-EK-FAC, where G + d is better conditioned; the solution does not depend on them. Source of the recurrence: Dubrulle 2001 (BCGrQ).
+G over all tracked layers together, f: the log-probability of a sentence that was not trained on
+(nats); positive = proponent. Solved in float64 by block conjugate gradients for all queries
+together until ‖(G + d) w − q‖ ≤ tolerance ‖q‖ for each, q = ∇(−f), in the coordinates
+y = (Λ + d)^(1/2) ∘ Q_Bᵀ w Q_A of EK-FAC, where G + d is better conditioned; the solution does not
+depend on them. Source of the recurrence: Dubrulle 2001 (BCGrQ).
 """
 
 import copy
@@ -18,7 +21,7 @@ from tqdm import tqdm
 from msif.core.data import digest
 from msif.core.ekfac import EKFAC, LayerFactors
 from msif.core.influence import query_gradients, score
-from msif.core.layers import Tracked, tracked_layers
+from msif.core.layers import Tracked, tracked
 from msif.core.models import load_model, model_digest
 from msif.curvature.conjugate import blocks
 from msif.curvature.gauss_newton import GaussNewton, exact_attention
@@ -31,7 +34,8 @@ from msif.study.corpora.corpus import generate
 
 @dataclass(frozen=True)
 class Problem:
-    """documents: what the model was trained on; candidates and curvature (the set C) are among them, queries are not.
+    """documents: what the model was trained on; candidates and curvature (the set C) are among
+    them, queries are not.
 
     start: the model before training. factors: EK-FAC on the curvature set."""
 
@@ -48,9 +52,11 @@ class Problem:
 
     @property
     def tracked(self):
+        """The trained model with the tracked layers."""
         return Tracked(self.model, self.layers)
 
     def key(self):
+        """What every score depends on."""
         return {
             "model": model_digest(self.model),
             "factors": self.factors.header,
@@ -62,40 +68,41 @@ class Problem:
 
 
 def problem(seed, corpus, model, training, queries, candidates, curvature, samples):
-    """The `Problem` of one seed: `queries` sentences are kept from training; then so many candidates and curvature documents.
+    """The `Problem` of one seed: `queries` sentences are kept from training; then so many
+    candidates and curvature documents.
 
-    corpus, model, training: the arguments of `corpus.generate`, `models.tiny_gpt_neox` and `training.train`. Raises ValueError
-    for more documents than there are."""
+    corpus, model, training: the arguments of `corpus.generate`, `models.tiny_gpt_neox` and
+    `training.train`. Raises ValueError for more documents than there are."""
     text = generate(seed=seed, **corpus)
     tokenizer, net = testbed.start(text, model, seed)
     documents = testbed.encode(text, tokenizer, 64)[0]
     documents, asked = documents[:-queries], documents[-queries:]
     if len(documents) < candidates + curvature:
         raise ValueError(
-            f"{candidates} candidates and {curvature} curvature documents of {len(documents)}: ask for fewer, or more people"
+            f"{candidates} candidates and {curvature} curvature documents of {len(documents)}: ask "
+            "for fewer, or more people"
         )
-    after = trained(net, documents, training, seed)
+    after = tracked(trained(net, documents, training, seed))
     chosen = documents[candidates : candidates + curvature]
-    layers = tracked_layers(after)
-    factors, _ = fitted(
-        Tracked(after, layers), chosen, labels="gaussian", samples=samples, batch_size=32, seed=seed
-    )
+    settings = {"labels": "gaussian", "samples": samples, "batch_size": 32, "seed": seed}
+    factors, _ = fitted(after, chosen, **settings)
     return Problem(
-        after,
-        net,
-        layers,
-        factors,
-        documents,
-        asked,
-        documents[:candidates],
-        chosen,
-        training,
-        seed,
+        model=after.model,
+        start=net,
+        layers=after.layers,
+        factors=factors,
+        documents=documents,
+        queries=asked,
+        candidates=documents[:candidates],
+        curvature=chosen,
+        training=training,
+        seed=seed,
     )
 
 
 def trained(net, documents, training, seed, left_out=None, title="training"):
-    """The model after training from `net` without the documents `left_out` ((N,) bool), trained once and kept in scratch/."""
+    """The model after training from `net` without the documents `left_out` ((N,) bool), trained
+    once and kept in scratch/."""
     key = {
         "start": model_digest(net),
         "data": digest(documents),
@@ -113,18 +120,17 @@ def trained(net, documents, training, seed, left_out=None, title="training"):
 
 
 def reference(problem, damping, tolerance=1e-6):
-    """{"scores" (q, n), "residual" (q,), "products" ()}, float64, computed once and kept in scratch/. damping: `influence.Damping`."""
+    """{"scores" (q, n), "residual" (q,), "products" ()}, float64, computed once and kept in
+    scratch/. damping: `influence.Damping`."""
 
     def compute():
-        net, layers = copy.deepcopy(problem.model).double(), problem.layers
-        product, q = (
-            GaussNewton(Tracked(net, layers), problem.curvature, 16).product,
-            query_gradients(Tracked(net, layers), problem.queries),
-        )
+        double = Tracked(copy.deepcopy(problem.model).double(), problem.layers)
+        product = GaussNewton(double, problem.curvature, 16).product
+        q = query_gradients(double, problem.queries)
         with exact_attention():
             w, residual, products = solve(product, doubled(problem.factors), damping, q, tolerance)
         return {
-            "scores": score(Tracked(net, layers), problem.candidates, w).values,
+            "scores": score(double, problem.candidates, w).values,
             "residual": residual,
             "products": torch.tensor(products),
         }
@@ -143,24 +149,24 @@ def dampings(factors, damping):
 
 def doubled(factors):
     """The same factors in float64."""
-    double = lambda x: x.double() if torch.is_tensor(x) and x.is_floating_point() else x
-    return EKFAC(
-        {
-            name: LayerFactors(*map(double, vars(layer).values()))
-            for name, layer in factors.factors.items()
-        },
-        factors.header,
-    )
+
+    def double(x):
+        return x.double() if torch.is_tensor(x) and x.is_floating_point() else x
+
+    found = {
+        name: LayerFactors(*map(double, vars(x).values())) for name, x in factors.factors.items()
+    }
+    return EKFAC(found, factors.header)
 
 
 def solve(product, factors, damping, q, tolerance=1e-6, limit=4000):
     """(w {layer: (q, o, i)}, relative residual of each query (q,), products made).
 
-    product: {layer: (q, o, i)} -> G times it. Raises RuntimeError after `limit` products without ‖(G + D) w − q‖ ≤ tolerance ‖q‖."""
+    product: {layer: (q, o, i)} -> G times it. Raises RuntimeError after `limit` products without
+    ‖(G + D) w − q‖ ≤ tolerance ‖q‖."""
     layers, d = factors.factors, dampings(factors, damping)
-    scale = torch.cat(
-        [(x.eigenvalues + d[name]).sqrt().flatten() for name, x in layers.items()]
-    )  # (P,)
+    scale = [(x.eigenvalues + d[name]).sqrt().flatten() for name, x in layers.items()]
+    scale = torch.cat(scale)  # (P,)
 
     def rotate(v):
         return torch.cat([x.rotate(v[name]).flatten(1) for name, x in layers.items()], 1)
@@ -180,13 +186,13 @@ def solve(product, factors, damping, q, tolerance=1e-6, limit=4000):
     for products, (y, Q, C) in enumerate(tqdm(steps, desc="reference: products", total=limit), 1):
         if ((C.mT @ Q.mT * scale).norm(dim=1) / norms).max() <= goal:
             w = back(y / scale)
-            residual = (
-                rotate({name: x - q[name] for name, x in damped(w).items()}).norm(dim=1) / norms
-            )
+            missed = {name: x - q[name] for name, x in damped(w).items()}
+            residual = rotate(missed).norm(dim=1) / norms
             if residual.max() <= tolerance:
                 return w, residual, products
             goal /= 3  # the recurrence drifts from the true residual
         if products == limit:
             raise RuntimeError(
-                f"the residual is above {tolerance} after {limit} products: raise the damping, which is {vars(damping)}"
+                f"the residual is above {tolerance} after {limit} products: raise the damping, "
+                f"which is {vars(damping)}"
             )

@@ -1,7 +1,8 @@
-"""How near to the exact influence function is each method, and what does a pair of a query and a candidate cost?
+"""How near to the exact influence function is each method, and what does a pair cost?
 
-Every method scores the candidates of a `reference.Problem` in float32, positive = proponent; its scores are compared with those of
-`reference.reference`, query by query and signed. `msif.study.scalability.costs` says what each costs.
+Every method scores the candidates of a `reference.Problem` in float32, positive = proponent; its
+scores are compared with those of `reference.reference`, query by query and signed.
+`msif.study.scalability.costs` says what each costs for a pair of a query and a candidate.
 """
 
 from dataclasses import replace
@@ -24,7 +25,8 @@ from msif.study import metrics, scratch
 from msif.study.beds.retraining import half_subsets
 from msif.study.scalability.reference import dampings, trained
 
-# Bao et al. 2025 (arXiv 2505.05017), table of the toy experiment: absolute correlations, and seconds for 10 x 500 pairs.
+# Bao et al. 2025 (arXiv 2505.05017), table of the toy experiment: absolute correlations, and
+# seconds for 10 x 500 pairs.
 PUBLISHED = [
     {
         "method": method,
@@ -52,65 +54,54 @@ PUBLISHED = [
 
 
 def corrected(stage, model, problem, samples):
-    """The stage with the dial's correction by pseudo-gradients of the curvature set, `samples` for each document."""
-    u = dial.pseudo_gradients(
-        Tracked(model, problem.layers), problem.curvature, samples, seed="correction"
-    )
+    """The stage with the dial's correction by pseudo-gradients of the curvature set, `samples` for
+    each document."""
+    tracked = Tracked(model, problem.layers)
+    u = dial.pseudo_gradients(tracked, problem.curvature, samples, seed="correction")
     return replace(stage, correction=dial.low_rank(stage, u))
 
 
 def scores(problem, damping, settings):
-    """{"method/products/variant": (q, n)} of every method, computed once and kept in scratch/. settings: see `methods`."""
+    """{"method/products/variant": (q, n)} of every method, computed once and kept in scratch/.
+    settings: see `methods`."""
 
     def compute():
         named = (entry for method in METHODS for entry in method(problem, damping, settings))
         return {name: x.float() for name, x in tqdm(named, desc="scores")}
 
-    key = problem.key() | {
-        "damping": vars(damping),
-        "settings": settings,
-        "training": problem.training,
-    }
-    return scratch.tensors("methods", key, compute)
+    key = {"damping": vars(damping), "settings": settings, "training": problem.training}
+    return scratch.tensors("methods", problem.key() | key, compute)
 
 
 def _scored(problem, w):
-    return score(problem, problem.candidates, w).values
+    return score(problem.tracked, problem.candidates, w).values
 
 
 def _q(problem):
-    return query_gradients(problem, problem.queries)
+    return query_gradients(problem.tracked, problem.queries)
 
 
 def _product(problem):
-    return GaussNewton(problem, problem.curvature, 16).product
+    return GaussNewton(problem.tracked, problem.curvature, 16).product
 
 
 def by_similarity(problem, damping, settings):
     """Gradient dot, cosine, CKA of gradients."""
-    q = _q(problem)
-    found = score(problem, problem.candidates, q)
+    q, tracked = _q(problem), problem.tracked
+    found = score(tracked, problem.candidates, q)
     yield "gradient dot/0/", found.values
     yield "gradient cosine/0/", found.normalised()
     parts = [problem.candidates[i : i + 32] for i in range(0, len(problem.candidates), 32)]
-    yield (
-        "CKA of gradients/0/",
-        torch.cat([similarities.cka(q, gradients(problem, part, loss)) for part in parts], 1),
-    )
+    cka = [similarities.cka(q, gradients(tracked, part, loss)) for part in parts]
+    yield "CKA of gradients/0/", torch.cat(cka, 1)
 
 
 def diagonal(problem, damping, settings):
     """Diagonal Fisher."""
-    fisher = inverses.diagonal_fisher(
-        problem, problem.curvature, fisher_losses("gaussian", settings["samples"], 0)
-    )
-    yield (
-        "diagonal Fisher/0/",
-        _scored(
-            problem,
-            inverses.diagonal_inverse(fisher, dampings(problem.factors, damping), _q(problem)),
-        ),
-    )
+    losses = fisher_losses("gaussian", settings["samples"], 0)
+    fisher = inverses.diagonal_fisher(problem.tracked, problem.curvature, losses)
+    w = inverses.diagonal_inverse(fisher, dampings(problem.factors, damping), _q(problem))
+    yield "diagonal Fisher/0/", _scored(problem, w)
 
 
 def ekfac(problem, damping, settings):
@@ -121,101 +112,90 @@ def ekfac(problem, damping, settings):
 
 
 def turned(problem, damping, settings):
-    """The dial, at each number of products; with and without its correction, and without any preconditioner."""
-    stage, q = dial.Refined(problem.factors, damping, product=_product(problem)), _q(problem)
-    plain = block_cg(lambda x: flatten(stage.damped(unflatten(x, q))), flatten(q))
-    yield from (
-        (f"the dial, block alone/{k}/", _scored(problem, unflatten(x, q)))
-        for k, (x, _) in zip(range(1, max(settings["dial"]) + 1), plain)
-        if k in settings["dial"]
-    )
-    full = corrected(stage, problem.model, problem, settings["correction"])
-    for name, stage in (("the dial", full), ("the dial, EK-FAC alone", stage)):
-        yield f"{name}/0/", _scored(problem, stage.start(_q(problem)))
-        for k, (w, _) in zip(range(1, max(settings["dial"]) + 1), stage.iterates(_q(problem))):
-            if k in settings["dial"]:
+    """The dial, at each number of products; with and without its correction, and without any
+    preconditioner."""
+    kept, q = settings["dial"], _q(problem)
+    steps = range(1, max(kept) + 1)
+    alone = dial.Refined(problem.factors, damping, product=_product(problem))
+    plain = block_cg(lambda x: flatten(alone.damped(unflatten(x, q))), flatten(q))
+    for k, (x, _) in zip(steps, plain):
+        if k in kept:
+            yield f"the dial, block alone/{k}/", _scored(problem, unflatten(x, q))
+    full = corrected(alone, problem.model, problem, settings["correction"])
+    for name, stage in (("the dial", full), ("the dial, EK-FAC alone", alone)):
+        yield f"{name}/0/", _scored(problem, stage.start(q))
+        for k, (w, _) in zip(steps, stage.iterates(q)):
+            if k in kept:
                 yield f"{name}/{k}/", _scored(problem, w)
 
 
 def conjugate_gradients(problem, damping, settings):
-    found = inverses.conjugate_gradients(
-        _product(problem), dampings(problem.factors, damping), _q(problem), settings["cg"]
-    )
+    """Conjugate gradients without a preconditioner, at each number of products."""
+    d, q = dampings(problem.factors, damping), _q(problem)
+    found = inverses.conjugate_gradients(_product(problem), d, q, settings["cg"])
     yield from ((f"conjugate gradients/{k}/", _scored(problem, w)) for k, w in found.items())
 
 
 def lissa(problem, damping, settings):
-    """LiSSA with each step size, in units of 1 / the largest eigenvalue; one that diverges is left out."""
-    d, q = dampings(problem.factors, damping), _q(problem)
-    largest, _ = inverses.eigenpairs(
-        _product(problem), d, {name: x[:1] for name, x in q.items()}, 1, 10
-    )
+    """LiSSA with each step size, in units of 1 / the largest eigenvalue; one that diverges is left
+    out."""
+    d, q, tracked = dampings(problem.factors, damping), _q(problem), problem.tracked
+    one = {name: x[:1] for name, x in q.items()}
+    largest, _ = inverses.eigenpairs(_product(problem), d, one, 1, 10)
+    batch, iterations = settings["lissa"]["batch"], settings["lissa"]["iterations"]
     for step in settings["lissa"]["steps"]:
-        sampled = inverses.sampled_product(
-            problem, problem.curvature, settings["lissa"]["batch"], problem.seed
-        )
+        sampled = inverses.sampled_product(tracked, problem.curvature, batch, problem.seed)
         try:
-            found = inverses.lissa(
-                sampled, d, q, settings["lissa"]["iterations"], step / float(largest[0])
-            )
+            found = inverses.lissa(sampled, d, q, iterations, step / float(largest[0]))
         except ValueError:
             continue
         yield from ((f"LiSSA/{k}/{step}", _scored(problem, w)) for k, w in found.items())
 
 
 def arnoldi(problem, damping, settings):
-    q = _q(problem)
+    """Arnoldi's leading eigenvectors alone, at each number of iterations."""
+    d, q, rank = dampings(problem.factors, damping), _q(problem), settings["arnoldi"]["rank"]
     for k in settings["arnoldi"]["iterations"]:
-        pairs = inverses.eigenpairs(
-            _product(problem),
-            dampings(problem.factors, damping),
-            q,
-            settings["arnoldi"]["rank"],
-            k,
-            problem.seed,
-        )
+        pairs = inverses.eigenpairs(_product(problem), d, q, rank, k, problem.seed)
         yield f"Arnoldi/{k}/", _scored(problem, inverses.arnoldi(*pairs, q))
 
 
 def by_trak(problem, damping, settings):
-    """TRAK with features at models trained on random halves of the documents, and at the model itself."""
+    """TRAK with features at models trained on random halves of the documents, and at the model
+    itself."""
     project = trak.projector(problem.layers, settings["trak"]["features"], problem.seed)
-    halves = half_subsets(len(problem.documents), max(settings["trak"]["models"]), problem.seed)
-    halves = [
-        trained(problem.start, problem.documents, problem.training, problem.seed, row, f"half {i}")
-        for i, row in enumerate(halves)
-    ]
-    found = [_trak_parts(problem, net, project) for net in [problem.model, *halves]]
-    yield "TRAK at the model/0/", trak.trak(*zip(found[0]))
-    yield from (
-        (f"TRAK/{k}/", trak.trak(*zip(*found[1 : k + 1]))) for k in settings["trak"]["models"]
-    )
+    counts = settings["trak"]["models"]
+    recipe = problem.start, problem.documents, problem.training, problem.seed
+    halves = half_subsets(len(problem.documents), max(counts), problem.seed)
+    nets = [trained(*recipe, left_out, f"half {i}") for i, left_out in enumerate(halves)]
+    at_model, *found = [_trak_parts(problem, net, project) for net in [problem.model, *nets]]
+    yield "TRAK at the model/0/", trak.trak(*zip(at_model))
+    yield from ((f"TRAK/{k}/", trak.trak(*zip(*found[:k]))) for k in counts)
 
 
 @torch.no_grad()
 def _errors(net, sequences):
-    return torch.cat(
-        [trak.error_probability(logits(net, batch), batch) for batch in batches(sequences, 64)]
-    )
+    errors = [trak.error_probability(logits(net, batch), batch) for batch in batches(sequences, 64)]
+    return torch.cat(errors)
 
 
 def _trak_parts(problem, net, project):
     """(φ of the queries, φ of the candidates, 1 − p of the candidates) at one model."""
-    features = [
-        trak.trak_features(Tracked(net, problem.layers), x, project)
-        for x in (problem.queries, problem.candidates)
-    ]
-    return *features, _errors(net, problem.candidates)
+    tracked = Tracked(net, problem.layers)
+    of_queries = trak.trak_features(tracked, problem.queries, project)
+    of_candidates = trak.trak_features(tracked, problem.candidates, project)
+    return of_queries, of_candidates, _errors(net, problem.candidates)
 
 
 METHODS = (by_similarity, diagonal, ekfac, turned, conjugate_gradients, lissa, arnoldi, by_trak)
 
 
 def records(found, exact, costs, **labels):
-    """[{method, products, pearson, pearson_se, spearman, spearman_se, cost}] of scores `found` against `exact` (q, n), mean over queries.
+    """[{method, products, pearson, pearson_se, spearman, spearman_se, cost}] of scores `found`
+    against `exact` (q, n), mean over queries.
 
-    costs: (method, products) -> plain passes for each pair. Of a method's variants at the same number of products the one nearest to
-    the reference is kept: more than its user could know."""
+    costs: (method, products) -> plain passes for each pair. Of a method's variants at the same
+    number of products the one nearest to the reference is kept: more than its user could know."""
     best = {}
     for name, values in found.items():
         method, products, _ = name.split("/")

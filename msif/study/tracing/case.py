@@ -12,7 +12,8 @@ from msif.study.beds.fitted import fitted
 
 @dataclass(frozen=True)
 class Case:
-    """One seed's test-bed with its tracked layers, factors {model name: EKFAC} and the queries to be traced."""
+    """One seed's test-bed with its tracked layers, factors {model name: EKFAC} and the queries to
+    be traced."""
 
     bed: testbed.Testbed
     layers: list
@@ -26,17 +27,18 @@ class Case:
 
     @property
     def proponents(self):
+        """For each query the numbers of the documents that state its answer."""
         return [row["proponents"] for row in self.rows]
+
+    def tracked(self, name):
+        """A model of the test-bed, read anew, with the tracked layers."""
+        return Tracked(self.bed.model(name), self.layers)
 
     @property
     def ends(self):
-        """θ₁, θ₂, and the factors of both."""
-        return (
-            self.bed.model("pretrained"),
-            self.bed.model("finetuned"),
-            self.factors["pretrained"],
-            self.factors["finetuned"],
-        )
+        """θ₁ and θ₂, both `tracked`, and the factors of both."""
+        names = ("pretrained", "finetuned")
+        return *map(self.tracked, names), *(self.factors[name] for name in names)
 
     def key(self):
         """What the scores depend on, beside their settings."""
@@ -56,9 +58,11 @@ class Case:
 
 
 def load_case(testbed_folder, factors_folder, layers, only_correct=True, limit=None):
-    """Read one seed's case; the queries are those that the fine-tuned model answers correctly, or all, up to `limit`.
+    """Read one seed's case; the queries are those that the fine-tuned model answers correctly, or
+    all, up to `limit`.
 
-    layers: {"pattern", "per_head"}, as the factors were fitted with (arguments of `tracked_layers`)."""
+    layers: {"pattern", "per_head"}, as the factors were fitted with (arguments of
+    `tracked_layers`)."""
     bed = testbed.load(testbed_folder)
     tuned = bed.model("finetuned")
     layers = tracked_layers(tuned, **layers)
@@ -66,8 +70,8 @@ def load_case(testbed_folder, factors_folder, layers, only_correct=True, limit=N
     queries = [query for query, ok in zip(bed.queries, right) if ok or not only_correct][:limit]
     if not queries:
         raise ValueError(
-            f"{testbed_folder}: the fine-tuned model answers none of {len(right)} queries correctly; train longer, "
-            f"or set only_correct to false"
+            f"{testbed_folder}: the fine-tuned model answers none of {len(right)} queries "
+            "correctly; train longer, or set only_correct to false"
         )
     factors = {
         name: store.load(factors_folder / name, Tracked(bed.model(name), layers))
@@ -77,7 +81,8 @@ def load_case(testbed_folder, factors_folder, layers, only_correct=True, limit=N
 
 
 def trained_case(recipe, seed, checkpoints, samples=(2, 4), batch_size=64):
-    """The `Case` of one seed: both stages trained on everything, factors of every checkpoint and of θ₂; all queries."""
+    """The `Case` of one seed: both stages trained on everything, factors of every checkpoint and of
+    θ₂; all queries."""
     bed = testbed.trained(
         seed,
         recipe.corpus,
@@ -88,21 +93,12 @@ def trained_case(recipe, seed, checkpoints, samples=(2, 4), batch_size=64):
         max_length=recipe.max_length,
     )
     layers = tracked_layers(bed.model("finetuned"))
+    settings = {"labels": "gaussian", "batch_size": batch_size}
 
     def factors_of(name, data, draws):
-        return fitted(
-            Tracked(bed.model(name), layers),
-            data,
-            labels="gaussian",
-            samples=draws,
-            batch_size=batch_size,
-            seed=f"{seed}/{name}",
-        )[0]
+        tracked = Tracked(bed.model(name), layers)
+        return fitted(tracked, data, samples=draws, seed=f"{seed}/{name}", **settings)[0]
 
     factors = {name: factors_of(name, bed.documents, samples[0]) for name in bed.checkpoints}
-    return Case(
-        bed,
-        layers,
-        factors | {"finetuned": factors_of("finetuned", bed.finetuning, samples[1])},
-        bed.queries,
-    )
+    factors["finetuned"] = factors_of("finetuned", bed.finetuning, samples[1])
+    return Case(bed, layers, factors, bed.queries)

@@ -1,17 +1,19 @@
 """Fact tracing: every method's score of every pre-training document for every query.
 
-All methods measure f at θ₂ unless they say otherwise, take the candidate's gradient at the model named, and are inner
-products ⟨w, ∇ℓ_z⟩; they differ in w alone, so that all methods at one model share one pass over the candidates:
+All methods measure f at θ₂ unless they say otherwise, take the candidate's gradient at the model
+named, and are inner products ⟨w, ∇ℓ_z⟩; they differ in w alone, so that all methods at one model
+share one pass over the candidates:
 
-    gradient_dot              w = q                        q = ∇(−f)(θ₂), candidate at θ₁
-    pretraining_only          w = (H₁ + d)⁻¹ q             T₂ := I, as if fine-tuning changed nothing
-    finetuning_only           w = T₂ q                     H₁⁻¹ := I
+    gradient_dot              w = q                       q = ∇(−f)(θ₂), candidate at θ₁
+    pretraining_only          w = (H₁ + d)⁻¹ q            T₂ := I, as if fine-tuning changed nothing
+    finetuning_only           w = T₂ q                    H₁⁻¹ := I
     multi_stage               w = (H₁ + d)⁻¹ T₂ q
-    single_stage_pretrained   w = (H₁ + d)⁻¹ ∇(−f)(θ₁)     query and candidate at θ₁
-    single_stage_finetuned    w = (H₂ + d₂)⁻¹ q            query and candidate at θ₂
-    gradient_dot_finetuned    w = q                        query and candidate at θ₂
-    …_trajectory              the sum over pre-training checkpoints, each divided by its standard deviation (no unit), of the
-                              first four; of gradient_dot it is TracInCP's (Pruthi et al. 2020), with the query at θ₂
+    single_stage_pretrained   w = (H₁ + d)⁻¹ ∇(−f)(θ₁)    query and candidate at θ₁
+    single_stage_finetuned    w = (H₂ + d₂)⁻¹ q           query and candidate at θ₂
+    gradient_dot_finetuned    w = q                       query and candidate at θ₂
+    …_trajectory              the sum over pre-training checkpoints, each divided by its standard
+                              deviation (no unit), of the first four; of gradient_dot it is
+                              TracInCP's (Pruthi et al. 2020), with the query at θ₂
 """
 
 import torch
@@ -27,15 +29,17 @@ from msif.core.influence import (
     token_scores,
     trajectory,
 )
-from msif.core.layers import Tracked
 from msif.rivals.retrieval import bm25
 from msif.study import metrics, scratch
 
 FORMS = ("raw", "normalised")
+# The methods with a …_trajectory: those whose query stands at θ₂ and whose candidates at θ₁.
+ALONG_PRETRAINING = ("multi_stage", "pretraining_only", "finetuning_only", "gradient_dot")
 
 
 def query_vectors(q, pretraining, finetuning, damping, alpha):
-    """{method: w} of the methods whose candidates stand at one pre-training model; pretraining, finetuning: curvatures."""
+    """{method: w} of the methods whose candidates stand at one pre-training model; pretraining,
+    finetuning: curvatures."""
     first, identity = Stage(pretraining, Damping(damping)), Stage(pretraining.identity())
     second = Stage(finetuning, alpha=Damping(alpha))
     return {
@@ -59,35 +63,27 @@ def score_together(tracked, candidates, vectors, batch_size, title=None):
 
 
 def all_methods(case, *, damping, alpha, single_stage_damping, batch_size=64, title=""):
-    """{method: (raw, normalised)}, each (q, n); dampings d, d₂ and α are relative to each layer's mean eigenvalue."""
-    tuned, found = case.bed.model("finetuned"), {}
-    paths = {
-        name: [] for name in ("multi_stage", "pretraining_only", "finetuning_only", "gradient_dot")
-    }
-    q = query_gradients(Tracked(tuned, case.layers), case.queries)
+    """{method: (raw, normalised)}, each (q, n); dampings d, d₂ and α are relative to each layer's
+    mean eigenvalue."""
+    documents, tuned = case.bed.documents, case.tracked("finetuned")
+    paths = {name: [] for name in ALONG_PRETRAINING}
+    q = query_gradients(tuned, case.queries)
     own = Stage(case.factors["finetuned"], Damping(single_stage_damping))
     at_tuned = {"gradient_dot_finetuned": q, "single_stage_finetuned": own.inverse(q)}
-    found |= score_together(
-        Tracked(tuned, case.layers), case.bed.documents, at_tuned, batch_size, f"{title} finetuned"
-    )
+    found = score_together(tuned, documents, at_tuned, batch_size, f"{title} finetuned")
     for name in case.bed.checkpoints:
-        net = case.bed.model(name)
+        net = case.tracked(name)
         vectors = query_vectors(q, case.factors[name], case.factors["finetuned"], damping, alpha)
         if name == "pretrained":
             first = Stage(case.factors[name], Damping(damping))
-            vectors["single_stage_pretrained"] = first.inverse(
-                query_gradients(Tracked(net, case.layers), case.queries)
-            )
+            vectors["single_stage_pretrained"] = first.inverse(query_gradients(net, case.queries))
         else:
             vectors = {method: vectors[method] for method in paths}
-        here = score_together(
-            Tracked(net, case.layers), case.bed.documents, vectors, batch_size, f"{title} {name}"
-        )
+        here = score_together(net, documents, vectors, batch_size, f"{title} {name}")
         for method, path in paths.items():
             path.append(here[method])
-    both = {
-        method: (s.values, s.normalised()) for method, s in (found | here).items()
-    }  # here: at "pretrained", the last
+    last = found | here  # here: at "pretrained", which comes last
+    both = {method: (s.values, s.normalised()) for method, s in last.items()}
     return both | {
         f"{method}_trajectory": (
             trajectory([s.values for s in path]),
@@ -98,35 +94,36 @@ def all_methods(case, *, damping, alpha, single_stage_damping, batch_size=64, ti
 
 
 def scored(case, **settings):
-    """{method/form: (q, n)}: `all_methods` in both forms, and bm25/raw on question + answer; kept in scratch/."""
+    """{method/form: (q, n)}: `all_methods` in both forms, and bm25/raw on question + answer; kept
+    in scratch/."""
 
     def compute():
         found = all_methods(case, title="scores of", **settings)
         texts = [d["text"] for d in case.bed.corpus.documents]
-        search = torch.from_numpy(
-            bm25(texts, [f"{row['prompt']} {row['answer']}" for row in case.rows])
-        )
-        flat = {
+        asked = [f"{row['prompt']} {row['answer']}" for row in case.rows]
+        found["bm25"] = (torch.from_numpy(bm25(texts, asked)),)
+        return {
             f"{method}/{form}": x.clone(memory_format=torch.contiguous_format)
-            for method, pair in (found | {"bm25": (search,)}).items()
+            for method, pair in found.items()
             for form, x in zip(FORMS, pair)
         }
-        return flat
 
     return scratch.tensors("scores", case.key() | settings, compute)
 
 
 def grid(case, dampings, alphas, batch_size=64):
-    """{form: MRR of the multi-stage score (dampings, alphas)}, from one pass over the candidates."""
-    q = query_gradients(Tracked(case.bed.model("finetuned"), case.layers), case.queries)
+    """{form: MRR of the multi-stage score (dampings, alphas)}, from one pass over the
+    candidates."""
+    q = query_gradients(case.tracked("finetuned"), case.queries)
     vectors = {(d, a): precondition(q, case.chain(d, a))[0] for d in dampings for a in alphas}
     found = _mrr(case, "pretrained", vectors, batch_size)
     return {form: [[found[form][d, a] for a in alphas] for d in dampings] for form in FORMS}
 
 
 def single_stage_grid(case, dampings, batch_size=64):
-    """{form: MRR of the single-stage score at the fine-tuned model for each damping}: as much tuning for the baseline."""
-    q = query_gradients(Tracked(case.bed.model("finetuned"), case.layers), case.queries)
+    """{form: MRR of the single-stage score at the fine-tuned model for each damping}: as much
+    tuning for the baseline."""
+    q = query_gradients(case.tracked("finetuned"), case.queries)
     vectors = {d: Stage(case.factors["finetuned"], Damping(d)).inverse(q) for d in dampings}
     found = _mrr(case, "finetuned", vectors, batch_size)
     return {form: [found[form][d] for d in dampings] for form in FORMS}
@@ -134,60 +131,52 @@ def single_stage_grid(case, dampings, batch_size=64):
 
 def _mrr(case, name, vectors, batch_size):
     """{form: {setting: MRR}} of query vectors {setting: w} with the candidates at one model."""
-    found = score_together(
-        Tracked(case.bed.model(name), case.layers), case.bed.documents, vectors, batch_size, "grid"
-    )
-    values = {"raw": lambda scores: scores.values, "normalised": lambda scores: scores.normalised()}
-    return {
-        form: {
-            setting: metrics.reciprocal_ranks(values[form](scores).numpy(), case.proponents).mean()
-            for setting, scores in found.items()
-        }
-        for form in FORMS
-    }
+    found = score_together(case.tracked(name), case.bed.documents, vectors, batch_size, "grid")
+    means = {form: {} for form in FORMS}
+    for setting, scores in found.items():
+        for form, values in zip(FORMS, (scores.values, scores.normalised())):
+            ranks = metrics.reciprocal_ranks(values.numpy(), case.proponents)
+            means[form][setting] = ranks.mean()
+    return means
 
 
 def top_documents(case, query, values, damping, alpha, count=5):
-    """The `count` documents with the highest multi-stage scores `values` (n,) of one query, split over their tokens.
+    """The `count` documents with the highest multi-stage scores `values` (n,) of one query, split
+    over their tokens.
 
-    Dicts with rank (from 1), document (number), score, words, scores (one per word, they sum to score), note (the kind).
+    Dicts with rank (from 1), document (number), score, words, scores (one per word, they sum to
+    score), note (the kind).
     """
-    tuned, net, decode = (
-        case.bed.model("finetuned"),
-        case.bed.model("pretrained"),
-        case.bed.tokenizer.decode,
-    )
-    w = precondition(
-        query_gradients(Tracked(tuned, case.layers), [query]), case.chain(damping, alpha)
-    )[0]
+    decode, documents = case.bed.tokenizer.decode, case.bed.documents
+    q = query_gradients(case.tracked("finetuned"), [query])
+    w = precondition(q, case.chain(damping, alpha))[0]
     best = values.argsort(descending=True)[:count].tolist()
-    split = token_scores(Tracked(net, case.layers), [case.bed.documents[n] for n in best], w)[0]
+    split = token_scores(case.tracked("pretrained"), [documents[n] for n in best], w)[0]
     return [
         {
             "rank": rank,
             "document": n,
             "score": values[n].item(),
             "note": case.bed.corpus.documents[n]["kind"],
-            "words": [decode([i]) for i in case.bed.documents[n].input_ids],
-            "scores": row[: len(case.bed.documents[n].input_ids)].tolist(),
+            "words": [decode([i]) for i in documents[n].input_ids],
+            "scores": row[: len(documents[n].input_ids)].tolist(),
         }
         for rank, (n, row) in enumerate(zip(best, split), 1)
     ]
 
 
 def traced_rows(case, rows, damping, alpha):
-    """[(row, scores (n,), top documents)] of rows {"prompt", "answer"} that are no queries of the corpus, by the multi-stage score."""
-    tuned, net = case.bed.model("finetuned"), case.bed.model("pretrained")
+    """[(row, scores (n,), top documents)] of rows {"prompt", "answer"} that are no queries of the
+    corpus, by the multi-stage score."""
+    tuned, net = case.tracked("finetuned"), case.tracked("pretrained")
     queries = encode_answers(
         [r["prompt"] for r in rows],
         [r["answer"] for r in rows],
         case.bed.tokenizer,
-        tuned.config.max_position_embeddings,
+        tuned.model.config.max_position_embeddings,
     )
-    w = precondition(
-        query_gradients(Tracked(tuned, case.layers), queries), case.chain(damping, alpha)
-    )[0]
-    found = score(Tracked(net, case.layers), case.bed.documents, w).values
+    w = precondition(query_gradients(tuned, queries), case.chain(damping, alpha))[0]
+    found = score(net, case.bed.documents, w).values
     return [
         (row, values, top_documents(case, query, values, damping, alpha))
         for row, query, values in zip(rows, queries, found)
@@ -195,16 +184,17 @@ def traced_rows(case, rows, damping, alpha):
 
 
 def costs(case):
-    """{method: forward + backward passes per candidate document}, a backward counted as two forwards.
+    """{method: forward + backward passes per candidate document}, a backward counted as two
+    forwards.
 
-    Counted: the two passes of every fit, and the passes over the candidates; a fine-tuning row counts as a document. Not
-    counted: the queries' own gradients, the products with factors and the eigendecompositions."""
+    Counted: the two passes of every fit, and the passes over the candidates; a fine-tuning row
+    counts as a document. Not counted: the queries' own gradients, the products with factors and the
+    eigendecompositions."""
 
     def fit(*names):
         headers = [case.factors[name].header for name in names]
-        return sum(2 * h["sequences"] * (1 + 2 * h["samples"]) / 3 for h in headers) / len(
-            case.bed.documents
-        )
+        passes = sum(2 * h["sequences"] * (1 + 2 * h["samples"]) / 3 for h in headers)
+        return passes / len(case.bed.documents)
 
     path, one, two = case.bed.checkpoints, fit("pretrained"), fit("finetuned")
     found = {

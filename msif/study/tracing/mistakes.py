@@ -1,7 +1,7 @@
-"""What does the score trace when the model errs? Its own answer, right or wrong, as the measurement.
+"""What does the score trace when the model errs? Its own answer, right or wrong, is measured.
 
-f = log p(the model's own greedy answer) at θ₂. A document among the highest is counted by what it says about the subject s,
-the relation r and the answer o that the model gave:
+f = log p(the model's own greedy answer) at θ₂. A document among the highest is counted by what it
+says about the subject s, the relation r and the answer o that the model gave:
 
     says so             s, r and o: states what the model answered
     names both          s, r and o, without stating anything ("near" in the generated corpus)
@@ -17,7 +17,6 @@ import numpy as np
 
 from msif.core.data import encode_answers
 from msif.core.influence import precondition, query_gradients, score
-from msif.core.layers import Tracked
 from msif.study.beds.testbed import answers
 
 CLASSES = (
@@ -32,7 +31,8 @@ CLASSES = (
 
 @dataclass(frozen=True)
 class Answer:
-    """The model's own answer to one query. shares: {class: part of the `top` documents}; base: the same of all documents."""
+    """The model's own answer to one query. shares: {class: part of the `top` documents}; base: the
+    same of all documents."""
 
     text: str
     right: bool
@@ -43,36 +43,28 @@ class Answer:
 def traced(case, *, damping, alpha, top=10, batch_size=64, title=None):
     """The `Answer`s to all queries of a case's corpus, traced by the normalised multi-stage score.
 
-    The corpus must name subject, relation and object of its documents, as the generated one does (ValueError otherwise). Answers
-    without any text are left out."""
-    documents, rows, bed = case.bed.corpus.documents, case.bed.corpus.queries, case.bed
+    The corpus must name subject, relation and object of its documents, as the generated one does
+    (ValueError otherwise). Answers without any text are left out."""
+    bed = case.bed
+    documents, rows = bed.corpus.documents, bed.corpus.queries
     if missing := {"subject", "relation", "object"} - set(documents[0]):
         raise ValueError(
-            f"the corpus's documents lack {sorted(missing)}: what a document says of an answer is not known"
+            f"the corpus's documents lack {sorted(missing)}: what a document says of an answer is "
+            "not known"
         )
-    tuned = bed.model("finetuned")
-    given = [
-        (row, text, right)
-        for row, (text, right) in zip(rows, answers(tuned, bed.tokenizer, rows))
-        if text
-    ]
+    tuned = case.tracked("finetuned")
+    said_by_model = answers(tuned.model, bed.tokenizer, rows)
+    given = [(row, text, right) for row, (text, right) in zip(rows, said_by_model) if text]
     queries = encode_answers(
         [row["prompt"] for row, *_ in given],
         [text for _, text, _ in given],
         bed.tokenizer,
-        tuned.config.max_position_embeddings,
+        tuned.model.config.max_position_embeddings,
     )
-    w = precondition(
-        query_gradients(Tracked(tuned, case.layers), queries), case.chain(damping, alpha)
-    )[0]
-    found = score(
-        Tracked(bed.model("pretrained"), case.layers),
-        bed.documents,
-        w,
-        batch_size=batch_size,
-        title=title,
-    ).normalised()
-    best = found.topk(top, dim=1).indices.tolist()
+    w = precondition(query_gradients(tuned, queries), case.chain(damping, alpha))[0]
+    base = case.tracked("pretrained")
+    found = score(base, bed.documents, w, batch_size=batch_size, title=title)
+    best = found.normalised().topk(top, dim=1).indices.tolist()
     classes = [
         [said(d, row["subject"], row["relation"], text) for d in documents]
         for row, text, _ in given
@@ -99,19 +91,15 @@ def _shares(classes):
 
 
 def summary(found):
-    """{right or wrong: {class: (mean share, standard error over queries, mean base share)}}; a side without answers is left out."""
-    sides = {
-        side: [x for x in found if x.right == (side == "right")] for side in ("right", "wrong")
-    }
+    """{right or wrong: {class: (mean share, standard error over queries, mean base share)}}; a side
+    without answers is left out."""
+
+    def means(answers, name):
+        shares = [x.shares[name] for x in answers]
+        error = np.std(shares) / max(1, len(answers) - 1) ** 0.5
+        return np.mean(shares), error, np.mean([x.base[name] for x in answers])
+
+    sides = {"right": [x for x in found if x.right], "wrong": [x for x in found if not x.right]}
     return {
-        side: {
-            name: (
-                np.mean([x.shares[name] for x in few]),
-                np.std([x.shares[name] for x in few]) / max(1, len(few) - 1) ** 0.5,
-                np.mean([x.base[name] for x in few]),
-            )
-            for name in CLASSES
-        }
-        for side, few in sides.items()
-        if few
+        side: {name: means(few, name) for name in CLASSES} for side, few in sides.items() if few
     }

@@ -1,27 +1,28 @@
-"""The multi-stage score with the exact Gauss-Newton in place of EK-FAC, as far as a few products go (`msif.curvature.dial`)."""
+"""The multi-stage score with the exact Gauss-Newton in place of EK-FAC, as far as a few products go
+(`msif.curvature.dial`)."""
 
 from msif.core.influence import Damping, precondition, query_gradients
-from msif.core.layers import Tracked
 from msif.curvature.dial import Refined
 from msif.curvature.gauss_newton import GaussNewton
 from msif.study import scratch
-from msif.study.tracing.methods import score_together
+from msif.study.tracing.methods import FORMS, score_together
 
 
 def with_products(case, documents, iterations, damping, alpha):
-    """{"multi_stage_refined/…"}: `iterations` Gauss-Newton products a stage, on the first `documents` documents and all rows."""
+    """{"multi_stage_refined/…"}: `iterations` Gauss-Newton products a stage, on the first
+    `documents` documents and all rows."""
 
     def compute():
         base, tuned, first, last = case.ends
         products = [
-            GaussNewton(Tracked(base, case.layers), case.bed.documents[:documents]).product,
-            GaussNewton(Tracked(tuned, case.layers), case.bed.finetuning).product,
+            GaussNewton(base, case.bed.documents[:documents]).product,
+            GaussNewton(tuned, case.bed.finetuning).product,
         ]
         stages = [
             Refined(first, Damping(damping), product=products[0], iterations=iterations),
             Refined(last, alpha=Damping(alpha), product=products[1], iterations=iterations),
         ]
-        q = query_gradients(Tracked(tuned, case.layers), case.queries)
+        q = query_gradients(tuned, case.queries)
         return at_pretrained(case, {"multi_stage_refined": precondition(q, stages)[0]})
 
     settings = {
@@ -35,11 +36,9 @@ def with_products(case, documents, iterations, damping, alpha):
 
 def at_pretrained(case, vectors):
     """{method/form: (q, N)} of query vectors {method: w}, candidates at θ₁."""
-    found = score_together(
-        Tracked(case.bed.model("pretrained"), case.layers), case.bed.documents, vectors, 64
-    )
+    found = score_together(case.tracked("pretrained"), case.bed.documents, vectors, 64)
     return {
         f"{name}/{form}": x
         for name, s in found.items()
-        for form, x in (("raw", s.values), ("normalised", s.normalised()))
+        for form, x in zip(FORMS, (s.values, s.normalised()))
     }

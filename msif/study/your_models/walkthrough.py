@@ -1,4 +1,5 @@
-"""What `08_your_models` needs beside the library: a small pair of models in a stranger's layout, and a cheap check of scores."""
+"""What `08_your_models` needs beside the library: a small pair of models in a stranger's layout,
+and a cheap check of scores."""
 
 import json
 import shutil
@@ -15,44 +16,50 @@ from msif.study.beds import testbed
 
 
 def pair(folder, corpus, *, questions, seed=0, **settings):
-    """Train a pair on a `corpus.Corpus` and lay it out as anyone's: base/ and tuned/ with their tokenizer, documents.jsonl, rows.jsonl.
+    """Train a pair on a `corpus.Corpus` and lay it out as anyone's: base/ and tuned/ with their
+    tokenizer, documents.jsonl, rows.jsonl.
 
-    settings: of `testbed.trained` (model, pretraining, finetuning, max_length), which keeps the training in scratch/. Whatever `folder` held is
-    removed. Returns up to `questions` of the corpus' queries, [{"prompt", "answer"}], those that the fine-tuned model answers rightly.
-    Raises ValueError if it answers none of them so.
+    settings: of `testbed.trained` (model, pretraining, finetuning, max_length), which keeps the
+    training in scratch/. Whatever `folder` held is removed. Returns up to `questions` of the
+    corpus' queries, [{"prompt", "answer"}], those that the fine-tuned model answers rightly. Raises
+    ValueError if it answers none of them so.
     """
     folder, bed = Path(folder), testbed.trained(seed, corpus, checkpoints=[], **settings)
     shutil.rmtree(folder, ignore_errors=True)
     for name, source in (("base", "pretrained"), ("tuned", "finetuned")):
         shutil.copytree(bed.folder / source, folder / name)
         bed.tokenizer.save_pretrained(folder / name)
-    for name, rows, keys in (
-        ("documents", corpus.documents, ["text"]),
-        ("rows", corpus.finetuning, ["prompt", "answer"]),
-    ):
-        (folder / f"{name}.jsonl").write_text(
-            "".join(json.dumps({key: row[key] for key in keys}) + "\n" for row in rows),
-            encoding="utf-8",
-        )
+    _write(folder / "documents.jsonl", corpus.documents, ["text"])
+    _write(folder / "rows.jsonl", corpus.finetuning, ["prompt", "answer"])
     known = testbed.answers(bed.model("finetuned"), bed.tokenizer, corpus.queries)
     right = [
-        {key: row[key] for key in ("prompt", "answer")}
-        for row, (_, right) in zip(corpus.queries, known)
-        if right
+        {"prompt": row["prompt"], "answer": row["answer"]}
+        for row, (_, ok) in zip(corpus.queries, known)
+        if ok
     ]
     if not right:
         raise ValueError(
-            f"the fine-tuned model answers none of {len(corpus.queries)} questions rightly; train longer"
+            f"the fine-tuned model answers none of {len(corpus.queries)} questions rightly; train "
+            "longer"
         )
     return right[:questions]
 
 
-def after_step(base, tuned, documents, queries, length, batch_size=32):
-    """What one step of SGD on each document does to each query's log-probability: (q, n) float64, nats; positive = more likely.
+def _write(path, rows, keys):
+    """These keys of rows, one JSON object a line."""
+    lines = [json.dumps({key: row[key] for key in keys}) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8")
 
-    base, tuned: `layers.Tracked` with equal layers. The step is taken at `base`, over its layers, with ‖δ‖ = `length` for every document: δ = −length · ∇ℓ_z(θ₁) / ‖∇ℓ_z(θ₁)‖. It is
-    carried to `tuned` unchanged, as if fine-tuning kept it: f(θ₂ + δ) − f(θ₂). To first order that is length × the gradient dot product
-    of the query at θ₂ and the document at θ₁, normalised: no curvature takes part. `tuned` is given back as it was.
+
+def after_step(base, tuned, documents, queries, length, batch_size=32):
+    """What one step of SGD on each document does to each query's log-probability: (q, n) float64,
+    nats; positive = more likely.
+
+    base, tuned: `layers.Tracked` with equal layers. The step is taken at `base`, over its layers,
+    with ‖δ‖ = `length` for every document: δ = −length · ∇ℓ_z(θ₁) / ‖∇ℓ_z(θ₁)‖. It is carried to
+    `tuned` unchanged, as if fine-tuning kept it: f(θ₂ + δ) − f(θ₂). To first order that is
+    length × the gradient dot product of the query at θ₂ and the document at θ₁, normalised: no
+    curvature takes part. `tuned` is given back as it was.
     """
     before, found = measured(tuned.model, queries, batch_size), []
     kept = {
@@ -74,7 +81,7 @@ def after_step(base, tuned, documents, queries, length, batch_size=32):
 
 @torch.no_grad()
 def measured(model, queries, batch_size=32):
-    """F of each query, the log-probability of its labelled tokens: (q,) float64, nats."""
+    """f of each query, the log-probability of its labelled tokens: (q,) float64, nats."""
     found = []
     for first in range(0, len(queries), batch_size):
         batch = collate(queries[first : first + batch_size]).to(model.device)
@@ -89,7 +96,7 @@ def _parameters(model, layer):
 
 @torch.no_grad()
 def _add(model, layer, step):
-    """Step (o, i), the last column the bias's."""
+    """step (o, i), the last column the bias's."""
     weight, *bias = _parameters(model, layer)
     weight.add_(matrix(model.get_submodule(layer.name), step[:, : layer.in_features].to(weight)))
     for b in bias:

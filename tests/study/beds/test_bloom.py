@@ -1,4 +1,5 @@
-"""The dry run of profile `bloom`: tiny BLOOM models in hub layout, LAMA and T-REx in miniature, from files to MRR and Recall@10."""
+"""The dry run of profile `bloom`: tiny BLOOM models in hub layout, LAMA and T-REx in miniature,
+from files to MRR and Recall@10."""
 
 import json
 import math
@@ -50,7 +51,8 @@ METHODS = [
 
 
 def cached(hub, name, net, reader):
-    """What a download leaves in the hub's cache: a snapshot named by its commit, and what `main` stands for."""
+    """What a download leaves in the hub's cache: a snapshot named by its commit,
+    and what `main` stands for."""
     at = hub / f"models--{name.replace('/', '--')}"
     net.save_pretrained(at / "snapshots" / COMMITS[name])
     reader.save_pretrained(at / "snapshots" / COMMITS[name])
@@ -60,7 +62,8 @@ def cached(hub, name, net, reader):
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """(folder of the data, settings of `lama.prepared`) in a study of its own, with both models in the hub's cache."""
+    """(folder of the data, settings of `lama.prepared`) in a study of its own,
+    with both models in the hub's cache."""
     import huggingface_hub.constants as constants
 
     root = tmp_path_factory.mktemp("study")
@@ -89,9 +92,8 @@ def study(tmp_path_factory):
             rate=5e-3,
             batch_size=8,
         )
-        cached(
-            root / "hub", "tiny/bloom", net.transformer, reader
-        )  # names as BLOOM's own files have them, without a prefix
+        # names as BLOOM's own files have them, without a prefix
+        cached(root / "hub", "tiny/bloom", net.transformer, reader)
         rows = lama.fine_tuning_rows(folder, reader, 32, source=str(folder / "xp3.jsonl"), limit=60)
         asked = testbed.encode_answers(
             [r["prompt"] for r in rows], [r["answer"] for r in rows], reader, 32
@@ -136,7 +138,8 @@ def scores(case):
 
 
 def test_the_tracked_layers_are_the_papers(case):
-    """Query, key and value one block a head, attention output and both MLP matrices, in every block of the model."""
+    """Query, key and value one block a head, attention output and both MLP matrices,
+    in every block of the model."""
     names = [
         "self_attention.query_key_value",
         "self_attention.dense",
@@ -163,7 +166,8 @@ def test_the_answers_object_alone_is_measured_and_all_of_a_document(case):
 
 
 def test_scores_of_few_queries_and_their_candidates_are_those_of_all(case, scores):
-    """The memory of six queries, the passes of candidates alone, and the numbers of the plain way."""
+    """The memory of six queries, the passes of candidates alone,
+    and the numbers of the plain way."""
     whole = methods.all_methods(case, **SCORING)
     for method in METHODS:
         for some, every in zip(scores[method], whole[method]):
@@ -172,9 +176,10 @@ def test_scores_of_few_queries_and_their_candidates_are_those_of_all(case, score
                     0, torch.tensor(row["candidates"]), True
                 )
                 assert torch.isinf(mine[~inside]).all() and (~inside).any()
+                # float32, other batches
                 assert torch.allclose(
                     mine[inside], all_[inside], rtol=1e-3, atol=1e-4 * all_.abs().max()
-                )  # float32, other batches
+                )
     assert scores["multi_stage"][0].shape == (20, len(case.bed.documents))
 
 
@@ -230,7 +235,8 @@ def test_candidates_that_cannot_be_scored_are_refused_before_long_work(case):
 
 
 def test_metrics_over_candidates(case, scores):
-    """A trained model's influence ranks the stating sentences above chance, among the candidates alone."""
+    """A trained model's influence ranks the stating sentences above chance,
+    among the candidates alone."""
     chance = sum(
         sum(math.comb(n - i, 1) / math.comb(n, 2) / i for i in range(1, n))
         for n in (len(row["candidates"]) for row in case.rows)
@@ -319,7 +325,8 @@ def test_models_that_do_not_share_a_tokenizer_are_refused(study, tmp_path):
 
 
 def test_the_notebooks_of_the_profile_run_from_files_to_records(study, monkeypatch):
-    """Profile `bloom` as params.yaml has it, but for sizes and the models' names: notebooks 01 to 03 as `dvc repro` executes them."""
+    """Profile `bloom` as params.yaml has it, but for sizes and the models' names:
+    notebooks 01 to 03 as `dvc repro` executes them."""
     root = Path.cwd()
     shutil.copytree(ROOT / "notebooks", root / "notebooks")
     profile = yaml.safe_load((ROOT / "params.yaml").read_text())["bloom"]
@@ -357,6 +364,5 @@ def test_the_notebooks_of_the_profile_run_from_files_to_records(study, monkeypat
     assert all(0 < r["mrr"] <= 1 and 0 <= r["recall_at_10"] <= 1 for r in records)
     texts = {row["text"] for row in given.prepared(42, **study[1]).corpus.documents}
     report = (root / "results" / "bloom" / "03_fact_tracing.ipynb").read_text()
-    assert not any(
-        text in report for text in texts
-    )  # third-party texts stay out of what is committed
+    # third-party texts stay out of what is committed
+    assert not any(text in report for text in texts)

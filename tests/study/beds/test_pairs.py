@@ -1,4 +1,5 @@
-"""The test-bed of a pair in dolly's format: what the models read, to the id; from local folders in the hub's layout."""
+"""The test-bed of a pair in dolly's format: what the models read, to the id;
+from local folders in the hub's layout."""
 
 import json
 import os
@@ -80,11 +81,9 @@ def test_rows_and_queries_have_labels_on_the_response_alone(made):
 
 def test_queries_are_the_fine_tuned_models_answers_with_candidates_of_their_own(made):
     _, bed, _ = made
-    rows, kinds, owner = (
-        bed.corpus.queries,
-        [x["kind"] for x in bed.corpus.documents],
-        pairs.owners(bed),
-    )
+    rows = bed.corpus.queries
+    kinds = [x["kind"] for x in bed.corpus.documents]
+    owner = pairs.owners(bed)
     assert [row["how"] for row in rows] == ["greedy", "sample 1"] * 2 + ["given"]
     tuned = bed.model("finetuned")
     for row, x in zip(rows, bed.queries):
@@ -171,7 +170,8 @@ import json, sys
 from msif.study.beds import pairs
 from msif.core.data import digest
 bed = pairs.prepared(0, **json.load(open("settings.json")))
-print(json.dumps([digest(x) for x in (bed.documents, bed.finetuning, bed.queries)] + [pairs.models(bed)]))
+digests = [digest(x) for x in (bed.documents, bed.finetuning, bed.queries)]
+print(json.dumps(digests + [pairs.models(bed)]))
 """
 
 

@@ -1,4 +1,5 @@
-"""The test-bed in bfloat16: factors, queries and candidates of models in half precision, sums and eigensolver as ever."""
+"""The test-bed in bfloat16: factors, queries and candidates of models in half precision,
+sums and eigensolver as ever."""
 
 import numpy as np
 import pytest
@@ -28,12 +29,14 @@ def bed(tmp_path_factory):
 def scores(bed, convert):
     first, last = (convert(bed.model(name)) for name in ("pretrained", "finetuned"))
     layers = tracked_layers(first)
+    tracked_first = Tracked(first, layers)
+    tracked_last = Tracked(last, layers)
     stages = [
-        Stage(ekfac.fit(Tracked(first, layers), bed.documents), Damping(1e-3)),
-        Stage(ekfac.fit(Tracked(last, layers), bed.finetuning), alpha=Damping(0.1)),
+        Stage(ekfac.fit(tracked_first, bed.documents), Damping(1e-3)),
+        Stage(ekfac.fit(tracked_last, bed.finetuning), alpha=Damping(0.1)),
     ]
-    q = query_gradients(Tracked(last, layers), bed.finetuning[:8])
-    return score(Tracked(first, layers), bed.documents, precondition(q, stages)[0]).values.numpy()
+    q = query_gradients(tracked_last, bed.finetuning[:8])
+    return score(tracked_first, bed.documents, precondition(q, stages)[0]).values.numpy()
 
 
 def test_scores_of_bfloat16_models_correlate_with_those_of_float32(bed):

@@ -1,4 +1,5 @@
-"""What is measured by retraining is what training would have given, and no more work than is left to do."""
+"""What is measured by retraining is what training would have given,
+and no more work than is left to do."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace

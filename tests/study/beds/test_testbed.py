@@ -7,7 +7,7 @@ from support.tiny import relative
 
 from msif.core import ekfac, store
 from msif.core.influence import query_gradients, score
-from msif.core.layers import Tracked, tracked_layers
+from msif.core.layers import Tracked, tracked
 from msif.core.models import tiny_gpt_neox
 from msif.study import metrics
 from msif.study.beds import given, testbed
@@ -33,9 +33,7 @@ def case(tmp_path_factory):
     for name in [*bed.checkpoints, "finetuned"]:
         net = bed.model(name)
         data = bed.finetuning if name == "finetuned" else bed.documents
-        store.save(
-            ekfac.fit(Tracked(net, tracked_layers(net)), data, samples=1), folder / "factors" / name
-        )
+        store.save(ekfac.fit(tracked(net), data, samples=1), folder / "factors" / name)
     return load_case(folder / "bed", folder / "factors", {}, only_correct=False, limit=4)
 
 
@@ -66,13 +64,13 @@ def test_methods_scored_together_equal_each_scored_alone(case, scores):
     ).items():
         alone = score(Tracked(net, case.layers), case.bed.documents, w, batch_size=7)
         for together, single in zip(scores[name], (alone.values, alone.normalised())):
-            assert torch.allclose(
-                together, single, rtol=1e-3, atol=1e-4 * single.abs().max()
-            )  # float32 sums, other batches
+            # float32 sums, other batches
+            assert torch.allclose(together, single, rtol=1e-3, atol=1e-4 * single.abs().max())
 
 
 def test_ablations_are_the_score_with_one_part_replaced_by_the_identity(case, scores):
-    """α → ∞ makes T₂ = I, and d → ∞ makes (H₁ + d)⁻¹ a multiple of the identity within each layer."""
+    """α → ∞ makes T₂ = I, and d → ∞ makes (H₁ + d)⁻¹ a multiple of the identity within each
+    layer."""
     infinite = methods.all_methods(case, damping=1e-3, alpha=1e9, single_stage_damping=1)[
         "multi_stage"
     ][0]
@@ -104,7 +102,8 @@ def test_grid_has_the_value_of_each_setting_at_its_place(case, scores):
 
 
 def test_costs_count_every_fit_and_pass(case):
-    """One sample a fit: two passes of one forward and one backward each are two passes; two checkpoints, one fine-tuning."""
+    """One sample a fit: two passes of one forward and one backward each are two passes;
+    two checkpoints, one fine-tuning."""
     cost, share = methods.costs(case), len(case.bed.finetuning) / len(case.bed.documents)
     assert cost["gradient_dot"] == 1 and cost["pretraining_only"] == 3
     assert cost["multi_stage_trajectory"] == pytest.approx(2 + 2 * 2 + 2 * share, abs=0.01)

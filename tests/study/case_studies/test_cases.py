@@ -1,4 +1,5 @@
-"""Cases whose queries are the model's own answers; their parts; and what a set of scores looks like inside."""
+"""Cases whose queries are the model's own answers; their parts;
+and what a set of scores looks like inside."""
 
 import json
 import re
@@ -98,10 +99,8 @@ def test_parts_have_each_query_s_own_candidates_and_the_same_numbers(study):
 
 
 def test_a_fact_of_a_biography_is_the_gradient_of_its_own_word_alone(study):
-    case, row = (
-        study.case,
-        next(row for row in study.case.bed.corpus.finetuning if row["kind"] == "biography"),
-    )
+    case = study.case
+    row = next(row for row in study.case.bed.corpus.finetuning if row["kind"] == "biography")
     told = cases.answered(case, [row | {"proponents": []}])
     text = dict(told.rows[0], answer=row["answer"])
     query = cases.encode_answers([row["prompt"]], [row["answer"]], case.bed.tokenizer, 64)
@@ -242,10 +241,8 @@ def test_what_a_document_says_of_an_answer():
 
 
 def test_documents_behind_a_biography_count_for_the_relation_that_they_state(study):
-    documents, row = (
-        study.case.bed.corpus.documents,
-        next(n for n, x in enumerate(study.case.rows) if x["kind"] == "biography"),
-    )
+    documents = study.case.bed.corpus.documents
+    row = next(n for n, x in enumerate(study.case.rows) if x["kind"] == "biography")
     stating = [
         n
         for n, d in enumerate(documents)

@@ -1,4 +1,5 @@
-"""What is left out is left out, of whom and nothing else; and what is reported is what the retrained model says."""
+"""What is left out is left out, of whom and nothing else;
+and what is reported is what the retrained model says."""
 
 import json
 
@@ -140,7 +141,8 @@ def test_others_documents_are_of_answers_that_share_nothing(study):
 
 
 def test_memory_leaves_out_all_that_tells_the_facts(study, monkeypatch):
-    """Questions, and biographies that tell them: no row that is left has both subject and answer."""
+    """Questions, and biographies that tell them:
+    no row that is left has both subject and answer."""
     seen = {}
     monkeypatch.setattr(
         counterfactual,

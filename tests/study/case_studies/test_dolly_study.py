@@ -1,4 +1,5 @@
-"""Profile `dolly` as params.yaml has it, but for sizes and the models' names: notebook 07 as `dvc repro` executes it, on a pair of dolly's architecture."""
+"""Profile `dolly` as params.yaml has it, but for sizes and the models' names:
+notebook 07 as `dvc repro` executes it, on a pair of dolly's architecture."""
 
 import json
 import re
@@ -53,9 +54,8 @@ def test_the_notebook_of_the_profile_runs_from_files_to_the_explorer(tmp_path, m
         )
     )
     texts = {d["text"] for d in prepared(0, **profile["pair"]).corpus.documents}
-    assert (
-        texts_in(own) and texts_in(own) <= texts
-    )  # third-party texts stay out of what is committed
+    # third-party texts stay out of what is committed
+    assert texts_in(own) and texts_in(own) <= texts
     assert all("withheld" in text for text in texts_in(public)) and not any(
         text[:40] in executed for text in texts
     )

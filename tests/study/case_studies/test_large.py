@@ -20,7 +20,8 @@ pytestmark = needs_data
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """(settings, case) inside a study of its own: factors of one layer of each of the two blocks."""
+    """(settings, case) inside a study of its own:
+    factors of one layer of each of the two blocks."""
     with inside(tmp_path_factory.mktemp("study")) as folder:
         settings = build(folder)
         bed = pairs.prepared(0, **settings)
@@ -57,10 +58,8 @@ def test_factors_are_those_of_each_stages_own_data(made):
 
 def test_less_memory_means_more_partitions_and_the_same_factors(made, capsys):
     settings, case = made
-    net, data = (
-        pairs.outline(**pairs.models(case.bed)["pretrained"]),
-        pairs.factor_documents(case.bed),
-    )
+    net = pairs.outline(**pairs.models(case.bed)["pretrained"])
+    data = pairs.factor_documents(case.bed)
     lengths = [len(x.input_ids) for x in data]
     budget = max(plan_fit(Tracked(net, [x]), lengths, batch_size=4).peak for x in case.layers)
     many = len(plan_fit(Tracked(net, case.layers), lengths, batch_size=4, memory=budget).partitions)
@@ -181,7 +180,8 @@ def test_a_documents_score_is_the_sum_over_its_chunks_and_only_candidates_have_o
 
 @pytest.mark.slow
 def test_end_to_end_in_bfloat16_with_embeddings(tmp_path):
-    """As the real profile: bfloat16 models, all linear layers of the blocks, all three searches; it finds and ranks the same twice."""
+    """As the real profile: bfloat16 models, all linear layers of the blocks, all three searches;
+    it finds and ranks the same twice."""
     with inside(tmp_path) as folder:
         settings = build(folder, "bfloat16") | {
             "search": {"methods": ["embeddings", "bm25", "tfidf"], "first": 2, "random": 2}

@@ -1,4 +1,5 @@
-"""Before a large pair starts: what it will take, what is missing. Nothing here asks a network, and nothing may be written."""
+"""Before a large pair starts: what it will take, what is missing. Nothing here asks a network,
+and nothing may be written."""
 
 import os
 import subprocess
@@ -10,7 +11,7 @@ import yaml
 from support import ROOT
 from transformers import GPTNeoXConfig
 
-from msif.core.layers import Tracked, tracked_layers
+from msif.core.layers import tracked
 from msif.scale.plan import human, model_bytes, plan_fit
 from msif.study.beds import pairs
 from msif.study.case_studies import available, preflight
@@ -19,12 +20,16 @@ from msif.study.corpora import pinned
 REAL = yaml.safe_load("""
 bed:
   folder: data/dolly-v2
-  models: {pretrained: {source: EleutherAI/pythia-2.8b, revision: main}, finetuned: {source: databricks/dolly-v2-3b, revision: main}}
+  models:
+    pretrained: {source: EleutherAI/pythia-2.8b, revision: main}
+    finetuned: {source: databricks/dolly-v2-3b, revision: main}
   max_length: 512
   rows: {source: databricks/databricks-dolly-15k, limit: 300}
   corpora: [{name: wikipedia, source: wikimedia/wikipedia, config: 20231101.en, limit: 200000}]
   factor_documents: {corpus: wikipedia, chunks: 400}
-  questions: [{instruction: "Where did fortune cookies originate?"}, {instruction: "Who?", answer: "Noam Chomsky"}]
+  questions:
+    - {instruction: "Where did fortune cookies originate?"}
+    - {instruction: "Who?", answer: "Noam Chomsky"}
   generation: {samples: 2}
 factors: {samples: 1, batch_size: 8, memory: 120GiB}
 scores: {at_once: 4, batch_size: 8}
@@ -33,7 +38,8 @@ scores: {at_once: 4, batch_size: 8}
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
-    """A study with small local models and data, and no network. Models are a config.json alone: no weights are looked at."""
+    """A study with small local models and data, and no network. Models are a config.json alone:
+    no weights are looked at."""
     (tmp_path / "dvc.yaml").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -68,9 +74,7 @@ def test_small_local_folders_miss_nothing_and_are_planned_from_their_config(stud
     assert missing == [] and sorted(folder.rglob("*")) == before, "a preflight writes nothing"
     found = {what: (size, remark) for what, size, remark in rows}
     net = pairs.outline(folder / "base")
-    plan = plan_fit(
-        Tracked(net, tracked_layers(net)), [32] * 10, batch_size=4, draws=1, memory="2GiB"
-    )
+    plan = plan_fit(tracked(net), [32] * 10, batch_size=4, draws=1, memory="2GiB")
     assert found["model base"] == (
         human(model_bytes(net)),
         f"{plan.parameters:,} parameters, in place",
@@ -99,7 +103,8 @@ def test_without_hub_gpu_and_disk_the_real_pair_is_refused_with_what_to_do(study
         and "H200" in text
     )
     for what in (
-        "the hub, for EleutherAI/pythia-2.8b, databricks/dolly-v2-3b, databricks/databricks-dolly-15k, wikimedia/wikipedia: HF_HUB_OFFLINE is set; unset",
+        "the hub, for EleutherAI/pythia-2.8b, databricks/dolly-v2-3b, "
+        "databricks/databricks-dolly-15k, wikimedia/wikipedia: HF_HUB_OFFLINE is set; unset",
         "a GPU: models of this size need one; run on",
         "disk: ",
     ):

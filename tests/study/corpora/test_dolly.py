@@ -53,20 +53,20 @@ def bytes_tokenizer():
     """One token a byte: no file needed."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     inner = Tokenizer(models.BPE({x: n for n, x in enumerate(alphabet)}, []))
-    inner.pre_tokenizer, inner.decoder = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
-    )
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=inner)
 
 
 def test_the_text_is_that_of_the_published_format():
     assert dolly.prompt("Name a tree.") == (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "Below is an instruction that describes a task. "
+        "Write a response that appropriately completes the request.\n\n"
         "### Instruction:\nName a tree.\n\n### Response:\n"
     )
     assert dolly.prompt("Who?", "Ann ran.") == (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "Below is an instruction that describes a task. "
+        "Write a response that appropriately completes the request.\n\n"
         "### Instruction:\nWho?\n\nInput:\nAnn ran.\n\n### Response:\n"
     )
 

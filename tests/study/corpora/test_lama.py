@@ -1,4 +1,5 @@
-"""The published protocol of fact tracing, on a miniature in the published formats: invented people, three relations of LAMA."""
+"""The published protocol of fact tracing, on a miniature in the published formats: invented people,
+three relations of LAMA."""
 
 import json
 
@@ -10,8 +11,11 @@ from msif.core.data import NO_LOSS, encode_answers
 from msif.rivals.retrieval import bm25
 from msif.study.corpora import lama
 
-RELATIONS = """P17 P19 P20 P27 P30 P31 P36 P37 P39 P47 P101 P103 P106 P108 P127 P131 P136 P138 P140 P159 P176 P178 P190 P264 P276 P279 P361
-    P364 P407 P413 P449 P463 P495 P527 P530 P740 P937 P1001 P1303 P1376 P1412""".split()
+RELATIONS = """
+    P17 P19 P20 P27 P30 P31 P36 P37 P39 P47 P101 P103 P106 P108 P127 P131 P136 P138 P140 P159 P176
+    P178 P190 P264 P276 P279 P361 P364 P407 P413 P449 P463 P495 P527 P530 P740 P937 P1001 P1303
+    P1376 P1412
+""".split()
 
 
 @pytest.fixture
@@ -71,7 +75,8 @@ def test_proponents_state_the_fact_and_are_candidates(folder):
 
 
 def test_candidates_are_the_union_of_the_four_sets(folder):
-    """Recomputed with one set at a time; the shared ones are the same for all queries, the others are the query's own."""
+    """Recomputed with one set at a time; the shared ones are the same for all queries,
+    the others are the query's own."""
 
     def sets(**sizes):
         found = corpus(folder, **{"first": 0, "same_object": 0, "shared": 0} | sizes)
@@ -102,7 +107,8 @@ def test_candidates_are_the_union_of_the_four_sets(folder):
 
 
 def test_search_is_by_words(folder):
-    """By characters, as in the released code, an anagram of the question would be the best match."""
+    """By characters, as in the released code,
+    an anagram of the question would be the best match."""
     facts, row = lama.read_facts(folder), corpus(folder, queries=1, relations=["P19"]).queries[0]
     texts = [x["text"] for x in lama.statements(folder, facts)] + [
         f"{row['prompt']} {row['answer']}"[::-1]
@@ -219,10 +225,9 @@ def test_a_file_that_changed_since_the_first_run_is_refused(name, folder):
     expected = next(group[name] for group in recorded.values() if name in group)
     path, before = folder / name, (folder / name).read_text()
     path.write_text(before.replace("Bomar", "Bomas") + " ")
-    with pytest.raises(
-        ValueError,
-        match=f"{name} has changed.*Expected {expected}, found [0-9a-f]{{64}}.*remove '.*' from .*digests.json",
-    ):
+    digests = f"Expected {expected}, found [0-9a-f]{{64}}"
+    remedy = "remove '.*' from .*digests.json"
+    with pytest.raises(ValueError, match=f"{name} has changed.*{digests}.*{remedy}"):
         corpus(folder)
     path.unlink()
     with pytest.raises((ValueError, FileNotFoundError), match="found no such file|lacks relations"):
@@ -240,9 +245,8 @@ def test_fine_tuning_rows_are_a_random_sample_that_fits(folder):
     assert rows != lama.fine_tuning_rows(folder, reader, 24, source=source, limit=40, seed=1)
     encode_answers([r["prompt"] for r in rows], [r["answer"] for r in rows], reader, 24)
     every = lama.fine_tuning_rows(folder, reader, 24, source=source, limit=1000)
-    assert (
-        len(every) == 100 and sum(row["prompt"].count("?") > 1 for row in every) == 10
-    )  # cut, not left out
+    # cut, not left out
+    assert len(every) == 100 and sum(row["prompt"].count("?") > 1 for row in every) == 10
     assert all(row["prompt"].endswith("?") for row in every)
 
 
@@ -269,7 +273,8 @@ def test_fine_tuning_rows_that_cannot_be_are_refused(settings, says, folder):
 
 
 def test_an_edited_score_does_not_prepare_the_experiments_again():
-    """What `scratch` hashes for them: lama and all that it imports, among which scores must not be."""
+    """What `scratch` hashes for them: lama and all that it imports,
+    among which scores must not be."""
     found = grimp.build_graph("msif").find_upstream_modules("msif.study.corpora.lama")
     assert "msif.study.corpora.pinned" in found
     assert not [

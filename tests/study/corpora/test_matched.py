@@ -1,4 +1,5 @@
-"""Laws of the matched corpus: words tell nothing about which candidate states the fact, word order does."""
+"""Laws of the matched corpus: words tell nothing about which candidate states the fact,
+word order does."""
 
 from collections import Counter
 

@@ -1,4 +1,5 @@
-"""Candidates: documents of several corpora, their nearest neighbours through passages, their chunks as a model reads them."""
+"""Candidates: documents of several corpora, their nearest neighbours through passages,
+their chunks as a model reads them."""
 
 import json
 
@@ -91,7 +92,8 @@ def test_passages_are_the_text_in_pieces():
 
 
 def test_defect_14_a_passage_stands_for_its_document_not_for_its_own_number(folder):
-    """The one document about ships is last, its ship in the last passage; before it come long documents, so that passages outnumber documents."""
+    """The one document about ships is last, its ship in the last passage;
+    before it come long documents, so that passages outnumber documents."""
     filler = (
         "the oak and the elm grow slowly in the old garden behind the house while leaves fall " * 40
     )
@@ -143,7 +145,8 @@ def test_candidates_are_the_first_of_each_search_and_a_shared_sample():
         FOUND, QUERIES, methods=["bm25", "words"], first=2, random=2, seed=3, words=by_words
     )
     shared = found[0]["random"]
-    for row, query in zip(found, QUERIES):
+    assert len(found) == len(QUERIES)
+    for row in found:
         assert row["random"] == shared and len(shared) == 2
         assert row["candidates"] == sorted({*shared, *row["found"]["bm25"], *row["found"]["words"]})
     values = by_words([x["text"] for x in FOUND], ["what left the harbour a ship"])[0]
@@ -175,12 +178,13 @@ def test_chunks_are_the_documents_ids_cut_up_and_know_their_document():
     texts = ["a b c d e f g", "h", "i j k", "l m"]
     tokenizer = word_tokenizer(texts)
     owner, chunks = neighbours.chunked(texts, tokenizer, 3)
+    # the rests "g" and "h" have nothing to predict
     assert owner == [0, 0, 2, 3] and list(map(len, chunks)) == [
         3,
         3,
         3,
         2,
-    ]  # the rests "g" and "h" have nothing to predict
+    ]
     assert [tokenizer.decode(x) for x in chunks] == ["a b c", "d e f", "i j k", "l m"]
     with pytest.raises(ValueError, match="max_length is 1"):
         neighbours.chunked(texts, tokenizer, 1)

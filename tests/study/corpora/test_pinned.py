@@ -1,4 +1,5 @@
-"""What the first run has read, later runs find again, or stop: files by their digests, hub ids by their commits."""
+"""What the first run has read, later runs find again, or stop: files by their digests,
+hub ids by their commits."""
 
 import hashlib
 import json
@@ -24,7 +25,8 @@ def folder(tmp_path):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """The hub's cache as a download leaves it: what `main` of one model and one data set stands for, and a snapshot of that commit."""
+    """The hub's cache as a download leaves it:
+    what `main` of one model and one data set stands for, and a snapshot of that commit."""
     import huggingface_hub.constants as constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -161,9 +163,10 @@ def test_every_row_of_a_file_is_as_likely_as_any_other(folder):
         for seed in range(1000)
         for row in pinned.sampled_rows(folder, 4, seed, source=source)
     )
+    # √(1000 · 0.4 · 0.6)
     assert sum(counts.values()) == 4000 and all(
         400 - 5 * 15.5 < counts[n] < 400 + 5 * 15.5 for n in range(10)
-    )  # √(1000 · 0.4 · 0.6)
+    )
     assert pinned.sampled_rows(folder, 4, 7, source=source) == pinned.sampled_rows(
         folder, 4, 7, source=source
     )

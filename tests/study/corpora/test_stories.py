@@ -1,4 +1,5 @@
-"""The corpus on real text: laws of what is planted where. Needs data/ (see the README); skipped where it is absent."""
+"""The corpus on real text: laws of what is planted where. Needs data/ (see the README);
+skipped where it is absent."""
 
 import json
 import re

@@ -1,4 +1,5 @@
-"""The corpus of annotated real sentences: laws on a miniature written here, and on WebNLG itself (skipped where it is absent)."""
+"""The corpus of annotated real sentences: laws on a miniature written here,
+and on WebNLG itself (skipped where it is absent)."""
 
 import json
 from collections import defaultdict
@@ -53,7 +54,8 @@ def write(folder, rows):
 
 
 def miniature():
-    """Twelve towns with a leader and a river each; one has two leaders, one is named in its river, some texts state both."""
+    """Twelve towns with a leader and a river each; one has two leaders, one is named in its river,
+    some texts state both."""
     rows = []
     for n, name in enumerate(NAMES):
         leader, river = f'"Leader{n}"@en', f"River{n}_(water)" if name != "Lom" else "Lom_water"
@@ -112,7 +114,8 @@ def fact(row):
 
 
 def check_stages(corpus):
-    """No subject of a query is asked about or answered in fine-tuning; every property of a query is asked about there."""
+    """No subject of a query is asked about or answered in fine-tuning;
+    every property of a query is asked about there."""
     hidden = {q["subject"] for q in corpus.queries}
     assert not hidden & {
         x for row in corpus.finetuning for x in (row["subject"], row["object"], row["answer"])
@@ -121,7 +124,8 @@ def check_stages(corpus):
 
 
 def check_proponents(corpus, statements):
-    """Proponents are all documents with the query's triple, and no document gives its subject and property another object."""
+    """Proponents are all documents with the query's triple,
+    and no document gives its subject and property another object."""
     annotated, objects = defaultdict(list), defaultdict(set)
     for n, d in enumerate(corpus.documents):
         for s, p, o in d["triples"]:
@@ -151,9 +155,8 @@ def test_ambiguous_objects_and_those_named_in_their_subject_are_never_asked_abou
         found = webnlg_corpus(folder, seed, **SMALL)
         asked = {(row["subject"], row["relation"]) for row in found.queries + found.finetuning}
         assert not asked & {("Aba town", "leader name"), ("Lom town", "river bank")}
-        assert all(
-            row["relation"] != "area" for row in found.queries + found.finetuning
-        )  # stated in no text letter by letter
+        # stated in no text letter by letter
+        assert all(row["relation"] != "area" for row in found.queries + found.finetuning)
 
 
 def test_documents_are_texts_of_the_files_with_their_annotation_and_kind(folder, corpus):

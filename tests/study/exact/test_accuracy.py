@@ -1,4 +1,5 @@
-"""The comparison on toys: its exact scores are the chained stages, its exact eigenvalues and its agreement are what they say."""
+"""The comparison on toys: its exact scores are the chained stages,
+its exact eigenvalues and its agreement are what they say."""
 
 import pytest
 import torch
@@ -77,7 +78,8 @@ def test_every_method_is_compared_and_the_dial_becomes_exact(case):
 
 
 def test_costs_are_products_and_the_shared_part_of_the_setup(case):
-    """8 queries; EK-FAC from 1 draw: two passes of a forward and a backward; 2 further draws: a forward and two backwards."""
+    """8 queries; EK-FAC from 1 draw: two passes of a forward and a backward;
+    2 further draws: a forward and two backwards."""
     records, _ = accuracy.compared(case, [1.0], [0, 4], **COMPARISON)
     cost = {(r["method"], r["products"]): r["cost"] for r in records}
     assert cost["EK-FAC", 0] == 0.25 and cost["CG", 4] == 4

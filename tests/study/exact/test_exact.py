@@ -1,4 +1,5 @@
-"""The oracle against what defines it: finite differences, explicit Jacobians, and retraining of both stages."""
+"""The oracle against what defines it: finite differences, explicit Jacobians,
+and retraining of both stages."""
 
 from types import SimpleNamespace
 
@@ -38,16 +39,15 @@ QUERIES = [
 
 
 class SmallMLP(nn.Module):
-    """Not convex: a tanh layer of two units; the head, which only fine-tuning has, reads the token before."""
+    """Not convex: a tanh layer of two units; the head, which only fine-tuning has,
+    reads the token before."""
 
     def __init__(self, head=0, seed=0):
         super().__init__()
         g = torch.Generator().manual_seed(seed)
         self.register_buffer("table", torch.randn(VOCAB, 3, generator=g, dtype=torch.float64))
-        self.hidden, self.out = (
-            nn.Linear(3, 2, dtype=torch.float64),
-            nn.Linear(2, VOCAB, dtype=torch.float64),
-        )
+        self.hidden = nn.Linear(3, 2, dtype=torch.float64)
+        self.out = nn.Linear(2, VOCAB, dtype=torch.float64)
         self.head = nn.Linear(head, VOCAB, bias=False, dtype=torch.float64) if head else None
         for p in self.parameters():
             p.data = torch.randn(p.shape, generator=g, dtype=torch.float64)
@@ -87,10 +87,9 @@ both = pytest.mark.parametrize(
 
 
 @both
-def test_the_two_stage_score_is_the_derivative_of_f_when_a_document_is_reweighted_and_both_stages_are_retrained(
-    kind, head
-):
-    """Central differences with a step of 1e-4 err by about 1e-7; 1e-4 is ten times stricter than the claim."""
+def test_the_two_stage_score_is_the_derivative_of_f_when_a_document_is_reweighted(kind, head):
+    """… and both stages are retrained. Central differences with a step of 1e-4 err by about 1e-7;
+    1e-4 is ten times stricter than the claim."""
     problem, starts = stages(kind, head)
     xs = oracle.trained(problem, starts)
     for stage, found in enumerate(oracle.scores(problem, xs, QUERIES)):
@@ -163,7 +162,8 @@ def test_losses_and_gradients_are_those_of_the_model_itself(model):
 
 
 def test_the_hessian_equals_finite_differences_of_the_gradient():
-    """Two tracked layers of a GPT-NeoX; a central difference at 1e-5 errs by about 1e-9 of the third derivative."""
+    """Two tracked layers of a GPT-NeoX; a central difference at 1e-5 errs by about 1e-9 of the
+    third derivative."""
     net, data = neox(), documents(3)
     ours = Network.of(net, tracked_layers(net, r"layers\.1\.attention"))
     x = ours.weights()

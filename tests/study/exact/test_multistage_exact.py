@@ -1,8 +1,10 @@
-"""The score with dense curvature is the measured change of f when a document's weight changes and all stages are retrained.
+"""The score with dense curvature is the measured change of f when a document's weight changes and
+all stages are retrained.
 
-Convex softmax regression on next tokens; retraining by Newton's method in float64 to a gradient of 1e-11, with losses
-written here; the score by msif's own capture, curvature and influence. Each weight moves by ±1e-4: the central
-difference errs by about 1e-7 relative, so 1e-5 is strict and yet far from it.
+Convex softmax regression on next tokens; retraining by Newton's method in float64 to a gradient of
+1e-11, with losses written here; the score by msif's own capture, curvature and influence. Each
+weight moves by ±1e-4: the central difference errs by about 1e-7 relative, so 1e-5 is strict and yet
+far from it.
 """
 
 import pytest
@@ -35,7 +37,8 @@ def losses(model, vector, data):
 
 
 class Problem:
-    """K stages on softmax regression; alphas[0] is plain L2. With a head, the last stage adds it, under L2 of its own."""
+    """K stages on softmax regression; alphas[0] is plain L2. With a head, the last stage adds it,
+    under L2 of its own."""
 
     def __init__(self, alphas, head=0):
         self.alphas, self.head = alphas, head
@@ -55,7 +58,8 @@ class Problem:
         return weights @ losses(self.model(k), vector, self.data[k]) + near + own
 
     def train(self, stage=None, z=None, step=0.0):
-        """θ_1 … θ_K, every stage trained to convergence; document z of a stage weighs 1/N + step."""
+        """θ_1 … θ_K, every stage trained to convergence;
+        document z of a stage weighs 1/N + step."""
         start, found = torch.zeros(self.shared, dtype=torch.float64), []
         for k, data in enumerate(self.data):
             weights = torch.full((len(data),), 1 / len(data), dtype=torch.float64)
@@ -71,7 +75,8 @@ class Problem:
         return -losses(self.model(len(self.alphas) - 1), vector, self.query).detach()
 
     def stages(self, trained):
-        """Dense Hessians of each stage's own loss: the head's L2 belongs to it, the proximal term does not."""
+        """Dense Hessians of each stage's own loss: the head's L2 belongs to it,
+        the proximal term does not."""
 
         def stage(k, vector):
             def own(x):
@@ -107,7 +112,8 @@ class Problem:
 
 
 def newton(objective, x):
-    """argmin, by Newton steps, halved until the objective falls while it is far from the optimum."""
+    """argmin, by Newton steps, halved until the objective falls while it is far from the
+    optimum."""
     for _ in range(50):
         g = torch.func.grad(objective)(x)
         if g.norm() < 1e-11:

@@ -1,4 +1,5 @@
-"""The dial on a test-bed, made small: its exact solve is the dense one, its numbers of products are kept apart."""
+"""The dial on a test-bed, made small: its exact solve is the dense one,
+its numbers of products are kept apart."""
 
 import pytest
 import torch
@@ -28,7 +29,8 @@ def small():
 
 
 def test_the_converged_solve_is_the_dense_one(small):
-    """To 1e-5: the residual is at most 1e-7, and the condition number of the damped matrix is in the hundreds."""
+    """To 1e-5: the residual is at most 1e-7,
+    and the condition number of the damped matrix is in the hundreds."""
     stage, q = small.corrected(0, small.stage(0)), small.query_vectors()
     oracle = Network.of(small.nets[0], small.layers)
     D = torch.cat([stage._shift(name) * x.new_ones(x[0].numel()) for name, x in q.items()])

@@ -1,4 +1,5 @@
-"""The toys are what they say: their sizes, what a query's answer can come from, and models that cannot see the future."""
+"""The toys are what they say: their sizes, what a query's answer can come from,
+and models that cannot see the future."""
 
 import pytest
 import torch

@@ -1,4 +1,5 @@
-"""Causal ground truth: planted effects come back, nothing causes nothing by more than chance, and it runs end to end."""
+"""Causal ground truth: planted effects come back, nothing causes nothing by more than chance,
+and it runs end to end."""
 
 import numpy as np
 import pytest
@@ -13,17 +14,15 @@ QUERIES = [
     dict(candidates=list(range(8 * i, 8 * i + 8)), proponents=[8 * i, 8 * i + 1]) for i in range(40)
 ]
 DOCUMENTS, SEEDS = 330, (5, 6, 7)
-PLANTED = np.tile(
-    [1.5, 1.0, 0.5, -0.5, 0, 0, 0, 0], (40, 1)
-)  # drop of each candidate of each query
+# drop of each candidate of each query
+PLANTED = np.tile([1.5, 1.0, 0.5, -0.5, 0, 0, 0, 0], (40, 1))
 
 
 def simulated(left_out, noise, seed=0):
-    """F = level of the query + level of the seed − planted drops + noise: (subsets, q)."""
+    """f = level of the query + level of the seed − planted drops + noise: (subsets, q)."""
     rng = np.random.default_rng(seed)
-    without = np.stack(
-        [left_out[:, q["candidates"]].numpy() for q in QUERIES], 1
-    )  # (subsets, q, candidates)
+    # (subsets, q, candidates)
+    without = np.stack([left_out[:, q["candidates"]].numpy() for q in QUERIES], 1)
     level = rng.normal(size=40) + 3 * rng.normal(size=3)[np.arange(len(left_out)) % 3][:, None]
     return level - (without * PLANTED).sum(2) + noise * rng.normal(size=(len(left_out), 40))
 
@@ -73,17 +72,16 @@ def test_the_level_of_a_training_seed_is_no_effect():
 
 
 def test_with_noise_drops_are_unbiased_and_errors_right():
-    """40 queries x 10 repetitions of each estimate; for independent halves the error is 2 σ / √subsets or a little more."""
+    """40 queries x 10 repetitions of each estimate;
+    for independent halves the error is 2 σ / √subsets or a little more."""
     runs = []
     for repetition in range(10):
         left_out = design(QUERIES, DOCUMENTS, 60, seed=repetition)
         runs.append(
             effects(simulated(left_out, noise=1, seed=repetition), left_out, QUERIES, SEEDS)
         )
-    miss, error = (
-        np.array([run.drop for run in runs]) - PLANTED,
-        np.array([run.error for run in runs]),
-    )
+    miss = np.array([run.drop for run in runs]) - PLANTED
+    error = np.array([run.error for run in runs])
     assert np.abs(miss.mean((0, 1))).max() < 4 * error.mean() / np.sqrt(400)
     assert np.sqrt((miss**2).mean()) == pytest.approx(np.sqrt((error**2).mean()), rel=0.1)
     assert 2 / 60**0.5 < error.mean() < 1.2 * 2 / 60**0.5
@@ -157,7 +155,6 @@ def test_it_runs_end_to_end_on_a_one_layer_model(tmp_path, monkeypatch):
         and np.isfinite(found.drop).all()
         and (np.array(found.error) > 0).all()
     )
-    alone = causal.retraining.outcome(recipe, left_out[3], 4)[
-        "log_probability"
-    ]  # subsets take the seeds in turn
+    # subsets take the seeds in turn
+    alone = causal.retraining.outcome(recipe, left_out[3], 4)["log_probability"]
     assert np.array_equal(f[3], alone.double().numpy())

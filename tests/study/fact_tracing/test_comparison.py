@@ -1,4 +1,5 @@
-"""Every rival on one small trained pair: all of them score all pairs, and each is the function it says it is."""
+"""Every rival on one small trained pair: all of them score all pairs,
+and each is the function it says it is."""
 
 import numpy as np
 import pytest
@@ -70,10 +71,8 @@ def test_a_second_call_reads_what_the_first_one_kept(study, monkeypatch):
 
 def test_text_search_reads_question_and_answer(study):
     case, table = study
-    texts, both = (
-        [d["text"] for d in case.bed.corpus.documents],
-        [f"{row['prompt']} {row['answer']}" for row in case.rows],
-    )
+    texts = [d["text"] for d in case.bed.corpus.documents]
+    both = [f"{row['prompt']} {row['answer']}" for row in case.rows]
     assert np.array_equal(table["bm25/raw"].numpy(), retrieval.bm25(texts, both))
     assert not torch.equal(table["bm25/raw"], table["bm25_question/raw"])
     assert np.array_equal(

@@ -130,12 +130,12 @@ def scored():
     )
     net = tiny_gpt_neox(len(tokenizer), width=16, layers=1, heads=2)
     layers, (documents, _, queries) = tracked_layers(net), encode(CORPUS, tokenizer, 32)
-    w = query_gradients(Tracked(net, layers), queries)
+    tracked_model = Tracked(net, layers)
+    w = query_gradients(tracked_model, queries)
     records = {
-        n: probe_scores(Tracked(net, layers), tokenizer, FOUND, w, 32, normalised=n)
-        for n in (False, True)
+        n: probe_scores(tracked_model, tokenizer, FOUND, w, 32, normalised=n) for n in (False, True)
     }
-    return score(Tracked(net, layers), documents, w), records
+    return score(tracked_model, documents, w), records
 
 
 def test_statements_score_as_the_same_documents_of_the_corpus(scored):
@@ -149,9 +149,8 @@ def test_statements_score_as_the_same_documents_of_the_corpus(scored):
             if p["probe"] == "statement"
         ]
         a, b = np.array(pairs).T
-        assert (
-            len(a) == len(CORPUS.queries) and np.abs(a - b).max() < 1e-4 * np.abs(b).max()
-        )  # float32, other batches
+        # float32, other batches
+        assert len(a) == len(CORPUS.queries) and np.abs(a - b).max() < 1e-4 * np.abs(b).max()
 
 
 def test_records_name_their_probe_and_query(scored):

@@ -1,4 +1,7 @@
-"""The index links what there is, says what the numbers say, loads nothing, and is the same for the same reports."""
+"""The index links what there is and says what the numbers say.
+
+It loads nothing, and is the same for the same reports.
+"""
 
 import base64
 import json
@@ -19,14 +22,12 @@ PNG = base64.b64encode(b"\x89PNG\r\n").decode()
 
 @pytest.fixture
 def folder(tmp_path):
-    """reports/ with one made-up profile (testbed, and a notebook that has no numbers), an explorer and a benchmark."""
+    """A reports/ with one made-up profile, an explorer and a benchmark.
+
+    The profile has a test-bed, and a notebook that has no numbers.
+    """
     made = tmp_path / "reports"
-    add(
-        made,
-        "tiny",
-        "01_testbed",
-        {"exact_match": {"pretrained": 0.01, "finetuned": 0.86, "chance": 0.05}},
-    )
+    add(made, "tiny", "01_testbed", answered(0.86, before=0.01))
     add(made, "tiny", "07_case_studies")
     (made / "tiny" / "explorer.html").touch()
     (made / "benchmarks").mkdir()
@@ -34,23 +35,17 @@ def folder(tmp_path):
     return made
 
 
+def answered(after, before=0.0):
+    return {"exact_match": {"pretrained": before, "finetuned": after, "chance": 0.05}}
+
+
 def add(folder, profile, name, numbers=None, title="Does it *answer*?"):
     (folder / profile).mkdir(parents=True, exist_ok=True)
+    start = f"# 1. {title}\n\n**Question.** Is `a` < b\nin *both* stages?\n\nMore."
+    outputs = [{"output_type": "stream", "text": "x"}, {"data": {"image/png": PNG}}]
     cells = [
-        {
-            "source": [
-                f"# 1. {title}\n",
-                "\n",
-                "**Question.** Is `a` < b\n",
-                "in *both* stages?\n",
-                "\n",
-                "More.",
-            ]
-        },
-        {
-            "source": "",
-            "outputs": [{"output_type": "stream", "text": "x"}, {"data": {"image/png": PNG}}],
-        },
+        {"source": start.splitlines(keepends=True)},
+        {"source": "", "outputs": outputs},
     ]
     (folder / profile / f"{name}.ipynb").write_text(json.dumps({"cells": cells}))
     (folder / profile / f"{name}.html").touch()
@@ -63,7 +58,7 @@ def text(html):
 
 
 def broken(html, folder):
-    links = [link for link in re.findall(r'href="([^"#]+)"', html)]
+    links = re.findall(r'href="([^"#]+)"', html)
     assert links
     return [link for link in links if not (folder / link).is_file()]
 
@@ -82,27 +77,39 @@ def test_every_link_resolves_and_every_report_is_linked(folder):
 
 def test_the_page_loads_nothing_and_is_the_same_again(folder):
     html = overview.page(folder)
-    assert (
-        elsewhere(html) == []
-        and "<script" not in html
-        and "http" not in html
-        and html == overview.page(folder)
-    )
-    assert (
-        f"data:image/png;base64,{PNG}" in html
-        and "prefers-color-scheme: dark" in html
-        and 'name="viewport"' in html
-    )
+    assert html == overview.page(folder)
+    assert elsewhere(html) == []
+    assert "<script" not in html and "http" not in html
+    assert f"data:image/png;base64,{PNG}" in html
+    assert "prefers-color-scheme: dark" in html and 'name="viewport"' in html
+
+
+def test_the_page_can_be_read_without_seeing_it(folder):
+    html = overview.page(folder)
+    assert html.startswith('<!doctype html>\n<html lang="en">')
+    assert '<a class="skip" href="#reports">' in html and '<main id="reports">' in html
+    labels = re.findall(r'aria-labelledby="([^"]+)"', html)
+    assert labels and all(f'id="{label}"' in html for label in labels)
+    alts = re.findall(r'<img [^>]*alt="([^"]*)"', html)
+    assert len(alts) == html.count("<img") == 2
+    assert alts[0].startswith("Key figure of the report, profile tiny. Of facts that fine-tuning")
+    assert alts[1] == "Key figure of the report, profile tiny."
+    assert "<caption>" in html
+
+
+def test_what_stands_in_the_reports_is_shown_as_text(folder):
+    add(folder, "tiny", "01_testbed", answered(0.86), title="<script>\"x\" & 'y'</script>")
+    (folder / "benchmarks" / "size.md").write_text("# <b>bold</b>")
+    html = overview.page(folder)
+    assert "<script" not in html and "<b>" not in html
+    assert "<script>\"x\" & 'y'</script>" in text(html) and "<b>bold</b>" in text(html)
 
 
 def test_question_and_title_are_the_notebooks_own_as_text(folder):
     html = overview.page(folder)
-    assert (
-        "1. Does it answer?" in text(html)
-        and "Is a < b in both stages?" in text(html)
-        and "Is a &lt; b" in html
-        and "More." not in html
-    )
+    assert "1. Does it answer?" in text(html)
+    assert "Is a < b in both stages?" in text(html) and "Is a &lt; b" in html
+    assert "More." not in html
 
 
 def test_a_png_of_the_stage_goes_before_figures_of_the_notebook(folder):
@@ -111,64 +118,60 @@ def test_a_png_of_the_stage_goes_before_figures_of_the_notebook(folder):
 
 
 def test_a_changed_number_changes_the_sentence_and_a_contrary_one_turns_it(folder):
-    assert "86% are answered after it" in text(
-        overview.page(folder)
-    ) and "they come from pre-training" in overview.page(folder)
-    add(
-        folder,
-        "tiny",
-        "01_testbed",
-        {"exact_match": {"pretrained": 0.01, "finetuned": 0.12, "chance": 0.05}},
-    )
     html = overview.page(folder)
-    assert (
-        "12% are answered after it" in text(html)
-        and "too little above the rest" in html
-        and "they come from pre-training" not in html
-    )
+    assert "86% are answered after it" in text(html)
+    assert "they come from pre-training" in html
+    add(folder, "tiny", "01_testbed", answered(0.12, before=0.01))
+    html = overview.page(folder)
+    assert "12% are answered after it" in text(html)
+    assert "too little above the rest" in html
+    assert "they come from pre-training" not in html
+
+
+def test_negative_numbers_have_a_minus_sign(folder):
+    step = {"value": -0.5, "error": 0.1}
+    kinds = ("first by influence", "first by BM25", "at random", "last by influence")
+    add(folder, "tiny", "08_your_models", {"step": dict.fromkeys(kinds, step)})
+    html = overview.page(folder)
+    assert '<span class="number">−0.50 nats</span>' in html
+    assert "(−0.50 ± 0.10 nats)" in html and "log-probability" in html
 
 
 def test_full_heads_the_page_and_others_are_in_the_table(folder):
     assert "Profile tiny" in overview.page(folder) and ">full<" not in overview.page(folder)
-    add(
-        folder,
-        "full",
-        "01_testbed",
-        {"exact_match": {"pretrained": 0.0, "finetuned": 0.5, "chance": 0.05}},
-    )
-    add(
-        folder,
-        "another",
-        "01_testbed",
-        {"exact_match": {"pretrained": 0.0, "finetuned": 0.4, "chance": 0.05}},
-    )
+    add(folder, "full", "01_testbed", answered(0.5))
+    add(folder, "another", "01_testbed", answered(0.4))
     html = overview.page(folder)
-    assert (
-        "Profile full" in html
-        and "50% are answered" in text(html)
-        and "86% are answered" not in text(html)
-    )
+    assert "Profile full" in html
+    assert "50% are answered" in text(html) and "86% are answered" not in text(html)
     rows = re.findall(r'<td><a href="(\w+)/01_testbed.html">(\d+%)', html)
     assert rows == [("full", "50%"), ("tiny", "86%"), ("another", "40%")]
     shutil.rmtree(folder / "another")
     assert "another" not in overview.page(folder)
 
 
+def test_any_profile_will_do(folder):
+    (folder / "tiny").rename(folder / "another")
+    shutil.rmtree(folder / "benchmarks")
+    (folder / "another" / "explorer.html").unlink()
+    html = overview.page(folder)
+    assert "Profile another" in html and broken(html, folder) == []
+    for gone in ("tiny", "Influence explorer", "Cost and precision"):
+        assert gone not in html
+
+
 def test_a_notebook_without_numbers_is_listed_without(folder):
     html = overview.page(folder)
-    assert (
-        '<td><a href="tiny/07_case_studies.html">report</a></td>' in html
-        and html.count('class="number"') == 1
-    )
+    assert '<td><a href="tiny/07_case_studies.html">report</a></td>' in html
+    assert html.count('class="number"') == 1
 
 
 def test_reports_that_are_not_there_or_lack_a_number_are_named(tmp_path, folder):
     with pytest.raises(FileNotFoundError, match="holds no report: .*make study"):
         overview.page(tmp_path / "nothing")
     add(folder, "tiny", "01_testbed", {"exact_match": {"pretrained": 0.01}})
-    with pytest.raises(
-        ValueError, match=r"testbed.metrics.json: KeyError: 'finetuned'; .*run it again"
-    ):
+    named = r"testbed.metrics.json: KeyError: 'finetuned'; .*run it again"
+    with pytest.raises(ValueError, match=named):
         overview.page(folder)
 
 
@@ -189,6 +192,10 @@ def committed(stage):
     return json.loads((REPORTS / "full" / f"{stage}.metrics.json").read_text())
 
 
+def claim(stage, numbers):
+    return FINDINGS[stage](numbers).claim
+
+
 def test_fact_tracing_says_where_it_is_behind_and_what_a_stage_costs():
     numbers = committed("fact_tracing")
     for mean, said in (
@@ -197,79 +204,62 @@ def test_fact_tracing_says_where_it_is_behind_and_what_a_stage_costs():
         (0.0, "level with sentence embeddings"),
     ):
         numbers["lead"]["plain"] = {"over": "embeddings/raw", "mean": mean, "se": 0.01}
-        assert f": {said}" in FINDINGS["fact_tracing"](numbers)[2]
+        assert f": {said}" in claim("fact_tracing", numbers)
+    paired = numbers["paired"]["multi_stage - pretraining_only"]
     for low, high, verdict in (
         (0.1, 0.2, "costs"),
         (-0.2, -0.1, "gains"),
         (-0.1, 0.1, "makes no sure difference to"),
     ):
-        numbers["paired"]["multi_stage - pretraining_only"]["raw"] = {
-            "mean": (low + high) / 2,
-            "low": low,
-            "high": high,
-        }
-        assert (
-            f"Leaving out fine-tuning's curvature {verdict} raw MRR"
-            in FINDINGS["fact_tracing"](numbers)[2]
-        )
+        paired["raw"] = {"mean": (low + high) / 2, "low": low, "high": high}
+        said = f"Leaving out fine-tuning's curvature {verdict} raw MRR"
+        assert said in claim("fact_tracing", numbers)
 
 
 def test_validation_says_above_and_below():
     numbers = committed("exact")
-    assert (
-        "0.91 within 20: above plain conjugate gradients' 0.57, and above their 0.68"
-        in FINDINGS["exact"](numbers)[2]
-    )
+    said = "0.91 within 20: above plain conjugate gradients' 0.57, and above their 0.68"
+    assert said in claim("exact", numbers)
     numbers["two_stages"]["test-bed"]["CG, 20 products"]["spearman"] = 0.99
-    assert "and below their 0.99" in FINDINGS["exact"](numbers)[2]
+    assert "and below their 0.99" in claim("exact", numbers)
     numbers = committed("scalability")
     numbers["0.1 x mean"]["gradient dot"]["0"]["spearman"] = 0.9
-    assert "below the 0.90 of gradient dot" in FINDINGS["scalability"](numbers)[2]
+    assert "below the 0.90 of gradient dot" in claim("scalability", numbers)
     numbers = committed("retraining")
-    assert "below the 0.66 of counting" in FINDINGS["retraining"](numbers)[2]
+    assert "below the 0.66 of counting" in claim("retraining", numbers)
     numbers["lds"]["statements_raw_5_models"] = 0.1
-    assert "above the 0.10 of counting" in FINDINGS["retraining"](numbers)[2]
+    assert "above the 0.10 of counting" in claim("retraining", numbers)
 
 
 def test_case_studies_may_lack_a_study():
     planted = {"planted": {"influence": {"precision_at_5": 0.92}, "bm25": {"precision_at_5": 0.1}}}
-    removal = {
-        "removal": {
-            "facts": {
-                "influence": {"flipped_or_halved": 0.3, "answers": 40},
-                "bm25": {"flipped_or_halved": 0.5},
-                "random": {"flipped_or_halved": 0.1},
-            }
-        }
+    facts = {
+        "influence": {"flipped_or_halved": 0.3, "answers": 40},
+        "bm25": {"flipped_or_halved": 0.5},
+        "random": {"flipped_or_halved": 0.1},
     }
+    removal = {"removal": {"facts": facts}}
+    both = "below the 50% of BM25's first, above the 10% of random ones"
     assert FINDINGS["case_studies"]({}) is None
-    assert (
-        FINDINGS["case_studies"](planted)[0] == "92%"
-        and "above BM25's 10%" in FINDINGS["case_studies"](planted)[2]
-    )
-    assert "30% of 40 right answers" in FINDINGS["case_studies"](removal)[2]
-    assert (
-        "below the 50% of BM25's first, above the 10% of random ones"
-        in FINDINGS["case_studies"](planted | removal)[2]
-    )
+    assert FINDINGS["case_studies"](planted).number == "92%"
+    assert "above BM25's 10%" in claim("case_studies", planted)
+    assert FINDINGS["case_studies"](removal).number == "30%"
+    assert "30% of 40 right answers" in claim("case_studies", removal)
+    assert FINDINGS["case_studies"](planted | removal).number == "92%"
+    assert both in claim("case_studies", planted | removal)
 
 
-def test_a_step_that_lowers_the_answer_is_said_to():
-    step = lambda x: {
-        "step": {
-            kind: {"value": x, "error": 0.1}
-            for kind in ("first by influence", "first by BM25", "at random", "last by influence")
-        }
-    }
-    assert [
-        re.search(
-            "first (raises|lowers|does not surely change) ", FINDINGS["your_models"](step(x))[2]
-        )[1]
-        for x in (0.5, -0.5, 0.1)
-    ] == ["raises", "lowers", "does not surely change"]
+@pytest.mark.parametrize(
+    "value, verdict", [(0.5, "raises"), (-0.5, "lowers"), (0.1, "does not surely change")]
+)
+def test_a_step_that_lowers_the_answer_is_said_to(value, verdict):
+    kinds = ("first by influence", "first by BM25", "at random", "last by influence")
+    step = {kind: {"value": value, "error": 0.1} for kind in kinds}
+    assert f"that stands first {verdict} the answer" in claim("your_models", {"step": step})
 
 
-def test_the_committed_page_is_that_of_the_committed_reports():
-    html = (REPORTS / "index.html").read_text("utf-8")
-    assert html == overview.page(REPORTS), "run: python -m msif.study.pipeline.overview"
-    assert broken(html, REPORTS) == [] and elsewhere(html) == []
+def test_the_page_of_the_reports_that_are_there():
+    html = overview.page(REPORTS)
+    assert broken(html, REPORTS) == []
+    assert elsewhere(html) == [] and "<script" not in html
+    assert html == overview.page(REPORTS)

@@ -15,7 +15,9 @@ def report(name):
 
 
 def rows(heading):
-    """The cells of the table below a heading that starts like this, without the line of dashes; a number or – in all but the first."""
+    """The cells of the table below a heading that starts like this, without the line of dashes.
+
+    All but the first of a row are a number or –."""
     table = README.split(heading)[1].split("\n\n")[0].splitlines()[2:]
     found = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     assert len(found) >= 4 and all(
@@ -89,7 +91,7 @@ def test_quoted_case_studies_are_those_of_the_report():
         "planted"
     ]
     assert (
-        f"{quoted(named['bm25']['precision_at_5'], 2)} against {quoted(named['influence']['precision_at_5'], 2)}"
+        " against ".join(quoted(named[x]["precision_at_5"], 2) for x in ("bm25", "influence"))
         in README
     )
     repeated = found["planted"]["repeated"]
@@ -102,7 +104,7 @@ def test_every_path_it_names_exists():
 
 
 def test_the_quoted_costs_are_those_of_the_benchmark():
-    """The base shape's rows of reports/benchmarks/peers.json, ratios with two digits, memory in whole MB."""
+    """The base shape's rows of peers.json, ratios with two digits, memory in whole MB."""
     records = [
         x
         for x in json.loads((BENCHMARKS / "peers.json").read_text())
@@ -112,8 +114,8 @@ def test_the_quoted_costs_are_those_of_the_benchmark():
     assert (
         table
         == [
-            f"| {x['library']} {x['version']} | {x['fit_ratio']:.2f} | {x['score_ratio']:.2f} | {x['fit_mb']:.0f} | "
-            f"{x['score_mb']:.0f} |"
+            f"| {x['library']} {x['version']} | {x['fit_ratio']:.2f} | {x['score_ratio']:.2f} | "
+            f"{x['fit_mb']:.0f} | {x['score_mb']:.0f} |"
             for x in records
         ]
         and len(table) == 4
@@ -125,7 +127,7 @@ def test_the_quoted_plan_is_the_benchmarks():
 
 
 def test_its_examples_run_in_a_row(tmp_path, monkeypatch, capsys):
-    """On a pair of small models saved in the folders that stand for "my/base" and "my/fine-tuned"."""
+    """On a pair of small models in the folders that stand for "my/base" and "my/fine-tuned"."""
     from msif.core.data import word_tokenizer
     from msif.core.models import tiny_gpt_neox
     from msif.show import explorer

@@ -2,10 +2,11 @@
 
 import base64
 
+import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from msif.study.pipeline.report import elsewhere, mathml, report, to_html
+from msif.study.pipeline.report import elsewhere, mathml, publish, render, to_html
 
 PNG = base64.b64encode(b"\x89PNG\r\n").decode()
 MARKDOWN = r"""# Score of $\theta_{ft}$
@@ -78,8 +79,26 @@ def test_a_formula_that_cannot_be_drawn_is_named(latex):
     assert repr(latex) in str(error.value)
 
 
-def test_a_report_without_a_run_says_what_to_run(tmp_path, monkeypatch):
+def test_a_profile_without_a_run_says_what_to_run(tmp_path, monkeypatch):
     (tmp_path / "dvc.yaml").touch()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match="python -m msif.study.pipeline.run 01_demo tiny"):
-        report("01_demo", "tiny")
+    with pytest.raises(FileNotFoundError, match="make study PROFILE=tiny"):
+        render("tiny")
+
+
+def test_what_readers_open_is_a_copy_of_what_the_run_made_and_nothing_older(tmp_path, monkeypatch):
+    (tmp_path / "dvc.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    made = tmp_path / "results" / "tiny"
+    (made / "notebooks").mkdir(parents=True)
+    nbformat.write(page(), made / "notebooks" / "01_demo.ipynb")
+    (made / "reports").mkdir()
+    (made / "reports" / "demo.metrics.json").write_text("{}")
+    old = tmp_path / "reports" / "tiny" / "02_gone.html"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    render("tiny")
+    publish("tiny")
+    there = {path.name for path in old.parent.iterdir()}
+    assert there == {"01_demo.ipynb", "01_demo.html", "demo.metrics.json"}
+    assert 'href="tiny/01_demo.html"' in (tmp_path / "reports" / "index.html").read_text()

@@ -1,4 +1,5 @@
-"""Scores that predict retraining: what is predicted, what is averaged, and what the pieces are equal to."""
+"""Scores that predict retraining: what is predicted, what is averaged,
+and what the pieces are equal to."""
 
 import pytest
 import torch
@@ -55,9 +56,8 @@ def test_shrinking_keeps_agreement_and_removes_what_is_within_the_error():
     scores = torch.tensor([[[4.0, 0.3, -4.0]], [[4.0, -0.1, -4.0]]])
     found = datamodels.shrunk(scores)
     assert found[0, 1] == 0 and 0 < found[0, 0] < 4 and found[0, 2] == -found[0, 0]
-    assert torch.equal(
-        datamodels.shrunk(scores[:1].expand(2, -1, -1)), scores[0]
-    )  # no disagreement: nothing is taken off
+    # no disagreement: nothing is taken off
+    assert torch.equal(datamodels.shrunk(scores[:1].expand(2, -1, -1)), scores[0])
 
 
 def test_one_refinement_without_products_is_the_multi_stage_score(case):
@@ -79,7 +79,8 @@ def test_a_variant_that_exchanges_nothing_is_the_multi_stage_score(case):
 
 
 def test_source_over_short_segments_is_a_sum_of_gradient_dots_over_checkpoints(case):
-    """τ → 0: a document moves the weights by −τ∇ℓ at every checkpoint, and nothing is forgotten (TracIn, after fine-tuning's stage)."""
+    """τ → 0: a document moves the weights by −τ∇ℓ at every checkpoint,
+    and nothing is forgotten (TracIn, after fine-tuning's stage)."""
     found = datamodels.all_scores(case, time=1e-4, **SETTINGS)["multi_stage_source/raw"]
     q = query_gradients(Tracked(case.bed.model("finetuned"), case.layers), case.queries)
     vectors = {"last": Stage(case.factors["finetuned"], alpha=Damping(0.1)).transfer(q)}
@@ -97,9 +98,8 @@ def test_source_over_short_segments_is_a_sum_of_gradient_dots_over_checkpoints(c
         )["x"].values
         for name in case.bed.checkpoints
     ]
-    assert torch.allclose(
-        found, sum(parts), rtol=2e-2, atol=2e-2 * found.abs().max()
-    )  # e^(−τλ) is 1 but where λ is 100 × its mean
+    # e^(−τλ) is 1 but where λ is 100 × its mean
+    assert torch.allclose(found, sum(parts), rtol=2e-2, atol=2e-2 * found.abs().max())
 
 
 def test_the_ensembles_score_is_the_mean():

@@ -1,7 +1,8 @@
 """The derivative through both trainings is what really retraining with other weights measures.
 
-In float64. Weights move by ±1e-5. The central difference then errs by about 1e-8 relative from rounding and by 1e-7 from
-curvature, which is high where AdamW's first steps meet |g| near ε; 1e-5 is strict and yet far from both.
+In float64. Weights move by ±1e-5. The central difference then errs by about 1e-8 relative from
+rounding and by 1e-7 from curvature, which is high where AdamW's first steps meet |g| near ε; 1e-5
+is strict and yet far from both.
 """
 
 import pytest
@@ -39,7 +40,8 @@ def stages(data):
 
 
 def reweighted(stage, z, step, after=0):
-    """F of all queries after really training both stages, sequence z of a stage weighing 1 + step after some epochs."""
+    """f of all queries after really training both stages,
+    sequence z of a stage weighing 1 + step after some epochs."""
     net, data, queries = start()
     for k, (sequences, settings) in enumerate(stages(data)):
         weights = torch.ones(len(sequences), dtype=torch.float64)
@@ -75,7 +77,8 @@ def test_of_the_last_epochs_it_is_the_change_with_the_weight_there():
 
 
 def test_all_documents_together_change_nothing(found):
-    """AdamW divides the scale of the loss out again, up to its ε = 1e-8 beside gradients of about 1e-2."""
+    """AdamW divides the scale of the loss out again,
+    up to its ε = 1e-8 beside gradients of about 1e-2."""
     for values in found:
         assert (values.sum(1).abs() < 1e-4 * values.abs().sum(1)).all()
 
@@ -115,7 +118,8 @@ def test_a_recorded_step_is_the_step_of_the_formula():
 
 
 def test_the_model_ends_as_it_was_trained(found):
-    """Walking back through the steps leaves θ₂ in the model, as `retraining.retrained` gives it, up to float32."""
+    """Walking back through the steps leaves θ₂ in the model, as `retraining.retrained` gives it,
+    up to float32."""
     net, data, queries = start()
     unrolled.differentiated(net, stages(data), queries[:1])
     expected = retrained(RECIPE, torch.zeros(len(data[0]), dtype=torch.bool), 0)

@@ -1,4 +1,5 @@
-"""The reference of the scalability study, its methods and its counted costs, on problems small enough to be written out."""
+"""The reference of the scalability study, its methods and its counted costs,
+on problems small enough to be written out."""
 
 from functools import cache
 
@@ -52,13 +53,13 @@ def rows(v):
 def solved(factors):
     p = small()
     with exact_attention():
-        q = query_gradients(p, p.queries)
-        return q, *solve(GaussNewton(p, p.curvature).product, factors, DAMPING, q, 1e-9)
+        q = query_gradients(p.tracked, p.queries)
+        return q, *solve(GaussNewton(p.tracked, p.curvature).product, factors, DAMPING, q, 1e-9)
 
 
 def test_the_reference_solves_the_dense_system():
     p, (q, w, residual, _) = small(), solved(small().factors)
-    product, d = GaussNewton(p, p.curvature).product, dampings(p.factors, DAMPING)
+    product, d = GaussNewton(p.tracked, p.curvature).product, dampings(p.factors, DAMPING)
     units = torch.eye(rows(q).shape[1], dtype=torch.float64)
     sizes = [x[0].numel() for x in q.values()]
     with exact_attention():
@@ -83,19 +84,18 @@ def test_the_reference_solves_the_dense_system():
 
 def test_a_reference_that_does_not_converge_says_so():
     p = small()
-    q = query_gradients(p, p.queries)
+    q = query_gradients(p.tracked, p.queries)
     with pytest.raises(RuntimeError, match="after 2 products: raise the damping"):
-        solve(GaussNewton(p, p.curvature).product, p.factors, DAMPING, q, 1e-9, limit=2)
+        solve(GaussNewton(p.tracked, p.curvature).product, p.factors, DAMPING, q, 1e-9, limit=2)
 
 
 def test_exact_attention_makes_the_product_symmetric_in_float64():
-    """Transformers' eager attention takes its softmax in float32: with it, the two sides differ in the seventh digit."""
+    """transformers' eager attention takes its softmax in float32: with it,
+    the two sides differ in the seventh digit."""
     p = small()
     layers = tracked_layers(p.model, "layers.0")
-    product, g = (
-        GaussNewton(Tracked(p.model, layers), p.curvature).product,
-        torch.Generator().manual_seed(0),
-    )
+    product = GaussNewton(Tracked(p.model, layers), p.curvature).product
+    g = torch.Generator().manual_seed(0)
     u, v = (
         {
             x.name: torch.randn(
@@ -152,6 +152,7 @@ def found():
 
 
 def test_every_budget_of_every_method_gives_scores():
+    # LiSSA's other step size diverges
     names = {
         "gradient dot/0/",
         "gradient cosine/0/",
@@ -163,7 +164,7 @@ def test_every_budget_of_every_method_gives_scores():
         *(f"{m}/{k}/" for m in ("the dial, block alone", "conjugate gradients") for k in (1, 3)),
         "LiSSA/2/0.1",
         "Arnoldi/6/",
-    }  # LiSSA's other step size diverges
+    }
     assert set(found()) == names
     assert all(x.shape == (3, 12) and torch.isfinite(x).all() for x in found().values())
 
@@ -243,9 +244,8 @@ def test_matrix_products_and_eigendecompositions_are_counted():
     )
     q = torch.randn(1, 2, 4, 8)
     attention = torch.nn.functional.scaled_dot_product_attention
-    assert (
-        costs.counted(lambda: attention(q, q, q)) == 2 * 2 * 2 * 4 * 4 * 8
-    )  # q kᵀ, and the weights times v
+    # q kᵀ, and the weights times v
+    assert costs.counted(lambda: attention(q, q, q)) == 2 * 2 * 2 * 4 * 4 * 8
 
 
 def test_the_exponent_of_a_power_law_is_found_with_no_error():

@@ -1,4 +1,5 @@
-"""A step on a document does to an answer what its gradients say, and leaves the models as they were; the pair is laid out as anyone's."""
+"""A step on a document does to an answer what its gradients say,
+and leaves the models as they were; the pair is laid out as anyone's."""
 
 import json
 
@@ -45,13 +46,13 @@ def test_a_small_step_does_what_the_gradients_say(build):
     """f(θ₂ + δ) − f(θ₂) = ∇f(θ₂)ᵀ δ to first order, with δ along −∇ℓ_z(θ₁)."""
     base, tuned = build(0).double(), build(1).double()
     layers, length = tracked_layers(base), 1e-6
-    f = gradients(Tracked(tuned, layers), QUERIES, log_probability)
-    z = gradients(Tracked(base, layers), DOCUMENTS, loss)
+    tracked_base = Tracked(base, layers)
+    tracked_tuned = Tracked(tuned, layers)
+    f = gradients(tracked_tuned, QUERIES, log_probability)
+    z = gradients(tracked_base, DOCUMENTS, loss)
     norms = sum(g.square().sum((1, 2)) for g in z.values()).sqrt()
     expected = -length * sum(f[name].flatten(1) @ z[name].flatten(1).T for name in f) / norms
-    found = walkthrough.after_step(
-        Tracked(base, layers), Tracked(tuned, layers), DOCUMENTS, QUERIES, length
-    )
+    found = walkthrough.after_step(tracked_base, tracked_tuned, DOCUMENTS, QUERIES, length)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-10)
 
 
@@ -60,11 +61,13 @@ def test_models_are_given_back_as_they_were_even_after_an_error():
         tiny_gpt_neox(12, width=8, layers=1, heads=2, context=8, seed=seed) for seed in (0, 1)
     )
     digests, layers = (model_digest(base), model_digest(tuned)), tracked_layers(base)
-    walkthrough.after_step(Tracked(base, layers), Tracked(tuned, layers), DOCUMENTS, QUERIES, 0.1)
+    tracked_base = Tracked(base, layers)
+    tracked_tuned = Tracked(tuned, layers)
+    walkthrough.after_step(tracked_base, tracked_tuned, DOCUMENTS, QUERIES, 0.1)
     with pytest.raises(ValueError):
         walkthrough.after_step(
-            Tracked(base, layers),
-            Tracked(tuned, layers),
+            tracked_base,
+            tracked_tuned,
             [*DOCUMENTS, Sequence(3, (99, 1), (99, 1))],
             QUERIES,
             0.1,

@@ -1,4 +1,5 @@
-"""Where test-beds come from: each source's settings reach its function, and what does not fit is refused before any training."""
+"""Where test-beds come from: each source's settings reach its function,
+and what does not fit is refused before any training."""
 
 import pytest
 

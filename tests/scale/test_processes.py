@@ -1,4 +1,5 @@
-"""Two processes, started as torchrun or accelerate start them, give what one gives; one that dies loses nothing."""
+"""Two processes, started as torchrun or accelerate start them, give what one gives;
+one that dies loses nothing."""
 
 import os
 import subprocess
@@ -12,7 +13,7 @@ from support.worker import DATA, QUERIES
 
 from msif.core import ekfac, store
 from msif.core.influence import Damping, Stage, precondition, query_gradients, score
-from msif.core.layers import Tracked, tracked_layers
+from msif.core.layers import tracked
 from msif.scale import streaming
 
 WORKER = str(ROOT / "tests" / "support" / "worker.py")
@@ -53,16 +54,12 @@ def test_two_processes_give_the_factors_and_scores_of_one(tmp_path, launcher, di
     done = launch(launcher, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     model = neox()
-    layers = tracked_layers(model)
-    alone = ekfac.fit(Tracked(model, layers), DATA, batch_size=2)
-    together = store.load(tmp_path / "factors", Tracked(model, layers))
-    assert (
-        relative(probe(ekfac.EKFAC(dict(together.factors), {})), probe(alone)) < 1e-9
-    )  # float64, sums in another order
-    (w,) = precondition(
-        query_gradients(Tracked(model, layers), QUERIES), [Stage(alone, Damping(0.1))]
-    )
+    tracked_model = tracked(model)
+    alone = ekfac.fit(tracked_model, DATA, batch_size=2)
+    together = store.load(tmp_path / "factors", tracked_model)
+    # float64, sums in another order
+    assert relative(probe(ekfac.EKFAC(dict(together.factors), {})), probe(alone)) < 1e-9
+    (w,) = precondition(query_gradients(tracked_model, QUERIES), [Stage(alone, Damping(0.1))])
     values = torch.cat([x.values for _, x in streaming.read_scores(tmp_path / "scores")], 1)
-    assert (
-        relative(values.double(), score(Tracked(model, layers), DATA, w).values) < 1e-6
-    )  # stored in float32
+    # stored in float32
+    assert relative(values.double(), score(tracked_model, DATA, w).values) < 1e-6

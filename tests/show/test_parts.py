@@ -1,4 +1,5 @@
-"""Every way of taking a score apart sums to the score: over document tokens, layers and, by duality, query tokens."""
+"""Every way of taking a score apart sums to the score: over document tokens, layers and,
+by duality, query tokens."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -17,19 +18,20 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
 def pair(build=neox, stages=2, dtype=torch.float64):
-    models, data = (
-        [build(k).to(dtype) for k in range(stages)],
-        [documents(6, seed=10 + k) for k in range(stages)],
-    )
+    models = [build(k).to(dtype) for k in range(stages)]
+    data = [documents(6, seed=10 + k) for k in range(stages)]
     layers = tracked_layers(models[0], per_head=build is not gpt2)
+    all_tracked = [Tracked(m, layers) for m in models]
     chain = [
-        Stage(fit(Tracked(m, layers), d, samples=1), Damping(0.1), Damping(0.2) if k else NONE)
-        for k, (m, d) in enumerate(zip(models, data))
+        Stage(fit(each, d, samples=1), Damping(0.1), Damping(0.2) if k else NONE)
+        for k, (each, d) in enumerate(zip(all_tracked, data))
     ]
     query = Sequence(0, (3, 1, 4, 1, 5, 9), (*[NO_LOSS] * 4, 5, 9))
     return SimpleNamespace(
         base=models[0],
         tuned=models[-1],
+        tracked_base=all_tracked[0],
+        tracked_tuned=all_tracked[-1],
         layers=layers,
         stages=chain,
         documents=data[0],
@@ -38,16 +40,14 @@ def pair(build=neox, stages=2, dtype=torch.float64):
 
 
 def scores_of(case):
-    w = precondition(query_gradients(Tracked(case.tuned, case.layers), [case.query]), case.stages)[
-        0
-    ]
-    return score(Tracked(case.base, case.layers), case.documents, w).values[0], w
+    w = precondition(query_gradients(case.tracked_tuned, [case.query]), case.stages)[0]
+    return score(case.tracked_base, case.documents, w).values[0], w
 
 
 def dissected(case, ranked, **options):
     return dissect(
-        Tracked(case.base, case.layers),
-        Tracked(case.tuned, case.layers),
+        case.tracked_base,
+        case.tracked_tuned,
         case.query,
         case.stages,
         case.documents,
@@ -67,15 +67,15 @@ def test_tokens_layers_and_query_tokens_sum_to_the_score(build, stages, dtype):
         for split_over in (part.tokens, part.layers.values(), part.query_tokens, [part.score]):
             assert abs(sum(split_over) - whole) < bound
         assert len(part.tokens) == len(case.documents[part.document].input_ids)
-        assert (
-            len(part.query_tokens) == 6 and part.query_tokens[-1] == 0
-        )  # the last token predicts nothing
+        # the last token predicts nothing
+        assert len(part.query_tokens) == 6 and part.query_tokens[-1] == 0
         assert list(part.layers) == [x.name for x in case.layers]
         assert max(map(abs, part.query_tokens[:-1])) > 0
 
 
 def test_a_share_of_the_query_is_that_of_its_own_position():
-    """Query positions before a loss count only through later ones: with the loss on the second token alone, position 0 has it all."""
+    """Query positions before a loss count only through later ones:
+    with the loss on the second token alone, position 0 has it all."""
     case = pair()
     case.query = Sequence(0, (3, 1, 4), (NO_LOSS, 1, NO_LOSS))
     for part in dissected(case, [(0, 1)]):
@@ -138,18 +138,16 @@ def test_bad_score_vectors_are_refused(values, options):
 
 def test_bad_requests_are_refused_with_what_is_wrong():
     case = pair()
-    two = precondition(
-        query_gradients(Tracked(case.tuned, case.layers), documents(2, seed=9)), case.stages
-    )[0]
+    two = precondition(query_gradients(case.tracked_tuned, documents(2, seed=9)), case.stages)[0]
     with pytest.raises(ValueError, match=r"w holds \[2\] queries"):
-        split(Tracked(case.base, case.layers), two, case.documents, [(0, 1)])
+        split(case.tracked_base, two, case.documents, [(0, 1)])
     with pytest.raises(ValueError, match="document 6 is ranked; there are 6"):
         dissected(case, [(6, 1)])
     stages = [case.stages[0], replace(case.stages[1], new=("head",))]
     with pytest.raises(ValueError, match="head"):
         query_tokens(
-            Tracked(case.base, case.layers),
-            Tracked(case.tuned, case.layers),
+            case.tracked_base,
+            case.tracked_tuned,
             case.query,
             stages,
             case.documents,

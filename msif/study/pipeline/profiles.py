@@ -1,0 +1,100 @@
+"""Profiles: the sections of params.yaml, and which of them run which stage.
+
+params.yaml has one list, `profiles`: those that run. A profile runs the stages that it has a
+section for; DVC cannot work that out, so dvc.yaml holds the lists that follow (`runs`), and
+`follow` writes them there.
+"""
+
+import re
+
+from msif.core.extras import need
+from msif.study.paths import root
+
+
+def profiles():
+    """The sections of params.yaml by name: profile -> stage -> parameters."""
+    return {name: section for name, section in _params().items() if not isinstance(section, list)}
+
+
+def enabled():
+    """The profiles that run, as params.yaml lists them; ValueError for one without a section."""
+    return [known(name, "profile", profiles()) for name in _params()["profiles"]]
+
+
+def notebooks():
+    """The names in notebooks/, in order, without .ipynb."""
+    return sorted(path.stem for path in (root() / "notebooks").glob("*.ipynb"))
+
+
+def stage_of(notebook):
+    """The stage that runs a notebook: "01_testbed" -> "testbed"."""
+    return notebook.split("_", 1)[-1]
+
+
+def known(value, what, names):
+    """`value` if it is one of `names`; ValueError, saying what there is, if not."""
+    if value not in names:
+        raise ValueError(f"unknown {what} {value!r}; there are: {', '.join(names) or 'none'}")
+    return value
+
+
+def parameters(notebook, profile):
+    """One notebook's section of a profile, and the profile's name; ValueError where unknown."""
+    known(notebook, "notebook", notebooks())
+    sections = profiles()[known(profile, "profile", profiles())] or {}
+    what = f"section of the profile {profile!r} in params.yaml:"
+    stage = known(stage_of(notebook), what, sections)
+    chosen = {**(sections[stage] or {}), "profile": profile}
+    source = root() / "notebooks" / f"{notebook}.ipynb"
+    declared = need("papermill").inspect_notebook(str(source))
+    for key in chosen:
+        known(key, f"parameter of {notebook} (params.yaml, {profile}.{stage}):", declared)
+    return chosen
+
+
+def enable(profile):
+    """Add a profile to those that run; returns what to tell the user."""
+    known(profile, "profile", profiles())
+    if profile in enabled():
+        return f"params.yaml: profiles has {profile} already"
+    line = _set_list("params.yaml", "profiles", [*enabled(), profile])
+    follow()
+    return f"params.yaml: {profile} was added; it now reads `{line}`"
+
+
+def runs():
+    """{stage: the enabled profiles that have a section for it}, in the order of notebooks."""
+    sections = profiles()
+    return {
+        stage: [name for name in enabled() if stage in (sections[name] or {})]
+        for stage in map(stage_of, notebooks())
+    }
+
+
+def follow():
+    """Write `runs` into dvc.yaml where its lists say otherwise; the stages whose list changed."""
+    there = next(x["runs"] for x in _yaml("dvc.yaml")["vars"] if "runs" in x)
+    changed = [stage for stage, names in runs().items() if there.get(stage) != names]
+    for stage in changed:
+        _set_list("dvc.yaml", stage, runs()[stage])
+    return changed
+
+
+def _params():
+    return _yaml("params.yaml")
+
+
+def _yaml(name):
+    return need("yaml").safe_load((root() / name).read_text("utf-8"))
+
+
+def _set_list(name, key, values):
+    """Rewrite the line `key: [...]` of a YAML file, all else kept; returns the new line."""
+    path = root() / name
+    text = path.read_text("utf-8")
+    line = re.search(rf"^( *){key}: *\[(.*)\]", text, re.M)
+    if line is None:
+        raise ValueError(f"{path}: expected a line such as `{key}: [tiny]`; write it by hand")
+    new = f"{line[1]}{key}: [{', '.join(values)}]"
+    path.write_text(text.replace(line[0], new, 1), "utf-8")
+    return new.strip()
