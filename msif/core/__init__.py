@@ -1,4 +1,1 @@
-"""The engine: data, models and their layers, gradients, EK-FAC factors, and the multi-stage score.
-
-Needs torch alone.
-"""
+"""The engine: data, models and their layers, gradients, EK-FAC, and the multi-stage score."""

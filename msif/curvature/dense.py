@@ -1,6 +1,6 @@
 """Dense curvature: an explicit symmetric matrix over the tracked layers.
 
-For tests, toys and oracles. The matrix acts on the layers' flattened (out, in) gradients,
+For tests and toys. The matrix acts on the layers' flattened (out, in) gradients,
 concatenated in the order of `layers`.
 """
 

@@ -19,7 +19,11 @@ pytest.importorskip(
     "and what it imports",
 )
 
-from curvlinops import CGInverseLinearOperator, GGNLinearOperator, NeumannInverseLinearOperator  # noqa: E402
+from curvlinops import (  # noqa: E402
+    CGInverseLinearOperator,
+    GGNLinearOperator,
+    NeumannInverseLinearOperator,
+)
 
 DAMPING, COUNT = 0.3, 6
 

@@ -11,7 +11,6 @@ from support.tiny import documents, neox
 from msif.core import resources
 from msif.core.ekfac import fit
 from msif.core.layers import Tracked, tracked
-from msif.core.resources import require
 from msif.core.store import FactorsError, load, save
 
 
@@ -183,10 +182,3 @@ def test_too_little_disk_or_memory_is_said_before_the_work_starts(fitted, tmp_pa
         match="EK-FAC factors of 8 layers: needs .* of memory, .* is free. Use more partitions",
     ):
         fit(Tracked(model, layers), documents(4))
-
-
-def test_resources_are_measured_and_unknown_memory_is_no_obstacle(monkeypatch, tmp_path):
-    assert 2**20 < resources.available_memory() < 2**50
-    require(what="nothing much", memory=1, disk=1, folder=tmp_path / "not" / "there" / "yet")
-    monkeypatch.setattr(resources, "available_memory", lambda: None)
-    require(what="a lot", memory=2**60)

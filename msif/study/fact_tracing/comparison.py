@@ -15,8 +15,12 @@
     multi_stage… + embeddings   reciprocal rank fusion of influence with a text search, for each of
                                 them
 
-and the gradients, single-stage and multi-stage scores of `tracing`. Names are "method/form", form
-raw or normalised.
+and the gradients, single-stage and multi-stage scores of `tracing.methods`.
+
+To add a rival: a function of a case that gives (q, n) scores, higher = nearer, under its name in
+`searched` (of texts) or `similar` (of models); its cost in `costs`; a line in the table above and
+in notebook 03's. Columns are named "method/form" (`tracing.names`); a rival with a normalised form
+gives both. Every condition then compares it, and `findings.NAMES` has its name for readers.
 """
 
 import torch
@@ -28,7 +32,7 @@ from msif.study import metrics, scratch
 from msif.study.fact_tracing import probes
 from msif.study.tracing import methods
 from msif.study.tracing.candidates import candidate_table
-from msif.study.tracing.products import with_products
+from msif.study.tracing.refined import with_products
 
 SEARCHES = ("bm25", "tfidf", "embeddings")  # question + answer: those that are fused and filter
 # What is fused with text search: the first there is.

@@ -18,6 +18,7 @@ import numpy as np
 
 from msif.study import metrics
 from msif.study.tracing.methods import FORMS
+from msif.study.tracing.names import Name
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Condition:
         nan where a method has one form."""
         nothing, best = (np.nan,) * 3, {}
         for name in self.methods:
-            method, mean = name.split("/")[0], self.intervals[name][0]
+            method, mean = Name.of(name).method, self.intervals[name][0]
             best[method] = max(best.get(method, mean), mean)
         order = sorted(best, key=best.get, reverse=True)
         return order, {
@@ -140,16 +141,16 @@ class Condition:
         found = []
         for k, (seed, table, own) in enumerate(zip(self.seeds, self.tables, self.relevant)):
             for name in table:
-                method, form = name.split("/")
+                column = Name.of(name)
                 record = metrics.tracing_record(
                     table[name],
                     own,
-                    method=method,
+                    method=column.method,
                     condition=self.name,
                     seed=seed,
                     queries=len(own),
-                    normalised=form == "normalised",
-                    cost=costs.get(method),
+                    normalised=column.form == "normalised",
+                    cost=costs.get(column.method),
                 )
                 if self.metric == "auc":
                     mean, error = metrics.mean_and_error(self.values[name][k])
@@ -190,8 +191,8 @@ def condition(name, cases, tables, relevant=None, only=None, metric="mrr"):
 
 def title(name):
     """A name "method/form" as a figure shows it."""
-    method, form = name.split("/")
-    return method if form == "raw" else f"{method}, {form}"
+    column = Name.of(name)
+    return column.method if column.form == "raw" else f"{column.method}, {column.form}"
 
 
 def kind_of(document):

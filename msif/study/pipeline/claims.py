@@ -12,6 +12,7 @@ import copy
 
 from msif.core.extras import need
 from msif.study.paths import results, root
+from msif.study.pipeline.profiles import notebooks
 
 CHECKED = "nbval-check-output"
 PROFILE = "tiny"
@@ -37,9 +38,15 @@ def claimed(notebook):
 
 
 def differences():
-    """["notebook, cell id: what is claimed, what was printed"] wherever the two differ."""
+    """["notebook, cell id: what is claimed, what was printed"] wherever the two differ.
+
+    Raises ValueError unless there are claims of every notebook."""
+    kept = sorted(folder().glob("*.ipynb"))
+    if [path.stem for path in kept] != notebooks():
+        there = ", ".join(path.stem for path in kept) or "nothing"
+        raise ValueError(f"{folder()} has {there}; expected one for each notebook: use --write")
     found = []
-    for path in sorted(folder().glob("*.ipynb")):
+    for path in kept:
         executed = claimed(_read(results(PROFILE, "notebooks", path.name)))
         for cell, now in zip(_read(path).cells, executed.cells, strict=True):
             if _printed(cell) != _printed(now):
@@ -70,8 +77,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("--write", action="store_true", help="keep what they print now")
     if parser.parse_args().write:
-        write()
-    elif found := differences():
+        return write()
+    try:
+        found = differences()
+    except (ValueError, FileNotFoundError) as error:
+        parser.exit(2, f"msif.study.pipeline.claims: {error}\n")
+    if found:
         parser.exit(1, "\n".join(found) + "\n")
 
 

@@ -7,6 +7,8 @@ two standard errors) or "behind", whatever the study hoped for.
 
 from typing import NamedTuple
 
+from msif.study.tracing.names import Name
+
 NAMES = {
     "bm25": "BM25",
     "tfidf": "TF-IDF",
@@ -16,7 +18,7 @@ NAMES = {
     "word_order": "a rule of word order",
 }
 # The rivals that notebook 6 compares with.
-NO_MODEL_OF_INFLUENCE = ("single", "gradient", "trak", "representation", "bm25")
+RIVALS_OF_RETRAINING = ("single", "gradient", "trak", "representation", "bm25")
 
 
 class Finding(NamedTuple):
@@ -32,9 +34,10 @@ def named(method):
 
     "embeddings/raw" -> "sentence embeddings", "x_y/normalised" -> "x y, normalised".
     """
-    name, _, form = method.partition("/")
+    column = Name.of(method) if "/" in method else Name(method, "raw")
+    name = column.method
     words = NAMES.get(name) or name.replace("_stage", "-stage").replace("_", " ")
-    return f"{words}, normalised" if form == "normalised" else words
+    return f"{words}, normalised" if column.form == "normalised" else words
 
 
 def against(lead, error, rival):
@@ -186,11 +189,7 @@ def retraining(numbers):
     value, knows = at[best], at["statements_raw"]
     method = named("/".join(best.rsplit("_", 1)))
     lead, name = min(
-        (
-            (x, name)
-            for name, x in numbers["lead"].items()
-            if name.startswith(NO_MODEL_OF_INFLUENCE)
-        ),
+        ((x, name) for name, x in numbers["lead"].items() if name.startswith(RIVALS_OF_RETRAINING)),
         key=lambda rival: rival[0]["value"],
     )
     return Finding(

@@ -2,7 +2,7 @@
 seeds.
 
 The linear datamodeling score holds −(1/N) Σ_{z left out} s(z) against f after retraining without
-these documents. Beside the methods of `tracing`, at each seed's models:
+these documents. Beside the methods of `tracing.methods`, at each seed's models:
 
     multi_stage_refined     the exact Gauss-Newton in place of EK-FAC, as far as `iterations`
                             products go (`dial`)
@@ -10,7 +10,7 @@ these documents. Beside the methods of `tracing`, at each seed's models:
                             (`unrolling`)
     multi_stage_adam        EK-FAC in Adam's metric (`adam`)
     representation          cosine of mean hidden states at θ₂, query and answer against document
-    trak                    TRAK at models that saw half of the documents (`baselines`)
+    trak                    TRAK at models that saw half of the documents (`msif.rivals.trak`)
 
 An ensemble is the mean over seeds; what they disagree about is noise, which `shrunk` takes off.
 """
@@ -31,12 +31,12 @@ from msif.study.beds import testbed
 from msif.study.beds.retraining import half_subsets, retrained
 from msif.study.tracing import methods
 from msif.study.tracing.methods import score_together, scored
-from msif.study.tracing.products import at_pretrained
+from msif.study.tracing.refined import at_pretrained
 
 
 def all_scores(case, *, time, **settings):
-    """{method/form: (q, N)} of one seed: those of `tracing`, SOURCE's (`time` of each segment) and
-    representations."""
+    """{method/form: (q, N)} of one seed: those of `tracing.methods`, SOURCE's (`time` of
+    each segment) and representations."""
     found, alpha = scored(case, **settings), settings["alpha"]
     key = case.key() | {"time": time, "alpha": alpha}
     source = scratch.tensors("source", key, lambda: _source(case, time, alpha))

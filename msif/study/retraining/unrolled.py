@@ -10,7 +10,8 @@ torch.optim.AdamW takes it:
 Going back from f(θ₂), with x̄ = df/dx, a step turns (θ̄′, m̄′, v̄′) into (θ̄, m̄, v̄) and adds to
 the scores of its documents:
 
-    m̄₊ = m̄′ − (η/c₁) θ̄′/d,   v̄₊ = v̄′ + (η/c₁) θ̄′ m′/(2 d² √(c₂v′)),   ḡ = (1−β₁)m̄₊ + 2(1−β₂) g v̄₊,
+    m̄₊ = m̄′ − (η/c₁) θ̄′/d,   v̄₊ = v̄′ + (η/c₁) θ̄′ m′/(2 d² √(c₂v′)),
+    ḡ = (1−β₁)m̄₊ + 2(1−β₂) g v̄₊,
     θ̄ = (1 − ηλ)θ̄′ + H ḡ,   m̄ = β₁m̄₊,   v̄ = β₂v̄₊,   df/dw_z += ⟨∇ℓ_z, ḡ⟩ / size
 
 Each stage has an optimiser of its own, so that only θ̄ passes from fine-tuning to pre-training. H

@@ -24,7 +24,7 @@ from msif.core.objectives import fisher_losses, loss
 from msif.curvature import dial
 from msif.curvature.gauss_newton import GaussNewton
 from msif.rivals import inverses, similarities, trak
-from msif.study.scalability.scalability import corrected
+from msif.study.scalability.methods import corrected
 
 # What the counter leaves out: decompositions, products added in place; and fused attention on CPUs,
 # which runs as plain products.
@@ -68,7 +68,7 @@ def parts(p, damping, settings):
     product = GaussNewton(p.tracked, p.curvature, 16).product
     stage = dial.Refined(p.factors, damping, product=product)
     samples, correction = settings["samples"], settings["correction"]
-    full, few = corrected(stage, p.model, p, correction), p.candidates[:32]
+    full, few = corrected(stage, p, correction), p.candidates[:32]
     project = trak.projector(p.layers, settings["trak"]["features"], 0)
     sample = inverses.sampled_product(p.tracked, p.curvature, settings["lissa"]["batch"])
     calls = {
@@ -81,7 +81,7 @@ def parts(p, damping, settings):
         "fit": lambda: fit(p.tracked, p.curvature, samples=samples),
         "fit, MLP": lambda: fit(mlp, p.curvature, samples=samples),
         "EK-FAC": lambda: stage.start(q),
-        "correction": lambda: corrected(stage, p.model, p, correction),
+        "correction": lambda: corrected(stage, p, correction),
         "dial": lambda: full.start(q),
         "product": lambda: stage.product(q),
         "single product": lambda: stage.product(one),

@@ -26,7 +26,7 @@ from msif.study.tracing import methods
 
 def candidate_table(case, at_once=4, **settings):
     """{"method/form": (q, n) float32 on the CPU} of all methods of `methods.all_methods` and both
-    `tracing.FORMS` by `candidate_scores`.
+    `names.FORMS` by `candidate_scores`.
 
     settings: of `all_methods` (damping, alpha, single_stage_damping, batch_size, title).
     Positive = proponent, in nats per unit of document weight (raw) and divided by the candidate's

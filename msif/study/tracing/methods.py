@@ -31,8 +31,8 @@ from msif.core.influence import (
 )
 from msif.rivals.retrieval import bm25
 from msif.study import metrics, scratch
+from msif.study.tracing.names import FORMS
 
-FORMS = ("raw", "normalised")
 # The methods with a …_trajectory: those whose query stands at θ₂ and whose candidates at θ₁.
 ALONG_PRETRAINING = ("multi_stage", "pretraining_only", "finetuning_only", "gradient_dot")
 

@@ -13,6 +13,8 @@ def executed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "results" / "tiny" / "notebooks"
     folder.mkdir(parents=True)
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "01_demo.ipynb").touch()
 
     def write(claim, number):
         def cell(name, text, *tags):
@@ -36,3 +38,12 @@ def test_only_what_is_claimed_is_kept_and_compared(executed):
     assert claims.differences() == [
         "01_demo, cell claim: claimed\nabove: True\n\nprinted\nabove: False\n"
     ]
+
+
+def test_claims_that_are_not_there_do_not_hold(executed, tmp_path):
+    with pytest.raises(ValueError, match="has nothing; expected one for each notebook"):
+        claims.differences()
+    claims.write()
+    (tmp_path / "notebooks" / "02_more.ipynb").touch()
+    with pytest.raises(ValueError, match="has 01_demo; expected"):
+        claims.differences()

@@ -11,7 +11,7 @@ from msif.study.corpora.corpus import generate
 from msif.study.retraining import datamodels
 from msif.study.tracing import methods
 from msif.study.tracing.case import trained_case
-from msif.study.tracing.products import with_products
+from msif.study.tracing.refined import with_products
 
 PEOPLE = generate(0, fine_tuned=2, held_out=2, objects=3, near=1, fillers=10)
 RECIPE = Recipe(

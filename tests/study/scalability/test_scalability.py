@@ -12,7 +12,8 @@ from msif.core.ekfac import fit
 from msif.core.influence import Damping, query_gradients
 from msif.core.layers import Tracked, tracked_layers
 from msif.curvature.gauss_newton import GaussNewton, exact_attention
-from msif.study.scalability import costs, scalability
+from msif.study.scalability import costs
+from msif.study.scalability import methods as scalability
 from msif.study.scalability.reference import Problem, dampings, doubled, solve, trained
 
 DAMPING = Damping(0.1)

@@ -1,8 +1,5 @@
-"""One direct test for each of the first twelve defects that a published implementation of this
-method has.
-
-They are stated as what must hold instead. Most are proven at large elsewhere;
-here each stands alone, under its number.
+"""The first twelve defects of the method's published implementation, each under its number, as a
+direct test of what must hold instead.
 """
 
 import pytest

@@ -5,7 +5,7 @@ scores are compared with those of `reference.reference`, query by query and sign
 `msif.study.scalability.costs` says what each costs for a pair of a query and a candidate.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from tqdm import tqdm
@@ -53,17 +53,31 @@ PUBLISHED = [
 ]
 
 
-def corrected(stage, model, problem, samples):
+@dataclass(frozen=True)
+class Column:
+    """A method at so many products for each query, and which of its variants: "LiSSA/10/0.3"."""
+
+    method: str
+    products: int
+    variant: str
+
+    @classmethod
+    def of(cls, text):
+        """The column of a table of `scores`."""
+        method, products, variant = text.split("/")
+        return cls(method, int(products), variant)
+
+
+def corrected(stage, problem, samples):
     """The stage with the dial's correction by pseudo-gradients of the curvature set, `samples` for
     each document."""
-    tracked = Tracked(model, problem.layers)
-    u = dial.pseudo_gradients(tracked, problem.curvature, samples, seed="correction")
+    u = dial.pseudo_gradients(problem.tracked, problem.curvature, samples, seed="correction")
     return replace(stage, correction=dial.low_rank(stage, u))
 
 
 def scores(problem, damping, settings):
     """{"method/products/variant": (q, n)} of every method, computed once and kept in scratch/.
-    settings: see `methods`."""
+    settings: `scalability.methods` of params.yaml."""
 
     def compute():
         named = (entry for method in METHODS for entry in method(problem, damping, settings))
@@ -96,7 +110,7 @@ def by_similarity(problem, damping, settings):
     yield "CKA of gradients/0/", torch.cat(cka, 1)
 
 
-def diagonal(problem, damping, settings):
+def by_diagonal(problem, damping, settings):
     """Diagonal Fisher."""
     losses = fisher_losses("gaussian", settings["samples"], 0)
     fisher = inverses.diagonal_fisher(problem.tracked, problem.curvature, losses)
@@ -104,14 +118,14 @@ def diagonal(problem, damping, settings):
     yield "diagonal Fisher/0/", _scored(problem, w)
 
 
-def ekfac(problem, damping, settings):
+def by_ekfac(problem, damping, settings):
     """EK-FAC, on all layers and on those of the MLPs alone."""
     w = dial.Refined(problem.factors, damping).inverse(_q(problem))
     yield "EK-FAC/0/", _scored(problem, w)
     yield "EK-FAC, MLP/0/", _scored(problem, {name: x * (".mlp." in name) for name, x in w.items()})
 
 
-def turned(problem, damping, settings):
+def by_dial(problem, damping, settings):
     """The dial, at each number of products; with and without its correction, and without any
     preconditioner."""
     kept, q = settings["dial"], _q(problem)
@@ -121,7 +135,7 @@ def turned(problem, damping, settings):
     for k, (x, _) in zip(steps, plain):
         if k in kept:
             yield f"the dial, block alone/{k}/", _scored(problem, unflatten(x, q))
-    full = corrected(alone, problem.model, problem, settings["correction"])
+    full = corrected(alone, problem, settings["correction"])
     for name, stage in (("the dial", full), ("the dial, EK-FAC alone", alone)):
         yield f"{name}/0/", _scored(problem, stage.start(q))
         for k, (w, _) in zip(steps, stage.iterates(q)):
@@ -129,14 +143,14 @@ def turned(problem, damping, settings):
                 yield f"{name}/{k}/", _scored(problem, w)
 
 
-def conjugate_gradients(problem, damping, settings):
+def by_conjugate_gradients(problem, damping, settings):
     """Conjugate gradients without a preconditioner, at each number of products."""
     d, q = dampings(problem.factors, damping), _q(problem)
     found = inverses.conjugate_gradients(_product(problem), d, q, settings["cg"])
     yield from ((f"conjugate gradients/{k}/", _scored(problem, w)) for k, w in found.items())
 
 
-def lissa(problem, damping, settings):
+def by_lissa(problem, damping, settings):
     """LiSSA with each step size, in units of 1 / the largest eigenvalue; one that diverges is left
     out."""
     d, q, tracked = dampings(problem.factors, damping), _q(problem), problem.tracked
@@ -152,7 +166,7 @@ def lissa(problem, damping, settings):
         yield from ((f"LiSSA/{k}/{step}", _scored(problem, w)) for k, w in found.items())
 
 
-def arnoldi(problem, damping, settings):
+def by_arnoldi(problem, damping, settings):
     """Arnoldi's leading eigenvectors alone, at each number of iterations."""
     d, q, rank = dampings(problem.factors, damping), _q(problem), settings["arnoldi"]["rank"]
     for k in settings["arnoldi"]["iterations"]:
@@ -187,7 +201,16 @@ def _trak_parts(problem, net, project):
     return of_queries, of_candidates, _errors(net, problem.candidates)
 
 
-METHODS = (by_similarity, diagonal, ekfac, turned, conjugate_gradients, lissa, arnoldi, by_trak)
+METHODS = (
+    by_similarity,
+    by_diagonal,
+    by_ekfac,
+    by_dial,
+    by_conjugate_gradients,
+    by_lissa,
+    by_arnoldi,
+    by_trak,
+)
 
 
 def records(found, exact, costs, **labels):
@@ -198,16 +221,17 @@ def records(found, exact, costs, **labels):
     number of products the one nearest to the reference is kept: more than its user could know."""
     best = {}
     for name, values in found.items():
-        method, products, _ = name.split("/")
+        column = Column.of(name)
+        method, products = column.method, column.products
         numbers = {
             "pearson": metrics.pearson(values, exact),
             "spearman": metrics.spearman(values, exact),
         }
         record = {
             "method": method,
-            "products": int(products),
+            "products": products,
             **labels,
-            "cost": round(costs(method, int(products)), 4),
+            "cost": round(costs(method, products), 4),
         }
         for metric, x in numbers.items():
             mean, error = metrics.mean_and_error(x)

@@ -1,0 +1,44 @@
+"""Greedy continuations are the model's own, whatever else is asked with them."""
+
+import pytest
+import torch
+from support.tiny import neox
+
+from msif.core.generation import greedy
+
+PROMPTS = [[1, 2, 3], [4, 5], [6, 7, 8], [2, 2], [9], [3, 1, 2], [5, 4]]
+
+
+@pytest.fixture
+def model():
+    return neox()
+
+
+def test_each_token_is_the_most_probable_one_after_those_before(model):
+    for prompt, found in zip(PROMPTS, greedy(model, PROMPTS, 4), strict=True):
+        ids = list(prompt)
+        for token in found:
+            with torch.no_grad():
+                assert token == model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()
+            ids.append(token)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_continuations_do_not_depend_on_the_batch_size(model, batch_size):
+    assert greedy(model, PROMPTS, 4, batch_size) == greedy(model, PROMPTS, 4)
+
+
+def test_continuations_do_not_depend_on_the_order_of_the_prompts(model):
+    found = greedy(model, PROMPTS, 4, batch_size=2)
+    assert len({tuple(x) for x in found}) > 1
+    assert greedy(model, PROMPTS[::-1], 4, batch_size=2) == found[::-1]
+
+
+def test_a_continuation_has_the_length_asked_for_even_past_an_end_of_text(model):
+    (free,) = greedy(model, PROMPTS[:1], 4)
+    model.generation_config.eos_token_id = free[0]
+    assert [len(x) for x in greedy(model, PROMPTS, 4)] == [4] * len(PROMPTS)
+
+
+def test_no_prompts_have_no_continuations(model):
+    assert greedy(model, [], 4) == []
