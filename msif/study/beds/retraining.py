@@ -98,11 +98,7 @@ def outcomes(recipe, left_out, seeds, processes=None, title="retraining"):
         for i, row in enumerate(left_out)
         for j, seed in enumerate(seeds)
     }
-    context = multiprocessing.get_context("spawn")  # a forked torch can hang
-    with ProcessPoolExecutor(processes or os.cpu_count(), mp_context=context) as pool:
-        running = {pool.submit(outcome, *job): at for at, job in jobs.items()}
-        finished = tqdm(as_completed(running), total=len(running), desc=title)
-        found = {running[done]: done.result() for done in finished}
+    found = side_by_side(outcome, jobs, processes, title)
 
     def of_subset(i, name):
         return torch.stack([found[i, j][name] for j in range(len(seeds))])
@@ -111,3 +107,17 @@ def outcomes(recipe, left_out, seeds, processes=None, title="retraining"):
         name: torch.stack([of_subset(i, name) for i in range(len(left_out))])
         for name in MEASUREMENTS
     }
+
+
+def side_by_side(call, jobs, processes=None, title=None):
+    """{key: call(*job)} for {key: job}, in so many processes at once (None: all cores).
+
+    One process is this one: no other has to start. An error in one of several is raised after the
+    others have ended."""
+    bar = {"total": len(jobs), "desc": title}
+    if processes == 1:
+        return {key: call(*job) for key, job in tqdm(jobs.items(), **bar)}
+    context = multiprocessing.get_context("spawn")  # a forked torch can hang
+    with ProcessPoolExecutor(processes or os.cpu_count(), mp_context=context) as pool:
+        running = {pool.submit(call, *job): key for key, job in jobs.items()}
+        return {running[done]: done.result() for done in tqdm(as_completed(running), **bar)}

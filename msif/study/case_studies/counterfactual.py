@@ -5,19 +5,15 @@ answers are treated at once, each without its own documents, in groups in which 
 subject or an answer; every retraining is kept, so that a killed run goes on.
 """
 
-import multiprocessing
-import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from msif.core.data import encode_answers
 from msif.study import scratch
 from msif.study.beds import testbed
-from msif.study.beds.retraining import measured
+from msif.study.beds.retraining import measured, side_by_side
 from msif.study.beds.training import train
 
 
@@ -137,13 +133,7 @@ def outcomes(recipe, absences, seeds, asked, processes=None, title="retraining")
         for name, absent in absences.items()
         for seed in seeds
     }
-    context = multiprocessing.get_context("spawn")  # a forked torch can hang
-    with ProcessPoolExecutor(processes or os.cpu_count(), mp_context=context) as pool:
-        running = {pool.submit(outcome, *job): at for at, job in jobs.items()}
-        found = {
-            running[done]: done.result()
-            for done in tqdm(as_completed(running), total=len(running), desc=title)
-        }
+    found = side_by_side(outcome, jobs, processes, title)
     return {name: [found[name, seed] for seed in seeds] for name in absences}
 
 
