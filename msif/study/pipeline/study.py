@@ -46,10 +46,12 @@ def reproduce(chosen, record=False):
     """Run what has changed of these profiles, and publish their reports; the stages that ran.
 
     record: leave dvc.lock as the runs write it. Raises `StageError` for a stage that fails."""
+    # The longest chain first, then the later notebooks, which take longer: no core idles at the end.
+    ordered = sorted(reversed(chains()), key=len, reverse=True)
     targets = [
         [f"{stage}@{profile}" for stage in chain if profile in runs()[stage]]
         for profile in chosen
-        for chain in chains()
+        for chain in ordered
     ]
     start = time.monotonic()
     with _lock_put_back(record), ThreadPoolExecutor(_cores()) as pool:
