@@ -46,7 +46,7 @@ def reproduce(chosen, record=False):
     """Run what has changed of these profiles, and publish their reports; the stages that ran.
 
     record: leave dvc.lock as the runs write it. Raises `StageError` for a stage that fails."""
-    # The longest chain first, then the later notebooks, which take longer: no core idles at the end.
+    # The longest chain first, then the later notebooks, which take longer: no core idles then.
     ordered = sorted(reversed(chains()), key=len, reverse=True)
     targets = [
         [f"{stage}@{profile}" for stage in chain if profile in runs()[stage]]
