@@ -8,6 +8,7 @@ which browsers draw by themselves. Equal notebooks give equal bytes.
 import argparse
 import re
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 
 from msif.core.extras import need
 from msif.core.files import write_text
@@ -104,9 +105,13 @@ def render(profile):
     if not executed:
         missing = results(profile, "notebooks")
         raise FileNotFoundError(f"{missing} has no notebook; run: make study PROFILE={profile}")
-    for path in executed:
-        html = to_html(need("nbformat").read(path, as_version=4), f"{path.stem} · {profile}")
-        write_text(results(profile, "pages", f"{path.stem}.html"), html)
+    with ProcessPoolExecutor() as pool:
+        list(pool.map(_page, executed, [profile] * len(executed)))
+
+
+def _page(path, profile):
+    html = to_html(need("nbformat").read(path, as_version=4), f"{path.stem} · {profile}")
+    write_text(results(profile, "pages", f"{path.stem}.html"), html)
 
 
 def publish(profile):
