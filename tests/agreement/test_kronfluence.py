@@ -142,7 +142,8 @@ def scores(both, factors):
 
 
 def test_covariances_agree(both):
-    found = covariances(both["model"], both["layers"], both["data"], fisher_losses("true", 1, 0), 7)
+    at = Tracked(both["model"], both["layers"])
+    found = covariances(at, both["data"], fisher_losses("true", 1, 0), 7)
     for name, (_, A, B, _) in found.items():
         assert relative(both["mean"]("activation", name), A) < TOLERANCE
         assert relative(both["mean"]("gradient", name), B[0]) < TOLERANCE
