@@ -27,13 +27,8 @@ def claimed(notebook):
     """A copy of an executed notebook with no outputs but those of its checked cells."""
     found = copy.deepcopy(notebook)
     for cell in found.cells:
-        if cell.cell_type == "code":
-            cell.execution_count = None
-            if CHECKED not in cell.metadata.get("tags", []):
-                cell.outputs = []
-            for output in cell.outputs:
-                if "execution_count" in output:
-                    output["execution_count"] = None
+        if cell.cell_type == "code" and CHECKED not in cell.metadata.get("tags", []):
+            cell.outputs = []
     return found
 
 
