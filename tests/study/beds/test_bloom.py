@@ -330,13 +330,13 @@ def test_the_notebooks_of_the_profile_run_from_files_to_records(study, monkeypat
     root = Path.cwd()
     shutil.copytree(ROOT / "notebooks", root / "notebooks")
     profile = yaml.safe_load((ROOT / "params.yaml").read_text())["bloom"]
-    given = {
+    settings = {
         name: value
         for name, value in study[1].items()
         if name not in ("models", "max_length", "finetuning", "folder")
     }
     profile["testbed"] |= {"seeds": [42, 43], "model": study[1]["models"], "max_length": 32}
-    profile["testbed"]["corpus"] |= given | {
+    profile["testbed"]["corpus"] |= settings | {
         "folder": "data",
         "finetuning": profile["testbed"]["corpus"]["finetuning"] | study[1]["finetuning"],
     }
@@ -347,7 +347,7 @@ def test_the_notebooks_of_the_profile_run_from_files_to_records(study, monkeypat
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name in ("01_testbed", "02_factors", "03_fact_tracing"):
         run.run(name, "bloom")
-    records = json.loads((root / "reports" / "bloom" / "fact_tracing.json").read_text())
+    records = json.loads((root / "results" / "bloom" / "reports" / "fact_tracing.json").read_text())
     assert {r["seed"] for r in records} == {42, 43} and {r["condition"] for r in records} == {
         "plain"
     }
@@ -363,6 +363,6 @@ def test_the_notebooks_of_the_profile_run_from_files_to_records(study, monkeypat
     } <= methods
     assert all(0 < r["mrr"] <= 1 and 0 <= r["recall_at_10"] <= 1 for r in records)
     texts = {row["text"] for row in given.prepared(42, **study[1]).corpus.documents}
-    report = (root / "results" / "bloom" / "03_fact_tracing.ipynb").read_text()
+    report = (root / "results" / "bloom" / "notebooks" / "03_fact_tracing.ipynb").read_text()
     # third-party texts stay out of what is committed
     assert not any(text in report for text in texts)

@@ -38,8 +38,8 @@ def test_the_notebook_of_the_profile_runs_from_files_to_the_explorer(tmp_path, m
     )
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     run.run("07_case_studies", "dolly")
-    executed = (tmp_path / "results/dolly/07_case_studies.ipynb").read_text()
-    numbers = json.loads((tmp_path / "reports/dolly/case_studies.metrics.json").read_text())
+    executed = (tmp_path / "results/dolly/notebooks/07_case_studies.ipynb").read_text()
+    numbers = json.loads((tmp_path / "results/dolly/reports/case_studies.metrics.json").read_text())
     assert (
         -1
         <= numbers["settings"]["least_spearman"]
@@ -49,7 +49,7 @@ def test_the_notebook_of_the_profile_runs_from_files_to_the_explorer(tmp_path, m
     public, own = (
         path.read_text()
         for path in (
-            tmp_path / "reports/dolly/explorer.html",
+            tmp_path / "results/dolly/reports/explorer.html",
             tmp_path / "results/dolly/case_studies/explorer.html",
         )
     )

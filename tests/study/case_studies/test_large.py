@@ -203,7 +203,7 @@ def test_end_to_end_in_bfloat16_with_embeddings(tmp_path):
                 and torch.corrcoef(torch.stack([a[there], b[there]]))[0, 1] > 0.999
             )
         again = large.case(pairs.prepared(0, **settings), samples=1, batch_size=4, memory="8GiB")
-        assert again.key() == case.key() and scratch.code_digest("large")
+        assert again.key() == case.key() and scratch.code_digest(large.__name__)
         full = replace(
             case,
             bed=replace(
