@@ -5,7 +5,7 @@ READY  := $(VENV)/.ready
 PIP    := $(VENV)/bin/python -m pip install -q
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := true
-JOBS   ?= $(shell nproc 2> /dev/null || echo 2)  # tests at once; each computes on one thread
+JOBS   ?= $(shell nproc 2> /dev/null || echo 2)
 
 .DEFAULT_GOAL := help
 .PHONY: help study test test-slow lint benchmarks lab timings clean
