@@ -247,7 +247,7 @@ def offence(contract):
         return contract["source_modules"][0], contract["forbidden_modules"][0]
     if contract["type"] == "independence":
         return tuple(contract["modules"][:2])
-    raise NotImplementedError(f"no violation is known for a contract of type {contract['type']}")
+    raise ValueError(f"no violation is known for a contract of type {contract['type']}")
 
 
 def file_of(module, root):
