@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 from support.explorer_reader import Reader
 
-from msif.show.explorer import Document, Entry, Query, prepared, show, write
+from msif.show.explorer import prepared, show, write
+from msif.show.page import Document, Entry, Query
 from msif.show.parts import Part
 
 pytestmark = pytest.mark.slow

@@ -82,6 +82,7 @@ def write(
             model=base,
             tuned=tuned,
             stages=stages,
+            numbers=part.numbers,
             sources=[d["kind"] for d in part.case.bed.corpus.documents],
             groups=[group],
             notes=[_note(row)],
@@ -90,9 +91,9 @@ def write(
             opponents=opponents,
             batch_size=batch_size,
         )
-        documents |= {part.numbers[k]: d for k, d in made["documents"].items()}
+        documents |= made["documents"]
         withhold = withhold_texts and not group.startswith("planted")
-        queries.append(_renumbered(made["queries"][0], str(n), part.numbers, withhold))
+        queries.append(_named(made["queries"][0], str(n), withhold))
     texts = {label: text for label, (_, text) in methods.items()}
     return explorer.write(path, title, documents, queries, texts, LEGEND, withhold_texts)
 
@@ -106,16 +107,9 @@ def _note(row):
     return "" if row.get("truth") in (None, row["answer"]) else f"the corpus says: {row['truth']}"
 
 
-def _renumbered(query, name, numbers, withhold):
-    """The query with the documents' numbers in the whole corpus; withhold: without its words."""
-
-    def renumbered(entry):
-        part = entry.part and replace(entry.part, document=numbers[entry.part.document])
-        return replace(entry, document=numbers[entry.document], part=part)
-
-    rankings = {m: [renumbered(e) for e in entries] for m, entries in query.rankings.items()}
-    labels = {numbers[n]: text for n, text in query.labels.items()}
-    query = replace(query, id=name, rankings=rankings, labels=labels)
+def _named(query, name, withhold):
+    """The query with its number in the study; withhold: without its words."""
+    query = replace(query, id=name)
     if not withhold:
         return query
     return replace(query, prompt_words=[], answer_words=[], logprobs=None, note="")

@@ -1,0 +1,54 @@
+"""The words of texts and of token sequences, as the explorer's page shows them."""
+
+from msif.core.data import NO_LOSS, Sequence
+
+
+def words(tokenizer, ids):
+    """The piece of text that each token adds: strings whose concatenation is the decoded text,
+    spaces of a word-level tokenizer included.
+
+    A token that ends inside a character (byte-level tokenizers split one over several) adds
+    nothing: the one that completes it has it all."""
+
+    def decode(part):
+        return tokenizer.decode(part, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    found = []
+    start, shown = 0, 0  # ids[start:shown]: the context that decides about a space before the next
+    for end in range(1, len(ids) + 1):
+        before, now = decode(list(ids[start:shown])) if shown else "", decode(list(ids[start:end]))
+        if now.endswith("\ufffd") and end < len(ids):
+            found.append("")
+        else:
+            found.append(now[len(before) :])
+            start, shown = shown, end
+    return found
+
+
+def words_of(text, tokenizer):
+    """The words of a text, or of a `Sequence`."""
+    if isinstance(text, str):
+        return [text]
+    if not isinstance(text, Sequence):
+        raise ValueError(f"a text of type {type(text).__name__}: expected str or data.Sequence")
+    if tokenizer is None:
+        raise ValueError(
+            "data.Sequence without tokenizer: give the one that made them, to have their words"
+        )
+    return words(tokenizer, text.input_ids)
+
+
+def prompt_and_answer(query, tokenizer):
+    """(prompt words, answer words): the answer is what carries a label, or the second of a pair."""
+    if isinstance(query, Sequence):
+        if isinstance(query.labels, int) or all(y == NO_LOSS for y in query.labels):
+            raise ValueError(
+                f"query {query.index} has no labelled token: "
+                f"expected the answer's, see data.encode_answers"
+            )
+        split_at = next(t for t, y in enumerate(query.labels) if y != NO_LOSS)
+        found = words_of(query, tokenizer)
+        return found[:split_at], found[split_at:]
+    if isinstance(query, str) or len(query) != 2:
+        raise ValueError(f"query {query!r}: expected a pair (prompt, answer) or a data.Sequence")
+    return [query[0]], [" " + query[1]]
