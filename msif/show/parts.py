@@ -21,7 +21,7 @@ import torch
 
 from msif.core.capture import frozen, gradients
 from msif.core.data import NO_LOSS, collate
-from msif.core.influence import check, precondition, query_gradients, score, token_scores
+from msif.core.influence import check, score, token_scores
 from msif.core.models import logits
 from msif.core.objectives import align, loss
 from msif.core.resources import require
@@ -111,7 +111,7 @@ def query_tokens(base, tuned, query, stages, documents, *, batch_size=8):
         )
     few = min(batch_size, len(documents))
     require(memory=3 * 4 * tuned.weights * few, what=f"gradients of {few} documents")
-    found = []
+    found, documents = [], _numbered(documents)
     for i in range(0, len(documents), batch_size):
         u = stages[0].inverse(gradients(base, documents[i : i + batch_size], loss, batch_size))
         for stage in stages[1:]:
@@ -121,24 +121,16 @@ def query_tokens(base, tuned, query, stages, documents, *, batch_size=8):
     return found
 
 
-def dissect(base, tuned, query, stages, documents, ranked, *, batch_size=8):
-    """[Part], complete, of one query (`data.Sequence`, f = its answer's log-probability) and the
-    `ranked` documents.
-
-    base, tuned: models of the first and the last stage. documents: all `data.Sequence`s of the
-    first stage; ranked: [(document number, rank)], as `extremes` gives them."""
-    w = precondition(query_gradients(tuned, [query]), stages)[0]
-    parts = split(base, w, documents, ranked, batch_size=batch_size)
-    chosen = _chosen(documents, ranked)
-    back = query_tokens(base, tuned, query, stages, chosen, batch_size=batch_size)
-    return [replace(part, query_tokens=row) for part, row in zip(parts, back)]
-
-
 def _chosen(documents, ranked):
-    """The ranked documents, numbered anew: each its own number, whatever corpora they come from."""
+    """The ranked documents, numbered anew."""
     if bad := [n for n, _ in ranked if not 0 <= n < len(documents)]:
         raise ValueError(f"document {bad[0]} is ranked; there are {len(documents)} documents")
-    return [replace(documents[n], index=k) for k, (n, _) in enumerate(ranked)]
+    return _numbered([documents[n] for n, _ in ranked])
+
+
+def _numbered(documents):
+    """The documents, each with its own number, whatever corpora they come from."""
+    return [replace(x, index=k) for k, x in enumerate(documents)]
 
 
 def answer_log_probabilities(model, queries):

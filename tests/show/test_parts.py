@@ -12,7 +12,7 @@ from msif.core.data import NO_LOSS, Sequence
 from msif.core.ekfac import fit
 from msif.core.influence import NONE, Damping, Stage, precondition, query_gradients, score
 from msif.core.layers import Tracked, tracked_layers
-from msif.show.parts import answer_log_probabilities, dissect, extremes, query_tokens, split
+from msif.show.parts import answer_log_probabilities, extremes, query_tokens, split
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
@@ -39,21 +39,21 @@ def pair(build=neox, stages=2, dtype=torch.float64):
     )
 
 
+def preconditioned(case):
+    return precondition(query_gradients(case.tracked_tuned, [case.query]), case.stages)[0]
+
+
 def scores_of(case):
-    w = precondition(query_gradients(case.tracked_tuned, [case.query]), case.stages)[0]
+    w = preconditioned(case)
     return score(case.tracked_base, case.documents, w).values[0], w
 
 
 def dissected(case, ranked, **options):
-    return dissect(
-        case.tracked_base,
-        case.tracked_tuned,
-        case.query,
-        case.stages,
-        case.documents,
-        ranked,
-        **options,
-    )
+    """The complete parts of the ranked documents: over their tokens, layers and the query's."""
+    parts = split(case.tracked_base, preconditioned(case), case.documents, ranked, **options)
+    models, chosen = (case.tracked_base, case.tracked_tuned), [case.documents[n] for n, _ in ranked]
+    back = query_tokens(*models, case.query, case.stages, chosen, **options)
+    return [replace(part, query_tokens=row) for part, row in zip(parts, back)]
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
