@@ -51,27 +51,6 @@ def with_keys(tokenizer):
     return tokenizer
 
 
-def resized(model, tokenizer):
-    """The model, to be fine-tuned in this format, with rows of its two embeddings for every token.
-
-    It is as it was where there is room, as in pythia-2.8b (50,304 rows for 50,280 tokens); else
-    grown in place, each new row the mean of the old ones (no randomness).
-    """
-
-    def both_embeddings():
-        return model.get_input_embeddings(), model.get_output_embeddings()
-
-    before = limits(model)[0]
-    if len(tokenizer) > before:
-        means = [module.weight.detach().double().mean(0) for module in both_embeddings()]
-        model.zero_grad()  # gradients of the old shapes
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        with torch.no_grad():
-            for module, mean in zip(both_embeddings(), means):
-                module.weight[before:] = mean.to(module.weight)
-    return model
-
-
 def encoded(instruction, response, tokenizer, context=None, index=0):
     """One fine-tuning row as a `data.Sequence`.
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 from msif.core.data import NO_LOSS, check, collate
-from msif.core.models import limits, logits
+from msif.core.models import logits
 from msif.core.objectives import log_probability
 from msif.study.beds.training import train
 from msif.study.corpora import dolly
@@ -152,21 +152,6 @@ def test_rows_may_have_a_context_and_must_have_text(tmp_path):
     (tmp_path / "other.jsonl").write_text('{"inputs": "x"}\n')
     with pytest.raises(ValueError, match="no column 'instruction'; its columns are inputs"):
         dolly.rows(tmp_path, tokenizer, 20, source=str(tmp_path / "other.jsonl"))
-
-
-def test_embeddings_grow_only_where_the_keys_have_no_room():
-    tokenizer = dolly.with_keys(bytes_tokenizer())
-    roomy, tight = neox(len(tokenizer) + 24), neox(len(tokenizer) - 3)
-    assert dolly.resized(roomy, tokenizer).config.vocab_size == len(tokenizer) + 24
-    before = [
-        x.weight.clone() for x in (tight.get_input_embeddings(), tight.get_output_embeddings())
-    ]
-    dolly.resized(tight, tokenizer)
-    assert limits(tight)[0] == len(tokenizer)
-    for old, new in zip(
-        before, (tight.get_input_embeddings().weight, tight.get_output_embeddings().weight)
-    ):
-        assert torch.equal(new[:-3], old) and torch.allclose(new[-3:], old.mean(0), atol=1e-7)
 
 
 def lively(tokenizer, seed=1):
