@@ -45,7 +45,7 @@ def trained():
 
 
 def low_precision_eigh(M):
-    """msif.core.ekfac._eigh without its float64."""
+    """msif.core.ekfac.eigh without its float64."""
     import torch
 
     values, vectors = torch.linalg.eigh((M + M.mT) / 2)
@@ -63,7 +63,7 @@ def scores(bed, dtype, eigh, documents, queries):
     tracked_base = Tracked(base, layers)
     tracked_tuned = Tracked(tuned, layers)
     documents = bed.documents[:: len(bed.documents) // documents][:documents]
-    with patch.object(ekfac, "_eigh", low_precision_eigh if eigh == "float32" else ekfac._eigh):
+    with patch.object(ekfac, "eigh", low_precision_eigh if eigh == "float32" else ekfac.eigh):
         first = ekfac.fit(tracked_base, documents, samples=2, batch_size=64)
         second = ekfac.fit(tracked_tuned, bed.finetuning, samples=4, batch_size=64)
     q, found = query_gradients(tracked_tuned, bed.queries[:queries], batch_size=64), {}

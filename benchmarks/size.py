@@ -51,7 +51,7 @@ def parts(call):
     with ExitStack() as stack:
         for module in (capture, ekfac, influence):
             stack.enter_context(patch.object(module, "passes", watched(module.passes)))
-        stack.enter_context(patch.object(ekfac, "_eigh", timed("eigendecompositions", ekfac._eigh)))
+        stack.enter_context(patch.object(ekfac, "eigh", timed("eigendecompositions", ekfac.eigh)))
         stack.enter_context(
             patch.object(ekfac.EKFAC, "apply", timed("products", ekfac.EKFAC.apply))
         )

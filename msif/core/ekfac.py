@@ -1,19 +1,18 @@
-"""EK-FAC: the Gauss-Newton matrix of each tracked layer, diagonal in a Kronecker eigenbasis.
+"""EK-FAC factors, fitted in two passes over the data.
 
 For one block of a layer (the whole layer, or one head's q, k or v rows), with D_z = Σ_t g_t a_tᵀ
 the pseudo-gradient of z:
 
-    A = E_tok[a aᵀ] = Q_A diag(λ_A) Q_Aᵀ,   B = E_tok[g gᵀ] = Q_B diag(λ_B) Q_Bᵀ,
-    Λ = E_seq[(Q_Bᵀ D Q_A)²]                                    one sequence is one sample,
-    f(G): V ↦ Q_B [f(Λ) ∘ (Q_Bᵀ V Q_A)] Q_Aᵀ.
+    A = E_tok[a aᵀ] = Q_A diag(λ_A) Q_Aᵀ,   B = E_tok[g gᵀ] = Q_B diag(λ_B) Q_Bᵀ,    first pass
+    Λ = E_seq[(Q_Bᵀ D Q_A)²]                 one sequence is one sample             second pass
 
-E_tok runs over every unmasked position, prompt included. Source: George et al. 2018 (arXiv
-1806.03884), Grosse et al. 2023 (arXiv 2308.03296), section 3. Index letters as in
-`msif.core.capture`; blocks of a layer are equally large, r rows each.
+E_tok runs over every unmasked position, prompt included. What the factors stand for, and do:
+`msif.core.kronecker`. Source: George et al. 2018 (arXiv 1806.03884), Grosse et al. 2023 (arXiv
+2308.03296), section 3. Index letters as in `msif.core.capture`.
 """
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,142 +20,15 @@ from torch import Tensor, nn
 
 from msif.core.capture import passes
 from msif.core.data import Batch, Sequence, digest
-from msif.core.layers import Filter, Layer, Tracked, Vectors
+from msif.core.kronecker import EKFAC, LayerFactors, block_shape, factor_bytes
+from msif.core.layers import Layer, Tracked
 from msif.core.models import model_digest
 from msif.core.objectives import Objective, fisher_losses
-from msif.core.products import (
-    add_gram,
-    add_input_gram,
-    add_squares,
-    aligned,
-    mirrored,
-    sequence_gradient,
-    split,
-)
+from msif.core.products import add_gram, add_input_gram, add_squares, aligned, mirrored, split
 from msif.core.resources import require
 
 # What `covariances` finds for a layer: rows, A (i, i), B (blocks, r, r), positions per sequence.
 Covariances = tuple[Tensor | None, Tensor, Tensor, float]
-
-
-@dataclass(frozen=True)
-class LayerFactors:
-    """Eigenbases and eigenvalues of one layer.
-
-    All tensors but rows are float32 (float64 for a float64 model).
-    rows: (blocks, r) int64 output rows of each block, or None for one block of all rows in order.
-    positions: (), how many positions of a sequence the layer sees on average (its tokens, or 1 if
-    it sees a pooled vector).
-    basis_in: Q_A (i, i). basis_out: Q_B (blocks, r, r). eigenvalues: Λ (blocks, r, i).
-    in_values: λ_A (i,). out_values: λ_B (blocks, r).
-    """
-
-    rows: Tensor | None
-    basis_in: Tensor
-    basis_out: Tensor
-    eigenvalues: Tensor
-    in_values: Tensor
-    out_values: Tensor
-    positions: Tensor
-
-    def rotate(self, v: Tensor) -> Tensor:
-        """Q_Bᵀ V Q_A: (n, o, i) -> (n, blocks, r, i)."""
-        if self.rows is None:  # as one product of two matrices a side: no basis is copied n times
-            return ((v @ self.basis_in).mT @ self.basis_out[0]).mT[:, None]
-        return self.basis_out.mT @ split(v, self.rows, 1) @ self.basis_in
-
-    def rotated_gradient(self, a: Tensor, g: Tensor, bias: bool) -> Tensor:
-        """Q_Bᵀ D Q_A (n, blocks, r, i) of D = Σ_t g_t [a_t, 1]ᵀ; a (n, s, inputs), g (n, s, o).
-
-        a and g are rotated first where that multiplies less. Q_A's last row is the bias's; the 1
-        that meets it is 1 where padded too, but g is 0 there.
-        """
-        s, i = a.shape[1:]
-        o, r = g.shape[2], self.basis_out.shape[-1]
-        if s * (i * i + r * o) > o * i * (i + r):
-            return self.rotate(sequence_gradient(a, g, bias))
-        a = a @ self.basis_in[:-1] + self.basis_in[-1] if bias else a @ self.basis_in
-        if self.rows is None:  # one product: Q_B is not copied n times
-            g = (g @ self.basis_out[0])[:, None]
-        else:
-            g = split(g, self.rows, 2).transpose(1, 2) @ self.basis_out
-        return g.mT @ a[:, None]
-
-    def rotate_back(self, v: Tensor) -> Tensor:
-        """Q_B V Q_Aᵀ: (n, blocks, r, i) -> (n, o, i)."""
-        if self.rows is None:
-            return (v[:, 0].mT @ self.basis_out[0].mT).mT @ self.basis_in.mT
-        v = (self.basis_out @ v @ self.basis_in.mT).flatten(1, 2)
-        return torch.empty_like(v).index_copy_(1, self.rows.flatten().to(v.device), v)
-
-    def to(self, device: torch.device | str) -> "LayerFactors":
-        """The same factors on a device."""
-        moved: dict[str, Any] = {
-            name: x if x is None else x.to(device) for name, x in vars(self).items()
-        }
-        return LayerFactors(**moved)
-
-    def apply(self, f: Filter, v: Tensor) -> Tensor:
-        """f(G) V for f(eigenvalues, their mean over the layer): (n, o, i) -> (n, o, i).
-
-        In float64 where it matters: the filter itself.
-        """
-        eigenvalues = self.eigenvalues.double()
-        return self.rotate_back(self.rotate(v) * f(eigenvalues, eigenvalues.mean()).to(v.dtype))
-
-
-def _named(name, call, *arguments):
-    """call(*arguments), with the layer's name put before what is wrong with its factors."""
-    try:
-        return call(*arguments)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-
-
-@dataclass(frozen=True)
-class EKFAC:
-    """The curvature of one model on one data set.
-
-    factors: {layer name: LayerFactors}. header: where they come from.
-    """
-
-    factors: Mapping[str, LayerFactors]
-    header: dict[str, Any]
-
-    def apply(
-        self, f: Filter, v: Vectors, new: Collection[str] = (), f_new: Filter | None = None
-    ) -> Vectors:
-        """f(G) v, layer by layer; v: {layer: (n, o, i)}.
-
-        Layers in `new` get f_new (no coupling: blocks are independent). Raises ValueError, naming
-        the layer, where the filter refuses its eigenvalues.
-        """
-
-        def applied(name, x):
-            factors = self.factors[name].to(x.device)
-            return _named(name, factors.apply, f_new if name in new else f, x)
-
-        return {name: applied(name, x) for name, x in v.items()}
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The layers' names."""
-        return tuple(self.factors)
-
-    def kfac(self) -> "EKFAC":
-        """The same eigenbases with K-FAC's eigenvalues λ_B λ_Aᵀ × (positions per sequence)."""
-        return self._with_eigenvalues(lambda x: x.positions * x.out_values[..., None] * x.in_values)
-
-    def identity(self) -> "EKFAC":
-        """The same layers with every eigenvalue 1 in place of Λ.
-
-        It is the ablation H := I (apply with damping 0).
-        """
-        return self._with_eigenvalues(lambda x: torch.ones_like(x.eigenvalues))
-
-    def _with_eigenvalues(self, of: Callable[[LayerFactors], Tensor]) -> "EKFAC":
-        factors = {name: replace(x, eigenvalues=of(x)) for name, x in self.factors.items()}
-        return replace(self, factors=factors)
 
 
 def fit(
@@ -261,6 +133,34 @@ def mean_covariances(
     return {layer.name: means(layer) for layer in layers}
 
 
+def eigenbases(rows: Tensor | None, A: Tensor, B: Tensor, positions: float) -> LayerFactors:
+    """`LayerFactors` of what `covariances` found for a layer, still without eigenvalues.
+
+    A: (i, i). B: (blocks, r, r). Their eigenvalues are those of `eigh`.
+    """
+    in_values, basis_in = eigh(A)
+    out_values, basis_out = eigh(B)
+    return LayerFactors(
+        rows=rows,
+        basis_in=basis_in,
+        basis_out=basis_out,
+        eigenvalues=torch.empty(0),
+        in_values=in_values,
+        out_values=out_values,
+        positions=torch.tensor(positions, dtype=A.dtype),
+    )
+
+
+def eigh(M: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (…, n) and eigenvectors (…, n, n) of M (…, n, n), made symmetric.
+
+    Ascending, negative ones as 0. In float64, cast back: float32 alone moves scores by 1e-2.
+    """
+    M64 = M.double()
+    values, vectors = torch.linalg.eigh((M64 + M64.mT) / 2)
+    return values.clamp(min=0).to(M.dtype), vectors.to(M.dtype)
+
+
 def corrected_eigenvalues(
     tracked: Tracked,
     sequences: list[Sequence],
@@ -350,45 +250,6 @@ def errors(
         found["B"].append(relative(B, reference_B))
         found["Λ"].append(relative(squares[name].eigenvalues, ours.eigenvalues))
     return found
-
-
-def block_shape(layer: Layer) -> tuple[int, int]:
-    """(blocks, r) of a layer's output rows."""
-    if layer.rows is None:
-        return 1, layer.out_features
-    blocks, r = layer.rows.shape
-    return blocks, r
-
-
-def factor_bytes(layer: Layer) -> int:
-    """Bytes of one layer's factors in float32: Q_A, Q_B and Λ."""
-    blocks, r = block_shape(layer)
-    return 4 * (layer.inputs**2 + blocks * r**2 + layer.out_features * layer.inputs)
-
-
-def eigenbases(rows: Tensor | None, A: Tensor, B: Tensor, positions: float) -> LayerFactors:
-    """`LayerFactors` of what `covariances` found for a layer, still without eigenvalues.
-
-    A: (i, i). B: (blocks, r, r). Their eigenvalues come out ascending, negative ones as 0.
-    """
-    in_values, basis_in = _eigh(A)
-    out_values, basis_out = _eigh(B)
-    return LayerFactors(
-        rows=rows,
-        basis_in=basis_in,
-        basis_out=basis_out,
-        eigenvalues=torch.empty(0),
-        in_values=in_values,
-        out_values=out_values,
-        positions=torch.tensor(positions, dtype=A.dtype),
-    )
-
-
-def _eigh(M):
-    """Symmetrised, decomposed in float64, cast back: float32 `eigh` alone moves scores by 1e-2."""
-    M64 = M.double()
-    values, vectors = torch.linalg.eigh((M64 + M64.mT) / 2)
-    return values.clamp(min=0).to(M.dtype), vectors.to(M.dtype)
 
 
 def _start(sums, name, like, *shape):

@@ -10,8 +10,8 @@ from collections import abc
 
 from msif.core.capture import passes
 from msif.core.data import Sequence, buckets
-from msif.core.ekfac import EKFAC
 from msif.core.influence import Stage, check
+from msif.core.kronecker import EKFAC
 from msif.core.layers import Tracked, Vectors
 from msif.core.objectives import Objective, log_probability
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from msif.core import files
-from msif.core.ekfac import EKFAC, LayerFactors, block_shape
+from msif.core.kronecker import EKFAC, LayerFactors, block_shape
 from msif.core.layers import Layer, Tracked
 from msif.core.models import model_digest
 from msif.core.resources import require

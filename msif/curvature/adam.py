@@ -11,7 +11,8 @@ is (H + d P⁻¹)⁻¹. P is normalised to a mean of about 1 in each layer.
 from dataclasses import replace
 
 from msif.core.capture import passes
-from msif.core.ekfac import EKFAC, corrected_eigenvalues, covariances, eigenbases
+from msif.core.ekfac import corrected_eigenvalues, covariances, eigenbases
+from msif.core.kronecker import EKFAC
 from msif.core.objectives import fisher_losses, loss
 from msif.core.products import sequence_gradient
 

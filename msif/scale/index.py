@@ -32,7 +32,7 @@ from torch import Tensor
 from msif.core import files, influence
 from msif.core.capture import passes
 from msif.core.data import Sequence
-from msif.core.ekfac import EKFAC, LayerFactors
+from msif.core.kronecker import EKFAC, LayerFactors
 from msif.core.layers import Tracked, Vectors
 from msif.core.models import model_digest
 from msif.core.objectives import Objective, loss

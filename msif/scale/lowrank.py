@@ -18,8 +18,8 @@ from torch import Tensor
 
 from msif.core.capture import passes
 from msif.core.data import Sequence
-from msif.core.ekfac import EKFAC
 from msif.core.influence import Scores, same_layers
+from msif.core.kronecker import EKFAC
 from msif.core.layers import Tracked, Vectors
 from msif.core.objectives import Objective, loss
 from msif.core.products import transposed_gradient

@@ -10,8 +10,9 @@ import torch
 from support.tiny import documents, neox, relative
 
 from msif.core.data import collate
-from msif.core.ekfac import EKFAC, LayerFactors, covariances, fit
+from msif.core.ekfac import covariances, fit
 from msif.core.influence import Damping, Stage, precondition, query_gradients, score
+from msif.core.kronecker import EKFAC, LayerFactors
 from msif.core.layers import Tracked, tracked
 from msif.core.objectives import fisher_losses
 

@@ -6,7 +6,7 @@ import torch
 from support.tiny import relative
 
 from msif.core import products
-from msif.core.ekfac import LayerFactors
+from msif.core.kronecker import LayerFactors
 
 ROWS = pytest.mark.parametrize(
     "rows", [None, torch.tensor([[3, 0], [5, 1], [2, 4]])], ids=["layer", "heads"]

@@ -19,8 +19,8 @@ import torch
 from tqdm import tqdm
 
 from msif.core.data import digest
-from msif.core.ekfac import EKFAC, LayerFactors
 from msif.core.influence import query_gradients, score
+from msif.core.kronecker import EKFAC, LayerFactors
 from msif.core.layers import Tracked, tracked
 from msif.core.models import load_model, model_digest
 from msif.curvature.conjugate import blocks
