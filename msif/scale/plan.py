@@ -1,9 +1,9 @@
 """What a fit needs, before it starts: partitions of the layers, memory, disk, arithmetic and time.
 
-Sizes come from the shapes and from one forward pass of a copy of the model on the meta device,
-which computes nothing: the tensors that autograd keeps there are those that it will keep. So a plan
-for billions of parameters takes seconds and no weights. A fit of one partition holds, for a batch
-of t = n·s positions,
+Sizes come from the shapes and from one forward pass on the meta device (`msif.scale.meta`). So a
+plan for billions of parameters takes seconds and no weights. What a partition takes depends on its
+own layers alone, not on which others are tracked. A fit of one partition holds, for a batch of
+t = n·s positions,
 
     the model; the activations that the backward pass to the partition's first layer needs;
     the partition's inputs a; logits, with what the loss makes of them;
@@ -11,20 +11,17 @@ of t = n·s positions,
                   and  Σ_layers (Q_A, Q_B, Λ) + one layer's rotated a, g.
 """
 
-import copy
 import re
 from collections.abc import Iterable
-from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from msif.core.ekfac import block_shape, factor_bytes
 from msif.core.layers import Layer, Tracked
 from msif.core.products import WORKSPACE
 from msif.core.resources import available_memory
+from msif.scale.meta import meta_pass
 
 UNITS = {
     "": 1,
@@ -37,7 +34,6 @@ UNITS = {
     "GI": 2**30,
     "TI": 2**40,
 }
-LOGIT_COPIES = 4  # float32 tensors of the logits' size that a loss holds at once, beside the logits
 # float64 matrices that a decomposition holds at once: M, symmetrised, vectors, LAPACK's 2 and 1 in
 # and out
 EIGH_COPIES = 6
@@ -151,35 +147,25 @@ def plan_fit(
     `memory` (bytes, "16GiB", or what is free).
 
     The layers go, in the model's order, into as few partitions as the memory allows. Raises
-    MemoryError, naming the layer and both sizes, if even one layer alone is too much."""
+    MemoryError below `least_memory`, naming it and the layer that needs it, ValueError for no
+    lengths."""
     budget = available_memory() if memory is None else parse_bytes(memory)
-    lengths = sorted(lengths, reverse=True)
-    n, s, tokens = min(batch_size, len(lengths)), lengths[0], sum(lengths)
-    held = model_bytes(tracked.model)
-    kept, logits, flops = _meta_pass(tracked, n, s)
-
-    def partition(chosen: list[Layer]) -> Partition:
-        activations = kept[chosen[0].name] + logits + _inputs(tracked.only(chosen), n * s)
-        return Partition(tuple(chosen), int(SLACK * activations), *_sums(chosen, n, s))
-
+    lengths = list(lengths)
+    needs = _Needs(tracked, lengths, batch_size)
+    if budget is not None and budget < needs.least:
+        raise MemoryError(needs.refusal(budget))
     parts: list[Partition] = []
     for layer in tracked.layers:
-        grown = partition([*parts[-1].layers, layer]) if parts else None
-        if grown and (budget is None or held + grown.bytes <= budget):
+        grown = needs.partition([*parts[-1].layers, layer]) if parts else None
+        if grown and (budget is None or needs.model + grown.bytes <= budget):
             parts[-1] = grown
-            continue
-        parts.append(partition([layer]))
-        if budget is not None and held + parts[-1].bytes > budget:
-            raise MemoryError(
-                f"{layer.name} alone needs {human(held + parts[-1].bytes)} "
-                f"({human(held)} for the model, {human(parts[-1].activations)} "
-                f"for activations of {n} × {s} tokens), the budget is {human(budget)}: "
-                f"give more memory, a smaller batch_size, shorter sequences or a model in bfloat16"
-            )
-    forward = flops * tokens / (n * s)
+        else:
+            parts.append(needs.partition([layer]))
+    tokens = sum(lengths)
+    forward = needs.found.flops * tokens / (needs.n * needs.s)
     return FitPlan(
         parameters=sum(p.numel() for p in tracked.model.parameters()),
-        model=held,
+        model=needs.model,
         partitions=tuple(parts),
         factors=sum(map(factor_bytes, tracked.layers)),
         tokens=tokens,
@@ -189,6 +175,43 @@ def plan_fit(
         product_flops=sum(_products(x, lengths, draws) for x in tracked.layers),
         eigh_flops=sum(_eigh(x) for x in tracked.layers),
     )
+
+
+def least_memory(tracked: Tracked, lengths: Iterable[int], *, batch_size: int = 32) -> int:
+    """The smallest `memory`, in bytes, that `plan_fit` accepts: of the model and of the layer that
+    needs the most alone. ValueError for no lengths."""
+    return _Needs(tracked, list(lengths), batch_size).least
+
+
+class _Needs:
+    """What a fit of these layers takes in memory, by partition; n sequences of s tokens are its
+    largest batch."""
+
+    def __init__(self, tracked, lengths, batch_size):
+        if not lengths:
+            raise ValueError("there are no sequences to plan for; expected at least one length")
+        self.tracked = tracked
+        self.n, self.s = min(batch_size, len(lengths)), max(lengths)
+        self.model = model_bytes(tracked.model)
+        self.found = meta_pass(tracked, self.n, self.s)
+        self.largest = max((self.partition([x]) for x in tracked.layers), key=lambda p: p.bytes)
+        self.least = self.model + self.largest.bytes
+
+    def partition(self, chosen):
+        """The `Partition` of these layers."""
+        inputs = _inputs(self.tracked.only(chosen), self.n * self.s)
+        activations = self.found.kept_by(chosen) + self.found.logits + inputs
+        return Partition(tuple(chosen), int(SLACK * activations), *_sums(chosen, self.n, self.s))
+
+    def refusal(self, budget):
+        """What to say of a budget below the least."""
+        return (
+            f"{self.largest.layers[0].name} alone needs {human(self.least)} "
+            f"({human(self.model)} for the model, {human(self.largest.activations)} "
+            f"for activations of {self.n} × {self.s} tokens), the budget is {human(budget)}: "
+            f"give more memory, {self.least} bytes at least, a smaller batch_size, "
+            f"shorter sequences or a model in bfloat16"
+        )
 
 
 @dataclass(frozen=True)
@@ -228,7 +251,7 @@ def plan_score(
     """The `ScorePlan` of `influence.score` on documents of these lengths (tokens) for that many
     queries, in float32."""
     n, s, tokens = min(batch_size, len(lengths)), max(lengths), sum(lengths)
-    kept, logits, flops = _meta_pass(tracked, n, s)
+    found = meta_pass(tracked, n, s)
     weights = tracked.weights
 
     def gradient(layer):
@@ -237,8 +260,8 @@ def plan_score(
         return 4 * n * (layer.inputs * layer.out_features + s * sides)
 
     D = max(map(gradient, tracked.layers))
-    held = kept[tracked.layers[0].name] + logits + _inputs(tracked, n * s) + D
-    vectors, forward = 4 * queries * weights, flops * tokens / (n * s)
+    held = found.kept_by(tracked.layers) + found.logits + _inputs(tracked, n * s) + D
+    vectors, forward = 4 * queries * weights, found.flops * tokens / (n * s)
     return ScorePlan(
         documents=len(lengths),
         queries=queries,
@@ -254,65 +277,6 @@ def plan_score(
 def model_bytes(model: nn.Module) -> int:
     """Bytes of the parameters, shared ones once, and buffers."""
     return sum(x.numel() * x.element_size() for x in (*model.parameters(), *model.buffers()))
-
-
-def on_meta(model: nn.Module) -> nn.Module:
-    """A copy of the model without its numbers."""
-    memo: dict[int, Tensor] = {
-        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False)
-        for p in model.parameters()
-    }
-    memo |= {id(b): torch.empty_like(b, device="meta") for b in model.buffers()}
-    copied = copy.deepcopy(model, memo).eval()
-    # Else transformers looks into the positions for packed sequences: there are none to see.
-    config = getattr(copied, "config", None)
-    if config is not None:
-        config.use_cache = True
-    return copied
-
-
-def _meta_pass(tracked, n, s):
-    """({layer: bytes that autograd keeps from its output on}, bytes of the logits and what the loss
-    holds, FLOP of one forward)."""
-    model, kept, at = on_meta(tracked.model), _Kept(), {}
-    modules = dict(model.named_modules())
-
-    def start(name):
-        def hook(module, args, output):
-            at[name] = kept.bytes
-            return output if output.requires_grad else output.requires_grad_()
-
-        return hook
-
-    handles = [modules[x.name].register_forward_hook(start(x.name)) for x in tracked.layers]
-    try:
-        with kept.watching(model), FlopCounterMode(display=False) as flops, torch.enable_grad():
-            logits = model(input_ids=torch.zeros(n, s, dtype=torch.long, device="meta")).logits
-    finally:
-        for handle in handles:
-            handle.remove()
-    size = logits.numel() * (2 * logits.element_size() + 4 * LOGIT_COPIES)
-    return {name: kept.bytes - before for name, before in at.items()}, size, flops.get_total_flops()
-
-
-class _Kept:
-    """Counts the bytes of tensors that autograd saves, each storage once, parameters not at all."""
-
-    def __init__(self):
-        self.bytes, self.seen = 0, set()
-
-    @contextmanager
-    def watching(self, model):
-        self.seen = {x.untyped_storage()._cdata for x in (*model.parameters(), *model.buffers())}
-        with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda x: x):
-            yield
-
-    def _pack(self, x):
-        storage = x.untyped_storage()
-        if storage._cdata not in self.seen:
-            self.seen.add(storage._cdata)
-            self.bytes += storage.nbytes()
-        return x
 
 
 def _inputs(tracked, tokens):

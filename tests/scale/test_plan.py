@@ -7,12 +7,40 @@ import sys
 
 import pytest
 import torch
+from support import families
 from support.tiny import gpt2, llama, neox
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from msif.core.layers import tracked
 from msif.core.models import tiny_gpt_neox
-from msif.scale.plan import human, parse_bytes, plan_fit, plan_score
+from msif.scale.plan import human, least_memory, parse_bytes, plan_fit, plan_score
+
+
+def mistral():
+    return MistralForCausalLM(MistralConfig(**families.GROUPED))
+
+
+def tied_llama():
+    return LlamaForCausalLM(LlamaConfig(**families.GROUPED, tie_word_embeddings=True))
+
+
+CAUSAL = (
+    families.gpt_neox,
+    families.gpt2,
+    families.bloom,
+    families.llama,
+    tied_llama,
+    mistral,
+    families.qwen2,
+    families.qwen3,
+)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +113,32 @@ def test_any_supported_model_can_be_planned_and_is_left_as_it_was(make, use_cach
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
 
 
+@pytest.mark.parametrize("make", CAUSAL, ids=lambda x: x.__name__)
+def test_the_least_memory_fits_and_a_byte_less_is_refused_by_it(make):
+    """Also on gated MLPs, grouped queries, rotary positions and tied embeddings."""
+    net, run = tracked(make()), {"lengths": [32] * 8, "batch_size": 4}
+    least = least_memory(net, **run)
+    plan = plan_fit(net, **run, memory=least)
+    assert plan.peak == least and len(plan.partitions) > 1
+    with pytest.raises(MemoryError, match=f"the budget is .*: give more memory, {least} bytes"):
+        plan_fit(net, **run, memory=least - 1)
+
+
+@pytest.mark.parametrize("make", CAUSAL, ids=lambda x: x.__name__)
+def test_what_a_partition_takes_depends_on_its_own_layers_alone(make):
+    net, run = tracked(make()), {"lengths": [32] * 8, "batch_size": 4}
+    alone = [plan_fit(net.only([x]), **run).partitions[0] for x in net.layers]
+    assert max(x.bytes for x in alone) + plan_fit(net, **run).model == least_memory(net, **run)
+    for partition in plan_fit(net, **run, memory=least_memory(net, **run)).partitions:
+        assert plan_fit(net.only(partition.layers), **run).partitions == (partition,)
+        assert partition.bytes >= max(x.bytes for x in alone if x.layers[0] in partition.layers)
+
+
+def test_nothing_to_fit_on_is_refused():
+    with pytest.raises(ValueError, match="no sequences to plan for"):
+        plan_fit(tracked(neox()), [])
+
+
 def test_scoring_holds_the_queries_vectors_and_costs_two_forward_passes_and_the_products():
     model = tiny_gpt_neox(50, width=64)
     tracked_model = tracked(model)
@@ -124,8 +178,17 @@ from msif.scale import fitting
 from msif.core.data import Sequence
 from msif.core.layers import tracked
 from msif.core.models import tiny_gpt_neox
-from msif.scale.plan import plan_fit
+from msif.scale.plan import least_memory, plan_fit
+from transformers import LlamaConfig, LlamaForCausalLM
 torch.set_num_threads(1)
+
+def neox(width, layers):
+    return tiny_gpt_neox(256, width=width, layers=layers, heads=8, context=128)
+
+def llama(width, layers):
+    sizes = dict(hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers)
+    heads = dict(num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=128)
+    return LlamaForCausalLM(LlamaConfig(vocab_size=256, **sizes, **heads))
 
 def status(key):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -137,14 +200,14 @@ def sequences(n, length):
     return [Sequence(i, tuple(x), tuple(x)) for i, x in enumerate(rows)]
 
 # What a first fit takes once: imports, the allocator's first pools.
-small = tiny_gpt_neox(256, width=32, layers=1, context=128)
-fitting.fit(sys.argv[1] + "/warm", tracked(small), sequences(4, 16))
+make = {"neox": neox, "llama": llama}[sys.argv[3]]
+fitting.fit(sys.argv[1] + "/warm", tracked(make(32, 1)), sequences(4, 16))
 
 before = status("VmRSS")
-model = tiny_gpt_neox(256, width=256, layers=8, heads=8, context=128)
-large, data = tracked(model), sequences(16, 128)
+large, data = tracked(make(256, 8)), sequences(16, 128)
 whole = plan_fit(large, [128] * 16, batch_size=8, draws=1, memory="100GiB")
-budget = int(float(sys.argv[2]) * whole.peak)
+least = least_memory(large, [128] * 16, batch_size=8)
+budget = max(least, int(float(sys.argv[2]) * whole.peak))
 plan = plan_fit(large, [128] * 16, batch_size=8, draws=1, memory=budget)
 settings = {"labels": "sampled", "samples": 1, "batch_size": 8, "memory": budget}
 fitting.fit(sys.argv[1] + "/f", large, data, **settings)
@@ -153,12 +216,16 @@ print(json.dumps(found | {"measured": status("VmHWM") - before}))
 """
 
 
-@pytest.mark.parametrize("share", [1.0, 0.7])
-def test_the_measured_peak_keeps_the_budget(tmp_path, share):
+@pytest.mark.parametrize(
+    "make, share", [("neox", 1.0), ("neox", 0.7), ("llama", 1.0), ("llama", 0.0)]
+)
+def test_the_measured_peak_keeps_the_budget(tmp_path, make, share):
     """6 M parameters on the CPU: what the process grows by, model included,
-    is at most the budget and a tenth."""
+    is at most the budget and a tenth. A share of 0 is the least memory."""
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path), str(share)], capture_output=True, text=True
+        [sys.executable, "-c", MEASURE, str(tmp_path), str(share), make],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
