@@ -3,17 +3,15 @@ and a changed file is refused."""
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
 import torch
-from support.tiny import documents, neox, relative
+from support.indexed import indexed
+from support.tiny import documents, relative
 
-from msif.core import influence
 from msif.core.ekfac import fit
-from msif.core.influence import Damping, Stage, precondition, query_gradients
-from msif.core.layers import tracked
+from msif.core.influence import Damping
 from msif.core.objectives import log_probability
 from msif.scale import index
 
@@ -22,23 +20,7 @@ DAMPING, ALL = Damping(0.1), 10**9
 
 @pytest.fixture(scope="module", params=[False, True], ids=["whole layers", "per head"])
 def study(request):
-    """Factors fitted on other documents than the 21 candidates, and query vectors of both signs."""
-    model = neox()
-    tracked_model = tracked(model, per_head=request.param)
-    factors = fit(tracked_model, documents(20, seed=5))
-    w = precondition(
-        query_gradients(tracked_model, documents(4, seed=9)),
-        [Stage(factors, damping=DAMPING)],
-    )[0]
-    candidates = documents(21, first=100)
-    whole = influence.score(tracked_model, candidates, w)
-    return SimpleNamespace(
-        tracked=tracked_model,
-        factors=factors,
-        w=w,
-        candidates=candidates,
-        whole=whole,
-    )
+    return indexed(DAMPING, per_head=request.param)
 
 
 def build(study, folder, size=ALL, **options):
@@ -75,86 +57,6 @@ def test_all_coordinates_give_the_scores_as_exactly_as_they_are_stored(
     assert built.header["size"] == sum(
         x.out_features * (x.in_features + x.bias) for x in study.tracked.layers
     )
-
-
-def test_documents_longer_than_a_layer_is_wide_are_rotated_after_their_product(study):
-    chosen = index.choose(study.factors, DAMPING, ALL)
-    a, g = torch.randn(2, 40, 8).double(), torch.randn(2, 40, 24).double()
-    layer = study.tracked.layers[0]
-    assert (layer.in_features, layer.out_features, layer.bias) == (8, 24, True)
-    after = chosen.factors[layer.name].rotated_gradient(a, g, True)
-    before = sum(
-        chosen.factors[layer.name].rotated_gradient(a[:, t : t + 5], g[:, t : t + 5], True)
-        for t in range(0, 40, 5)
-    )
-    torch.testing.assert_close(after, before)
-
-
-def test_more_coordinates_less_error(study):
-    def error(size):
-        chosen = index.choose(study.factors, DAMPING, size)
-        assert chosen.size == size
-        return index.error(chosen, study.tracked, study.candidates, study.w, dtype="float32")
-
-    total = index.choose(study.factors, DAMPING, ALL).size
-    found = [error(total // part) for part in (64, 8, 2, 1)]
-    rms = [x["relative_rms"] for x in found]
-    assert (
-        rms == sorted(rms, reverse=True)
-        and rms[-1] < 1e-6
-        and found[-1]["spearman"] == pytest.approx(1)
-    )
-    assert rms[2] < 0.2 < rms[0]
-
-
-def test_typical_queries_choose_better_than_the_spectrum_alone(study):
-    """The measured first factor of Λ E[w̃²], here of few queries of a special kind."""
-    few = {name: x[:2] for name, x in study.w.items()}
-    chosen = [index.choose(study.factors, DAMPING, 60, typical) for typical in (None, few)]
-    shares = {
-        name: x.rotate(few[name]).square().mean(0).flatten() * x.eigenvalues.flatten()
-        for name, x in study.factors.factors.items()
-    }
-    kept = torch.cat([shares[name][at] for name, at in chosen[1].places.items()])
-    torch.testing.assert_close(
-        kept.sort().values, torch.cat(list(shares.values())).topk(60).values.sort().values
-    )
-    errors = [index.error(x, study.tracked, study.candidates, few) for x in chosen]
-    plain, better = (x["relative_rms"] for x in errors)
-    assert better < plain
-
-
-def test_the_chosen_coordinates_carry_most_of_the_expected_squared_score(study):
-    chosen, shares, kept = index.choose(study.factors, DAMPING, 50), [], []
-    for name, x in study.factors.factors.items():
-        values = x.eigenvalues.flatten()
-        share = (values / (values + 0.1 * values.mean())).square()
-        shares.append(share)
-        kept.append(share[chosen.places[name]])
-        torch.testing.assert_close(
-            chosen.spread[name], (values + 0.1 * values.mean()).sqrt()[chosen.places[name]]
-        )
-    torch.testing.assert_close(
-        torch.cat(kept).sort().values, torch.cat(shares).topk(50).values.sort().values
-    )
-    with pytest.raises(ValueError, match="size is 0"):
-        index.choose(study.factors, DAMPING, 0)
-
-
-def test_a_layer_without_curvature_and_damping_carries_nothing(study):
-    first, *others = study.factors.factors
-    flat = type(study.factors)(
-        {
-            name: type(x)(**{**vars(x), "eigenvalues": x.eigenvalues * (name != first)})
-            for name, x in study.factors.factors.items()
-        },
-        {},
-    )
-    total = sum(x.eigenvalues.numel() for x in flat.factors.values())
-    chosen = index.choose(flat, Damping(0), total - flat.factors[first].eigenvalues.numel())
-    assert len(chosen.places[first]) == 0
-    every = index.choose(flat, Damping(0), ALL)
-    assert every.size == total and (every.spread[first] == 1).all()
 
 
 def test_an_index_is_opened_again_and_its_bytes_are_as_stated(study, tmp_path):
