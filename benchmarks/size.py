@@ -61,7 +61,7 @@ def parts(call):
 
 def measured(shape):
     """{"fit", "score": {part: share of the plain pass}} of one repetition."""
-    from libraries import MsifInMemory
+    from ours import MsifInMemory
 
     model, data = workload.build_model(shape), workload.build_data(shape)
 

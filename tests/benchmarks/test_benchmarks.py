@@ -15,6 +15,7 @@ REPORTS = ROOT / "reports" / "benchmarks"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import peers  # noqa: E402
+import peers_report  # noqa: E402
 import precision  # noqa: E402
 import size  # noqa: E402
 import workload  # noqa: E402
@@ -70,7 +71,10 @@ def test_a_quick_run_writes_well_formed_records(tmp_path):
 
 
 def test_the_shapes_have_a_stated_number_of_tokens():
-    assert {s.sequences * s.length for s in peers.SHAPES.values()} == {workload.TOKENS, peers.FEWER}
+    assert {s.sequences * s.length for s in peers.SHAPES.values()} == {
+        workload.TOKENS,
+        peers_report.FEWER,
+    }
     assert {peers.SHAPES[x].tokens for x in ("base", "queries64")} == {workload.TOKENS}
     assert {s.batch * s.length for s in peers.SHAPES.values()} == {workload.BATCH}
     assert set(peers.SHAPES) == {"base", "seq32", "seq512", "queries64", "width128", "layers4"}
@@ -90,7 +94,7 @@ def test_table_and_figure_show_every_record():
         and text.index("## base") < text.index("## seq32")
     )
     assert len(re.findall(r"^\| (?!library|---)", text, re.M)) == len(records)
-    assert "costs msif 2.50 to fit" in peers.finding(records)
+    assert "costs msif 2.50 to fit" in peers_report.finding(records)
     assert len(peers.figure(records).axes) == 4
 
 
@@ -135,7 +139,7 @@ def test_a_library_of_another_version_is_refused(monkeypatch):
 def test_predicted_multiplications_are_those_that_run(shape):
     """All matrix products counted as they run (attention by plain products),
     two operations a multiplication."""
-    from libraries import MsifInMemory
+    from ours import MsifInMemory
     from torch import ops
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
