@@ -13,6 +13,7 @@ lama        `lama.lama_corpus`: LAMA facts and T-REx        a pair from elsewher
 import numpy as np
 
 from msif.study.beds import given, testbed
+from msif.study.beds.start import started
 from msif.study.corpora import webnlg
 from msif.study.corpora.corpus import generate
 from msif.study.corpora.stories import stories_corpus
@@ -26,7 +27,7 @@ def bed(seed, corpus, model, *, pretraining=None, finetuning=None, checkpoints=(
 
     corpus: {"source": one of the above} and that function's arguments; a relative folder is meant
     from the study's root. model and the rest: as for `testbed.trained`; webnlg: the arguments of
-    `webnlg.start_model`; lama: {"pretrained", "finetuned"}, the arguments of `load_model`, and no
+    `start.start_model`; lama: {"pretrained", "finetuned"}, the arguments of `load_model`, and no
     training. Raises ValueError for another source, or for training where there is none.
     """
     arguments = dict(from_root(corpus, "folder"))
@@ -41,7 +42,7 @@ def bed(seed, corpus, model, *, pretraining=None, finetuning=None, checkpoints=(
     if source not in SOURCES:
         raise ValueError(f"corpus source {source!r}: expected one of {[*SOURCES, 'lama']}")
     made = SOURCES[source](seed=seed, **arguments)
-    start = webnlg.started(made, seed=seed, **model) if source == "webnlg" else model
+    start = started(made, seed=seed, **model) if source == "webnlg" else model
     return testbed.trained(
         seed,
         made,

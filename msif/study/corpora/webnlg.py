@@ -1,7 +1,7 @@
-"""The two-stage corpus of real sentences with annotated facts: WebNLG 1.6, and a small model.
+"""The two-stage corpus of real sentences with annotated facts: WebNLG 1.6.
 
-People wrote every text of WebNLG to state one to seven triples (subject, property, object).
-Pre-training documents are such texts; fine-tuning asks about facts of some subjects, the queries
+Pre-training documents are its texts, each annotated with the triples (subject, property, object)
+that it states (`webnlg_texts`); fine-tuning asks about facts of some subjects, the queries
 about facts of others: what the model answers there it has from pre-training. A query's proponents
 are all documents annotated with its triple, whatever their words. Documents by `kind`, of the first
 that fits:
@@ -11,33 +11,17 @@ that fits:
     other      states further facts about a subject or object of a query
 
 Seen from one query, `relation_to` and `traps` say how a document that does not state its fact is
-near to it. The model to start from is small, and made here (`start_model`).
+near to it.
 """
 
-import json
 import random
-import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
-
-from msif.core.models import tiny_gpt_neox
-from msif.study import scratch
 from msif.study.corpora.corpus import Corpus, check_ranges
+from msif.study.corpora.webnlg_texts import LEAST, facts_of, place, read_texts, triple
 
-FILES = [f"webnlg/{split}.jsonl" for split in ("train", "dev", "test")]
-LAYOUT = f"""
-    {", ".join(FILES)}: WebNLG 1.6, English, converted from the XML entries of
-        data/v1.6/en in https://github.com/ThiagoCF05/webnlg to a {{"id", "category", "size", \
-"triples":
-        [[subject, property, object], ...], "texts": [text, ...]}} a line; CC BY-NC-SA 4.0"""
 PROMPT = "Q: what is the {relation} of {subject}? A:"
-# Texts that state an asked fact; of a query's, texts that name the subject before the object.
-LEAST = 3
-LETTERS, WORDS = 20, 3  # the most of an answer
-VERBATIM = 0.6  # share of a fact's texts that hold the answer letter by letter
 REPEATED = 4  # queries with the same property and answer, so that guessing does not pay
 
 
@@ -64,7 +48,7 @@ def webnlg_corpus(
         documents_per_fact=(documents_per_fact, statements, 1000),
     )
     texts = read_texts(folder)
-    facts = _facts(texts, triples)
+    facts = facts_of(texts, triples)
     worthy = [f for f in facts if len(f["texts"]) >= statements and f["forward"] >= LEAST]
     subjects = sorted({f["subject"] for f in worthy})
     if len(subjects) < 2:
@@ -82,7 +66,7 @@ def webnlg_corpus(
             f"fine-tuning asks about; expected fewer, of {len(subjects)} subjects"
         )
     numbers = _chosen(rng, texts, queried, asked, documents_per_fact, others, triples)
-    kinds = {_triple(f): "asked" for f in asked} | {_triple(f): "statement" for f in queried}
+    kinds = {triple(f): "asked" for f in asked} | {triple(f): "statement" for f in queried}
     documents = [
         dict(
             text=row["text"],
@@ -96,7 +80,7 @@ def webnlg_corpus(
     ]
 
     def stating(fact):
-        return [n for n, d in enumerate(documents) if list(_triple(fact)) in d["triples"]]
+        return [n for n, d in enumerate(documents) if list(triple(fact)) in d["triples"]]
 
     finetuning = [_row(f, "finetuning") for f in asked]
     queries = [_row(f, "query", proponents=stating(f)) for f in queried]
@@ -109,7 +93,7 @@ def relation_to(query, document):
     "states", or else the first that holds of "same subject", "same object" and "same property", or
     else "other". query, document: rows of a `webnlg_corpus`.
     """
-    s, p, o = _triple(query)
+    s, p, o = triple(query)
     found = document["triples"]
     checks = (
         ("states", [s, p, o] in found),
@@ -129,8 +113,8 @@ def traps(query, documents):
         n
         for n, d in enumerate(documents)
         if relation_to(query, d) != "states"
-        and _place(query["subject"], d["text"]) >= 0
-        and _place(query["answer"], d["text"]) >= 0
+        and place(query["subject"], d["text"]) >= 0
+        and place(query["answer"], d["text"]) >= 0
     ]
 
 
@@ -147,167 +131,6 @@ def chance(corpus):
     }
     right = sum(best.get(q["relation"]) == q["answer"] for q in corpus.queries)
     return right / len(corpus.queries)
-
-
-def start_model(folder, corpus, pieces=4096, width=128, layers=2, heads=4, context=128, seed=0):
-    """Write into `folder` what pre-training on `corpus` starts from, in the Hugging Face layout.
-
-    That is a `bpe_tokenizer` and a GPT-NeoX with weights drawn from `seed`. Returns `folder`;
-    {"source": folder} is a model for `testbed.pretrain`.
-    """
-    tokenizer = bpe_tokenizer(corpus, pieces)
-    tokenizer.save_pretrained(folder)
-    tiny_gpt_neox(len(tokenizer), width, layers, heads, context, seed).save_pretrained(folder)
-    return folder
-
-
-def started(corpus, seed=0, **settings):
-    """{"source": folder} of a `start_model` with these settings, kept in scratch/.
-
-    It is the model for `testbed.trained`.
-    """
-
-    def make(folder):
-        start_model(folder, corpus, seed=seed, **settings)
-
-    key = {"corpus": corpus.digest(), "seed": seed, **settings}
-    return {"source": str(scratch.built("start", key, make))}
-
-
-def bpe_tokenizer(corpus, pieces=4096):
-    """Byte-level BPE of at most `pieces` pieces (with <pad>).
-
-    It is trained on the corpus' documents, questions and answers. Every text can be written in it;
-    a text is read as if a space stood before it, so that a name has the same pieces at its
-    beginning and inside. Raises ValueError for fewer pieces than bytes.
-    """
-    check_ranges(pieces=(pieces, 257, 1_000_000))
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=pieces,
-        special_tokens=["<pad>"],
-        show_progress=False,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    )
-    rows = corpus.finetuning + corpus.queries
-    texts = [d["text"] for d in corpus.documents] + [f"{r['prompt']} {r['answer']}" for r in rows]
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", clean_up_tokenization_spaces=False
-    )
-
-
-def read_texts(folder):
-    """All texts of folder/webnlg, each once: dicts with text, entry, category and triples, cleaned.
-
-    The triples of a text that belongs to several entries are put together. Raises as
-    `webnlg_corpus`.
-    """
-    if missing := [name for name in FILES if not (Path(folder) / name).is_file()]:
-        raise FileNotFoundError(
-            f"{folder} lacks {', '.join(missing)}. Put there, as files or links:{LAYOUT}"
-        )
-    found = {}
-    for name in FILES:
-        for number, line in enumerate((Path(folder) / name).read_text("utf-8").splitlines(), 1):
-            try:
-                row = json.loads(line)
-                triples = [[readable(s), words(p), readable(o)] for s, p, o in row["triples"]]
-                for text in map(_one_line, row["texts"]):
-                    new = dict(text=text, entry=row["id"], category=row["category"], triples=[])
-                    here = found.setdefault(text, new)
-                    here["triples"] += [t for t in triples if t not in here["triples"]]
-            except (ValueError, KeyError, TypeError) as error:
-                cause = f"{type(error).__name__} {error}"
-                raise ValueError(
-                    f"{folder}/{name}, line {number}: {cause}; expected{LAYOUT}"
-                ) from error
-    return [row for text, row in found.items() if text]
-
-
-def readable(value):
-    """An entity or literal as people would write it.
-
-    It has no underscores, quotes, types, languages or bracketed remarks.
-    """
-    value = re.sub(r'(?<=")(\^\^.*|@\w+)$', "", value.strip()).strip('"').replace("_", " ")
-    return _one_line(re.sub(r"\([^)]*\)", " ", value)) or _one_line(value)
-
-
-def words(name):
-    """The words of a property: leaderName → leader name, elevation_(in_metres) → elevation."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", readable(name)).replace("/", " or ").lower()
-
-
-def _one_line(text):
-    return " ".join(text.split())
-
-
-def _place(part, text):
-    """Where `part` stands in `text` as whole words, in any case; -1 where it does not."""
-    found = re.search(rf"(?<!\w){re.escape(part)}(?!\w)", text, re.IGNORECASE)
-    return found.start() if found else -1
-
-
-def _triple(row):
-    return row["subject"], row["relation"], row["object"]
-
-
-def _facts(texts, most):
-    """Facts that can be asked about, in alphabetical order.
-
-    Each has a triple's subject, relation and object, how its texts spell the object (answer), their
-    numbers (texts), how many of them name the subject before the object (forward), and the category
-    of the first.
-    """
-    objects, stating = defaultdict(set), defaultdict(list)
-    for number, row in enumerate(texts):
-        for s, p, o in row["triples"]:
-            objects[s, p].add(o)
-            if len(row["triples"]) <= most:
-                stating[s, p, o].append(number)
-    plain = [t for t in sorted(stating) if len(objects[t[:2]]) == 1 and len(stating[t]) >= LEAST]
-    facts = [
-        dict(
-            subject=s,
-            relation=p,
-            object=o,
-            texts=stating[s, p, o],
-            answer=_spelling(o, [texts[n]["text"] for n in stating[s, p, o]]),
-        )
-        for s, p, o in plain
-    ]
-    facts = [f for f in facts if f["answer"] and not _bare(f["subject"]) & _bare(f["answer"])]
-
-    def forward(fact):
-        stating = [texts[n]["text"] for n in fact["texts"]]
-        subject, answer = fact["subject"], fact["answer"]
-        return sum(0 <= _place(subject, text) < _place(answer, text) for text in stating)
-
-    def category(fact):
-        return texts[fact["texts"][0]]["category"]
-
-    return [f | dict(forward=forward(f), category=category(f)) for f in facts]
-
-
-def _spelling(value, texts):
-    """The longest form of an object that is short and stands in most of `texts`, or None.
-
-    Its forms: as it is, the place without its region, the number without its zeros or with commas.
-    """
-    forms = [value, value.split(",")[0]]
-    if number := re.fullmatch(r"(\d+)(\.\d+)?", value):
-        forms += [value.removesuffix(".0"), f"{int(number[1]):,}"]
-    short = [form for form in forms if 0 < len(form) <= LETTERS and len(form.split()) <= WORDS]
-    usual = VERBATIM * len(texts)
-    good = [form for form in short if sum(form in text for text in texts) >= usual]
-    return max(good, key=len, default=None)
-
-
-def _bare(text):
-    return set(re.findall(r"\w+", text.lower()))
 
 
 def _queried(rng, facts, asked):
@@ -333,7 +156,7 @@ def _chosen(rng, texts, queried, asked, per_fact, others, most):
         lacking = max(0, per_fact - len(set(fact["texts"]) & chosen))
         chosen |= set(rng.sample(free, len(free))[:lacking])
     things = {x for f in queried for x in (f["subject"], f["object"])}
-    facts = {_triple(f) for f in queried + asked}
+    facts = {triple(f) for f in queried + asked}
 
     def further(triples):
         about = any({t[0], t[2]} & things for t in triples)
