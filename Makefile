@@ -22,6 +22,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
 	$(PIP) -c constraints.txt -e ".[study,test]"
+	@ln -sf ../../../jupyter_server_config.py $(VENV)/etc/jupyter/  # for every Jupyter of this environment
 	@touch $@
 
 study: $(READY)  ## run what changed, for the profiles in params.yaml; PROFILE=x adds profile x to them and runs it alone
@@ -47,8 +48,8 @@ benchmarks: $(READY)  ## msif beside other libraries, by size and precision, int
 	python benchmarks/precision.py
 	python benchmarks/billions.py
 
-lab: $(READY)  ## JupyterLab on the notebooks
-	jupyter lab notebooks
+lab: $(READY)  ## JupyterLab on the notebooks: what is changed and run there has a place of its own, results/by-hand
+	jupyter lab --LabApp.default_url=/lab/tree/notebooks
 
 timings: $(READY)  ## seconds and peak memory of each notebook's last run; PROFILE=x: of that profile alone
 	@python -m msif.study.pipeline.run --timings $(PROFILE)

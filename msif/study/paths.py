@@ -1,6 +1,29 @@
-"""Where things live, from any working directory inside the study."""
+"""Where things live, from any working directory inside the study.
 
+A notebook that has begun (`notebook.begin`) owns results/<profile>/ but for what other notebooks
+make there, which must be finished. By hand, what it owns lies in results/by-hand/ instead.
+"""
+
+import re
+from dataclasses import dataclass
 from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Running:
+    """The notebook that runs in this process: its name, and whether a person runs it."""
+
+    notebook: str
+    by_hand: bool
+
+
+_running = None
+
+
+def begin(running):
+    """From here on, `results` are those of this `Running`; None: of no notebook."""
+    global _running
+    _running = running
 
 
 def root():
@@ -16,9 +39,61 @@ def root():
     return found
 
 
+def notebooks(folder=None):
+    """The notebooks of the study in a folder (by default notebooks/): 01_testbed, …, in order.
+
+    Copies (01_testbed-Copy1) and notebooks of other names are their owner's."""
+    names = (path.stem for path in (folder or root() / "notebooks").glob("*.ipynb"))
+    return sorted(name for name in names if re.fullmatch(r"\d\d_\w+", name))
+
+
+def stage_of(notebook):
+    """The stage that runs a notebook, and its part of results/: "01_testbed" -> "testbed"."""
+    return notebook.split("_", 1)[-1]
+
+
 def results(profile, *parts):
-    """results/<profile>/<parts>, its folder made: what DVC keeps (models, factors, scores)."""
+    """results/<profile>/<parts>, its folder made: what DVC keeps (models, factors, scores).
+
+    In a notebook that has begun: what another notebook makes is looked up, see `finished`; all
+    else is the notebook's own, and lies in `by_hand(profile, notebook)` if a person runs it."""
+    if _running is None:
+        return _inside("results", profile, *parts)
+    makers = {stage_of(name): name for name in notebooks() if name != _running.notebook}
+    if parts and parts[0] in makers:
+        return finished(profile, makers[parts[0]], *parts[1:])
+    if _running.by_hand:
+        return _inside(by_hand(profile, _running.notebook), *parts)
     return _inside("results", profile, *parts)
+
+
+def finished(profile, maker, *parts):
+    """What the notebook `maker` has made: results/<profile>/<its stage>/<parts>.
+
+    By hand, where the pipeline has made nothing, what a person's run of `maker` has made.
+    Raises FileNotFoundError, with the remedy, for what is not there."""
+    stage = stage_of(maker)
+    kept = root() / "results" / profile / stage
+    own = by_hand(profile, maker) / stage
+    folder = own if _by_hand() and own.exists() and not kept.exists() else kept
+    path = folder.joinpath(*parts)
+    if path.exists():
+        return path
+    what = path.relative_to(root())
+    remedy = f"run `make study PROFILE={profile}`, or that notebook alone: "
+    remedy += f"`python -m msif.study.pipeline.run {maker} {profile}`"
+    if _by_hand():
+        remedy += f", or notebooks/{maker}.ipynb by hand"
+    if folder.exists():
+        remedy = (
+            f"its parameters are {profile}.{stage} in params.yaml: change them there, and {remedy}"
+        )
+    raise FileNotFoundError(f"{what} is not there: notebook {maker} makes it; {remedy}")
+
+
+def by_hand(profile, notebook):
+    """results/by-hand/<profile>/<notebook>: where a notebook that a person runs writes."""
+    return root() / "results" / "by-hand" / profile / notebook
 
 
 def reports(profile, *parts):
@@ -40,6 +115,10 @@ def from_root(settings, name):
     """`settings` with the folder at `name` made absolute if the study has it; a hub id stays."""
     path = root() / settings.get(name, "")
     return settings | {name: str(path)} if name in settings and path.exists() else settings
+
+
+def _by_hand():
+    return _running is not None and _running.by_hand
 
 
 def _inside(*parts):

@@ -8,47 +8,25 @@ section for; DVC cannot work that out, so dvc.yaml holds the lists that follow (
 import re
 
 from msif.core.extras import need
-from msif.study.paths import root
-
-
-def profiles():
-    """The sections of params.yaml by name: profile -> stage -> parameters."""
-    return {name: section for name, section in _params().items() if not isinstance(section, list)}
+from msif.study.params import known, profiles, read, section
+from msif.study.paths import notebooks, root, stage_of
 
 
 def enabled():
     """The profiles that run, as params.yaml lists them; ValueError for one without a section."""
-    return [known(name, "profile", profiles()) for name in _params()["profiles"]]
-
-
-def notebooks():
-    """The names in notebooks/, in order, without .ipynb."""
-    return sorted(path.stem for path in (root() / "notebooks").glob("*.ipynb"))
-
-
-def stage_of(notebook):
-    """The stage that runs a notebook: "01_testbed" -> "testbed"."""
-    return notebook.split("_", 1)[-1]
-
-
-def known(value, what, names):
-    """`value` if it is one of `names`; ValueError, saying what there is, if not."""
-    if value not in names:
-        raise ValueError(f"unknown {what} {value!r}; there are: {', '.join(names) or 'none'}")
-    return value
+    return [known(name, "profile", profiles()) for name in read()["profiles"]]
 
 
 def parameters(notebook, profile):
     """One notebook's section of a profile, and the profile's name; ValueError where unknown."""
     known(notebook, "notebook", notebooks())
-    sections = profiles()[known(profile, "profile", profiles())] or {}
-    what = f"section of the profile {profile!r} in params.yaml:"
-    stage = known(stage_of(notebook), what, sections)
-    chosen = {**(sections[stage] or {}), "profile": profile}
+    chosen = {**section(notebook, profile), "profile": profile}
     source = root() / "notebooks" / f"{notebook}.ipynb"
     declared = need("papermill").inspect_notebook(str(source))
     for key in chosen:
-        known(key, f"parameter of {notebook} (params.yaml, {profile}.{stage}):", declared)
+        known(
+            key, f"parameter of {notebook} (params.yaml, {profile}.{stage_of(notebook)}):", declared
+        )
     return chosen
 
 
@@ -78,10 +56,6 @@ def follow():
     for stage in changed:
         _set_list("dvc.yaml", stage, runs()[stage])
     return changed
-
-
-def _params():
-    return _yaml("params.yaml")
 
 
 def _yaml(name):

@@ -5,7 +5,8 @@
 
 papermill executes the notebook with that section of params.yaml. The executed copy lands in
 results/<profile>/notebooks/, less what differs between equal runs; what the run cost in
-scratch/timings/, on which nothing depends.
+scratch/timings/, on which nothing depends. What the notebook's own cell says otherwise is told,
+and left out.
 """
 
 import argparse
@@ -14,11 +15,14 @@ import os
 import resource
 import sys
 import time
+from contextlib import contextmanager
 
 from msif.core.extras import need
 from msif.core.files import write_json
+from msif.study.notebook import PIPELINE
 from msif.study.paths import results, root, scratch
 from msif.study.pipeline.profiles import known, parameters, profiles
+from msif.study.pipeline.sources import edited
 
 # Kernel and runner talk over a local port that other users of the machine could listen to.
 ENCRYPTED = {"KernelManager": {"transport_encryption": "auto"}}
@@ -57,17 +61,18 @@ def run(name, profile):
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     start = time.perf_counter()
     try:
-        nb = need("papermill").execute_notebook(
-            source,
-            draft,
-            parameters=given,
-            cwd=source.parent,
-            kernel_name="python3",
-            progress_bar=False,
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
-            config=need("traitlets.config").Config(ENCRYPTED),
-        )
+        with _pipeline():
+            nb = need("papermill").execute_notebook(
+                source,
+                draft,
+                parameters=given,
+                cwd=source.parent,
+                kernel_name="python3",
+                progress_bar=False,
+                stdout_file=sys.stdout,
+                stderr_file=sys.stderr,
+                config=need("traitlets.config").Config(ENCRYPTED),
+            )
     except Exception as error:
         error.add_note(
             f"\n{name} failed for {profile}. The executed copy, with the traceback: {draft}"
@@ -77,6 +82,17 @@ def run(name, profile):
     need("nbformat").write(without_clock(nb), draft)
     os.replace(draft, out)
     return out
+
+
+@contextmanager
+def _pipeline():
+    """The kernel that starts in here is told that no person runs its notebook."""
+    before = os.environ.get(PIPELINE)
+    os.environ[PIPELINE] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(PIPELINE) if before is None else os.environ.update({PIPELINE: before})
 
 
 def peak_memory():
@@ -126,7 +142,7 @@ def main():
         parameters(args.notebook, args.profile)
     except (ValueError, FileNotFoundError) as error:
         parser.exit(2, f"msif.study.pipeline.run: {error}\n")
-    print(f"{args.notebook} for {args.profile}", flush=True)
+    print(f"{args.notebook} for {args.profile}", *edited(args.notebook), sep="\n", flush=True)
     run(args.notebook, args.profile)
     print(timings(args.profile))
 

@@ -17,8 +17,17 @@ from contextlib import contextmanager
 from msif.core.extras import need
 from msif.core.files import write_text
 from msif.study.paths import published, root, scratch
-from msif.study.pipeline.profiles import enable, enabled, follow, known, profiles, runs
+from msif.study.pipeline.profiles import (
+    enable,
+    enabled,
+    follow,
+    known,
+    notebooks,
+    profiles,
+    runs,
+)
 from msif.study.pipeline.report import publish
+from msif.study.pipeline.sources import edited
 
 BUSY = "Unable to acquire lock"  # another `dvc repro` is between two stages
 RETRIES = 200
@@ -124,6 +133,7 @@ def main():
             known(given.profile, "profile", profiles())
             print(enable(given.profile))
         follow()
+        [print(line) for name in notebooks() for line in edited(name)]
         chosen = [given.profile] if given.profile else enabled()
         ran = reproduce(chosen, given.record)
     except (ValueError, FileNotFoundError, StageError) as error:
