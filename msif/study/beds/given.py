@@ -11,8 +11,9 @@ from msif.core.files import write_json
 from msif.core.models import limits, load_tokenizer
 from msif.study import scratch
 from msif.study.beds import testbed
-from msif.study.corpora.lama import fine_tuning_rows, lama_corpus, lama_files, trex_files
+from msif.study.corpora.lama import fine_tuning_rows, lama_corpus
 from msif.study.corpora.pinned import pinned_models, pinned_rows
+from msif.study.corpora.trex import lama_files, trex_files
 from msif.study.paths import from_root
 
 

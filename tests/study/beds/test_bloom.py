@@ -23,7 +23,7 @@ from msif.study import metrics
 from msif.study.beds import given, testbed
 from msif.study.beds.fitted import fitted
 from msif.study.beds.training import train
-from msif.study.corpora import lama, pinned
+from msif.study.corpora import lama, pinned, trex
 from msif.study.pipeline import run
 from msif.study.tracing import candidates, methods
 from msif.study.tracing.case import load_case
@@ -84,7 +84,7 @@ def study(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setattr(constants, "HF_HUB_CACHE", str(root / "hub"))
-        sentences = lama.statements(folder, lama.read_facts(folder))
+        sentences = trex.statements(folder, trex.read_facts(folder))
         train(
             net,
             testbed.encode_documents([x["text"] for x in sentences], reader, 32),

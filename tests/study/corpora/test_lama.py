@@ -1,15 +1,14 @@
 """The published protocol of fact tracing, on a miniature in the published formats: invented people,
 three relations of LAMA."""
 
-import json
 
 import grimp
 import pytest
-from support.lama_miniature import SENTENCES, jsonl, miniature, tokenizer
+from support.lama_miniature import miniature, tokenizer
 
 from msif.core.data import NO_LOSS, encode_answers
 from msif.rivals.retrieval import bm25
-from msif.study.corpora import lama
+from msif.study.corpora import lama, trex
 
 RELATIONS = """
     P17 P19 P20 P27 P30 P31 P36 P37 P39 P47 P101 P103 P106 P108 P127 P131 P136 P138 P140 P159 P176
@@ -42,20 +41,6 @@ def test_every_relation_of_lama_has_one_question_with_one_subject():
         for text in lama.QUESTIONS.values()
     )
     assert len(set(lama.QUESTIONS.values())) == 41
-
-
-def test_documents_are_the_sentences_that_state_a_fact_and_nothing_else(folder):
-    found = lama.statements(folder, lama.read_facts(folder))
-    expected = {
-        template.format(s=f["subject"], o=f["object"]): list(key)
-        for key, f in lama.read_facts(folder).items()
-        for template in SENTENCES[key[1]]
-    }
-    assert {x["text"]: x["facts"] for x in found} == {
-        text: [fact] for text, fact in expected.items()
-    } and len(found) == len(expected)
-    simple = lama.statements(folder, lama.read_facts(folder), ["Simple-Aligner"])
-    assert {x["text"] for x in simple} == {text for text in expected if " was born in " in text}
 
 
 def test_proponents_state_the_fact_and_are_candidates(folder):
@@ -91,7 +76,7 @@ def test_candidates_are_the_union_of_the_four_sets(folder):
     assert len(union) == 5 and all(
         union - own <= stating for own, (_, stating, _) in zip(shared, sets(shared=5))
     )
-    everything = [x["text"] for x in lama.statements(folder, lama.read_facts(folder))]
+    everything = [x["text"] for x in trex.statements(folder, trex.read_facts(folder))]
     for own, stating, row in sets(first=1000):
         scores = bm25(everything, [f"{row['prompt']} {row['answer']}"])[0]
         assert (
@@ -109,8 +94,8 @@ def test_candidates_are_the_union_of_the_four_sets(folder):
 def test_search_is_by_words(folder):
     """By characters, as in the released code,
     an anagram of the question would be the best match."""
-    facts, row = lama.read_facts(folder), corpus(folder, queries=1, relations=["P19"]).queries[0]
-    texts = [x["text"] for x in lama.statements(folder, facts)] + [
+    facts, row = trex.read_facts(folder), corpus(folder, queries=1, relations=["P19"]).queries[0]
+    texts = [x["text"] for x in trex.statements(folder, facts)] + [
         f"{row['prompt']} {row['answer']}"[::-1]
     ]
     scores = bm25(texts, [f"{row['prompt']} {row['answer']}"])[0]
@@ -151,25 +136,6 @@ def test_loss_is_on_the_tokens_of_the_object_alone(folder):
 
 
 @pytest.mark.parametrize(
-    "change, says",
-    [
-        (
-            lambda at: (at / "relations.jsonl").unlink(),
-            "lacks relations.jsonl. Put there(.|\n)*facebookresearch/LAMA",
-        ),
-        (
-            lambda at: [p.unlink() for p in (at / "T-REx").iterdir()],
-            r"lacks T-REx/\*.json. Put there(.|\n)*dump",
-        ),
-    ],
-)
-def test_a_missing_file_says_what_to_put_where(change, says, folder):
-    change(folder)
-    with pytest.raises(FileNotFoundError, match=says):
-        corpus(folder)
-
-
-@pytest.mark.parametrize(
     "settings, says",
     [
         ({"relations": ["P19", "P999"]}, "P999 unknown; .*P106, P1303, P19"),
@@ -186,54 +152,10 @@ def test_a_setting_that_is_not_possible_is_refused(settings, says, folder):
 
 
 def test_relations_and_questions_are_checked_before_long_work(folder, monkeypatch):
-    monkeypatch.setattr(lama, "stating_sentences", lambda *_: pytest.fail("T-REx was read"))
+    monkeypatch.setattr(trex, "stating_sentences", lambda *_: pytest.fail("T-REx was read"))
     for settings in ({"relations": ["P999"]}, {"questions": {}}):
         with pytest.raises(ValueError, match="P999 unknown|no question for"):
             corpus(folder, **settings)
-
-
-def test_a_relation_that_lama_does_not_list_is_refused(folder):
-    jsonl(folder / "TREx" / "P7.jsonl", [dict.fromkeys(lama.FIELDS, "P7")])
-    with pytest.raises(
-        ValueError, match="P7.jsonl has the relation P7, which relations.jsonl lacks"
-    ):
-        corpus(folder)
-
-
-@pytest.mark.parametrize(
-    "name, text, says",
-    [
-        (
-            "T-REx/re-nlg_0.json",
-            '[{"docid": "Q5", "text": "x"}]',
-            "re-nlg_0.json, article Q5: KeyError 'triples'; expected T-REx",
-        ),
-        ("TREx/P19.jsonl", '{"sub_uri": \n', "P19.jsonl, line 1 is not JSON"),
-        ("TREx/P19.jsonl", "{}\n", "P19.jsonl has no row with sub_uri"),
-    ],
-)
-def test_another_format_is_refused_by_name(name, text, says, folder):
-    (folder / name).write_text(text)
-    with pytest.raises(ValueError, match=says):
-        corpus(folder)
-
-
-@pytest.mark.parametrize("name", ["TREx/P106.jsonl", "relations.jsonl", "T-REx/re-nlg_1.json"])
-def test_a_file_that_changed_since_the_first_run_is_refused(name, folder):
-    first = corpus(folder)
-    recorded = json.loads((folder / "digests.json").read_text())
-    expected = next(group[name] for group in recorded.values() if name in group)
-    path, before = folder / name, (folder / name).read_text()
-    path.write_text(before.replace("Bomar", "Bomas") + " ")
-    digests = f"Expected {expected}, found [0-9a-f]{{64}}"
-    remedy = "remove '.*' from .*digests.json"
-    with pytest.raises(ValueError, match=f"{name} has changed.*{digests}.*{remedy}"):
-        corpus(folder)
-    path.unlink()
-    with pytest.raises((ValueError, FileNotFoundError), match="found no such file|lacks relations"):
-        corpus(folder)
-    path.write_text(before)
-    assert corpus(folder) == first and json.loads((folder / "digests.json").read_text()) == recorded
 
 
 def test_fine_tuning_rows_are_a_random_sample_that_fits(folder):
