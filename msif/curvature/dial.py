@@ -111,12 +111,13 @@ class Refined(Stage):
 
     def damped(self, v):
         """(G + αP + d) v."""
-        return {name: x + v[name] * self._shift(name) for name, x in self.product(v).items()}
+        return {name: x + v[name] * self.shift(name) for name, x in self.product(v).items()}
 
     def _mean(self, name):
         return self.curvature.factors[name].eigenvalues.double().mean()
 
-    def _shift(self, name):
+    def shift(self, name):
+        """What is added to the curvature of a layer, d + α, as a number."""
         mean = self._mean(name)
         return self.damping.of(mean) + (0.0 if name in self.new else self.alpha.of(mean))
 

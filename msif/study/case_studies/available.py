@@ -55,7 +55,7 @@ def sources_here(sources, missing):
         elif _downloaded(source, revision, kind):
             found[source] = "downloaded"
         else:
-            found[source], error = _asked(source, revision, kind)
+            found[source], error = hub_files(source, revision, kind)
             if error:
                 silent.setdefault(error, []).append(source)
     missing += [f"the hub, for {', '.join(names)}: {error}" for error, names in silent.items()]
@@ -74,7 +74,7 @@ def _downloaded(source, revision, kind):
     return kind == "dataset" or bool(list(Path(at).parent.glob("*.safetensors")))
 
 
-def _asked(source, revision, kind):
+def hub_files(source, revision, kind):
     """({file: bytes}, None) of the hub, or (None, why not and what to do)."""
     if find_spec("huggingface_hub") is None:
         return None, "huggingface_hub is not installed"

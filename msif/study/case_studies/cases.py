@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from msif.core import influence
-from msif.core.data import NO_LOSS, encode_answers, split_answer
-from msif.core.generation import greedy
+from msif.core.data import NO_LOSS
 from msif.rivals import retrieval
 from msif.study.beds import pairs, testbed
 from msif.study.beds.retraining import Recipe
 from msif.study.case_studies import large, preflight
+from msif.study.case_studies.answers import answered, own_question
 from msif.study.corpora.planted import BIOGRAPHY, planted_corpus
 from msif.study.corpora.stories import stories_corpus
 from msif.study.paths import from_root
@@ -49,79 +49,6 @@ def case(made, seed, checkpoints, batch_size=64, questions=()):
     found = trained_case(made, seed, checkpoints, batch_size=batch_size)
     own = [own_question(found, row) for row in questions]
     return answered(found, [*found.bed.corpus.queries, *own])
-
-
-def own_question(case, row, longest=8):
-    """A row of the corpus's form for a question of one's own; without an answer, the model writes
-    up to `longest` tokens.
-
-    Raises ValueError for a prompt with words that the tokenizer does not know."""
-    tokenizer = case.bed.tokenizer
-
-    def ids(text):
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    unknown = [word for word in row["prompt"].split() if tokenizer.unk_token_id in ids(word)]
-    if tokenizer.unk_token_id is not None and unknown:
-        raise ValueError(
-            f"question {row['prompt']!r}: the tokenizer does not know {unknown}; use words of the "
-            "corpus"
-        )
-    empty = {"kind": "own", "subject": None, "relation": None, "proponents": []}
-    made = empty | {"truth": row.get("answer")} | row
-    if made.get("answer") is None:
-        prompt = list(ids(row["prompt"]))
-        written = greedy(case.bed.model("finetuned"), [prompt], longest)[0]
-        made["answer"] = tokenizer.decode(written).strip()
-    return made
-
-
-def answered(case, rows):
-    """The case with `rows` as its queries, each asking for the model's own greedy answer; of one's
-    own questions (kind "own") for the answer that they have. Rows whose answer is empty are left
-    out."""
-    bed = case.bed
-    tuned = bed.model("finetuned")
-    asked = [row for row in rows if row.get("kind") != "own"]
-    said = []
-    for row, text in zip(asked, _said(case, tuned, asked)):
-        if text:
-            own = {"answer": text, "right": text == row["answer"]}
-            said.append({"kind": "query", "truth": row["answer"]} | row | own)
-    said += [row | {"right": None} for row in rows if row.get("kind") == "own"]
-    queries = encode_answers(
-        [row["prompt"] for row in said],
-        [row["answer"] for row in said],
-        bed.tokenizer,
-        tuned.config.max_position_embeddings,
-    )
-    bed = replace(bed, corpus=replace(bed.corpus, queries=said), queries=queries)
-    return replace(case, bed=bed, queries=queries)
-
-
-def _said(case, tuned, rows):
-    """Greedy answers, as long as the true ones; where the answers of a relation have several
-    tokens, a whole one if the model gives one."""
-    if not rows:
-        return []
-    choices, tokenizer = {}, case.bed.tokenizer
-    for row in case.bed.corpus.finetuning + rows:
-        if row.get("relation"):
-            choices.setdefault(row["relation"], set()).add(row["answer"])
-
-    def tokens(answer):
-        return len(split_answer("?", answer, tokenizer)[1])
-
-    longest = {relation: max(sorted(few), key=tokens) for relation, few in choices.items()}
-    long = [row | {"answer": longest.get(row.get("relation"), row["answer"])} for row in rows]
-    exact = [text for text, _ in testbed.answers(tuned, tokenizer, rows)]
-    whole = [text for text, _ in testbed.answers(tuned, tokenizer, long)]
-
-    def best(row, text, short):
-        known = sorted(choices.get(row.get("relation"), ()), key=len, reverse=True)
-        return next((answer for answer in known if text.startswith(answer)), short)
-
-    return list(map(best, rows, whole, exact))
 
 
 def taught(case, count, seed=0):
@@ -188,7 +115,7 @@ def study(seed, pair, *, questions=(), fit=None, at_once=None, settings):
         asked = [*pair["questions"], *questions]
         found = large.case(pairs.prepared(seed, **pair | {"questions": asked}), **fit or {})
         table = _given_table(found, at_once or 1, settings)
-        return Study(found, table, None, _split(found, table))
+        return Study(found, table, None, portions(found, table))
     made = recipe(seed, **{name: value for name, value in pair.items() if name != "checkpoints"})
     found = case(made, seed, pair.get("checkpoints", ()), settings["batch_size"], questions)
     table = methods.scored(found, **settings) | {"word_order/raw": _word_order(found)}
@@ -225,7 +152,7 @@ def _given_table(found, at_once, settings):
     return table | {"bm25/raw": torch.where(inside, search, -torch.inf)}
 
 
-def _split(found, table):
+def portions(found, table):
     """One part a query, with its own candidates: for the sizes at which a score of every query and
     document is not to be had."""
     parts, bed, corpus = [], found.bed, found.bed.corpus
@@ -276,7 +203,7 @@ def by_fact(case, numbers, damping, alpha, batch_size=64):
     base, tuned = case.tracked("pretrained"), case.tracked("finetuned")
     chain, found = case.chain(damping, alpha), {}
     for relation, template in BIOGRAPHY.items():
-        told = [(n, word) for n in numbers if (word := _word_of(case, n, template)) is not None]
+        told = [(n, word) for n in numbers if (word := word_of(case, n, template)) is not None]
         if told:
             q = influence.query_gradients(tuned, [query for _, query in told])
             w = influence.precondition(q, chain)[0]
@@ -285,7 +212,7 @@ def by_fact(case, numbers, damping, alpha, batch_size=64):
     return found
 
 
-def _word_of(case, n, template):
+def word_of(case, n, template):
     """The query with a label on the one word that stands for {o}; None where the answer lacks the
     words before it."""
     words, query = template.format(o="").strip(), case.queries[n]

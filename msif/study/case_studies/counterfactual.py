@@ -170,14 +170,14 @@ def removal(recipe, rows, scores, *, top, together, seeds, processes=None):
     found = outcomes(recipe, absences, seeds, rows, processes, "removal")
     home = {n: g for g, group in enumerate(few) for n in group}
     first = next(iter(scores))
-    other = {n: _stranger(rows, few, n) for n in home}
+    other = {n: stranger(rows, few, n) for n in home}
     where = {method: {n: (method, home[n]) for n in home} for method in scores}
     if all(g is not None for g in other.values()):
         where["others' documents"] = {n: (first, other[n]) for n in home}
     return {method: _effect(found, rows, at) for method, at in where.items()}
 
 
-def _stranger(rows, few, n):
+def stranger(rows, few, n):
     """The first group after the one of answer n in which nobody shares its subject or its answer;
     None if there is none."""
     own = next(g for g, group in enumerate(few) if n in group)

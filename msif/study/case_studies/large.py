@@ -37,7 +37,7 @@ def case(bed, *, pattern=None, per_head=False, **fit):
     time is on the device. Raises what that raises."""
     layers = tracked_layers(pairs.outline(**pairs.models(bed)["finetuned"]), pattern, per_head)
     data = {"pretrained": pairs.factor_documents(bed), "finetuned": bed.finetuning}
-    factors = {name: _factors(bed, name, layers, x, **fit) for name, x in data.items()}
+    factors = {name: fitted(bed, name, layers, x, **fit) for name, x in data.items()}
     return Case(bed, layers, factors, bed.queries)
 
 
@@ -109,8 +109,8 @@ def _candidates_model(stages):
     return "pretrained" if len(stages) == 2 else "finetuned"
 
 
-def _factors(bed, name, layers, sequences, **fit):
-    """Of one model, in a folder that is named by all that they depend on."""
+def fitted(bed, name, layers, sequences, **fit):
+    """The factors of one model, in a folder that is named by all that they depend on."""
     key = [
         digest(sequences),
         pairs.models(bed)[name],

@@ -3,7 +3,7 @@ each document taken apart."""
 
 from dataclasses import replace
 
-from msif.show import explorer
+from msif.view import explorer
 from msif.study.case_studies import cases
 
 METHODS = {

@@ -152,11 +152,11 @@ def refined_scores(problem, method, products):
     Once, then from scratch/."""
 
     def compute():
-        stages = [_prepared(problem, k, method) for k in (0, 1)]
+        stages = [prepared(problem, k, method) for k in (0, 1)]
         q, found = problem.query_vectors(), {}
         with tqdm(desc=f"{method}: products", total=max(products) + sum(products)) as bar:
-            for k, w in _solved(stages[1], q, method, products, bar).items():
-                found[k] = _solved(stages[0], stages[1].moved(w), method, [k], bar)[k]
+            for k, w in solved(stages[1], q, method, products, bar).items():
+                found[k] = solved(stages[0], stages[1].moved(w), method, [k], bar)[k]
         w = {name: torch.cat([x[name] for x in found.values()]) for name in q}
         return {str(k): x for k, x in zip(found, problem.score(w).split(len(problem.queries)))}
 
@@ -165,12 +165,14 @@ def refined_scores(problem, method, products):
     return {int(k): x for k, x in kept.items()}
 
 
-def _prepared(problem, k, method):
+def prepared(problem, k, method):
+    """Stage k of the problem with the solver of a method, and the dial's correction if it is the
+    dial."""
     stage = replace(problem.stage(k), solver=SOLVERS[method])
     return problem.corrected(k, stage) if method == "dial" else stage
 
 
-def _solved(stage, v, method, products, bar):
+def solved(stage, v, method, products, bar):
     """{k: solution after k products}."""
     found = {}
     if 0 in products:

@@ -1,5 +1,4 @@
-"""Cases whose queries are the model's own answers; their parts;
-and what a set of scores looks like inside."""
+"""Cases and their parts; and what a set of scores looks like inside."""
 
 import json
 import re
@@ -8,69 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.planted_study import planted_study
 
-from msif.core.data import NO_LOSS
-from msif.core.generation import greedy
+from msif.core.data import NO_LOSS, encode_answers
 from msif.core.influence import Damping, Stage, precondition, query_gradients, score
 from msif.core.layers import Tracked
 from msif.study import metrics
 from msif.study.case_studies import anatomy, cases, pages
+from msif.study.case_studies.answers import answered
 from msif.study.pipeline import report
-
-PAIR = dict(
-    corpus=dict(
-        source="planted",
-        fine_tuned=3,
-        held_out=2,
-        taught=4,
-        planted=3,
-        decoys=2,
-        objects=3,
-        fillers=5,
-    ),
-    model=dict(width=16, layers=2, heads=2),
-    pretraining=dict(epochs=2, rate=3e-3, batch_size=32),
-    finetuning=dict(epochs=1, rate=1e-3),
-    checkpoints=[1],
-)
-SETTINGS = dict(damping=1e-3, alpha=0.1, single_stage_damping=1e-2, batch_size=64)
 
 
 @pytest.fixture(scope="module")
 def study():
-    return cases.study(
-        0,
-        PAIR,
-        questions=[{"prompt": "### instruction : what are the people like ? ### response :"}],
-        settings=SETTINGS,
-    )
-
-
-def test_queries_are_what_the_model_says_itself(study):
-    case = study.case
-    for row, query in zip(case.rows, case.queries):
-        prompt = [t for t, y in zip(query.input_ids, query.labels) if y == NO_LOSS]
-        answer = [t for t, y in zip(query.input_ids, query.labels) if y != NO_LOSS]
-        assert greedy(case.bed.model("finetuned"), [prompt], len(answer))[0] == answer
-        assert row["right"] == (row["answer"] == row["truth"]) or row["kind"] == "own"
-    assert {row["kind"] for row in case.rows} == {"query", "planted", "biography", "own"}
-
-
-def test_an_answer_of_one_s_own_is_kept(study):
-    row = {"prompt": study.case.rows[0]["prompt"], "answer": study.case.rows[1]["answer"]}
-    kept = cases.answered(study.case, [cases.own_question(study.case, row)])
-    assert (kept.rows[0]["answer"], kept.rows[0]["right"], kept.rows[0]["kind"]) == (
-        row["answer"],
-        None,
-        "own",
-    )
-
-
-def test_a_question_with_words_that_the_model_does_not_know_is_refused(study):
-    with pytest.raises(
-        ValueError, match=r"does not know \['xylophones'\]; use words of the corpus"
-    ):
-        cases.own_question(study.case, {"prompt": "what are xylophones like ?"})
+    return planted_study()
 
 
 def test_draws_have_the_wanted_values_and_depend_on_the_seed_alone(study):
@@ -87,7 +37,7 @@ def test_parts_have_each_query_s_own_candidates_and_the_same_numbers(study):
         study.case,
         bed=replace(study.case.bed, corpus=replace(study.case.bed.corpus, queries=queries)),
     )
-    parts = cases._split(case, study.table)
+    parts = cases.portions(case, study.table)
     assert len(parts) == len(case.queries)
     for n, part in enumerate(parts):
         assert part.numbers == sorted({n, n + 2, 40}) and part.case.queries == [case.queries[n]]
@@ -101,9 +51,9 @@ def test_parts_have_each_query_s_own_candidates_and_the_same_numbers(study):
 def test_a_fact_of_a_biography_is_the_gradient_of_its_own_word_alone(study):
     case = study.case
     row = next(row for row in study.case.bed.corpus.finetuning if row["kind"] == "biography")
-    told = cases.answered(case, [row | {"proponents": []}])
+    told = answered(case, [row | {"proponents": []}])
     text = dict(told.rows[0], answer=row["answer"])
-    query = cases.encode_answers([row["prompt"]], [row["answer"]], case.bed.tokenizer, 64)
+    query = encode_answers([row["prompt"]], [row["answer"]], case.bed.tokenizer, 64)
     told = replace(
         told,
         queries=query,
@@ -111,7 +61,7 @@ def test_a_fact_of_a_biography_is_the_gradient_of_its_own_word_alone(study):
     )
     for relation, template in cases.BIOGRAPHY.items():
         labelled = [
-            t for t, y in enumerate(cases._word_of(told, 0, template).labels) if y != NO_LOSS
+            t for t, y in enumerate(cases.word_of(told, 0, template).labels) if y != NO_LOSS
         ]
         assert [case.bed.tokenizer.decode([query[0].input_ids[t]]) for t in labelled] == [
             row["facts"][relation]

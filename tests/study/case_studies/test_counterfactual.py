@@ -123,14 +123,14 @@ def test_others_documents_are_of_answers_that_share_nothing(study):
     rows = [row | {"subject": f"s{n}"} for n, row in enumerate(ROWS)]
     few = counterfactual.groups(rows, 1)
     for n in range(len(rows)):
-        other = counterfactual._stranger(rows, few, n)
+        other = counterfactual.stranger(rows, few, n)
         assert other is None or all(
             rows[m]["answer"] != rows[n]["answer"] and m != n for m in few[other]
         )
     found = counterfactual.removal(
         RECIPE, rows, {"ours": scores}, top=2, together=1, seeds=[1], processes=1
     )
-    where = [counterfactual._stranger(rows, few, n) for n in range(len(rows))]
+    where = [counterfactual.stranger(rows, few, n) for n in range(len(rows))]
     if "others' documents" in found:
         for n, g in enumerate(where):
             absent = Absence(tuple(sorted(scores[few[g][0]].topk(2).indices.tolist())))

@@ -65,7 +65,7 @@ def test_less_memory_means_more_partitions_and_the_same_factors(made, capsys):
     many = len(plan_fit(Tracked(net, case.layers), lengths, batch_size=4, memory=budget).partitions)
     assert many > 1 == len(plan_fit(Tracked(net, case.layers), lengths, batch_size=4).partitions)
     bed, layers = case.bed, case.layers
-    other = large._factors(
+    other = large.fitted(
         bed, "pretrained", layers, data, samples=1, batch_size=4, seed=0, memory=budget
     )
     assert f"partitions {many}" in capsys.readouterr().out

@@ -165,7 +165,7 @@ def test_a_hub_that_does_not_answer_is_missing_and_one_without_safetensors_too(s
         "repo_info",
         lambda self, *args, timeout, **settings: (_ for _ in ()).throw(ConnectionError()),
     )
-    assert available._asked("a/b", "main", "model") == (
+    assert available.hub_files("a/b", "main", "model") == (
         None,
         "ConnectionError within 5 s; connect, check the name, or give folders in their place",
     )
@@ -175,9 +175,9 @@ def test_a_hub_that_does_not_answer_is_missing_and_one_without_safetensors_too(s
         "repo_info",
         lambda self, *args, **settings: type("Info", (), {"siblings": files}),
     )
-    answer, error = available._asked("a/b", "main", "model")
+    answer, error = available.hub_files("a/b", "main", "model")
     assert answer == {"pytorch_model.bin": 7} and "revision main has no *.safetensors" in error
-    assert available._asked("a/b", "main", "dataset") == ({"pytorch_model.bin": 7}, None)
+    assert available.hub_files("a/b", "main", "dataset") == ({"pytorch_model.bin": 7}, None)
 
 
 def test_hub_ids_may_hold_a_dot(study):

@@ -33,7 +33,7 @@ def test_the_converged_solve_is_the_dense_one(small):
     and the condition number of the damped matrix is in the hundreds."""
     stage, q = small.corrected(0, small.stage(0)), small.query_vectors()
     oracle = Network.of(small.nets[0], small.layers)
-    D = torch.cat([stage._shift(name) * x.new_ones(x[0].numel()) for name, x in q.items()])
+    D = torch.cat([stage.shift(name) * x.new_ones(x[0].numel()) for name, x in q.items()])
     with refinement.exact_attention():
         found, residual, products = converged(stage, q, 1e-7, None)
     exact = solve(
@@ -49,11 +49,11 @@ def test_a_solve_that_does_not_converge_says_so(small):
 
 @pytest.mark.parametrize("method", refinement.SOLVERS)
 def test_the_solution_after_k_products_does_not_depend_on_the_others_asked_for(small, method):
-    stage, q = refinement._prepared(small, 1, method), small.query_vectors()
+    stage, q = refinement.prepared(small, 1, method), small.query_vectors()
     bar = type("Bar", (), {"update": lambda self: None})()
-    together = refinement._solved(stage, q, method, [0, 1, 3], bar)
+    together = refinement.solved(stage, q, method, [0, 1, 3], bar)
     assert set(together) == {0, 1, 3}
     for k in (1, 3):
         assert torch.equal(
-            flatten(together[k]), flatten(refinement._solved(stage, q, method, [k], bar)[k])
+            flatten(together[k]), flatten(refinement.solved(stage, q, method, [k], bar)[k])
         )

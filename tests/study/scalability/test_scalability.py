@@ -9,7 +9,7 @@ import torch
 from support.tiny import documents, neox, relative
 
 from msif.core.ekfac import fit
-from msif.core.influence import Damping, query_gradients
+from msif.core.influence import Damping, query_gradients, score
 from msif.core.layers import Tracked, tracked_layers
 from msif.curvature.gauss_newton import GaussNewton, exact_attention
 from msif.study.scalability import costs
@@ -182,7 +182,7 @@ def test_one_conjugate_gradient_ranks_as_the_gradient_dot():
 
 def test_the_dial_comes_nearer_to_the_reference():
     p, (_, w, _, _) = small(), solved(small().factors)
-    exact = scalability._scored(p, w)
+    exact = score(p.tracked, p.candidates, w).values
     errors = [relative(found()[f"the dial/{k}/"], exact) for k in (0, 1, 3)]
     assert errors[2] < errors[1] < errors[0]
 
