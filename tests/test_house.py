@@ -102,7 +102,7 @@ def foreign_private_names(source, package="msif"):
 def test_no_private_name_crosses_files():
     found = [
         f"{place(path, line)} {written}"
-        for path in sources("msif")
+        for path in sources(*FOLDERS)
         for line, written in foreign_private_names(
             path.read_text("utf-8"), ".".join(path.relative_to(ROOT).parent.parts)
         )
