@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
@@ -244,6 +244,37 @@ def load_texts(
         raise ValueError(f"{source} ({split}) is empty; expected at least one text")
     texts = islice(_texts(rows, column, source), limit)
     return texts if streaming else list(texts)
+
+
+def load_rows(
+    source: str | Path,
+    columns: Collection[str],
+    optional: Collection[str] = (),
+    split: str = "train",
+    limit: int | None = None,
+    revision: str | None = None,
+) -> list[dict[str, str | None]]:
+    """Rows of several columns together, as a .jsonl or .parquet file, a folder or a hub data set
+    has them, none left out: [{column: text, or None where an optional one has none}].
+
+    Raises as `load_texts`, for a missing column of `columns` and a value there that is not text.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}; expected at least 1, or None for all")
+    found: list[dict[str, str | None]] = []
+    for number, row in enumerate(islice(_open(str(source), split, False, revision), limit)):
+        for column in columns:
+            if column not in row:
+                there = ", ".join(sorted(row))
+                raise ValueError(f"{source} has no column {column!r}; its columns are {there}")
+        values = {column: row.get(column) for column in (*columns, *optional)}
+        for column, value in values.items():
+            if not (isinstance(value, str) or (value is None and column in optional)):
+                raise ValueError(f"{source}, row {number}: {column!r} is {value!r}; expected text")
+        found.append(values)
+    if not found:
+        raise ValueError(f"{source} ({split}) is empty; expected at least one row")
+    return found
 
 
 def _texts(rows, column: str, source) -> Iterator[str]:

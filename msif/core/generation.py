@@ -1,9 +1,14 @@
 """What a language model writes."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
+
+from msif.core import data
+from msif.core.models import logits
+from msif.core.objectives import align
 
 
 @torch.no_grad()
@@ -12,11 +17,14 @@ def greedy(
     prompts: Sequence[Sequence[int]],
     new_tokens: int,
     batch_size: int = 64,
+    stop: Collection[int] = (),
 ) -> list[list[int]]:
-    """Greedy continuations of prompts (token ids): a list of `new_tokens` ids each.
+    """Greedy continuations of prompts (token ids): a list of `new_tokens` ids each, or of those
+    before the first of the ids in `stop`.
 
     Prompts of equal length go together, `batch_size` at a time.
     """
+    ends = {"eos_token_id": sorted(stop)} if stop else {"min_new_tokens": new_tokens}
     found: list[list[int]] = [[]] * len(prompts)
     for length in sorted({len(p) for p in prompts}):
         rows = [i for i, p in enumerate(prompts) if len(p) == length]
@@ -27,10 +35,29 @@ def greedy(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=new_tokens,
-                min_new_tokens=new_tokens,
                 do_sample=False,
                 pad_token_id=0,
+                **ends,
             )
             for i, row in zip(chosen, out[:, length:].tolist()):
-                found[i] = row
+                end = next((n for n, token in enumerate(row) if token in stop), len(row))
+                found[i] = row[:end]
     return found
+
+
+@torch.no_grad()
+def own_share(model: nn.Module, sequences: list[data.Sequence], batch_size: int = 32) -> float:
+    """The share of the labelled tokens that are the model's own first choice, given all before
+    them: from 0 to 1.
+
+    Language models only: labels (n, S).
+    """
+    right = total = 0
+    device = next(model.parameters()).device
+    for batch in data.batches(sequences, batch_size):
+        batch = batch.to(device)
+        z, y = align(logits(model, batch), batch.labels)
+        labelled = y != data.NO_LOSS
+        right += int((z.argmax(2) == y)[labelled].sum())
+        total += int(labelled.sum())
+    return right / total

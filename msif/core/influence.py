@@ -51,6 +51,9 @@ class Damping:
 
     `value` × the layer's mean eigenvalue, or `value` itself if not relative. Raises ValueError
     unless it is finite and not negative.
+
+    >>> msif.Damping(0.5).of(4.0), msif.Damping(0.5, relative=False).of(4.0)
+    (2.0, 0.5)
     """
 
     value: float

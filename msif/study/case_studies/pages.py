@@ -3,8 +3,8 @@ each document taken apart."""
 
 from dataclasses import replace
 
-from msif.view import explorer
 from msif.study.case_studies import cases
+from msif.view import explorer
 
 METHODS = {
     "multi_stage_trajectory/raw": (

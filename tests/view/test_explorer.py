@@ -15,7 +15,7 @@ from msif.core.ekfac import fit
 from msif.core.influence import Damping, Scores, Stage, precondition, query_gradients, score
 from msif.core.layers import Tracked, tracked_layers
 from msif.core.models import tiny_gpt_neox
-from msif.show.explorer import page, prepared, show
+from msif.view.explorer import page, prepared, show
 
 TEXTS = ["ada was born in london .", "bo came from paris .", "paris is a city ."]
 PAIRS = [("where was bo born ?", "paris"), ("and ada ?", "london")]

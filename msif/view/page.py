@@ -17,7 +17,7 @@ from html import escape
 from pathlib import Path
 
 from msif.core.files import write_text
-from msif.show.parts import Part
+from msif.view.parts import Part
 
 TEMPLATE = Path(__file__).with_name("explorer.html")
 WITHHELD = "document {} (text withheld: licence)"

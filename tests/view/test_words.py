@@ -6,7 +6,7 @@ import pytest
 
 from msif.core.data import word_tokenizer
 from msif.core.models import load_tokenizer
-from msif.show.words import words
+from msif.view.words import words
 
 
 def test_words_of_a_word_level_tokenizer_join_to_its_text():
@@ -42,7 +42,7 @@ def test_words_of_byte_level_tokens_join_to_the_text_though_characters_are_split
 @pytest.mark.parametrize("folder", ["pythia-tokenizer", "stories260K"])
 def test_words_of_real_tokenizers_join_to_the_decoded_text(folder):
     if not (path := Path("data", folder)).exists():
-        pytest.skip(f"{path} is not there; see the README for what belongs into data/")
+        pytest.skip(f"{path} is not there; docs/profiles.md says what belongs into data/")
     tokenizer = load_tokenizer(str(path))
     ids = tokenizer("Once upon a time, naïve Zoë met a 🙂.\nThe end", add_special_tokens=False)[
         "input_ids"

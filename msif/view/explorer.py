@@ -1,7 +1,7 @@
 """The influence explorer: one's own scores as an HTML page of queries and their ranked documents,
 and the same view inline in JupyterLab.
 
-    from msif.show import explorer
+    from msif.view import explorer
 
     explorer.show(scores, zip(prompts, answers), texts)  # one's own scores, of any kind
     explorer.show(scores, queries, documents, tokenizer=tokenizer, model=base, w=w)  # tokens shaded
@@ -9,7 +9,7 @@ and the same view inline in JupyterLab.
     shown = explorer.prepared(scores, zip(prompts, answers), texts)
     explorer.write("mine.html", "My models", **shown)
 
-What the page itself is, and how it is kept safe: `msif.show.page`.
+What the page itself is, and how it is kept safe: `msif.view.page`.
 """
 
 from collections import Counter
@@ -23,9 +23,9 @@ import torch
 from msif.core.data import Sequence
 from msif.core.extras import need
 from msif.core.influence import Scores, check, precondition, query_gradients
-from msif.show.page import Document, Entry, Query, page, write
-from msif.show.parts import Part, answer_log_probabilities, extremes, query_tokens, split
-from msif.show.words import prompt_and_answer, words_of
+from msif.view.page import Document, Entry, Query, page, write
+from msif.view.parts import Part, answer_log_probabilities, extremes, query_tokens, split
+from msif.view.words import prompt_and_answer, words_of
 
 __all__ = ["page", "prepared", "show", "write"]
 

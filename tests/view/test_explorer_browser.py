@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from support.explorer_reader import Reader
 
-from msif.show.explorer import prepared, show, write
-from msif.show.page import Document, Entry, Query
-from msif.show.parts import Part
+from msif.view.explorer import prepared, show, write
+from msif.view.page import Document, Entry, Query
+from msif.view.parts import Part
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from msif.core.data import NO_LOSS, Sequence
 from msif.core.ekfac import fit
 from msif.core.influence import NONE, Damping, Stage, precondition, query_gradients, score
 from msif.core.layers import Tracked, tracked_layers
-from msif.show.parts import answer_log_probabilities, extremes, query_tokens, split
+from msif.view.parts import answer_log_probabilities, extremes, query_tokens, split
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 

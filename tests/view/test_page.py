@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 from support.explorer_page import data_of
 
-from msif.show.page import TEMPLATE, Document, Entry, Query, page, write
-from msif.show.parts import Part
 from msif.study.pipeline.report import elsewhere
+from msif.view.page import TEMPLATE, Document, Entry, Query, page, write
+from msif.view.parts import Part
 
 HOSTILE = "</script><script>alert(1)</script><!--<img src=x onerror=alert(2)> & \u2028 {{data}}"
 DOCUMENTS = [

@@ -1,6 +1,6 @@
 """Text from a corpus is data: it is shown, never interpreted."""
 
-from msif.show import highlight
+from msif.view import highlight
 
 ROW = {
     "rank": 1,

@@ -1,0 +1,183 @@
+"""What a trace found: scores in memory or in a folder, and the documents that stand first."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from msif.api.stages import Stage
+from msif.core import data, files, influence
+from msif.core.extras import need
+from msif.core.layers import Vectors
+from msif.core.resources import require
+from msif.scale import streaming
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A document in a question's ranking.
+
+    rank: 1, 2, … from the top, −1, −2, … from the bottom. document: its index. score: df/dw, nats
+    per unit of document weight. normalised: that over the norm of the document's gradient.
+    """
+
+    rank: int
+    document: int
+    score: float
+    normalised: float
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What `trace` found: how much each document of a stage raised each answer.
+
+    Positive: a proponent, more weight on the document makes the answer more likely. stage: which of
+    `stages` the n documents belong to. w: the preconditioned questions, {layer: (q, o, i)}, as
+    `influence.score` reads them. found: the scores, or the folder that holds them. shown: how many
+    documents a question a table and the explorer show.
+
+    >>> scores = msif.trace(stages, [("Where was Ada born?", "London")], docs, top=1)
+    >>> tuple(scores.values.shape)
+    (1, 2)
+    >>> [[first]] = scores.top()
+    >>> first.document in scores.index.tolist()
+    True
+    >>> scores.write_parquet("top.parquet")
+    """
+
+    stages: tuple[Stage, ...]
+    questions: list[data.Sequence]
+    documents: Iterable[data.Sequence]
+    stage: int
+    w: Vectors
+    found: influence.Scores | Path
+    shown: int = 10
+
+    @property
+    def values(self) -> Tensor:
+        """(q, n) float32 (float64 of such a model): df/dw, nats per unit of document weight.
+
+        In the order of `index`. From a folder all blocks are read: MemoryError if too many.
+        """
+        return self._whole().values
+
+    @property
+    def norms(self) -> Tensor:
+        """(n,): ‖∇ℓ_z‖ of each document over the tracked layers."""
+        found = self._whole().norms
+        assert found is not None
+        return found
+
+    @property
+    def index(self) -> Tensor:
+        """(n,) int64: the documents' numbers."""
+        if isinstance(self.found, Path):
+            return torch.cat([index for index, _ in streaming.read_scores(self.found)])
+        return torch.tensor([x.index for x in self.documents])
+
+    def normalised(self) -> Tensor:
+        """(q, n): the values over the norms, so that long or badly fitted documents have no
+        advantage. For finding documents it is usually the better one."""
+        return self._whole().normalised()
+
+    def top(
+        self, count: int | None = None, *, normalised: bool = True, lowest: bool = False
+    ) -> list[list[Ranked]]:
+        """For each question the `count` documents of highest score (lowest: of lowest), most
+        extreme first, ties by index."""
+        numbers = self.extremes(self.shown if count is None else count, normalised, lowest)
+        both = self.among({n for row in numbers for n in row})
+        texts = {n: self.stages[self.stage].model.text(x) for n, (x, _, _) in both.items()}
+        sign = -1 if lowest else 1
+
+        def ranked(k, rank, n):
+            value, unit = (float(column[k]) for column in both[n][1:])
+            return Ranked(sign * rank, n, value, unit, texts[n])
+
+        return [
+            [ranked(k, rank, n) for rank, n in enumerate(row, 1)] for k, row in enumerate(numbers)
+        ]
+
+    def table(self, *, normalised: bool = True, width: int = 72) -> str:
+        """The first documents of each question as text, cut to `width` characters each."""
+        lines = []
+        for question, rows in zip(self.asked(), self.top(normalised=normalised)):
+            lines += [f"{question[0]} → {question[1]}", _HEAD]
+            lines += [_LINE.format(x, text=_short(x.text, width)) for x in rows] + [""]
+        return "\n".join(lines[:-1])
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def asked(self) -> list[tuple[str, str]]:
+        """[(prompt, answer)] of the questions, as text."""
+        model = self.stages[-1].model
+
+        def text(x, answer):
+            ids = [i for i, label in zip(x.input_ids, x.labels) if (label != -100) is answer]
+            return model.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+        return [(text(x, False), text(x, True)) for x in self.questions]
+
+    def write_parquet(self, path: str | Path, *, normalised: bool = True) -> None:
+        """Write the first documents of all questions to a parquet file, one a row: question,
+        prompt, answer, rank, document, score, normalised, text."""
+        rows = [
+            {"question": k, "prompt": prompt, "answer": answer, **vars(x)}
+            for k, ((prompt, answer), found) in enumerate(
+                zip(self.asked(), self.top(normalised=normalised))
+            )
+            for x in found
+        ]
+        pa, pq = need("pyarrow"), need("pyarrow.parquet")
+        with files.atomic(path) as partial:
+            pq.write_table(pa.Table.from_pylist(rows), partial)
+
+    def _whole(self):
+        """`influence.Scores` of all documents."""
+        if not isinstance(self.found, Path):
+            return self.found
+        disk = sum(path.stat().st_size for path in self.found.glob("part-*"))
+        require(memory=2 * disk, what=f"all scores in {self.found}")
+        parts = [scores for _, scores in streaming.read_scores(self.found)]
+        norms = [x.norms for x in parts if x.norms is not None]
+        return influence.Scores(torch.cat([x.values for x in parts], 1), torch.cat(norms))
+
+    def extremes(self, count: int, normalised: bool, lowest: bool) -> list[list[int]]:
+        """The `count` documents of highest or lowest score: q lists of their numbers."""
+        if count < 1:
+            raise ValueError(f"count is {count}; expected at least 1 document")
+        if isinstance(self.found, Path):
+            found = streaming.top_scores(self.found, count, normalised)
+            return (found.opponents if lowest else found.proponents).tolist()
+        values = self.found.normalised() if normalised else self.found.values
+        order = values.sort(dim=1, descending=not lowest, stable=True).indices[:, :count]
+        return self.index[order.cpu()].tolist()
+
+    def among(self, numbers: Collection[int]) -> dict[int, tuple[data.Sequence, Tensor, Tensor]]:
+        """{number: (the document, its values (q,), its normalised values (q,))}."""
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        for index, scores in self._blocks():
+            unit = scores.normalised()
+            for at, n in enumerate(index.tolist()):
+                if n in numbers:
+                    found[n] = scores.values[:, at], unit[:, at]
+        documents = {x.index: x for x in self.documents if x.index in found}
+        return {n: (documents[n], *found[n]) for n in sorted(found)}
+
+    def _blocks(self):
+        if isinstance(self.found, Path):
+            return streaming.read_scores(self.found)
+        return [(self.index, self.found)]
+
+
+_HEAD = f"{'rank':>5} {'document':>9} {'score':>11} {'normalised':>11}  text"
+_LINE = "{0.rank:>5} {0.document:>9} {0.score:>11.4g} {0.normalised:>11.4g}  {text}"
+
+
+def _short(text, width):
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"

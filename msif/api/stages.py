@@ -1,0 +1,195 @@
+"""A stage of training: its model, its curvature, and how that is fitted and inverted."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from msif.api.models import Model
+from msif.core import data, ekfac, files, influence, store
+from msif.core.generation import own_share
+from msif.core.influence import Damping
+from msif.core.models import limits, model_digest
+from msif.scale import fitting
+from msif.scale.plan import FitPlan, ScorePlan, plan_fit, plan_score
+
+CHECKED = 64  # fine-tuning rows on which `fit` looks whether the model gives their answers
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One stage of training: the model that ended it, its curvature, and how it is inverted.
+
+    factors: of this very model (`fit`). damping d: numerical; alpha α: how firmly the stage held on
+    to its start, > 0 for all stages but the first. Both are added to the curvature's eigenvalues: a
+    number is relative to each layer's mean eigenvalue, `Damping(x, relative=False)` absolute. new:
+    names of layers that the stage before lacks.
+
+    Raises ValueError for factors of another model or other layers, and for a negative number.
+
+    >>> stage = msif.Stage(base, factors, damping=1e-3)
+    """
+
+    model: Model
+    factors: ekfac.EKFAC
+    damping: float | Damping = 0.0
+    alpha: float | Damping = 0.0
+    new: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        source, digest = self.model.source, model_digest(self.model.tracked.model)
+        what = f"the factors and the tracked layers of {source}"
+        influence.same_layers(self.factors.layers, self.model.tracked.names, what)
+        if self.factors.header["model"] != digest:
+            raise ValueError(
+                f"these factors were fitted on a model with digest "
+                f"{self.factors.header['model'][:12]}…, {source} has {digest[:12]}…: fit them on "
+                f"the stage's own model"
+            )
+        self.core  # noqa: B018  # a bad damping is refused here
+
+    @property
+    def core(self) -> influence.Stage:
+        """The stage as `core.influence` has it."""
+        return influence.Stage(self.factors, _damping(self.damping), _damping(self.alpha), self.new)
+
+
+def _damping(value):
+    return value if isinstance(value, Damping) else Damping(value)
+
+
+def plan(
+    model: Model,
+    sequences: Sequence[data.Sequence],
+    *,
+    questions: int | None = None,
+    samples: int = 2,
+    batch_size: int = 32,
+    memory: int | str | None = None,
+) -> FitPlan | ScorePlan:
+    """What fitting the curvature on these sequences takes; or, given a number of `questions`, what
+    scoring the sequences for them takes. Printed, it is readable; bytes and FLOP are fields.
+
+    From shapes alone: no weight is read. memory: bytes, "16GiB", or None for what is free: decides
+    in how many partitions the layers are fitted. Raises MemoryError, saying what would do, where
+    not even a single layer fits.
+
+    >>> plan = msif.plan(base, docs, memory="1GiB")
+    >>> len(plan.partitions)
+    1
+    >>> plan.peak < 2**30
+    True
+    >>> msif.plan(base, docs, questions=8).queries
+    8
+    """
+    lengths = [len(x.input_ids) for x in sequences]
+    if questions is not None:
+        return plan_score(model.tracked, lengths, questions, batch_size=batch_size)
+    return plan_fit(model.tracked, lengths, batch_size=batch_size, draws=samples, memory=memory)
+
+
+def fit(
+    model: Model,
+    sequences: list[data.Sequence],
+    *,
+    folder: str | Path | None = None,
+    memory: int | str | None = None,
+    labels: str = "gaussian",
+    samples: int = 2,
+    seed: int = 0,
+    batch_size: int = 32,
+    keep: int | str = 0,
+    title: str | None = None,
+) -> ekfac.EKFAC:
+    """The EK-FAC factors of a stage: the Gauss-Newton matrix of the model that ends it, on the
+    stage's own data (`core.ekfac.fit`, `scale.fitting.fit`; Grosse et al. 2023).
+
+    sequences: `model.documents` of pre-training, `model.answers` of fine-tuning. labels, samples,
+    seed: the pseudo-gradients, so many a sequence. folder: a working folder; the factors go to
+    folder/factors-…, named by all they depend on, are found again, and are read layer by layer.
+    memory: then decides in how many partitions the layers are fitted. keep: bytes of disk, or
+    "16GiB", that may hold what the first pass saw, to save the second. title: of the plan and the
+    progress bars (None: silent).
+
+    Raises ValueError for sequences that the model cannot read, MemoryError or OSError where memory
+    or disk will not do, `files.Busy` while another run writes there. Warns where the model gives
+    less than half of the answers' tokens itself: it was then hardly fine-tuned on these rows.
+
+    >>> factors = msif.fit(base, docs)
+    >>> sorted(factors.layers) == sorted(base.tracked.names)
+    True
+    >>> again = msif.fit(base, docs, folder="work")  # the same call, on disk
+    """
+    data.check(sequences, *limits(model.tracked.model))
+    _look_at_answers(model, sequences)
+    options: dict[str, Any] = {
+        "labels": labels,
+        "samples": samples,
+        "seed": seed,
+        "batch_size": batch_size,
+    }
+    if folder is None:
+        return ekfac.fit(model.tracked, sequences, title=title, **options)
+    key = {"layers": layers_key(model), "model": model_digest(model.tracked.model), **options}
+    place = Path(folder) / f"factors-{name_of({**key, 'data': data.digest(sequences)})}"
+    more: dict[str, Any] = {"memory": memory, "keep": keep, "title": title}
+    return fitting.fit(place, model.tracked, sequences, **options, **more)
+
+
+def load_factors(folder: str | Path, model: Model) -> ekfac.EKFAC:
+    """Factors that `fit` left in a folder, each layer read when it is asked for.
+
+    folder: of the factors themselves, or the working folder, if it has one set of this model's.
+    Raises `store.FactorsError` for damaged files, factors of another model or other layers, none,
+    or several.
+
+    >>> factors = msif.load_factors("work", base)
+    """
+    folder = Path(folder)
+    if not (folder / "header.json").exists():
+        there = sorted(path.parent for path in folder.glob("factors-*/header.json"))
+        digest = model_digest(model.tracked.model)
+        mine = [path for path in there if store.read_header(path)["model"] == digest]
+        if len(mine) != 1:
+            found = ", ".join(map(str, mine or there)) or "none"
+            raise store.FactorsError(
+                f"{folder}: expected one folder of factors of {model.source}; there are "
+                f"{len(mine)} of it ({found}): name the one that you mean, or fit it"
+            )
+        folder = mine[0]
+    return store.load(folder, model.tracked, in_memory=False)
+
+
+def name_of(key: Any) -> str:
+    """Twelve hex digits of all that a result depends on (JSON values)."""
+    return files.sha256_of(key)[:12]
+
+
+def layers_key(model: Model) -> list[Any]:
+    """The tracked layers as JSON values."""
+    return [
+        [x.name, x.in_features, x.out_features, x.bias, None if x.rows is None else x.rows.tolist()]
+        for x in model.tracked.layers
+    ]
+
+
+def _look_at_answers(model, sequences):
+    """Warn where the model itself would give less than half of the answers' tokens."""
+    rows = [
+        x
+        for x in sequences
+        if not isinstance(x.labels, int) and x.labels[0] == data.NO_LOSS and len(x.labels) > 1
+    ]
+    if not rows or len(rows) < len(sequences):
+        return
+    few = rows[:: -(-len(rows) // CHECKED)]
+    share = own_share(model.tracked.model, few)
+    if share < 0.5:
+        warnings.warn(
+            f"{model.source} gets its own fine-tuning rows wrong: of the answers' tokens, it would "
+            f"itself write {share:.0%} ({len(few)} rows looked at). Was it fine-tuned on these "
+            f"rows? Check the prompt's format (chat template, special words, spaces), the "
+            f"tokenizer, and the order of base and tuned: scores of the wrong rows mean nothing",
+            stacklevel=3,
+        )

@@ -1,0 +1,158 @@
+"""How much each document raised each answer."""
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from msif.api.models import Stream
+from msif.api.scores import Scores
+from msif.api.stages import Stage, layers_key, name_of
+from msif.core import data, files, influence, queries
+from msif.core.layers import Vectors
+from msif.scale import processes, streaming
+
+DOUBTFUL = 10.0  # nats: more than one document can be said to change an answer by, to first order
+
+
+def trace(
+    stages: Sequence[Stage],
+    questions: Iterable[data.Sequence | str | tuple[str, str | None]],
+    documents: Iterable[data.Sequence],
+    *,
+    stage: int = 0,
+    folder: str | Path | None = None,
+    top: int = 10,
+    batch_size: int = 32,
+    title: str | None = None,
+) -> Scores:
+    """How much each document raised each answer: the multi-stage influence function.
+
+    stages: from the first to the one that ends in the model that is asked. questions:
+    `stages[-1].model.answers(…)`, or prompts, or (prompt, answer) pairs; where there is no answer,
+    the model's own greedy one is traced. documents: sequences of `stages[stage].model`, for
+    stage = 0 pre-training documents, for stage = 1 fine-tuning rows. folder: a working folder;
+    scores are then written in blocks to folder/scores-…, named by all they depend on. top: how many
+    documents a question the table and the explorer show. title: of the progress (None: silent).
+
+    A score is df/dw = ⟨w, ∇ℓ_z(θ_j)⟩, f the answer's log-probability at the last model, in nats
+    per unit of document weight; −score / N estimates f without the document minus f with it
+    (`core.influence`; Bao et al. 2025, arXiv 2505.05017). Raises ValueError for stages that make no
+    chain, a later stage without α, a singular curvature without damping, and sequences that the
+    model cannot read; MemoryError or OSError where memory or disk will not do. Warns where an
+    estimate is too large to be taken at its word.
+
+    >>> stages = [msif.Stage(base, msif.fit(base, docs), damping=0.1),
+    ...           msif.Stage(tuned, msif.fit(tuned, rows), alpha=0.1)]
+    >>> scores = msif.trace(stages, ["Where was Ada born?"], docs, folder="work")
+    >>> print(scores)  # doctest: +ELLIPSIS
+    Where was Ada born? → ...
+    """
+    stages = tuple(stages)
+    _check_chain(stages, stage)
+    asked = _asked(stages[-1].model, questions)
+    chain, model = [x.core for x in stages], stages[stage].model
+
+    def vectors():
+        options: dict[str, Any] = {"stage": stage, "batch_size": batch_size}
+        return queries.preconditioned(stages[-1].model.tracked, asked, chain, **options)
+
+    found: influence.Scores | Path
+    if folder is None:
+        documents, w = list(documents), vectors()
+        found = influence.score(model.tracked, documents, w, batch_size=batch_size, title=title)
+        largest = found.values.abs().max().item()
+    else:
+        name = {"stages": [_stage_key(x) for x in stages], "stage": stage}
+        name |= {"questions": data.digest(asked), "documents": _source(documents)}
+        found = Path(folder) / f"scores-{name_of(name)}"
+        w = _kept(found / "w.safetensors", vectors)
+        options: dict[str, Any] = {"batch_size": batch_size, "top": 1, "title": title}
+        best = streaming.score_corpus(model.tracked, documents, w, found, **options)
+        ends = best.proponent_values, best.opponent_values
+        largest = max(x.abs().max().item() for x in ends)
+    _doubt(largest, stages[stage].factors.header["sequences"])
+    return Scores(stages, asked, documents, stage, w, found, top)
+
+
+def _stage_key(stage):
+    header = {k: v for k, v in stage.factors.header.items() if k != "versions"}
+    numbers = [[x.value, x.relative] for x in (stage.core.damping, stage.core.alpha)]
+    return {"factors": header, "layers": layers_key(stage.model), "numbers": [*numbers, stage.new]}
+
+
+def _source(documents):
+    """What tells documents apart; a stream's contents are checked block by block as it is read."""
+    if isinstance(documents, Stream):
+        texts = documents.texts
+        source = str(texts) if isinstance(texts, str | Path) else files.sha256_of(list(texts))
+        return [source, documents.column, documents.max_length, documents.limit]
+    if not isinstance(documents, list):
+        raise ValueError(
+            f"documents are a {type(documents).__name__}: expected a list of sequences, or "
+            f"`Model.stream`"
+        )
+    return data.digest(documents)
+
+
+def _kept(path: Path, make: Callable[[], Vectors]) -> Vectors:
+    """The vectors of a file, by one process made for all: the same bits in every process and run.
+
+    They lie transposed, as `influence.score` reads them, and each at the start of its own memory:
+    products of numbers that lie otherwise can differ in the last bit.
+    """
+    if not path.exists() and processes.rank_and_size()[0] == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.save(path, {name: x.mT for name, x in make().items()})
+    processes.barrier()
+    return {name: x.clone().mT for name, x in files.load(path)[0].items()}
+
+
+def _asked(model, questions):
+    """Sequences of the questions, which may be prompts or (prompt, answer) pairs."""
+    given = [questions] if isinstance(questions, str) else list(questions)
+    if not given:
+        raise ValueError("there are no questions: expected at least one")
+    if all(isinstance(x, data.Sequence) for x in given):
+        return given
+    pairs = [(x, None) if isinstance(x, str) else x for x in given]
+    for n, pair in enumerate(pairs):
+        if isinstance(pair, data.Sequence) or len(pair) != 2:
+            raise ValueError(
+                f"question {n} is {pair!r}: expected a prompt, a (prompt, answer) pair, or, for "
+                f"all of them, sequences that `answers` made"
+            )
+    prompts, answers = zip(*pairs)
+    return model.answers(prompts, answers)
+
+
+def _check_chain(stages, stage):
+    influence.check([x.core for x in stages])
+    if not 0 <= stage < len(stages):
+        raise ValueError(f"stage is {stage}: expected 0 to {len(stages) - 1}")
+    for k, (earlier, later) in enumerate(zip(stages, stages[1:]), 2):
+        before = {x.name: (x.out_features, x.inputs) for x in earlier.model.tracked.layers}
+        for x in later.model.tracked.layers:
+            if before.get(x.name, (x.out_features, x.inputs)) != (x.out_features, x.inputs):
+                raise ValueError(
+                    f"{x.name} is {before[x.name]} in stage {k - 1} and "
+                    f"{(x.out_features, x.inputs)} in stage {k} (outputs, inputs with the bias): "
+                    f"is {later.model.source} fine-tuned from {earlier.model.source}?"
+                )
+        if earlier.factors.header["model"] == later.factors.header["model"]:
+            warnings.warn(
+                f"stages {k - 1} and {k} end in models with equal weights "
+                f"({earlier.model.source}, {later.model.source}): nothing was fine-tuned",
+                stacklevel=3,
+            )
+
+
+def _doubt(largest, sequences):
+    if (nats := largest / sequences) > DOUBTFUL:
+        warnings.warn(
+            f"the largest score says that one document of {sequences} changes an answer by "
+            f"{nats:,.0f} nats: too much to be taken at its word. The curvature is hardly known in "
+            f"such directions: fit it on more sequences, or give more damping or α. Ranks may "
+            f"still do",
+            stacklevel=3,
+        )
