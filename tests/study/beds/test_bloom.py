@@ -12,32 +12,20 @@ import pytest
 import torch
 import yaml
 from support import ROOT
-from support.lama_miniature import miniature, tokenizer
-from transformers import BloomConfig, BloomForCausalLM
+from support.bloom_study import SETTINGS, bloom_study
 
 from msif.core import store
 from msif.core.data import NO_LOSS
 from msif.core.layers import Tracked, tracked_layers
 from msif.rivals.retrieval import bm25
 from msif.study import metrics
-from msif.study.beds import given, testbed
+from msif.study.beds import given
 from msif.study.beds.fitted import fitted
-from msif.study.beds.training import train
-from msif.study.corpora import lama, pinned, trex
 from msif.study.pipeline import run
 from msif.study.tracing import candidates, methods
 from msif.study.tracing.case import load_case
 
 pytestmark = pytest.mark.slow
-COMMITS = {"tiny/bloom": "a" * 40, "tiny/bloomz": "b" * 40}
-SETTINGS = {
-    "max_length": 32,
-    "queries": 20,
-    "factor_documents": 30,
-    "first": 5,
-    "same_object": 4,
-    "shared": 20,
-}
 SCORING = {"damping": 1e-3, "alpha": 0.1, "single_stage_damping": 1e-2}
 METHODS = [
     "gradient_dot",
@@ -50,68 +38,10 @@ METHODS = [
 ]
 
 
-def cached(hub, name, net, reader):
-    """What a download leaves in the hub's cache: a snapshot named by its commit,
-    and what `main` stands for."""
-    at = hub / f"models--{name.replace('/', '--')}"
-    net.save_pretrained(at / "snapshots" / COMMITS[name])
-    reader.save_pretrained(at / "snapshots" / COMMITS[name])
-    (at / "refs").mkdir()
-    (at / "refs" / "main").write_text(COMMITS[name])
-
-
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """(folder of the data, settings of `lama.prepared`) in a study of its own,
-    with both models in the hub's cache."""
-    import huggingface_hub.constants as constants
-
-    root = tmp_path_factory.mktemp("study")
-    (root / "dvc.yaml").touch()
-    folder = miniature(root / "data")
-    reader = tokenizer(folder)
-    torch.manual_seed(0)
-    net = BloomForCausalLM(
-        BloomConfig(
-            vocab_size=len(reader),
-            hidden_size=32,
-            n_layer=2,
-            n_head=2,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        patch.setattr(constants, "HF_HUB_CACHE", str(root / "hub"))
-        sentences = trex.statements(folder, trex.read_facts(folder))
-        train(
-            net,
-            testbed.encode_documents([x["text"] for x in sentences], reader, 32),
-            epochs=20,
-            rate=5e-3,
-            batch_size=8,
-        )
-        # names as BLOOM's own files have them, without a prefix
-        cached(root / "hub", "tiny/bloom", net.transformer, reader)
-        rows = lama.fine_tuning_rows(folder, reader, 32, source=str(folder / "xp3.jsonl"), limit=60)
-        asked = testbed.encode_answers(
-            [r["prompt"] for r in rows], [r["answer"] for r in rows], reader, 32
-        )
-        train(net, asked, epochs=1, rate=1e-3, batch_size=8)
-        cached(root / "hub", "tiny/bloomz", net, reader)
-        yield (
-            folder,
-            {
-                "folder": "data",
-                "models": {
-                    "pretrained": {"source": "tiny/bloom", "revision": "main"},
-                    "finetuned": {"source": "tiny/bloomz", "revision": "main"},
-                },
-                "finetuning": {"source": "data/xp3.jsonl", "limit": 60},
-                **SETTINGS,
-            },
-        )
+    with bloom_study(tmp_path_factory.mktemp("study")) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -256,72 +186,6 @@ def test_metrics_over_candidates(case, scores):
         metrics.recalls(within, case.proponents).mean() > 0.9
         and metrics.reciprocal_ranks(within, case.proponents).mean() > 0.9
     )
-
-
-def test_the_first_run_records_the_commits_and_later_runs_load_them(study, case):
-    folder, settings = study
-    models = json.loads((case.bed.folder / "models.json").read_text())
-    assert {x["source"]: x["revision"] for x in models.values()} == COMMITS
-    recorded = json.loads((folder / "digests.json").read_text())
-    assert recorded["tiny/bloom at main"] == {"commit": COMMITS["tiny/bloom"]}
-    main = folder.parent / "hub" / "models--tiny--bloom" / "refs" / "main"
-    main.write_text("c" * 40)  # the hub's main moves on: the study stays
-    try:
-        assert (
-            pinned.pinned_models(folder, settings["models"])["pretrained"]["revision"]
-            == COMMITS["tiny/bloom"]
-        )
-    finally:
-        main.write_text(COMMITS["tiny/bloom"])
-
-
-def test_a_prepared_experiment_is_found_again_and_another_seed_is_another(study, case):
-    assert given.prepared(42, **study[1]).folder == case.bed.folder
-    other = given.prepared(43, **study[1])
-    assert other.corpus.queries != case.bed.corpus.queries and other.folder != case.bed.folder
-
-
-def test_models_in_folders_are_checked_by_their_files(study, tmp_path):
-    folder, settings = study
-    reader = tokenizer(folder)
-    torch.manual_seed(1)
-    for name in ("one", "two"):
-        BloomForCausalLM(
-            BloomConfig(vocab_size=len(reader), hidden_size=8, n_layer=1, n_head=2)
-        ).save_pretrained(tmp_path / name)
-        reader.save_pretrained(tmp_path / name)
-    local = settings | {
-        "models": {
-            stage: {"source": str(tmp_path / name)}
-            for stage, name in (("pretrained", "one"), ("finetuned", "two"))
-        }
-    }
-    given.prepare(tmp_path / "bed", 42, **local)
-    assert testbed.load(tmp_path / "bed").model("finetuned").config.hidden_size == 8
-    config = tmp_path / "two" / "config.json"
-    config.write_text(config.read_text() + " ")
-    with pytest.raises(ValueError, match="two: config.json has changed"):
-        given.prepare(tmp_path / "bed", 42, **local)
-
-
-def test_models_that_do_not_share_a_tokenizer_are_refused(study, tmp_path):
-    folder, settings = study
-    reader = tokenizer(folder)
-    reader.add_tokens(["<other>"])
-    net = BloomForCausalLM(BloomConfig(vocab_size=len(reader), hidden_size=8, n_layer=1, n_head=2))
-    net.save_pretrained(tmp_path / "other"), reader.save_pretrained(tmp_path / "other")
-    wrong = settings | {
-        "models": settings["models"] | {"finetuned": {"source": str(tmp_path / "other")}}
-    }
-    with pytest.raises(ValueError, match="different vocabularies"):
-        given.prepare(tmp_path / "bed", 42, **wrong)
-    with pytest.raises(OSError, match="which commit of the model tiny/none revision main"):
-        given.prepare(
-            tmp_path / "bed",
-            42,
-            **settings | {"models": dict.fromkeys(settings["models"], {"source": "tiny/none"})},
-        )
-    assert not (tmp_path / "bed").exists()
 
 
 def test_the_notebooks_of_the_profile_run_from_files_to_records(study, monkeypatch):
