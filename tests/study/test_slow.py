@@ -61,7 +61,7 @@ def test_real_weights_and_real_text_from_training_to_scores(tmp_path):
     rank far above chance."""
     data = ROOT / "data"
     if not (data / "stories260K").exists():
-        pytest.skip("data/ is absent; the README says what to put there")
+        pytest.skip("data/ is absent; docs/profiles.md says what to put there")
     params = yaml.safe_load((ROOT / "params.yaml").read_text())["stories"]["testbed"]
     settings = {name: value for name, value in params["corpus"].items() if name != "source"}
     corpus = stories_corpus(seed=0, **settings | {"folder": data})

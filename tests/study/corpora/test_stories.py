@@ -1,4 +1,4 @@
-"""The corpus on real text: laws of what is planted where. Needs data/ (see the README);
+"""The corpus on real text: laws of what is planted where. Needs data/ (docs/profiles.md);
 skipped where it is absent."""
 
 import json
@@ -24,7 +24,7 @@ DATA = paths.root() / "data"
 NEEDED = (STORIES, DOLLY, "stories260K/config.json")
 needs_data = pytest.mark.skipif(
     not all((DATA / file).is_file() for file in NEEDED),
-    reason="no real data in data/: the README says what to put there",
+    reason="no real data in data/: docs/profiles.md says what to put there",
 )
 
 
