@@ -22,6 +22,7 @@ from msif.core.layers import Layer, Tracked
 from msif.core.products import WORKSPACE
 from msif.core.resources import available_memory
 from msif.scale.meta import meta_pass
+from msif.scale.sums import packed
 
 UNITS = {
     "": 1,
@@ -34,9 +35,7 @@ UNITS = {
     "GI": 2**30,
     "TI": 2**40,
 }
-# float64 matrices that a decomposition holds at once: M, symmetrised, vectors, LAPACK's 2 and 1 in
-# and out
-EIGH_COPIES = 6
+EIGH_COPIES = 6  # float64 matrices held at once: M, symmetrised, vectors, LAPACK's 2, 1 in and out
 SLACK = 1.2  # what allocators hold for tensors that come and go, over what is in use at once
 EIGH_FLOPS = 9  # × d³: tridiagonalisation, divide and conquer, back-transformation
 
@@ -291,13 +290,14 @@ def _sums(layers, n, s):
     the eigenvalue pass."""
     shapes = [(x.inputs, x.out_features, *block_shape(x)) for x in layers]
     rows = max(4 * n * s * (i + o) for i, o, *_ in shapes)  # one layer's a and g in float32
-    moments = 4 * sum(i * i + blocks * r * r for i, _, blocks, r in shapes)
+    moments = 8 * sum(packed(i) + blocks * packed(r) for i, _, blocks, r in shapes)
+    product = max(4 * (i * i + blocks * r * r) for i, _, blocks, r in shapes)  # of one batch
     eigh = max(
         8 * EIGH_COPIES * max(i, r) ** 2 + 8 * (i * i + blocks * r * r)
         for i, _, blocks, r in shapes
     )
     chunk = max(4 * 3 * min(n * o * i, max(WORKSPACE, o * i)) for i, o, *_ in shapes)
-    covariances = moments + max(int(SLACK * rows), eigh)
+    covariances = moments + max(int(SLACK * (rows + product)), eigh)
     eigenvalues = sum(map(factor_bytes, layers)) + int(SLACK * (2 * rows + chunk))
     return covariances, eigenvalues
 

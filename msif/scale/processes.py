@@ -1,9 +1,12 @@
 """Several processes, one result: `torchrun` and `accelerate launch` set RANK and WORLD_SIZE, a
 notebook has neither.
 
-Every process calls the same function on the same data and takes its share of it; they meet in sums
-and at barriers, and share a file system. A process that dies takes the others with it (the launcher
-sees to that); what each has checkpointed stays, and the same command goes on from there.
+Every process calls the same function on the same data and takes its share of it, which may be
+nothing; they meet in sums and at barriers, and share a file system. All of them return the same
+result. The same number of processes gives the same bits again on the same machine; another number
+gives them up to the order in which floating-point numbers are added (`msif.scale.fitting` says how
+much that is). A process that dies takes the others with it (the launcher sees to that); what each
+has checkpointed stays, and the same command goes on from there.
 """
 
 import os
@@ -39,7 +42,7 @@ def share(items: list[Item]) -> list[Item]:
 def add_over_processes(sums: dict[str, Tensor]) -> None:
     """Replace each tensor of {name: tensor} by its sum over all processes, in place.
 
-    All processes hold the same names."""
+    All processes hold the same names and shapes."""
     if rank_and_size()[1] > 1:
         for name in sorted(sums):
             dist.all_reduce(sums[name])
