@@ -12,6 +12,7 @@ from msif.core.capture import backpropagate, frozen
 from msif.core.data import buckets, collate
 from msif.core.layers import tracked
 from msif.core.objectives import fisher_losses
+from msif.core.products import aligned
 from msif.scale import sums
 
 
@@ -81,7 +82,7 @@ def test_eigenvalue_sums_are_laid_out_as_they_are_added():
     bases = {
         n: ekfac.eigenbases(*x) for n, x in ekfac.covariances(net, data, objectives, 3).items()
     }
-    rotations = {n: (ekfac.aligned(x.basis_in), x.basis_out) for n, x in bases.items()}
+    rotations = {n: (aligned(x.basis_in), x.basis_out) for n, x in bases.items()}
     zeros, grown = {}, {}
     for layer in net.layers:
         zeros |= sums.eigenvalue_zeros(net.model, layer)
