@@ -31,6 +31,7 @@ from msif.study.pipeline.sources import edited
 
 BUSY = "Unable to acquire lock"  # another `dvc repro` is between two stages
 RETRIES = 200
+LOOKING = "inputs@"  # a stage that only looks whether a pair of one's own has changed, each time
 
 
 class StageError(RuntimeError):
@@ -115,7 +116,7 @@ def _logged(command, log, start, ran):
         child = subprocess.Popen(command, cwd=root(), errors="replace", **options)
         for line in child.stdout:
             file.write(line)
-            if line.startswith("Running stage '"):
+            if line.startswith("Running stage '") and not line.split("'")[1].startswith(LOOKING):
                 ran.append(line.split("'")[1])
                 print(f"{time.monotonic() - start:5.0f} s  {ran[-1]}", flush=True)
     return child.wait()

@@ -94,3 +94,12 @@ def test_a_busy_lock_of_dvc_is_waited_for(folder, monkeypatch):
 
     monkeypatch.setattr(subprocess, "Popen", popen)
     assert study.reproduce(["tiny"]) == ["four@tiny", "report@tiny"] and len(calls) == 4
+
+
+def test_looking_at_the_files_of_a_pair_is_no_stage_that_ran(folder, monkeypatch, capsys):
+    def printed(command):
+        return "".join(f"Running stage '{name}':\n" for name in ("inputs@tiny", command[-1]))
+
+    monkeypatch.setattr(subprocess, "Popen", fake(printed))
+    assert study.reproduce(["tiny"]) == ["four@tiny", "report@tiny"]
+    assert "inputs" not in capsys.readouterr().out
