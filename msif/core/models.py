@@ -5,6 +5,7 @@ a tiny GPT-NeoX to train from scratch. Weights come from safetensors alone; code
 model never runs.
 """
 
+import contextlib
 import hashlib
 import math
 from pathlib import Path
@@ -20,7 +21,9 @@ from transformers import (
     GPTNeoXForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from msif.core.data import Batch
 
@@ -102,11 +105,21 @@ def load_model(
 def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer at `source` (hub id, or folder with its files).
 
-    Raises OSError, naming the source, if none can be loaded from it.
+    One that says of itself that it is what its tokenizer.json says is read so. Raises OSError,
+    naming the source, if none can be loaded from it.
     """
-    return _from_pretrained(
-        AutoTokenizer, source, "tokenizer.json or tokenizer_config.json", revision=revision
-    )
+    auto = PreTrainedTokenizerFast if _is_its_file(source, revision) else AutoTokenizer
+    files = "tokenizer.json or tokenizer_config.json"
+    return _from_pretrained(auto, source, files, revision=revision)
+
+
+def _is_its_file(source, revision):
+    """AutoTokenizer replaces the class by the model type's own for some types, such as qwen2: other
+    pre-tokenisation, other ids, in silence."""
+    with contextlib.suppress(OSError, ValueError):
+        found = get_tokenizer_config(str(source), revision=revision)
+        return found.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    return False
 
 
 def _from_pretrained(auto, source, files, **options):

@@ -1,5 +1,7 @@
 """Loading, digests and logits of models, on tiny ones of each family."""
 
+import json
+
 import pytest
 import torch
 from support.families import FAMILIES, VOCAB, WIDTH, bert, gpt_neox, llama
@@ -7,6 +9,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from msif.core import models
+from msif.core.data import word_tokenizer
 from msif.core.layers import tracked_layers
 from msif.core.models import load_model, load_tokenizer, model_digest, tiny_gpt_neox
 
@@ -111,3 +114,13 @@ def test_decoder_classifier_pools_where_the_mask_ends():
         assert torch.allclose(together[n], models.logits(model, collate([row]))[0], atol=1e-6)
     with pytest.raises(ValueError, match="sequence 4 ends in token id 7"):
         models.logits(model, collate([Sequence(4, (1, 7), 0)]))
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "llama", "gpt_neox"])
+def test_a_tokenizer_is_what_its_file_says_whatever_the_model(model_type, tmp_path):
+    """AutoTokenizer alone reads words beside a qwen2 model as a BPE without merges: no ids at all."""
+    made = word_tokenizer(["Where was Ada born ?"])
+    made.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    text = "Where was Ada born ?"
+    assert load_tokenizer(tmp_path)(text)["input_ids"] == made(text)["input_ids"]

@@ -300,7 +300,6 @@ def arguments(section):
 def main(arguments=None):
     """Exit code: 0 all is there, 1 something is missing, 2 no such profile."""
     parser = argparse.ArgumentParser(
-        prog="msif.study.case_studies.preflight",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

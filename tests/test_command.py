@@ -1,0 +1,183 @@
+"""`python -m msif` on a pair of one's own: table and page, equal bits after a kill, one-line errors."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pandas
+import pytest
+import torch
+from support import ROOT
+from support.own_pair import build
+
+import msif
+from msif.__main__ import main, parser
+
+pytestmark = pytest.mark.filterwarnings("ignore:the largest score:UserWarning")  # tiny data
+
+
+def files_of(pair, work):
+    named = {name: pair / name for name in ("base", "tuned")}
+    named |= {name: pair / f"{name}.jsonl" for name in ("documents", "rows")} | {"folder": work}
+    return [x for name, path in named.items() for x in (f"--{name}", str(path))]
+
+
+def run(*arguments):
+    """Exit code of the command in this process."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("warnings.showwarning", None)  # main replaces it
+        return main([str(x) for x in arguments])
+
+
+def table_of(work):
+    [path] = work.glob("scores-*/top.parquet")
+    return pandas.read_parquet(path)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "gpt_neox", "mistral"])
+def test_from_files_to_a_table_on_any_architecture(kind, tmp_path, capfd):
+    """Twice, with different pairs in one working folder; the table is that of the Python calls."""
+    work = tmp_path / "work"
+    for seed in (0, 1):
+        pair = build(tmp_path / f"pair{seed}", kind, seed)
+        asked = ["--questions", pair / "questions.jsonl", "--top", 4]
+        assert run("plan", *files_of(pair, work)) == 0
+        assert run("trace", *files_of(pair, work), *asked) == 0
+        printed = capfd.readouterr().out
+        assert "partitions 1" in printed and "Where was Hal born? → " in printed
+        path = printed.split("table  ")[-1].splitlines()[0]
+        found = pandas.read_parquet(path)
+        base, tuned = msif.load(pair / "base"), msif.load(pair / "tuned")
+        docs, rows = base.documents(pair / "documents.jsonl"), tuned.answers(pair / "rows.jsonl")
+        options = {"folder": tmp_path / f"python{seed}"}
+        stages = [
+            msif.Stage(base, msif.fit(base, docs, **options), damping=1e-3),
+            msif.Stage(tuned, msif.fit(tuned, rows, **options), alpha=0.1),
+        ]
+        questions = tuned.answers(pair / "questions.jsonl", new_tokens=1)
+        scores = msif.trace(stages, questions, docs, top=4, **options)
+        expected = [x for row in scores.top() for x in row]
+        assert found["document"].tolist() == [x.document for x in expected]
+        assert found["score"].tolist() == [x.score for x in expected]
+        assert found["answer"].tolist()[0] == tuned.text(questions[0]).split()[-1]
+
+
+def test_the_folder_remembers_and_asks_again(pair, tmp_path, capsys):
+    work = tmp_path / "work"
+    assert run("fit", *files_of(pair, work)) == 0
+    assert run("trace", "--folder", work, "--ask", "Where was Gus born?", "--answer", "Rome") == 0
+    first = table_of(work)
+    assert set(first["answer"]) == {"Rome"} and len(first) == 10
+    assert "as before: base" in capsys.readouterr().out
+    assert run("show", "--folder", work, "--raw", "--top", 2) == 0
+    shown = capsys.readouterr().out
+    best = table_of(work)
+    assert len(best) == 2 and (best["score"].diff().dropna() <= 0).all()
+    assert "Where was Gus born? → Rome" in shown and "explorer.html" in shown
+    assert run("trace", "--folder", work, "--ask", "Where was Bo born?", "--among", "rows") == 0
+    assert "Where was Bo born? → Paris" in capsys.readouterr().out
+    assert len(list(work.glob("factors-*"))) == 2
+
+
+def test_an_answer_belongs_to_the_question_before_it():
+    asked = parser().parse_args(shlex.split('trace --ask a --ask b --answer c --ask "d e"')).ask
+    assert asked == [["a", None], ["b", "c"], ["d e", None]]
+    for wrong in ("trace --answer c", "trace --ask a --answer b --answer c"):
+        with pytest.raises(SystemExit):
+            parser().parse_args(shlex.split(wrong))
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"base": None}, "--base expected"),
+        ({"tuned": "/nowhere"}, "nothing could be loaded from '/nowhere'"),
+        ({"documents": "/nowhere.jsonl"}, "/nowhere.jsonl does not exist"),
+        ({"rows": "{pair}/documents.jsonl"}, "no column 'prompt'; its columns are text"),
+        ({"damping": "-1"}, "damping or α of -1.0"),
+        ({"alpha": "0"}, "stage 2 has α = 0"),
+        ({"memory": "1MiB x"}, "memory is '1MiB x'"),
+        ({"memory": "1KiB"}, "the budget is"),
+        ({"among": "both"}, "--among is 'both'"),
+        ({"ask": None}, "no question"),
+        ({"pattern": "nothing_like_it"}, "no layer to track"),
+        ({"questions": "{pair}/base/config.json"}, "no column 'prompt'"),
+    ],
+)
+def test_a_wrong_turn_ends_in_one_line(wrong, message, pair, tmp_path, capfd):
+    given = {"ask": "Where was Gus born?"} | wrong
+    arguments = files_of(pair, tmp_path / "work")
+    for name, value in given.items():
+        if f"--{name}" in arguments:
+            at = arguments.index(f"--{name}")
+            arguments[at : at + 2] = []
+        if value is not None:
+            arguments += [f"--{name}", value.format(pair=pair)]
+    assert run("trace", *arguments) == 1
+    error = [x for x in capfd.readouterr().err.splitlines() if x.startswith("msif trace: ")]
+    assert len(error) == 1 and message in error[0]
+
+
+def test_help_says_enough_to_begin(capsys):
+    for command in ([], ["plan"], ["fit"], ["trace"], ["show"], ["study"]):
+        with pytest.raises(SystemExit) as done:
+            main([*command, "--help"])
+        assert done.value.code == 0
+        assert "usage: msif" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", ["make", "run", "report", "claims", "preflight"])
+def test_the_studys_commands_are_reached(what):
+    done = subprocess.run(
+        [sys.executable, "-m", "msif", "study", what, "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0 and f"usage: msif study {what}" in done.stdout
+
+
+def killed_when(pattern, command, folder):
+    """Start the command and kill -9 it as soon as a file like this is in the folder."""
+    child = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    for _ in range(6000):
+        if list(folder.glob(pattern)) or child.poll() is not None:
+            break
+        time.sleep(0.01)
+    killed = child.poll() is None
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    return killed
+
+
+@pytest.mark.slow
+def test_killed_at_any_point_the_same_command_ends_in_the_same_bits(pair, tmp_path):
+    """kill -9 during the fit of each stage and after it; then once more, to the end."""
+
+    def command(work):
+        asked = ["--ask", "Where was Hal born?", "--batch-size", "1"]
+        return [sys.executable, "-m", "msif", "trace", *files_of(pair, work), *asked]
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run(command(whole), check=True, cwd=ROOT, capture_output=True)
+    patterns = [".factors-*.work/sums.*", ".factors-*.work/*.bases.*", "factors-*/header.json"]
+    patterns += ["scores-*/w.safetensors"]
+    kills = [killed_when(pattern, command(broken), broken) for pattern in patterns]
+    assert sum(kills) >= 3
+    subprocess.run(command(broken), check=True, cwd=ROOT, capture_output=True)
+    written = [x.relative_to(whole) for x in whole.glob("*/*.safetensors")]
+    written += [x.relative_to(whole) for x in whole.glob("scores-*/part-*")]
+    assert len(written) > 20
+    for path in written:
+        assert (whole / path).read_bytes() == (broken / path).read_bytes(), path
+    assert torch.equal(*(torch.tensor(table_of(x)["score"].to_numpy()) for x in (whole, broken)))
