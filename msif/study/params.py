@@ -2,7 +2,6 @@
 that would run them.
 """
 
-import math
 import re
 import shlex
 
@@ -24,7 +23,7 @@ def profiles():
 
 def known(value, what, names):
     """`value` if it is one of `names`; ValueError, saying what there is, if not."""
-    if value not in names:
+    if value not in list(names):
         raise ValueError(f"unknown {what} {value!r}; there are: {', '.join(names) or 'none'}")
     return value
 
@@ -124,10 +123,8 @@ def _written(value):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int):
         return str(value)
-    if isinstance(value, float):  # 1e-05 would be read as text
-        mantissa, e, exponent = repr(value).partition("e")
-        mantissa += ".0" * (e != "" and "." not in mantissa)
-        return mantissa + e + exponent if math.isfinite(value) else None
+    if isinstance(value, float):  # 1e-05 would be written so, and read as text
+        return repr(value) if re.fullmatch(r"-?\d+\.\d+(e[-+]\d+)?", repr(value)) else None
     if isinstance(value, str):
         plain = re.fullmatch(r"[A-Za-z][\w./ -]*", value)
         return f'"{value}"' if plain else None

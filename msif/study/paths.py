@@ -5,6 +5,7 @@ make there, which must be finished. By hand, what it owns lies in results/by-han
 """
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,8 +57,11 @@ def results(profile, *parts):
     """results/<profile>/<parts>, its folder made: what DVC keeps (models, factors, scores).
 
     In a notebook that has begun: what another notebook makes is looked up, see `finished`; all
-    else is the notebook's own, and lies in `by_hand(profile, notebook)` if a person runs it."""
+    else is the notebook's own, and lies in `by_hand(profile, notebook)` if a person runs it.
+    Raises RuntimeError in a notebook that has not begun: it would overwrite the pipeline's."""
     if _running is None:
+        if _in_notebook():
+            raise RuntimeError("run the first cells: notebook.begin says where this one writes")
         return _inside("results", profile, *parts)
     makers = {stage_of(name): name for name in notebooks() if name != _running.notebook}
     if parts and parts[0] in makers:
@@ -91,9 +95,11 @@ def finished(profile, maker, *parts):
     raise FileNotFoundError(f"{what} is not there: notebook {maker} makes it; {remedy}")
 
 
-def by_hand(profile, notebook):
-    """results/by-hand/<profile>/<notebook>: where a notebook that a person runs writes."""
-    return root() / "results" / "by-hand" / profile / notebook
+def by_hand(profile, notebook, top=None):
+    """results/by-hand/<profile>/<notebook>: where a notebook that a person runs writes.
+
+    top: the study's folder, where the working directory may be outside of it."""
+    return (top or root()) / "results" / "by-hand" / profile / notebook
 
 
 def reports(profile, *parts):
@@ -115,6 +121,11 @@ def from_root(settings, name):
     """`settings` with the folder at `name` made absolute if the study has it; a hub id stays."""
     path = root() / settings.get(name, "")
     return settings | {name: str(path)} if name in settings and path.exists() else settings
+
+
+def _in_notebook():
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
 
 
 def _by_hand():

@@ -52,7 +52,7 @@ def runs():
 def follow():
     """Write `runs` into dvc.yaml where its lists say otherwise; the stages whose list changed."""
     there = next(x["runs"] for x in _yaml("dvc.yaml")["vars"] if "runs" in x)
-    changed = [stage for stage, names in runs().items() if there.get(stage) != names]
+    changed = [stage for stage, names in runs().items() if there.get(stage, []) != names]
     for stage in changed:
         _set_list("dvc.yaml", stage, runs()[stage])
     return changed

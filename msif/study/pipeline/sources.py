@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import re
 from pathlib import Path
 
 from msif.core.extras import need
@@ -33,7 +34,7 @@ def edited(notebook):
 
     The pipeline runs what params.yaml says, whatever the cell says."""
     found = declared(_read(root() / "notebooks" / f"{notebook}.ipynb"))
-    profile, stage = found.get("profile"), stage_of(notebook)
+    profile, stage = str(found.get("profile")), stage_of(notebook)
     section = (params.profiles().get(profile) or {}).get(stage)
     if section is None:
         return []
@@ -86,10 +87,9 @@ def cleaned(nb):
 
 def _keep(nb, file, contents_manager):
     """Write a copy with outputs, trusted where its reader has trusted it."""
-    profile = declared(nb).get("profile")
-    if profile not in params.profiles():
-        profile = "unknown"
-    target = by_hand(profile, file.stem) / file.name
+    profile = str(declared(nb).get("profile"))
+    named = profile if re.fullmatch(r"\w[\w-]*", profile) else "unnamed"
+    target = by_hand(named, file.stem, top=file.parents[1]) / file.name
     target.parent.mkdir(parents=True, exist_ok=True)
     contents_manager.check_and_sign(nb, str(target))
     need("nbformat").write(nb, target)

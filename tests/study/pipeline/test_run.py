@@ -1,6 +1,7 @@
 """The runner refuses bad names before anything runs, and equal runs leave equal bytes."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -10,8 +11,15 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from support import ROOT
 
+from msif.study.notebook import PIPELINE
 from msif.study.pipeline import run
 
+OTHERWISE = (
+    "01_demo: this run takes params.yaml, tiny.demo, not what the notebook's cell says: n = 1, "
+    "there 3. To keep that: edit tiny.demo in params.yaml, then: make study; or, beside the study: "
+    "dvc exp run --temp -S tiny.demo.n=1 demo@tiny"
+)
+BEGIN = "from msif.study import notebook\nnotebook.begin('01_demo', globals())"
 CODE = """
 import sys
 from pathlib import Path
@@ -41,6 +49,7 @@ def study(tmp_path, monkeypatch):
     cells = [
         new_markdown_cell("# Demo", id="0"),
         new_code_cell("n = 1\nprofile = 'tiny'", id="1", metadata={"tags": ["parameters"]}),
+        new_code_cell(BEGIN, id="begin"),
         new_code_cell(CODE, id="2"),
     ]
     (tmp_path / "notebooks").mkdir()
@@ -89,15 +98,14 @@ def test_equal_runs_leave_equal_bytes_and_their_cost(study, capfd):
     nb = nbformat.reads(first.decode(), as_version=4)
     assert [o.text for o in nb.cells[-1].outputs] == ["n = 3\ntiny\n"]  # ... and not kept
     assert "papermill" not in first.decode()
+    assert nb.cells[-2].source == BEGIN and nb.cells[-2].outputs == []  # no person runs it ...
+    assert PIPELINE not in os.environ  # ... which this process does not claim for what follows
 
     # What it cost, in a process of its own: a child begins as large as its parent, and this one
     # has run other tests.
-    subprocess.run(
-        [sys.executable, "-m", "msif.study.pipeline.run", "01_demo", "tiny"],
-        cwd=study,
-        check=True,
-        capture_output=True,
-    )
+    command = [sys.executable, "-m", "msif.study.pipeline.run", "01_demo", "tiny"]
+    alone = subprocess.run(command, cwd=study, check=True, capture_output=True, text=True)
+    assert alone.stdout.splitlines()[:2] == ["01_demo for tiny", OTHERWISE]
     cost = json.loads((study / "scratch/timings/tiny/01_demo.json").read_text())
     assert (
         cost["seconds"] > 0 and 256 < cost["peak_mb"] < 1024
