@@ -199,10 +199,8 @@ class Work:
         chosen = self.chosen
         told = max(sum(y != NO_LOSS for y in x.labels) for x in self.rows)
         options = {"new_tokens": chosen.new_tokens or min(told, LONGEST_ANSWER)}
-        if chosen.questions:
-            options["columns"] = self.columns
-            return self.tuned.answers(chosen.questions, **options)
-        return self.tuned.answers(*zip(*chosen.ask), **options)
+        asked = chosen.questions or [(prompt, answer) for prompt, answer in chosen.ask]
+        return self.tuned.questions(asked, columns=self.columns, **options)
 
     def stages(self):
         """Both stages, fitted in the folder where they are not yet."""

@@ -1,4 +1,4 @@
-"""`python -m msif` on a pair of one's own: table and page, equal bits after a kill, one-line errors."""
+"""`python -m msif` on one's own pair: table and page, equal bits after a kill, one-line errors."""
 
 import os
 import shlex
@@ -62,7 +62,7 @@ def test_from_files_to_a_table_on_any_architecture(kind, tmp_path, capfd):
             msif.Stage(base, msif.fit(base, docs, **options), damping=1e-3),
             msif.Stage(tuned, msif.fit(tuned, rows, **options), alpha=0.1),
         ]
-        questions = tuned.answers(pair / "questions.jsonl", new_tokens=1)
+        questions = tuned.questions(pair / "questions.jsonl", new_tokens=1)
         scores = msif.trace(stages, questions, docs, top=4, **options)
         expected = [x for row in scores.top() for x in row]
         assert found["document"].tolist() == [x.document for x in expected]

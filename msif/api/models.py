@@ -39,8 +39,8 @@ class Model:
         """Pre-training documents, tokenised with a loss on every token: a list of `data.Sequence`.
 
         texts: strings; or the path of a .jsonl, .parquet or .txt file, of a folder of such files,
-        or the hub id of a data set, whose `column` is read. They are cut to `max_length` tokens, by
-        default the model's context, at most 2,048. limit: read so many at most.
+        or the hub id of a data set, whose `column` is read. They are cut to `max_length` tokens (by
+        default 2,048), never more than the model's context. limit: read so many at most.
 
         Raises ValueError for an empty corpus, a document without a token to predict, and what
         `data.load_texts` raises for a source.
@@ -81,7 +81,7 @@ class Model:
     def answers(
         self,
         prompts: Iterable[str] | str | Path,
-        answers: Iterable[str | None] | None = None,
+        answers: Iterable[str] | None = None,
         *,
         max_length: int | None = None,
         columns: tuple[str, str] = ("prompt", "answer"),
@@ -90,37 +90,82 @@ class Model:
     ) -> list[data.Sequence]:
         """Fine-tuning rows, or questions: "prompt answer", tokenised with a loss on the answer.
 
-        prompts: strings, or the path of a file with these `columns` (of a .txt file, each line is a
-        prompt). The prompt must be what the model was fine-tuned on, chat format and special words
-        included. Where there is no answer, the model gives its own: greedily, up to its
-        end-of-sequence token or `new_tokens` tokens. max_length: longer rows are refused; by
-        default the model's context.
+        prompts: strings, or the path of a file with both `columns`. The prompt must be what the
+        model was fine-tuned on, chat format and special words included. Strings without `answers`
+        get the model's own (see `questions`). max_length: longer rows are refused; by default the
+        model's context.
 
         Raises ValueError, naming the row, for a prompt or an answer without tokens, and for a row
         that is too long; what `data.load_rows` raises for a source.
 
         >>> tuned.text(tuned.answers(["Where was Bo born?"], ["Paris"])[0])
         'Where was Bo born? Paris'
-        >>> [asked] = tuned.answers(["Where was Bo born?"], new_tokens=1)  # the model's own word
-        >>> sum(label != -100 for label in asked.labels)
-        1
         """
         if isinstance(prompts, str | Path):
-            asked, answers = _columns(prompts, columns, limit)
+            rows = data.load_rows(prompts, columns, limit=limit)
+            pairs = [(row[columns[0]], row[columns[1]]) for row in rows]
+        elif answers is None:
+            pairs = [(prompt, None) for prompt in prompts]
         else:
-            asked = list(prompts)[:limit]
-        given = [None] * len(asked) if answers is None else list(answers)[:limit]
-        if len(given) != len(asked):
-            raise ValueError(f"{len(asked)} prompts and {len(given)} answers: expected as many")
+            prompts, told = list(prompts), list(answers)
+            if len(prompts) != len(told):
+                raise ValueError(
+                    f"{len(prompts)} prompts and {len(told)} answers: expected as many"
+                )
+            for n, answer in enumerate(told):
+                if not isinstance(answer, str):
+                    raise ValueError(
+                        f"row {n} has the answer {answer!r}; expected text, or, for the model's own "
+                        f"answer to a question, `questions`"
+                    )
+            pairs = list(zip(prompts, told))
+        return self._encoded(pairs[:limit], max_length, new_tokens)
+
+    def questions(
+        self,
+        asked: Iterable[str | tuple[str, str | None]] | str | Path,
+        *,
+        max_length: int | None = None,
+        columns: tuple[str, str] = ("prompt", "answer"),
+        limit: int | None = None,
+        new_tokens: int = 32,
+    ) -> list[data.Sequence]:
+        """Questions as `answers` makes them of rows, where the model may give its own answer.
+
+        asked: prompts, or (prompt, answer or None) pairs; or the path of a file, of a .txt one each
+        line a prompt, of others the `columns`, of which the second may be missing. Where there is
+        no answer, the model gives its own: greedily, up to its end-of-sequence token or
+        `new_tokens` tokens. Raises as `answers`, and ValueError for a model that answers nothing.
+
+        >>> [own] = tuned.questions(["Where was Bo born?"], new_tokens=1)
+        >>> sum(label != -100 for label in own.labels)
+        1
+        """
+        if isinstance(asked, str | Path):
+            text = Path(asked).suffix == ".txt"
+            prompt, answer = ("text", "answer") if text else columns
+            rows = data.load_rows(asked, [prompt], [answer], limit=limit)
+            return self._encoded(
+                [(row[prompt], row[answer]) for row in rows], max_length, new_tokens
+            )
+        pairs = [(x, None) if isinstance(x, str) else x for x in asked]
+        for n, pair in enumerate(pairs):
+            if isinstance(pair, data.Sequence) or len(pair) != 2:
+                raise ValueError(
+                    f"question {n} is {pair!r}: expected a prompt or a (prompt, answer) pair"
+                )
+        return self._encoded(pairs[:limit], max_length, new_tokens)
+
+    def _encoded(self, pairs, max_length, new_tokens):
+        """Sequences of [(prompt, answer, or None for the model's own)]."""
         longest = self._longest(max_length, sys.maxsize)
-        told = {n: answer for n, answer in enumerate(given) if answer is not None}
-        own = {n: prompt for n, prompt in enumerate(asked) if n not in told}
+        own = {n: prompt for n, (prompt, answer) in enumerate(pairs) if answer is None}
+        told = [n for n in range(len(pairs)) if n not in own]
         rows = self._said(own, new_tokens, longest)
-        if told:
-            texts = [asked[n] for n in told], list(told.values())
-            for n, row in zip(told, data.encode_answers(*texts, self.tokenizer, longest)):
-                rows[n] = data.Sequence(n, row.input_ids, row.labels)
-        return [rows[n] for n in range(len(asked))]
+        texts = [pairs[n][0] for n in told], [pairs[n][1] for n in told]
+        for n, row in zip(told, data.encode_answers(*texts, self.tokenizer, longest)):
+            rows[n] = data.Sequence(n, row.input_ids, row.labels)
+        return [rows[n] for n in range(len(pairs))]
 
     def text(self, sequence: data.Sequence) -> str:
         """A sequence as text, without special tokens."""
@@ -176,16 +221,6 @@ class Stream:
         if isinstance(texts, str | Path):
             texts = data.load_texts(texts, self.column, streaming=True, limit=self.limit)
         return streaming.tokenised(texts, self.tokenizer, self.max_length)
-
-
-def _columns(source, columns, limit):
-    """(prompts, answers or None) of a file."""
-    if Path(source).suffix == ".txt":
-        rows = data.load_rows(source, ["text"], limit=limit)
-        return [row["text"] for row in rows], None
-    prompt, answer = columns
-    rows = data.load_rows(source, [prompt], [answer], limit=limit)
-    return [row[prompt] for row in rows], [row[answer] for row in rows]
 
 
 def load(

@@ -115,15 +115,7 @@ def _asked(model, questions):
         raise ValueError("there are no questions: expected at least one")
     if all(isinstance(x, data.Sequence) for x in given):
         return given
-    pairs = [(x, None) if isinstance(x, str) else x for x in given]
-    for n, pair in enumerate(pairs):
-        if isinstance(pair, data.Sequence) or len(pair) != 2:
-            raise ValueError(
-                f"question {n} is {pair!r}: expected a prompt, a (prompt, answer) pair, or, for "
-                f"all of them, sequences that `answers` made"
-            )
-    prompts, answers = zip(*pairs)
-    return model.answers(prompts, answers)
+    return model.questions(given)
 
 
 def _check_chain(stages, stage):

@@ -188,7 +188,7 @@ def test_where_no_answer_is_given_the_models_own_is_traced(pair, given, stages):
     traced = msif.trace(stages, tuned.answers(["Where was Hal born?"], new_tokens=1), given[0])
     told = msif.trace(stages, [("Where was Hal born?", said)], given[0])
     assert torch.equal(traced.values, told.values)
-    both = tuned.answers(["Where was Hal born?", "Where was Bo born?"], [None, "Rome"])
+    both = tuned.questions([("Where was Hal born?", None), ("Where was Bo born?", "Rome")])
     assert [x.index for x in both] == [0, 1] and len(both[0].input_ids) > len(both[1].input_ids)
 
 
@@ -226,6 +226,7 @@ def test_wrong_turns_end_in_one_sentence(pair, given, stages):
         lambda: msif.trace([stages[0], msif.Stage(tuned, stages[1].factors)], ASK, docs): "α = 0",
         lambda: msif.trace(stages, ["a", ("b", "c", "d")], docs): "question 1",
         lambda: tuned.answers(["a", "b"], ["c"]): "2 prompts and 1 answers",
+        lambda: tuned.answers(["a", "b"], ["c", None]): "row 1 has the answer None",
         lambda: tuned.answers(["Where " * 99]): "prompt of 99 tokens: expected 1 to 32",
         lambda: base.stream(iter(["a b"])): "not an iterator",
         lambda: msif.trace(stages, ASK, docs).top(0): "count is 0",

@@ -118,7 +118,7 @@ def test_decoder_classifier_pools_where_the_mask_ends():
 
 @pytest.mark.parametrize("model_type", ["qwen2", "llama", "gpt_neox"])
 def test_a_tokenizer_is_what_its_file_says_whatever_the_model(model_type, tmp_path):
-    """AutoTokenizer alone reads words beside a qwen2 model as a BPE without merges: no ids at all."""
+    """AutoTokenizer reads words beside a qwen2 model as a BPE without merges: no ids at all."""
     made = word_tokenizer(["Where was Ada born ?"])
     made.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
