@@ -115,8 +115,8 @@ class Model:
             for n, answer in enumerate(told):
                 if not isinstance(answer, str):
                     raise ValueError(
-                        f"row {n} has the answer {answer!r}; expected text, or, for the model's own "
-                        f"answer to a question, `questions`"
+                        f"row {n} has the answer {answer!r}; expected text, or, for the "
+                        f"model's own answer to a question, `questions`"
                     )
             pairs = list(zip(prompts, told))
         return self._encoded(pairs[:limit], max_length, new_tokens)

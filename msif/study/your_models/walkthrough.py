@@ -1,5 +1,5 @@
-"""What `08_your_models` needs beside the library: a small pair of models in a stranger's layout,
-and a cheap check of scores."""
+"""What `08_your_models` needs beside the front door: a small pair of models in a stranger's layout,
+what models say, other settings, and a cheap check of scores."""
 
 import json
 import shutil
@@ -7,12 +7,19 @@ from pathlib import Path
 
 import torch
 
+from msif.core import influence
 from msif.core.capture import gradients
-from msif.core.data import collate
-from msif.core.layers import matrix
+from msif.core.data import NO_LOSS, collate
+from msif.core.generation import greedy, own_share
+from msif.core.influence import Damping, Stage
+from msif.core.layers import matrix, weight_matrix
 from msif.core.models import logits
 from msif.core.objectives import log_probability, loss
 from msif.study.beds import testbed
+from msif.study.tracing import methods
+from msif.view import highlight
+
+LOOKED_AT = 256  # fine-tuning rows
 
 
 def pair(folder, corpus, *, questions, seed=0, **settings):
@@ -49,6 +56,90 @@ def _write(path, rows, keys):
     """These keys of rows, one JSON object a line."""
     lines = [json.dumps({key: row[key] for key in keys}) + "\n" for row in rows]
     path.write_text("".join(lines), encoding="utf-8")
+
+
+def learnt(model, rows):
+    """The share of the answers' tokens that a `msif.Model` would itself write, over up to 256 of
+    the fine-tuning rows, evenly drawn: from 0 to 1."""
+    return own_share(model.tracked.model, rows[:: -(-len(rows) // LOOKED_AT)])
+
+
+def _parts(question):
+    """(ids of the prompt, ids of the answer)."""
+    at = next(t for t, label in enumerate(question.labels) if label != NO_LOSS)
+    return question.input_ids[:at], question.input_ids[at:]
+
+
+def as_text(model, questions):
+    """[(prompt, answer)] of questions, as a `msif.Model`'s tokenizer writes them."""
+    return [tuple(_decoded(model, part) for part in _parts(x)) for x in questions]
+
+
+def _decoded(model, ids):
+    return model.tokenizer.decode(list(ids)).strip()
+
+
+def said(model, questions):
+    """What a `msif.Model` says to each question, in as many tokens as its answer has: [(text, is it
+    the answer?)]."""
+    parts = [_parts(x) for x in questions]
+    longest = max(len(answer) for _, answer in parts)
+    written = greedy(model.tracked.model, [list(prompt) for prompt, _ in parts], longest)
+    cut = [ids[: len(answer)] for ids, (_, answer) in zip(written, parts)]
+    return [(_decoded(model, ids), tuple(ids) == answer) for ids, (_, answer) in zip(cut, parts)]
+
+
+def shaded(scores, questions):
+    """HTML of the documents that stand first for the first few questions of `msif.Scores`, each
+    token shaded by its part of the score."""
+    model, page = scores.stages[scores.stage].model, highlight.LEGEND
+    asked, ranked = scores.asked()[:questions], scores.top()[:questions]
+    documents = {x.index: x for x in scores.documents}
+    for k, ((prompt, answer), row) in enumerate(zip(asked, ranked)):
+        chosen = [documents[x.document] for x in row]
+        alone = {name: w[k : k + 1] for name, w in scores.w.items()}
+        split = influence.token_scores(model.tracked, chosen, alone)[0].tolist()
+        page += highlight.ranking(
+            prompt,
+            answer,
+            [
+                {
+                    "rank": x.rank,
+                    "score": x.score,
+                    "note": f"document {x.document}",
+                    "words": [model.tokenizer.decode([i]) for i in sequence.input_ids],
+                    "scores": tokens[: len(sequence.input_ids)],
+                }
+                for x, sequence, tokens in zip(row, chosen, split)
+            ],
+        )
+    return page
+
+
+def settings(stages, questions, documents, tried, batch_size=32):
+    """Normalised scores (q, n) of two `msif.Stage`s with other numbers: {(damping, α): scores}, all
+    in one pass over the documents. tried: {"damping": numbers, "alpha": numbers}."""
+    before, after = stages
+    q = influence.query_gradients(after.model.tracked, questions, batch_size=batch_size)
+    vectors = {
+        (d, a): influence.precondition(
+            q,
+            [
+                Stage(before.factors, damping=Damping(d)),
+                Stage(after.factors, alpha=Damping(a)),
+            ],
+        )[0]
+        for d in tried["damping"]
+        for a in tried["alpha"]
+    }
+    found = methods.score_together(before.model.tracked, documents, vectors, batch_size)
+    return {setting: x.normalised() for setting, x in found.items()}
+
+
+def weights_norm(tracked):
+    """‖θ‖ over the tracked layers' weights and biases."""
+    weights = (weight_matrix(tracked.model.get_submodule(name)) for name in tracked.names)
+    return float(sum(x.double().square().sum() for x in weights)) ** 0.5
 
 
 def after_step(base, tuned, documents, queries, length, batch_size=32):
