@@ -9,11 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 from support import lab
-from support.checkouts import checkout
-from support.explorer_reader import browser
 
 pytestmark = pytest.mark.slow
-fixtures = checkout, browser
 NAME = "02_factors"
 
 
