@@ -5,6 +5,7 @@ strings. A sentence that compares is conditional on the numbers: it says "ahead"
 two standard errors) or "behind", whatever the study hoped for.
 """
 
+from math import isnan
 from typing import NamedTuple
 
 from msif.study.tracing.names import Name
@@ -248,13 +249,15 @@ def your_models(numbers):
     search, chance, last = (
         step[kind]["value"] for kind in ("first by BM25", "at random", "last by influence")
     )
-    if value > 2 * error:
+    alone = error is None or isnan(error)  # of one question there is no standard error
+    if value > 2 * (0 if alone else error):
         verdict = "raises"
     else:
-        verdict = "lowers" if value < -2 * error else "does not surely change"
+        verdict = "lowers" if value < -2 * (0 if alone else error) else "does not surely change"
+    spread = "nats, one question" if alone else f"± {error:.2f} nats"
     claim = (
         f"One SGD step on the document that stands first {verdict} the answer's log-probability "
-        f"({value:+.2f} ± {error:.2f} nats); on BM25's first {search:+.2f}, on a random one "
+        f"({value:+.2f} {spread}); on BM25's first {search:+.2f}, on a random one "
         f"{chance:+.2f}, on the last {last:+.2f}."
     )
     if settings := numbers.get("settings"):

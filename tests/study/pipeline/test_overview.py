@@ -258,6 +258,13 @@ def test_a_step_that_lowers_the_answer_is_said_to(value, verdict):
     assert f"that stands first {verdict} the answer" in claim("your_models", {"step": step})
 
 
+@pytest.mark.parametrize("error", [None, float("nan")])
+def test_a_step_of_one_question_has_no_standard_error(error):
+    kinds = ("first by influence", "first by BM25", "at random", "last by influence")
+    found = claim("your_models", {"step": dict.fromkeys(kinds, {"value": 0.2, "error": error})})
+    assert "raises the answer's log-probability (+0.20 nats, one question)" in found
+
+
 def test_the_page_of_the_reports_that_are_there():
     html = overview.page(REPORTS)
     assert broken(html, REPORTS) == []
