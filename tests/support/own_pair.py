@@ -42,7 +42,7 @@ MAKE = {
 }
 
 
-def build(folder, kind="llama", seed=0, epochs=(12, 25)):
+def build(folder, kind="llama", seed=0, epochs=(12, 60)):
     """Write base/, tuned/, documents.jsonl, rows.jsonl and questions.jsonl into a folder.
 
     Documents tell where eight people were born (which place depends on the seed), rows ask about
