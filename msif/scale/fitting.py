@@ -80,11 +80,11 @@ def fit(
     lengths = [len(x.input_ids) for x in sequences]
     plan = plan_fit(tracked, lengths, batch_size=batch_size, draws=len(objectives), memory=memory)
     rank = processes.rank_and_size()[0]
-    if title and rank == 0:
-        print(plan, flush=True)
     work = folder.with_name(f".{folder.name}.work")
     with files.exclusive(work / f"rank{rank}"):
         if not _there(folder, key):
+            if title and rank == 0:
+                print(f"{title}: {plan}", flush=True)
             _begin(work, key, plan, rank)
             for number, partition in enumerate(plan.partitions, 1):
                 _Fit(
