@@ -142,6 +142,7 @@ def imported(path):
         elif isinstance(node, ast.Import):
             todo |= {alias.name for alias in node.names}
     todo &= graph().modules
+    todo |= {"msif.api"} if "msif" in todo else set()  # whose names msif gives when asked for
     while todo:
         found.add(module := todo.pop())
         todo |= graph().find_modules_directly_imported_by(module) - found
