@@ -76,7 +76,7 @@ def test_the_folder_remembers_and_asks_again(pair, tmp_path, capsys):
     assert run("trace", "--folder", work, "--ask", "Where was Gus born?", "--answer", "Rome") == 0
     first = table_of(work)
     assert set(first["answer"]) == {"Rome"} and len(first) == 10
-    assert "as before: base" in capsys.readouterr().out
+    assert "remembered from" in capsys.readouterr().out
     assert run("show", "--folder", work, "--raw", "--top", 2) == 0
     shown = capsys.readouterr().out
     best = table_of(work)
@@ -85,6 +85,34 @@ def test_the_folder_remembers_and_asks_again(pair, tmp_path, capsys):
     assert run("trace", "--folder", work, "--ask", "Where was Bo born?", "--among", "rows") == 0
     assert "Where was Bo born? → Paris" in capsys.readouterr().out
     assert len(list(work.glob("factors-*"))) == 2
+
+
+def test_only_the_pair_is_remembered_and_by_show_the_last_trace(pair, tmp_path, capsys):
+    work, ask = tmp_path / "work", ["--ask", "Where was Gus born?", "--answer", "Rome"]
+    assert run("plan", *files_of(pair, work)) == 0 and not work.exists()
+    given = ["--damping", 10, "--limit", 5, "--top", 2, "--raw", "--samples", 1]
+    assert run("trace", *files_of(pair, work), *ask, *given) == 0
+    capsys.readouterr()
+    assert run("show", "--folder", work) == 0
+    shown = capsys.readouterr().out
+    assert "damping 10," in shown and shown.count("Rome   (log p = ") == 1
+    assert (
+        "score*" in shown
+        and len(shown.split("rank  document")[1].split("* ranked")[0].splitlines()) == 4
+    )
+    assert run("trace", "--folder", work, *ask) == 0
+    asked = capsys.readouterr().out
+    assert "damping 0.001," in asked and "normalised*" in asked and "--samples 1" in asked
+    assert "\n   10 " in asked
+
+
+def test_a_table_says_what_the_model_itself_says(pair, tmp_path, capsys):
+    asked = ["--ask", "Where was Bo born?", "--answer", "Oslo", "--ask", "Where was Bo born?"]
+    assert run("trace", *files_of(pair, tmp_path / "work"), *asked) == 0
+    printed = capsys.readouterr().out
+    assert "Where was Bo born? → Oslo   (log p = -" in printed
+    assert "nats; the model says: Paris)" in printed
+    assert "Where was Bo born? → Paris   (log p = " in printed
 
 
 def test_an_answer_belongs_to_the_question_before_it():
@@ -110,6 +138,8 @@ def test_an_answer_belongs_to_the_question_before_it():
         ({"ask": None}, "no question"),
         ({"pattern": "nothing_like_it"}, "no layer to track"),
         ({"questions": "{pair}/base/config.json"}, "no column 'prompt'"),
+        ({"folder": "{pair}"}, "is not one that msif has made"),
+        ({"folder": "{pair}/rows.jsonl"}, "is not one that msif has made"),
     ],
 )
 def test_a_wrong_turn_ends_in_one_line(wrong, message, pair, tmp_path, capfd):

@@ -10,6 +10,7 @@ from torch import Tensor
 from msif.api.stages import Stage
 from msif.core import data, files, influence
 from msif.core.extras import need
+from msif.core.generation import answer_start, log_probabilities, own_answers
 from msif.core.layers import Vectors
 from msif.core.resources import require
 from msif.scale import streaming
@@ -30,7 +31,25 @@ class Ranked:
     text: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
+class Said:
+    """A question's answer, and what the model itself says.
+
+    log_probability: f, of the answer given the prompt, nats. own: the model's own greedy words, as
+    many tokens as the answer has.
+    """
+
+    prompt: str
+    answer: str
+    log_probability: float
+    own: str
+
+    def __str__(self) -> str:
+        found = f"{self.prompt} → {self.answer}   (log p = {self.log_probability:.2f} nats"
+        return f"{found})" if self.own == self.answer else f"{found}; the model says: {self.own})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Scores:
     """What `trace` found: how much each document of a stage raised each answer.
 
@@ -103,33 +122,44 @@ class Scores:
 
     def table(self, *, normalised: bool = True, width: int = 72) -> str:
         """The first documents of each question as text, cut to `width` characters each."""
+        mark = "*" if normalised else ""
+        head = _HEAD.format("score" if normalised else "score*", f"normalised{mark}")
         lines = []
-        for question, rows in zip(self.asked(), self.top(normalised=normalised)):
-            lines += [f"{question[0]} → {question[1]}", _HEAD]
+        for said, rows in zip(self.said(), self.top(normalised=normalised)):
+            lines += [str(said), head]
             lines += [_LINE.format(x, text=_short(x.text, width)) for x in rows] + [""]
-        return "\n".join(lines[:-1])
+        return "\n".join([*lines, _TOLD])
 
     def __str__(self) -> str:
         return self.table()
 
-    def asked(self) -> list[tuple[str, str]]:
-        """[(prompt, answer)] of the questions, as text."""
+    def __repr__(self) -> str:
+        return (
+            f"<scores for {len(self.questions)} questions; print them to see the first documents>"
+        )
+
+    def said(self) -> list[Said]:
+        """The questions as text, beside what the model itself says."""
         model = self.stages[-1].model
+        f = log_probabilities(model.tracked.model, self.questions).tolist()
+        own = own_answers(model.tracked.model, self.questions)
 
-        def text(x, answer):
-            ids = [i for i, label in zip(x.input_ids, x.labels) if (label != -100) is answer]
-            return model.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        def text(ids):
+            return str(model.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
-        return [(text(x, False), text(x, True)) for x in self.questions]
+        found = []
+        for x, value, ids in zip(self.questions, f, own):
+            start = answer_start(x)
+            prompt, answer = text(x.input_ids[:start]), text(x.input_ids[start:])
+            found.append(Said(prompt, answer, value, text(ids)))
+        return found
 
     def write_parquet(self, path: str | Path, *, normalised: bool = True) -> None:
         """Write the first documents of all questions to a parquet file, one a row: question,
-        prompt, answer, rank, document, score, normalised, text."""
+        prompt, answer, log_probability, own, rank, document, score, normalised, text."""
         rows = [
-            {"question": k, "prompt": prompt, "answer": answer, **vars(x)}
-            for k, ((prompt, answer), found) in enumerate(
-                zip(self.asked(), self.top(normalised=normalised))
-            )
+            {"question": k, **vars(said), **vars(x)}
+            for k, (said, found) in enumerate(zip(self.said(), self.top(normalised=normalised)))
             for x in found
         ]
         pa, pq = need("pyarrow"), need("pyarrow.parquet")
@@ -174,7 +204,11 @@ class Scores:
         return [(self.index, self.found)]
 
 
-_HEAD = f"{'rank':>5} {'document':>9} {'score':>11} {'normalised':>11}  text"
+_HEAD = " rank  document {:>11} {:>11}  text"
+_TOLD = (
+    "* ranked by. score: df/dw, nats per unit of document weight, positive: more weight makes the "
+    "answer\nlikelier. normalised: the score over the norm of the document's gradient."
+)
 _LINE = "{0.rank:>5} {0.document:>9} {0.score:>11.4g} {0.normalised:>11.4g}  {text}"
 
 

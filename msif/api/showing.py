@@ -1,5 +1,7 @@
 """The explorer of what a trace found."""
 
+import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,12 @@ def show(
     >>> msif.show(scores, "explorer.html")
     PosixPath('explorer.html')
     """
+    if path is None and "ipykernel" not in sys.modules:
+        warnings.warn(
+            "not in a notebook, where the explorer would be shown: give a path, such as "
+            'msif.show(scores, "explorer.html")',
+            stacklevel=2,
+        )
     given = explored(scores, count or scores.shown, opponents, beside or {}, options)
     if path is not None:
         return explorer.write(path, title, **explorer.prepared(**given))

@@ -17,7 +17,7 @@ from msif.scale.plan import FitPlan, ScorePlan, plan_fit, plan_score
 CHECKED = 64  # fine-tuning rows on which `fit` looks whether the model gives their answers
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Stage:
     """One stage of training: the model that ended it, its curvature, and how it is inverted.
 
@@ -48,6 +48,10 @@ class Stage:
                 f"the stage's own model"
             )
         self.core  # noqa: B018  # a bad damping is refused here
+
+    def __repr__(self) -> str:
+        numbers = f"damping={self.damping!r}, alpha={self.alpha!r}"
+        return f"<stage that ends in {self.model.source}; {numbers}>"
 
     @property
     def core(self) -> influence.Stage:

@@ -4,16 +4,15 @@ from collections.abc import Collection, Sequence
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from msif.core import data
 from msif.core.models import logits
-from msif.core.objectives import align
+from msif.core.objectives import align, log_probability
 
 
 @torch.no_grad()
 def greedy(
-    model: PreTrainedModel,
+    model: nn.Module,
     prompts: Sequence[Sequence[int]],
     new_tokens: int,
     batch_size: int = 64,
@@ -30,7 +29,7 @@ def greedy(
         rows = [i for i, p in enumerate(prompts) if len(p) == length]
         for first in range(0, len(rows), batch_size):
             chosen = rows[first : first + batch_size]
-            ids = torch.tensor([prompts[i] for i in chosen], device=model.device)
+            ids = torch.tensor([prompts[i] for i in chosen]).to(next(model.parameters()).device)
             out = model.generate(  # type: ignore[operator]  # transformers has it in a mixin
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
@@ -43,6 +42,34 @@ def greedy(
                 end = next((n for n, token in enumerate(row) if token in stop), len(row))
                 found[i] = row[:end]
     return found
+
+
+def answer_start(sequence: data.Sequence) -> int:
+    """The position of a sequence's first labelled token."""
+    assert not isinstance(sequence.labels, int)
+    return next(t for t, label in enumerate(sequence.labels) if label != data.NO_LOSS)
+
+
+def own_answers(model: nn.Module, sequences: Sequence[data.Sequence]) -> list[list[int]]:
+    """What the model itself writes in place of each sequence's answer, its labelled end: greedily,
+    as many ids as the answer has."""
+    starts = [answer_start(x) for x in sequences]
+    longest = max(len(x.input_ids) - start for x, start in zip(sequences, starts))
+    written = greedy(model, [x.input_ids[:start] for x, start in zip(sequences, starts)], longest)
+    return [ids[: len(x.input_ids) - start] for ids, x, start in zip(written, sequences, starts)]
+
+
+@torch.no_grad()
+def log_probabilities(
+    model: nn.Module, sequences: Sequence[data.Sequence], batch_size: int = 32
+) -> torch.Tensor:
+    """f of each sequence, the log-probability of its labelled tokens: (q,) float64, nats."""
+    device = next(model.parameters()).device
+    found = [
+        log_probability(logits(model, batch.to(device)), batch.to(device)).double().cpu()
+        for batch in data.batches(list(sequences), batch_size)
+    ]
+    return torch.cat(found)
 
 
 @torch.no_grad()

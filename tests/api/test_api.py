@@ -19,7 +19,10 @@ from msif.core.layers import tracked
 from msif.core.models import load_model, load_tokenizer, model_digest
 from msif.scale import fitting, streaming
 
-pytestmark = pytest.mark.filterwarnings("ignore:the largest score:UserWarning")  # tiny data
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:the largest score:UserWarning"),  # tiny data
+    pytest.mark.filterwarnings("ignore:not in a notebook:UserWarning"),
+]
 ASK = [("Where was Gus born?", "Rome"), ("Where was Hal born?", "Oslo")]
 
 
@@ -135,7 +138,18 @@ def test_what_stands_first_is_told_by_rank_and_kept_as_a_table(given, stages, tm
     table = pandas.read_parquet(tmp_path / "top.parquet")
     assert table["document"].tolist() == [x.document for row in scores.top() for x in row]
     assert table["answer"].tolist() == ["Rome"] * 3 + ["Oslo"] * 3
-    assert "Where was Gus born? → Rome" in str(scores) and str(scores).count("\n") == 10
+    assert "Where was Gus born? → Rome   (log p = " in str(scores)
+    assert str(scores).count("\n") == 13 and len(repr(scores)) < 100 and "\n" not in repr(stages)
+    for said, question in zip(scores.said(), scores.questions):
+        assert said.log_probability == pytest.approx(f_of(stages[1].model, question), abs=1e-5)
+
+
+def f_of(model, question):
+    """log p of the answer of a question, position by position."""
+    ids, labels = (torch.tensor(x) for x in (question.input_ids, question.labels))
+    log_p = model.tracked.model(ids[None]).logits[0].log_softmax(1)
+    at = [t for t in range(1, len(ids)) if labels[t] != -100]
+    return sum(log_p[t - 1, ids[t]].item() for t in at)
 
 
 def test_a_subset_keeps_its_documents_numbers(given, stages, tmp_path):

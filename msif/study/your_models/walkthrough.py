@@ -9,12 +9,10 @@ import torch
 
 from msif.core import influence
 from msif.core.capture import gradients
-from msif.core.data import NO_LOSS, collate
-from msif.core.generation import greedy, own_share
+from msif.core.generation import answer_start, log_probabilities, own_answers, own_share
 from msif.core.influence import Damping, Stage
 from msif.core.layers import matrix, weight_matrix
-from msif.core.models import logits
-from msif.core.objectives import log_probability, loss
+from msif.core.objectives import loss
 from msif.study.beds import testbed
 from msif.study.tracing import methods
 from msif.view import highlight
@@ -66,7 +64,7 @@ def learnt(model, rows):
 
 def _parts(question):
     """(ids of the prompt, ids of the answer)."""
-    at = next(t for t, label in enumerate(question.labels) if label != NO_LOSS)
+    at = answer_start(question)
     return question.input_ids[:at], question.input_ids[at:]
 
 
@@ -82,18 +80,17 @@ def _decoded(model, ids):
 def said(model, questions):
     """What a `msif.Model` says to each question, in as many tokens as its answer has: [(text, is it
     the answer?)]."""
-    parts = [_parts(x) for x in questions]
-    longest = max(len(answer) for _, answer in parts)
-    written = greedy(model.tracked.model, [list(prompt) for prompt, _ in parts], longest)
-    cut = [ids[: len(answer)] for ids, (_, answer) in zip(written, parts)]
-    return [(_decoded(model, ids), tuple(ids) == answer) for ids, (_, answer) in zip(cut, parts)]
+    written = own_answers(model.tracked.model, questions)
+    answers = [_parts(x)[1] for x in questions]
+    return [(_decoded(model, x), tuple(x) == answer) for x, answer in zip(written, answers)]
 
 
 def shaded(scores, questions):
     """HTML of the documents that stand first for the first few questions of `msif.Scores`, each
     token shaded by its part of the score."""
     model, page = scores.stages[scores.stage].model, highlight.LEGEND
-    asked, ranked = scores.asked()[:questions], scores.top()[:questions]
+    asked = as_text(scores.stages[-1].model, scores.questions[:questions])
+    ranked = scores.top()[:questions]
     documents = {x.index: x for x in scores.documents}
     for k, ((prompt, answer), row) in enumerate(zip(asked, ranked)):
         chosen = [documents[x.document] for x in row]
@@ -152,7 +149,7 @@ def after_step(base, tuned, documents, queries, length, batch_size=32):
     length × the gradient dot product of the query at θ₂ and the document at θ₁, normalised: no
     curvature takes part. `tuned` is given back as it was.
     """
-    before, found = measured(tuned.model, queries, batch_size), []
+    before, found = log_probabilities(tuned.model, queries, batch_size), []
     kept = {
         layer.name: [p.detach().clone() for p in _parameters(tuned.model, layer)]
         for layer in tuned.layers
@@ -163,21 +160,11 @@ def after_step(base, tuned, documents, queries, length, batch_size=32):
             norm = sum(g.square().sum() for g in step.values()).sqrt()
             for layer in tuned.layers:
                 _add(tuned.model, layer, -length / norm * step[layer.name][0])
-            found.append(measured(tuned.model, queries, batch_size) - before)
+            found.append(log_probabilities(tuned.model, queries, batch_size) - before)
             _restore(tuned, kept)
     finally:
         _restore(tuned, kept)
     return torch.stack(found, 1)
-
-
-@torch.no_grad()
-def measured(model, queries, batch_size=32):
-    """f of each query, the log-probability of its labelled tokens: (q,) float64, nats."""
-    found = []
-    for first in range(0, len(queries), batch_size):
-        batch = collate(queries[first : first + batch_size]).to(model.device)
-        found.append(log_probability(logits(model, batch), batch).double().cpu())
-    return torch.cat(found)
 
 
 def _parameters(model, layer):
