@@ -19,6 +19,7 @@ from differentiating the stages' optimality conditions.
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Protocol
 
 import torch
@@ -50,7 +51,7 @@ class Damping:
     """A number added to the eigenvalues.
 
     `value` × the layer's mean eigenvalue, or `value` itself if not relative. Raises ValueError
-    unless it is finite and not negative.
+    unless it is a finite number, not negative, and `relative` a bool.
 
     >>> msif.Damping(0.5).of(4.0), msif.Damping(0.5, relative=False).of(4.0)
     (2.0, 0.5)
@@ -60,8 +61,11 @@ class Damping:
     relative: bool = True
 
     def __post_init__(self):
-        if isinstance(self.value, str) or not 0 <= self.value < float("inf"):
+        number = isinstance(self.value, Real) and not isinstance(self.value, bool)
+        if not number or not 0 <= self.value < float("inf"):
             raise ValueError(f"damping or α of {self.value!r}: expected a finite number ≥ 0")
+        if not isinstance(self.relative, bool):
+            raise ValueError(f"relative is {self.relative!r}: expected True or False")
 
     def of(self, mean: Tensor | float) -> Tensor | float:
         """The number itself, given the layer's mean eigenvalue."""
@@ -77,13 +81,25 @@ class Stage:
 
     curvature: H. damping d: numerical. alpha α: how strongly the stage stays near its start (for
     stage 1: its L2 regularisation). new: layers that earlier stages lack, such as a classification
-    head; they carry no α. P below is 1 on all other layers, and 0 on the new ones.
+    head; they carry no α. P below is 1 on all other layers, and 0 on the new ones. Stages may
+    differ in precision: the higher one is kept. Raises ValueError for a damping or alpha that is no
+    `Damping`, and for `new` as one string.
     """
 
     curvature: Curvature
     damping: Damping = NONE
     alpha: Damping = NONE
     new: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for name, x in (("damping", self.damping), ("alpha", self.alpha)):
+            if not isinstance(x, Damping):
+                raise ValueError(
+                    f"{name} is {x!r}: expected a Damping, such as Damping(0.1), × the mean "
+                    f"eigenvalue, or Damping(0.1, relative=False)"
+                )
+        if isinstance(self.new, str):
+            raise ValueError(f"new is {self.new!r}: expected names of layers, ({self.new!r},)")
 
     @property
     def forgets(self) -> bool:
@@ -262,7 +278,8 @@ def score(
     def consume(layer, a, g, draw, batch):
         here = torch.tensor([at[index] for index in batch.index.tolist()])
         D = transposed_gradient(a, g, layer.bias).flatten(1)
-        scores = weights[layer.name].to(D.device) @ D.mT
+        both = torch.promote_types(D.dtype, first.dtype)  # w of a stage of another precision
+        scores = weights[layer.name].to(D.device, both) @ D.to(both).mT
         found[layer.name if per_layer else "all"][:, here] += scores.to(first.device)
         squares[here] += torch.linalg.vector_norm(D, dim=1).square().to(first.device)
 
@@ -323,6 +340,24 @@ def self_influence(
 def trajectory(scores: Iterable[Tensor]) -> Tensor:
     """Σ over checkpoints of scores (q, n), each over its one global standard deviation: (q, n).
 
-    Without unit.
+    Without unit. Raises ValueError for no checkpoint, for shapes that differ, and for scores that
+    have no spread: a single one, all equal, or not all finite.
     """
-    return sum((values / values.std() for values in scores), torch.zeros(()))
+    total = torch.zeros(())
+    for k, values in enumerate(scores):
+        equal = values.numel() < 2 or bool(values.min() == values.max())
+        if equal or not 0 < values.std() < float("inf"):
+            raise ValueError(
+                f"the scores of checkpoint {k} of the trajectory, of shape {tuple(values.shape)}, "
+                f"are all equal or not finite: each checkpoint counts in units of its standard "
+                f"deviation; leave it out, or score more documents"
+            )
+        if k and values.shape != total.shape:
+            raise ValueError(
+                f"checkpoint {k} of the trajectory has scores of shape {tuple(values.shape)}, "
+                f"those before it {tuple(total.shape)}: expected one shape"
+            )
+        total = total + values / values.std()
+    if not total.dim():
+        raise ValueError("a trajectory of no scores: expected those of at least one checkpoint")
+    return total

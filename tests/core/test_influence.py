@@ -38,6 +38,7 @@ from msif.core.influence import (
 )
 from msif.core.layers import Tracked, tracked, tracked_layers
 from msif.core.objectives import fisher_losses, logit_margin, loss
+from msif.core.queries import preconditioned
 from msif.curvature.dense import Dense
 
 RELATIVE = (Damping(0.1), Damping(0.2))
@@ -267,6 +268,58 @@ def test_a_trajectory_weighs_checkpoints_by_their_spread():
     a, b = torch.randn(3, 5), 1000 * torch.randn(3, 5)
     assert torch.allclose(trajectory([a, b]), a / a.std() + b / b.std())
     assert torch.allclose(trajectory([7 * a, b]), trajectory([a, b]))
+
+
+@pytest.mark.parametrize(
+    "bad, says",
+    [
+        ([], "no scores"),
+        ([torch.tensor([[3.0]])], r"checkpoint 0 .*\(1, 1\), are all equal or not finite"),
+        ([torch.randn(2, 3), torch.full((2, 3), 0.1)], "checkpoint 1 .*are all equal"),
+        ([torch.randn(2, 3), torch.tensor([[0.0, float("nan")]])], "checkpoint 1 .*not finite"),
+        ([torch.randn(2, 0)], "checkpoint 0"),
+        ([torch.randn(2, 3), torch.randn(1, 3)], r"shape \(1, 3\), those before it \(2, 3\)"),
+    ],
+)
+def test_a_trajectory_without_spread_is_refused(bad, says):
+    with pytest.raises(ValueError, match=says):
+        trajectory(bad)
+
+
+@pytest.mark.parametrize("last", [0, 1], ids=["lower before higher", "higher before lower"])
+def test_stages_may_differ_in_precision(last):
+    """Equal to float64 stages but for the rounding of the float32 stage's gradients and factors."""
+    kinds = [torch.float32, torch.float64] if last else [torch.float64, torch.float32]
+    exact = [Tracked(m, tracked_layers(m, per_head=True)) for m in (neox(0), neox(1))]
+    mixed = [Tracked(neox(k).to(kinds[k]), x.layers) for k, x in enumerate(exact)]
+    queries, data = documents(3, 20), [documents(6, seed=10 + k) for k in range(2)]
+
+    def scores(pair):
+        fitted = [fit(x, d, samples=1, labels="true") for x, d in zip(pair, data)]
+        stages = [Stage(fitted[0], Damping(0.1)), Stage(fitted[1], alpha=Damping(0.1))]
+        w = precondition(query_gradients(pair[1], queries), stages)[0]
+        again = preconditioned(pair[1], queries, stages)
+        assert all(relative(again[name], x) < 1e-5 for name, x in w.items())
+        found = score(pair[0], data[0], w)
+        split = token_scores(pair[0], data[0], w).sum(2)
+        assert relative(split, found.values) < 1e-4
+        assert found.values.dtype == torch.float64
+        return found.values
+
+    assert relative(scores(mixed), scores(exact)) < 1e-4
+
+
+@pytest.mark.parametrize("value", [True, "0.1", None, 1 + 0j, [0.1]])
+def test_a_damping_is_a_number_and_stages_take_dampings_alone(study, value):
+    with pytest.raises(ValueError, match="expected a finite number ≥ 0"):
+        Damping(value)
+    with pytest.raises(ValueError, match="relative is 'false': expected True or False"):
+        Damping(0.1, relative="false")
+    for name in ("damping", "alpha"):
+        with pytest.raises(ValueError, match=f"{name} is 0.1: expected a Damping, such as"):
+            Stage(study.factors[0], **{name: 0.1})
+    with pytest.raises(ValueError, match=r"new is 'head': expected names of layers, \('head',\)"):
+        Stage(study.factors[0], new="head")
 
 
 def test_stages_that_do_not_share_their_layers_are_refused_by_name(study):
