@@ -17,6 +17,7 @@ influence function. Source: Bao et al. 2025 (arXiv 2505.05017), here with the fa
 from differentiating the stages' optimality conditions.
 """
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -26,8 +27,8 @@ import torch
 from torch import Tensor
 
 from msif.core import data
-from msif.core.capture import gradients, passes
-from msif.core.layers import Filter, Tracked, Vectors
+from msif.core.capture import gradients, grouped_passes, passes
+from msif.core.layers import MERGE, Filter, Tracked, Vectors
 from msif.core.objectives import Objective, log_probability, loss
 from msif.core.products import transposed_gradient
 from msif.core.resources import require
@@ -155,7 +156,7 @@ def check(stages: Sequence[Stage]) -> None:
             raise ValueError(
                 f"stages {k - 1} and {k} do not share the tracked layers; only in stage {k - 1}: "
                 f"{sorted(before - now)}, only in stage {k}: {sorted(now - before)} (a layer that "
-                f"stage {k} adds, such as a head, must be named in its `new`)"
+                f"stage {k} adds, such as a head, must be named in its `new`){_hint(before ^ now)}"
             )
         if later.forgets:
             raise ValueError(
@@ -171,6 +172,11 @@ def check(stages: Sequence[Stage]) -> None:
             f"stage 1 has new layers {stages[0].new}: there is no earlier stage that could lack "
             f"them"
         )
+
+
+def _hint(names):
+    adapters = any(re.search(r"\.(base_layer|lora_[AB])\b", name) for name in names)
+    return f". These are adapters: {MERGE}" * adapters
 
 
 def query_gradients(
@@ -303,20 +309,19 @@ def token_scores(
     """
     _same_as_candidates(w, tracked)
     longest = max(len(x.input_ids) for x in candidates)
-    total: list[tuple[data.Batch, Tensor]] = []
+    total: list[Tensor] = []
 
-    def consume(layer, a, g, draw, batch):
-        if not total or total[-1][0] is not batch:
-            total.append((batch, a.new_zeros(len(w[layer.name]), len(a), longest)))
+    def consume(layer, a, g, draw, batch, group):
         W = w[layer.name].to(g)
-        here = total[-1][1][:, :, : a.shape[1]]
-        here += torch.einsum("nso,qoi,nsi->qns", g, W[..., : a.shape[2]], a)
+        if not total:
+            total.append(a.new_zeros(len(W), len(candidates), longest))
+        here = torch.einsum("nso,qoi,nsi->qns", g, W[..., : a.shape[2]], a)
         if layer.bias:
             here += torch.einsum("nso,qo->qns", g, W[..., -1])
+        total[0][:, group, : a.shape[1]] += here
 
-    passes(tracked, candidates, [objective], batch_size, consume)
-    order = torch.tensor([n for group in data.buckets(candidates, batch_size) for n in group])
-    return torch.cat([x for _, x in total], 1)[:, order.argsort()]
+    grouped_passes(tracked, candidates, [objective], batch_size, consume)
+    return total[0]
 
 
 def self_influence(

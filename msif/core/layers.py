@@ -26,6 +26,10 @@ SUPPORTED = (
     "query_key_value of GPT-NeoX and BLOOM, c_attn of GPT-2, and separate q_proj, k_proj, v_proj "
     "(Llama, Qwen, Mistral, …) or query, key, value (BERT)"
 )
+MERGE = (
+    "merge them into the weights first: PeftModel.from_pretrained(base, folder)"
+    ".merge_and_unload().save_pretrained(…), and load that"
+)
 _QUERY, _KEY_VALUE = ("q_proj", "query"), ("k_proj", "v_proj", "key", "value")
 _OUTPUT = ("dense", "o_proj", "out_proj", "c_proj")
 
@@ -89,8 +93,14 @@ def tracked_layers(
     classification head. per_head: attention projections in one block per head and per q, k and v
     (see `head_rows`); other layers stay one block. Raises ValueError if nothing matches, if
     parameters are shared with another module (tied weights: their gradient does not come from this
-    layer alone), or if per_head meets an unknown attention.
+    layer alone), if per_head meets an unknown attention, for weights offloaded to disk or CPU, and,
+    unless a pattern chooses among them, for a model with adapters (PEFT) that are not merged.
     """
+    if not isinstance(per_head, bool):
+        raise ValueError(f"per_head is {per_head!r}: expected True or False")
+    _refuse_offloaded(model)
+    if pattern is None:
+        _refuse_adapters(model)
     modules = dict(model.named_modules())
     linear = {name: x for name, x in modules.items() if isinstance(x, (nn.Linear, Conv1D))}
     if pattern is None:
@@ -106,6 +116,31 @@ def tracked_layers(
         )
     _refuse_shared(model, chosen)
     return [_layer(model, name, linear[name], per_head) for name in chosen]
+
+
+def _refuse_offloaded(model):
+    away = [
+        name
+        for name, x in model.named_modules()
+        if getattr(getattr(x, "_hf_hook", None), "offload", False)
+    ]
+    if away:
+        raise ValueError(
+            f"the weights of {len(away)} modules, such as {away[0]!r}, are offloaded to disk or "
+            f"CPU (device_map, accelerate): gradients need all of a model on its devices; load it "
+            f"without offloading, in bfloat16 where memory is short"
+        )
+
+
+def _refuse_adapters(model):
+    inside = [x for x in model.named_modules() if type(x[1]).__module__.startswith("peft.")]
+    if inside:
+        name, module = inside[-1]
+        raise ValueError(
+            f"the model has adapters that are not merged, such as {type(module).__name__} at "
+            f"{name!r}: it does not share its layers with the model that it was fine-tuned from; "
+            f"{MERGE}"
+        )
 
 
 def _in_a_block(model, name):

@@ -265,3 +265,33 @@ def test_layers_of_a_model_without_memory_are_the_same():
     with torch.device("meta"):
         model = llama()
     assert tracked_layers(model) == tracked_layers(llama())
+
+
+@pytest.mark.parametrize("where", ["disk", "cpu"])
+def test_offloaded_weights_are_refused_by_name(where, tmp_path):
+    accelerate = pytest.importorskip("accelerate")
+    if where == "disk":
+        model = accelerate.disk_offload(llama(), tmp_path)
+    else:
+        model = accelerate.cpu_offload(llama(), execution_device="cpu")
+    with pytest.raises(ValueError, match=r"'model\.\S+', are offloaded to disk or CPU.*load it"):
+        tracked_layers(model)
+
+
+def test_adapters_that_are_not_merged_are_refused_with_the_way_to_merge_them():
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    model = peft.get_peft_model(llama(), config)
+    for held in (model, model.base_model.model):  # the second as transformers loads a folder
+        with pytest.raises(ValueError, match=r"q_proj'.*merge_and_unload\(\)"):
+            tracked_layers(held)
+    found = tracked_layers(model, r"lora_[AB]")
+    assert [x.in_features for x in found[:2]] == [WIDTH, 2]
+    assert [x.name for x in tracked_layers(model.merge_and_unload())] == [
+        x.name for x in tracked_layers(llama())
+    ]
+
+
+def test_per_head_is_a_bool():
+    with pytest.raises(ValueError, match="per_head is 'false': expected True or False"):
+        tracked_layers(llama(), per_head="false")
