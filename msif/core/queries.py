@@ -8,8 +8,8 @@ result.
 
 from collections import abc
 
-from msif.core.capture import passes
-from msif.core.data import Sequence, buckets
+from msif.core.capture import grouped_passes
+from msif.core.data import Sequence
 from msif.core.influence import Stage, check
 from msif.core.kronecker import EKFAC
 from msif.core.layers import Tracked, Vectors
@@ -41,20 +41,19 @@ def preconditioned(
                 f"with ekfac.EKFAC; others go through influence.query_gradients and precondition"
             )
     found: Vectors = {}
-    places = {x.name: iter(buckets(queries, batch_size)) for x in tracked.layers}
 
-    def consume(layer, a, g, draw, batch):
+    def consume(layer, a, g, draw, batch, group):
         w = _solve(layer, a, g, stages, stage)
         if w is None:
             return
         if layer.name not in found:  # laid out as `influence.score` reads it
             found[layer.name] = w.new_empty(len(queries), *w.mT.shape[1:]).mT
-        found[layer.name][next(places[layer.name])] = w
+        found[layer.name][group] = w
 
     def objective(logits, batch):
         return -measurement(logits, batch)
 
-    passes(tracked, queries, [objective], batch_size, consume, title)
+    grouped_passes(tracked, queries, [objective], batch_size, consume, title)
     return {x.name: found[x.name] for x in tracked.layers if x.name in found}
 
 
