@@ -16,9 +16,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from msif.core.capture import passes
+from msif.core.coverage import coverage, say_coverage
 from msif.core.data import Batch, Sequence, digest
 from msif.core.kronecker import EKFAC, LayerFactors, block_shape, factor_bytes
 from msif.core.layers import Layer, Tracked
@@ -55,6 +56,7 @@ def fit(
         memory=sum(map(factor_bytes, tracked.layers)) // partitions * 2,
         what=f"EK-FAC factors of {len(tracked.layers)} layers",
     )
+    say_coverage(tracked, title)
     objectives = fisher_losses(labels, samples, seed)
     factors: dict[str, LayerFactors] = {}
     size = -(-len(tracked.layers) // partitions)
@@ -65,7 +67,7 @@ def fit(
         factors |= corrected_eigenvalues(*run, bases, title)
     return EKFAC(
         {layer.name: factors[layer.name] for layer in tracked.layers},
-        header(tracked.model, sequences, labels, len(objectives), seed),
+        header(tracked, sequences, labels, len(objectives), seed),
     )
 
 
@@ -275,15 +277,17 @@ def _all_seen(layers, sums, what):
 
 
 def header(
-    model: nn.Module, sequences: list[Sequence], labels: str, samples: int, seed: int | str
+    tracked: Tracked, sequences: list[Sequence], labels: str, samples: int, seed: int | str
 ) -> dict[str, Any]:
-    """Where factors come from: how they were fitted, and digests of the model and the data."""
+    """Where factors come from: how they were fitted, how much of the model they cover, and digests
+    of the model and the data."""
     return {
         "labels": labels,
         "samples": samples,
         "seed": seed,
         "sequences": len(sequences),
         "tokens": sum(len(x.input_ids) for x in sequences),
-        "model": model_digest(model),
+        "coverage": coverage(tracked).header(),
+        "model": model_digest(tracked.model),
         "data": digest(sequences),
     }

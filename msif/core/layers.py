@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
+from msif.core.parts import fused_experts, in_a_block, projections, reads_text
+
 # {layer name: (n, o, i)}: gradients, or query vectors w, of n sequences.
 Vectors = dict[str, Tensor]
 
 # f(eigenvalues of a layer's curvature, their mean), elementwise in the eigenvalues.
 Filter = Callable[[Tensor, Tensor], Tensor]
 
-_UNEMBEDDINGS = ("lm_head", "embed_out", "score", "classifier")
 SUPPORTED = (
     "query_key_value of GPT-NeoX and BLOOM, c_attn of GPT-2, and separate q_proj, k_proj, v_proj "
     "(Llama, Qwen, Mistral, …) or query, key, value (BERT)"
@@ -38,10 +39,11 @@ _OUTPUT = ("dense", "o_proj", "out_proj", "c_proj")
 class Layer:
     """One tracked layer y = x Wᵀ (+ b).
 
-    `nn.Linear`, or `Conv1D`, whose weight is stored as Wᵀ (in, out).
+    `nn.Linear`, or `Conv1D`, whose weight is stored as Wᵀ (in, out); or one expert of a parameter
+    (experts, …) that holds the weights of all.
     """
 
-    name: str  # as in model.named_modules()
+    name: str  # as in model.named_modules(); of an expert the parameter's, with its number in []
     rows: Tensor | None  # None: one block with all output rows; else (blocks, r) int64, a partition
     bias: bool
     in_features: int  # without the bias
@@ -51,6 +53,22 @@ class Layer:
     def inputs(self) -> int:
         """Columns i of the layer's gradient: its inputs, and one for the bias if there is one."""
         return self.in_features + self.bias
+
+    @property
+    def module(self) -> str:
+        """The name of the module that holds the weight."""
+        return self.parameter.rpartition(".")[0] if self.expert is not None else self.name
+
+    @property
+    def parameter(self) -> str:
+        """The name of the weight, as in model.named_parameters()."""
+        found = self.name.partition("[")[0]
+        return found if self.expert is not None else f"{found}.weight"
+
+    @property
+    def expert(self) -> int | None:
+        """The number of the expert; None for a layer of its own."""
+        return int(self.name[:-1].partition("[")[2]) if self.name.endswith("]") else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,9 +106,10 @@ def tracked_layers(
 ) -> list[Layer]:
     """The layers that factors, gradients and scores range over, in module order.
 
-    pattern: a regex searched for in the dotted names of all `nn.Linear` and `Conv1D`. Default:
-    those inside the repeated blocks (attention and MLP), not embeddings, unembedding or
-    classification head. per_head: attention projections in one block per head and per q, k and v
+    pattern: a regex searched for in the dotted names of all `nn.Linear` and `Conv1D`, and of the
+    experts of mixtures. Default: those inside the repeated blocks (attention, MLP, experts) that
+    read text, not embeddings, unembedding or classification head; `coverage.coverage` says how much
+    of the model that is. per_head: attention projections in one block per head and per q, k and v
     (see `head_rows`); other layers stay one block. Raises ValueError if nothing matches, if
     parameters are shared with another module (tied weights: their gradient does not come from this
     layer alone), if per_head meets an unknown attention, for weights offloaded to disk or CPU, and,
@@ -103,19 +122,40 @@ def tracked_layers(
         _refuse_adapters(model)
     modules = dict(model.named_modules())
     linear = {name: x for name, x in modules.items() if isinstance(x, (nn.Linear, Conv1D))}
+    experts = {x.name: x for x in _experts(model)}
+    there = _in_order(modules, linear, experts)
     if pattern is None:
         wanted = "inside numbered blocks"
-        chosen = [name for name in linear if _in_a_block(model, name)]
+        chosen = [x for x in there if in_a_block(model, x) and reads_text(model, x)]
     else:
         wanted = f"matching the pattern {pattern!r}"
-        chosen = [name for name in linear if re.search(pattern, name)]
+        chosen = [name for name in there if re.search(pattern, name)]
     if not chosen:
-        there = sorted({re.sub(r"(?<=\.)\d+(?=\.)", "N", name) for name in linear})
+        kinds = sorted({re.sub(r"(?<=[.[])\d+(?=[].])", "N", name) for name in there})
         raise ValueError(
-            f"no layer to track: expected one {wanted}, among {', '.join(there) or 'none'}"
+            f"no layer to track: expected one {wanted}, among {', '.join(kinds) or 'none'}"
         )
-    _refuse_shared(model, chosen)
-    return [_layer(model, name, linear[name], per_head) for name in chosen]
+    layers = [experts.get(x) or _layer(model, x, linear[x], per_head) for x in chosen]
+    _refuse_shared(model, layers)
+    return layers
+
+
+def _in_order(modules, linear, experts):
+    """Names of layers and experts in module order."""
+    inside = defaultdict(list)
+    for x in experts.values():
+        inside[x.module].append(x.name)
+    return [x for name in modules for x in ([name] if name in linear else inside[name])]
+
+
+def _experts(model):
+    """Each expert of the parameters that hold all experts of a block."""
+    for name, module in fused_experts(model).items():
+        for what in projections(module):
+            weight = getattr(module, what)
+            sizes = weight.shape[1:] if module.is_transposed else weight.shape[:0:-1]
+            for number in range(len(weight)):
+                yield Layer(f"{name}.{what}[{number}]", None, module.has_bias, *sizes)
 
 
 def _refuse_offloaded(model):
@@ -143,21 +183,13 @@ def _refuse_adapters(model):
         )
 
 
-def _in_a_block(model, name):
-    """Is it part of a numbered module of an nn.ModuleList, as "model.layers.3.mlp.up_proj" is?"""
-    parts = name.split(".")
-    numbered = [i for i, part in enumerate(parts) if part.isdigit()]
-    return parts[-1] not in _UNEMBEDDINGS and any(
-        isinstance(model.get_submodule(".".join(parts[:i])), nn.ModuleList) for i in numbered
-    )
-
-
-def _refuse_shared(model, names):
+def _refuse_shared(model, layers):
+    mine = {x.parameter for x in layers} | {f"{x.name}.bias" for x in layers}
     owners = defaultdict(list)  # by memory: a second Parameter over the same numbers is shared too
     for full, p in model.named_parameters(remove_duplicate=False):
         owners[p.data_ptr() or id(p)].append(full)  # meta tensors have no memory: address 0
     for group in owners.values():
-        tracked = [full for full in group if full.rpartition(".")[0] in names]
+        tracked = [full for full in group if full in mine]
         if tracked and len(group) > 1:
             others = ", ".join(full for full in group if full != tracked[0])
             raise ValueError(
@@ -167,10 +199,23 @@ def _refuse_shared(model, names):
 
 
 def _layer(model, name, module, per_head):
-    shape = module.weight.shape
-    n_in, n_out = shape if isinstance(module, Conv1D) else reversed(shape)
+    n_in, n_out = _sizes(name, module)
     rows = head_rows(name, n_out, model.config) if per_head else None
     return Layer(name, rows, module.bias is not None, n_in, n_out)
+
+
+def _sizes(name, module):
+    """(inputs, outputs) of a layer. Weights of whole numbers are packed ones, of any shape."""
+    if isinstance(module, Conv1D):
+        return module.weight.shape
+    sizes = module.in_features, module.out_features
+    if module.weight.is_floating_point() and module.weight.shape != sizes[::-1]:
+        raise ValueError(
+            f"{name} has a weight of shape {tuple(module.weight.shape)}, but says that it has "
+            f"{sizes[0]} inputs and {sizes[1]} outputs: expected a weight (outputs, inputs); leave "
+            f"it out by a pattern"
+        )
+    return sizes
 
 
 def matrix(module: nn.Module, tensor: Tensor) -> Tensor:
@@ -184,8 +229,13 @@ def matrix(module: nn.Module, tensor: Tensor) -> Tensor:
 def weight_matrix(module: nn.Linear | Conv1D) -> Tensor:
     """Weight of the module, and bias if it has one, as a layer's gradient is laid out.
 
-    (o, i), the bias last; without a gradient.
+    (o, i), the bias last; without a gradient. Raises ValueError for packed weights.
     """
+    if not module.weight.is_floating_point():
+        raise ValueError(
+            f"{type(module).__name__} holds packed weights ({module.weight.dtype}), which cannot "
+            f"be read as numbers; load the model without quantization"
+        )
     weight = matrix(module, module.weight)
     if module.bias is not None:
         weight = torch.cat([weight, module.bias[:, None]], 1)

@@ -45,7 +45,7 @@ def precision(model: nn.Module) -> torch.dtype:
 
 
 def _zeros(model, layer, shapes, dtype):
-    device = model.get_submodule(layer.name).weight.device
+    device = model.get_parameter(layer.parameter).device
     return {
         f"{layer.name}.{what}": torch.zeros(shape, dtype=dtype, device=device)
         for what, shape in shapes.items()
