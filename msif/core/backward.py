@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from msif.core import experts
 from msif.core.data import Batch
 from msif.core.layers import Layer, Tracked
 from msif.core.models import logits
@@ -76,6 +77,7 @@ def backpropagate(
             watch.draw, watch.arrived = draw, set()
             if scalar.requires_grad:
                 scalar.backward(retain_graph=draw + 1 < len(objectives))
+            watch.rest_of_experts()
             watch.all_of(watch.arrived, "no gradient reaches {}")
 
 
@@ -97,13 +99,16 @@ class _Watch:
 
     @contextmanager
     def hooked(self):
-        modules = dict(self.tracked.model.named_modules())
+        model, modules = self.tracked.model, dict(self.tracked.model.named_modules())
         handles = [
             modules[x.name].register_forward_hook(self._hook(x), prepend=True, with_kwargs=True)
             for x in self.tracked.layers
+            if x.expert is None
         ]
+        fused = [x for x in self.tracked.layers if x.expert is not None]
         try:
-            yield
+            with experts.followed(model, fused, self._expert_ran):
+                yield
         finally:
             for handle in handles:
                 handle.remove()
@@ -121,37 +126,73 @@ class _Watch:
                 f"{_some(sorted(self.batch.index.tolist()))}: weights that are used without "
                 f"calling their layer, or for some sequences alone, cannot be tracked, nor those "
                 f"that the loss does not depend on; leave them out by a "
-                f"pattern{_remedy(self.tracked, missing)}"
+                f"pattern{pattern_without(self.tracked, missing)}"
             )
+
+    def rest_of_experts(self):
+        """Consume the gradients of experts that nothing in this batch chose: they are zero."""
+        for layer in self.tracked.layers:
+            a = self.inputs[layer.name][0]
+            if layer.expert is not None and not len(a):
+                shape, dtype = (
+                    (len(self.batch.index), 1),
+                    torch.promote_types(a.dtype, torch.float32),
+                )
+                self.arrived.add(layer.name)
+                zeros = (
+                    a.new_zeros(*shape, d, dtype=dtype) for d in (a.shape[1], layer.out_features)
+                )
+                self.consume(layer, *zeros, self.draw)
 
     def _hook(self, layer):
         def hook(module, args, kwargs, output):
-            if layer.name in self.inputs:
-                raise ValueError(
-                    f"{layer.name} runs more than once per forward pass: its weights are shared "
-                    f"over depth; leave it out of the tracked layers by a pattern"
-                )
             a, mask = _input(layer, args, kwargs), self.batch.attention_mask.to(output.device)
             _sizes(layer, a, output, mask)
-            total = output.detach().sum(dtype=torch.promote_types(output.dtype, torch.float32))
-            _finite(total, f"the output of {layer.name}", self.batch)
-            a = a.clone() if layer.name in self.copied else a
-            self.inputs[layer.name] = a, a._version
-            first = not output.requires_grad
-            output = output.requires_grad_() if first else output
-            output.register_hook(self._arrived(layer, a, mask))
-            return output.clone() if first else None  # a leaf could not be written to in place
+            return self._ran(layer, a, output, lambda x: _sequence_form(x, mask))
 
         return hook
 
-    def _arrived(self, layer, a, mask):
+    def _expert_ran(self, layer, a, output, rows):
+        mask = self.batch.attention_mask.to(output.device)
+        if len(rows) and (rows.max() >= mask.numel() or (rows.diff() <= 0).any()):
+            raise ValueError(
+                f"{layer.name} reads positions other than those of a batch of {tuple(mask.shape)}, "
+                f"each once; leave it out of the tracked layers by a pattern"
+            )
+
+        def all_positions(x):
+            x = x.new_zeros(mask.numel(), x.shape[1]).index_copy(0, rows, x)
+            return _sequence_form(x.unflatten(0, mask.shape), mask)
+
+        return self._ran(layer, a.detach(), output, all_positions)
+
+    def _ran(self, layer, a, output, form):
+        """Watch a layer's input and output; form: of both, to (n, s, d). What takes the output's
+        place."""
+        if layer.name in self.inputs:
+            raise ValueError(
+                f"{layer.name} runs more than once per forward pass: its weights are shared "
+                f"over depth; leave it out of the tracked layers by a pattern"
+            )
+        total = output.detach().sum(dtype=torch.promote_types(output.dtype, torch.float32))
+        _finite(total, f"the output of {layer.name}", self.batch)
+        a = a.clone() if layer.name in self.copied else a
+        self.inputs[layer.name] = a, a._version
+        first = not output.requires_grad
+        output = output.requires_grad_() if first else output
+        output.register_hook(self._arrived(layer, a, form))
+        return output.clone() if first else output  # a leaf could not be written to in place
+
+    def _arrived(self, layer, a, form):
         def arrived(g):
+            if not len(a):  # see `rest_of_experts`
+                return
             if a._version != self.inputs[layer.name][1]:
                 raise RuntimeError(f"the input of {layer.name} changed during the backward pass")
             self.arrived.add(layer.name)
-            g = _sequence_form(g, mask)
+            g = form(g)
             _finite(g.sum(), f"the gradient at {layer.name}", self.batch)
-            self.consume(layer, _sequence_form(a, mask), g, self.draw)
+            self.consume(layer, form(a), g, self.draw)
 
         return arrived
 
@@ -211,11 +252,12 @@ def _some(things, count=4):
     return ", ".join(map(str, things[:count])) + ", …" * (len(things) > count)
 
 
-def _remedy(tracked, missing):
-    """A pattern of the other tracked layers, where it is short and leaves the missing ones out."""
-    rest = [x.name for x in tracked.layers if x.name not in missing]
-    kinds = sorted({re.sub(r"\\\.\d+(?=\\\.)", r"\\.\\d+", re.escape(name)) for name in rest})
+def pattern_without(tracked: Tracked, names: list[str]) -> str:
+    """The end of a message: a pattern of the other tracked layers; nothing where it would be long,
+    or would not leave these out."""
+    rest = [x for x in tracked.names if x not in names]
+    kinds = sorted({re.sub(r"\\\.\d+(?=\\\.)", r"\\.\\d+", re.escape(x)) for x in rest})
     pattern = "^(" + "|".join(kinds) + ")$"
-    if not rest or len(kinds) > 12 or any(re.search(pattern, name) for name in missing):
+    if not rest or len(kinds) > 12 or any(re.search(pattern, x) for x in names):
         return ""
     return f", for instance pattern={pattern!r}"

@@ -44,14 +44,16 @@ class Coverage:
 
 def coverage(tracked: Tracked) -> Coverage:
     """The `Coverage` of a model's tracked layers."""
-    layers = {x.name: x.in_features * x.out_features for x in tracked.layers}
-    experts: dict[str, int] = {}
-    for name, size in layers.items():
-        parameter = name.partition("[")[0]
-        experts[parameter] = experts.get(parameter, 0) + size
+    mine_of: dict[str, int] = {}
+    for x in tracked.layers:
+        name, size = x.name, x.in_features * x.out_features
+        if x.expert is not None:  # without its bias
+            name, weight = x.parameter, tracked.model.get_parameter(x.parameter)
+            size = weight[0].numel()
+        mine_of[name] = mine_of.get(name, 0) + size
     found, whole, left_out = 0, 0, dict[str, int]()
     for name, size in matrices(tracked.model):
-        mine = min(size, experts.get(name, 0))
+        mine = min(size, mine_of.get(name, 0))
         found, whole = found + mine, whole + size
         if size > mine:
             alike = re.sub(r"(?<=\.)\d+(?=\.|$)", "N", name)

@@ -110,7 +110,7 @@ def add_covariances(
         whole = a.shape[1] == 1 or batch.attention_mask.all()
         a = a.flatten(0, 1) if whole else a[batch.attention_mask.to(a.device).bool()]
         add_input_gram(A, a, layer.bias)
-        positions += len(a)
+        positions += len(a) if layer.expert is None else a.any(1).sum()
     for total, x in zip(B, split(g.flatten(0, 1), layer.rows, 1).unbind(1)):
         add_gram(total, x)
 
@@ -126,7 +126,7 @@ def mean_covariances(
     _all_seen(layers, sums, "B")
 
     def means(layer):
-        positions = sums[f"{layer.name}.positions"]
+        positions = sums[f"{layer.name}.positions"].clamp(min=1)  # no expert need have been chosen
         A = mirrored(sums[f"{layer.name}.A"]) / positions
         B = mirrored(sums[f"{layer.name}.B"]) / (positions * draws)
         per_sequence = positions.item() / sequences

@@ -46,7 +46,7 @@ class Layer:
     name: str  # as in model.named_modules(); of an expert the parameter's, with its number in []
     rows: Tensor | None  # None: one block with all output rows; else (blocks, r) int64, a partition
     bias: bool
-    in_features: int  # without the bias
+    in_features: int  # without the bias; with an expert's: its inputs end in a 1 where it runs
     out_features: int
 
     @property
@@ -152,10 +152,11 @@ def _experts(model):
     """Each expert of the parameters that hold all experts of a block."""
     for name, module in fused_experts(model).items():
         for what in projections(module):
-            weight = getattr(module, what)
+            weight, bias = getattr(module, what), int(module.has_bias)
             sizes = weight.shape[1:] if module.is_transposed else weight.shape[:0:-1]
             for number in range(len(weight)):
-                yield Layer(f"{name}.{what}[{number}]", None, module.has_bias, *sizes)
+                inputs, outputs = sizes
+                yield Layer(f"{name}.{what}[{number}]", None, False, inputs + bias, outputs)
 
 
 def _refuse_offloaded(model):

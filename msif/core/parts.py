@@ -78,11 +78,15 @@ def matrices(model: nn.Module) -> Iterator[tuple[str, int]]:
     what they stand for. A layer's weight goes by the layer's name."""
     modules = dict(model.named_modules())
     head = _module(model, "get_output_embeddings")
+    biases = {
+        f"{x}.{what}_bias" for x, y in fused_experts(model).items() for what in projections(y)
+    }
     for full, x in [*model.named_parameters(), *_packed(model)]:
         name, _, what = full.rpartition(".")
         owner = modules[name]
         heads = owner is head or {*name.split(".")} & {*HEADS} and not in_a_block(model, name)
-        if x.dim() < 2 or isinstance(owner, nn.Embedding) or heads or not reads_text(model, full):
+        vectors = x.dim() < 2 or full in biases or isinstance(owner, nn.Embedding)
+        if vectors or heads or not reads_text(model, full):
             continue
         if isinstance(owner, nn.Linear) and what == "weight":
             yield name, owner.in_features * owner.out_features

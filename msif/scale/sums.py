@@ -72,7 +72,7 @@ def unpacked(
     found = {}
     for layer in layers:
         positions = sums[f"{layer.name}.positions"]
-        if positions:
+        if positions or layer.expert is not None:
             A, B = (sums[f"{layer.name}.{what}"] for what in "AB")
             found[f"{layer.name}.A"] = upper(A, layer.inputs, dtype)
             found[f"{layer.name}.B"] = upper(B, block_shape(layer)[1], dtype)
