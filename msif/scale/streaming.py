@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from msif.core import files, influence
+from msif.core import checks, files, influence
 from msif.core.data import Sequence
 from msif.core.extras import need
 from msif.core.layers import Tracked, Vectors
 from msif.core.models import model_digest
 from msif.core.objectives import Objective, loss
 from msif.core.resources import gib
+from msif.core.rows import document_ids, format_of
 from msif.scale import processes
 from msif.scale.blocks import (
     announce,
@@ -67,12 +68,20 @@ def tokenised(
 ) -> Iterator[Sequence]:
     """The documents of a stream of texts, as `data.encode_documents` makes them.
 
-    An index is the text's number in the stream: texts of fewer than 2 tokens (nothing to predict)
-    are left out, but counted."""
-    stream, number = iter(texts), 0
+    An index is the text's number in the stream: blank texts and those of fewer than 2 tokens
+    (nothing to predict) are left out, but counted. Raises ValueError for a max_length below 2 and
+    for what is no collection of texts; while it is gone through, for what is no text, naming its
+    number."""
+    max_length = checks.whole("max_length", max_length, 2)
+    return _tokenised(iter(checks.several("document", texts)), tokenizer, max_length)
+
+
+def _tokenised(stream, tokenizer, max_length):
+    number, form = 0, format_of(tokenizer)
     while few := list(islice(stream, 256)):  # fast tokenizers share a list out over the cores
-        for ids in tokenizer(few, verbose=False)["input_ids"]:
-            if len(row := tuple(ids[:max_length])) > 1:
+        few = [checks.text(f"document {n}", text) for n, text in enumerate(few, number)]
+        for text, ids in zip(few, document_ids(few, tokenizer, form)):
+            if text.strip() and len(row := ids[:max_length]) > 1:
                 yield Sequence(number, row, row)
             number += 1
 

@@ -1,28 +1,7 @@
 """The words of texts and of token sequences, as the explorer's page shows them."""
 
 from msif.core.data import NO_LOSS, Sequence
-
-
-def words(tokenizer, ids):
-    """The piece of text that each token adds: strings whose concatenation is the decoded text,
-    spaces of a word-level tokenizer included.
-
-    A token that ends inside a character (byte-level tokenizers split one over several) adds
-    nothing: the one that completes it has it all."""
-
-    def decode(part):
-        return tokenizer.decode(part, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-    found = []
-    start, shown = 0, 0  # ids[start:shown]: the context that decides about a space before the next
-    for end in range(1, len(ids) + 1):
-        before, now = decode(list(ids[start:shown])) if shown else "", decode(list(ids[start:end]))
-        if now.endswith("\ufffd") and end < len(ids):
-            found.append("")
-        else:
-            found.append(now[len(before) :])
-            start, shown = shown, end
-    return found
+from msif.core.rows import words as words
 
 
 def words_of(text, tokenizer):

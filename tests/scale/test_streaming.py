@@ -290,6 +290,19 @@ def test_texts_keep_their_number_and_lose_nothing_but_the_short_ones():
     assert [x.index for x in islice(endless, 1000)] == list(range(1000))
 
 
+def test_a_stream_of_what_is_no_text_or_has_no_length_is_refused():
+    words = word_tokenizer(["a b c"])
+    for wrong in (-1, 0, 1, 2.5, "8", None):  # before the first text is asked for
+        with pytest.raises(ValueError, match="max_length is .*; expected a whole number"):
+            tokenised(["a b c"], words, wrong)
+    for wrong in ("a b c", {"a b": 1}):
+        with pytest.raises(ValueError, match="expected a list of texts"):
+            tokenised(wrong, words, 8)
+    for wrong in (None, "a \ud83d"):
+        with pytest.raises(ValueError, match="document 300 (is None|has '.ud83d' at character 2)"):
+            list(tokenised(iter(["a b"] * 300 + [wrong]), words, 8))
+
+
 def test_a_stream_of_datasets_is_scored(tmp_path, monkeypatch):
     pa, datasets = pytest.importorskip("pyarrow"), pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
