@@ -183,7 +183,11 @@ class Model:
         longest = self._longest(max_length, sys.maxsize)
         prompts = checks.texts("prompt", [prompt for prompt, _ in pairs])
         own = {n: prompts[n] for n, (_, answer) in enumerate(pairs) if answer is None}
-        told = {n: answer for n, (_, answer) in enumerate(pairs) if answer is not None}
+        told = {
+            n: checks.text(f"answer {n}", answer)
+            for n, (_, answer) in enumerate(pairs)
+            if answer is not None
+        }
         found = self._said(own, new_tokens, longest, between["closing"])
         given = [prompts[n] for n in told], list(told.values())
         encoded = data.encode_answers(*given, self.tokenizer, longest, numbers=told, **between)

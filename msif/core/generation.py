@@ -10,8 +10,6 @@ from msif.core import checks, data
 from msif.core.models import logits
 from msif.core.objectives import align
 
-NO_TOKEN = 2**62  # in place of the model's own end of text, which would end a continuation
-
 
 @torch.no_grad()
 def greedy(
@@ -23,7 +21,7 @@ def greedy(
 ) -> list[list[int]]:
     """Greedy continuations of prompts (token ids as `data.split_answer` gives them, a BOS included
     where the tokenizer has one): a list of `new_tokens` ids each, or of those before the first of
-    the ids in `stop`. Without `stop`, an end-of-text token is written like any other.
+    the ids in `stop`. Without `stop`, the model's own end-of-text token is never written.
 
     Prompts of equal length go together, `batch_size` at a time. Raises ValueError for a prompt
     without tokens, and for new_tokens or a batch_size below 1.
@@ -32,6 +30,7 @@ def greedy(
     batch_size = checks.whole("batch size", batch_size)
     if (empty := next((n for n, p in enumerate(prompts) if not len(p)), None)) is not None:
         raise ValueError(f"prompt {empty} has no tokens; expected at least one to continue")
+    ends = {"eos_token_id": sorted(stop)} if stop else {"min_new_tokens": new_tokens}
     found: list[list[int]] = [[]] * len(prompts)
     for length in sorted({len(p) for p in prompts}):
         rows = [i for i, p in enumerate(prompts) if len(p) == length]
@@ -44,7 +43,7 @@ def greedy(
                 max_new_tokens=new_tokens,
                 do_sample=False,
                 pad_token_id=0,
-                eos_token_id=sorted(stop) or [NO_TOKEN],
+                **ends,
             )
             for i, row in zip(chosen, out[:, length:].tolist()):
                 end = next((n for n, token in enumerate(row) if token in stop), len(row))

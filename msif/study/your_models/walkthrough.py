@@ -75,14 +75,21 @@ def as_text(model, questions):
     return [tuple(_decoded(model, part) for part in _parts(x)) for x in questions]
 
 
+def _spoken(model, answer):
+    """The ids of an answer before the special token that closes it, if there is one."""
+    closing = set(model.tokenizer.all_special_ids) - {model.tokenizer.unk_token_id}
+    end = next((t for t, x in enumerate(answer) if t and x in closing), len(answer))
+    return answer[:end]
+
+
 def _decoded(model, ids):
-    return model.tokenizer.decode(list(ids)).strip()
+    return model.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
 
 def said(model, questions):
-    """What a `msif.Model` says to each question, in as many tokens as its answer has: [(text, is it
-    the answer?)]."""
-    parts = [_parts(x) for x in questions]
+    """What a `msif.Model` says to each question, in as many tokens as its answer has without what
+    closes it: [(text, is it the answer?)]."""
+    parts = [(prompt, _spoken(model, answer)) for prompt, answer in map(_parts, questions)]
     longest = max(len(answer) for _, answer in parts)
     written = greedy(model.tracked.model, [list(prompt) for prompt, _ in parts], longest)
     cut = [ids[: len(answer)] for ids, (_, answer) in zip(written, parts)]
