@@ -169,11 +169,11 @@ def test_the_models_own_ways_to_compute_experts_give_the_same_logits_and_are_put
     assert torch.equal(model(input_ids=ids).logits, before)
 
 
-def test_grouped_products_in_float32_have_the_gradients_of_eager_ones():
+def test_batched_products_in_float32_have_the_gradients_of_eager_ones():
     rows = documents(5)
-    grouped, eager = (mixtral(kind=x, dtype=torch.float32) for x in ("grouped_mm", "eager"))
-    grouped.load_state_dict(eager.state_dict())
-    found, true = gradients(tracked(grouped), rows, loss), expected(tracked(eager), rows)
+    batched, eager = (mixtral(kind=x, dtype=torch.float32) for x in ("batched_mm", "eager"))
+    batched.load_state_dict(eager.state_dict())
+    found, true = gradients(tracked(batched), rows, loss), expected(tracked(eager), rows)
     for name, D in true.items():
         assert (found[name] - D).norm() <= 1e-4 * (1e-3 + D.norm()), name
 
