@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import operator
-import warnings
+import reprlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
-from itertools import count, islice
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -52,7 +52,10 @@ class Sequence:
         object.__setattr__(self, "index", _integer(self.index, "an index"))
         what = f"sequence {self.index}"
         object.__setattr__(self, "input_ids", _integers(ids, what))
-        made = _integer(labels, f"{what}: its class") if one else _integers(labels, what)
+        if labels is ids:
+            made = self.input_ids
+        else:
+            made = _integer(labels, f"{what}: its class") if one else _integers(labels, what)
         object.__setattr__(self, "labels", made)
 
 
@@ -218,20 +221,8 @@ def encode_answers(
             )
         labels = (head if loss_on == "all" else (NO_LOSS,) * len(head)) + tail
         sequences.append(Sequence(number, head + tail, labels))
-    _warn_of(unknown, tokenizer)
+    rows.warn_of_unknown(unknown, tokenizer)
     return sequences
-
-
-def _warn_of(unknown, tokenizer):
-    """unknown: {number: the words of an answer that the tokenizer does not know}."""
-    if unknown:
-        named = [f"row {n}: {' '.join(few)}" for n, few in islice(unknown.items(), 5)]
-        warnings.warn(
-            f"{len(unknown)} answer(s) have words that the tokenizer does not know and reads as "
-            f"{tokenizer.unk_token} ({'; '.join(named)}): what is scored is {tokenizer.unk_token}, "
-            f"not these words",
-            stacklevel=3,
-        )
 
 
 def row_table(sequence: Sequence, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -253,16 +244,21 @@ def check(sequences: list[Sequence], vocab_size: float, context: float) -> None:
     """Raise ValueError, naming the sequence and the value, for what the model cannot read.
 
     That is ids or labels beyond its vocabulary, more tokens than its context, no label with a
-    prediction (labels[0] has none), a class below 0, or an index that two sequences share. Either
-    limit may be infinite (`models.limits`).
+    prediction (labels[0] has none), a class below 0, or an index that two sequences share; and what
+    is no list of sequences. Either limit may be infinite (`models.limits`).
     """
     if not isinstance(sequences, list | tuple):
         raise ValueError(
-            f"the sequences are a {type(sequences).__name__}, which may be read once alone: "
-            f"expected a list; give list(…)"
+            f"the sequences are a {type(sequences).__name__}; expected a list of data.Sequence "
+            f"(of what may be read once alone, give list(…))"
         )
     if not sequences:
         raise ValueError("there are no sequences; expected at least one")
+    if (n := next((n for n, s in enumerate(sequences) if not isinstance(s, Sequence)), -1)) >= 0:
+        raise ValueError(
+            f"sequence {n} is {reprlib.repr(sequences[n])}; expected a data.Sequence, as "
+            f"encode_documents and encode_answers make them"
+        )
     distinct(sequences)
     for s in sequences:
         if not 0 < len(s.input_ids) <= context:

@@ -7,9 +7,10 @@ model was trained so. It stands there once, also where a text brings it along, a
 does. A tokenizer that adds none gets none.
 
 Between prompt and answer stands what the chat format has there, if the prompt ends as the format
-opens an answer. Otherwise a space, as in running text; but nothing where the prompt ends in
-whitespace, an opening bracket or quotation mark or a special token, where the answer begins with
-whitespace or a special token, and beside a script that is written without spaces.
+opens an answer. Otherwise a space, where running text has one: not where the prompt ends in
+whitespace or a special token or the answer begins with one, not beside a script that is written
+without spaces, not after an opening bracket or quotation mark, a currency, "#", "@", or a sign that
+has no space before it either (2+2=, <answer>, https://), and not before closing punctuation.
 
 After the answer stands what the chat format closes a turn with, under the same condition, and the
 tokenizer's own EOS; neither twice.
@@ -19,8 +20,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -153,6 +156,18 @@ def unknown_words(answer: str, ids: Ids, tokenizer: PreTrainedTokenizerBase) -> 
     return [word for word in words if unk in _ids(word, tokenizer)] or words
 
 
+def warn_of_unknown(unknown: dict[int, list[str]], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Warn, in one sentence, of rows: {number: the words of its answer that are unknown}."""
+    if unknown:
+        named = [f"row {n}: {' '.join(few)}" for n, few in islice(unknown.items(), 5)]
+        warnings.warn(
+            f"{len(unknown)} answer(s) have words that the tokenizer does not know and reads as "
+            f"{tokenizer.unk_token} ({'; '.join(named)}): what is scored is {tokenizer.unk_token}, "
+            f"not these words",
+            stacklevel=3,
+        )
+
+
 def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """One token per space-separated word: <pad>, <unk>, then the words of `texts` by alphabet."""
     words = sorted(
@@ -243,13 +258,32 @@ def _separator(prompt, answer, tokenizer, form):
     special |= {str(x) for x in tokenizer.added_tokens_decoder.values() if x.special}
     if any(prompt.endswith(x) or answer.startswith(x) for x in special if x):
         return ""
-    if _opens(prompt) or _UNSPACED.match(prompt[-1]) or _UNSPACED.match(answer[0]):
+    if _UNSPACED.match(prompt[-1]) or _UNSPACED.match(answer[0]):
         return ""
-    return " "
+    return "" if _opens(prompt) or _closes(answer) else " "
 
 
 def _opens(prompt):
-    """Does a text end in an opening bracket or quotation mark?"""
-    if prompt[-1] in "\"'`":
-        return len(prompt) == 1 or prompt[-2].isspace() or _opens(prompt[:-1])
-    return unicodedata.category(prompt[-1]) in ("Ps", "Pi")
+    """Does a text end in what the next word follows without a space?"""
+    last, before = prompt[-1], prompt[:-1]
+    if last in '"`':
+        return prompt.rpartition("\n")[2].count(last) % 2 == 1
+    if last == "'":
+        return not before or before[-1].isspace() or before[-1] in "([{:=,"
+    kind = unicodedata.category(last)
+    if kind in ("Ps", "Pi", "Sc") or last in "#@":
+        return True
+    rest = prompt.rstrip("".join(x for x in set(prompt) if _joins(x)))
+    return len(rest) < len(prompt) and bool(rest) and not rest[-1].isspace()
+
+
+def _joins(character):
+    """Is it a sign such as = or -, which has a space after it if it has one before?"""
+    return unicodedata.category(character) in ("Sm", "Pd", "Pc") or character in "/\\"
+
+
+def _closes(answer):
+    """Does a text begin with what follows a word without a space?"""
+    if answer[0] in ",.;:!?":
+        return not answer[1:] or answer[1].isspace()
+    return unicodedata.category(answer[0]) in ("Pe", "Pf")

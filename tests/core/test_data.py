@@ -232,6 +232,9 @@ def test_check_names_the_sequence_and_the_value():
             check([good, bad], vocab_size=4, context=3)
     with pytest.raises(ValueError, match="no sequences"):
         check([], vocab_size=4, context=3)
+    for none in ("ab", iter([good]), ["a"], [(1, 2)], [[good]]):
+        with pytest.raises(ValueError, match="expected a list of data.S|expected a data.Sequence"):
+            check(none, vocab_size=4, context=3)
 
 
 def test_digest_sees_ids_labels_and_order():
