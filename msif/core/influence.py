@@ -29,9 +29,12 @@ from torch import Tensor
 from msif.core import data
 from msif.core.capture import gradients, grouped_passes, passes
 from msif.core.layers import MERGE, Filter, Tracked, Vectors
+from msif.core.models import limits
 from msif.core.objectives import Objective, log_probability, loss
 from msif.core.products import transposed_gradient
 from msif.core.resources import require
+from msif.core.vectors import check_vectors, finite_vectors
+from msif.core.vectors import same_layers as same_layers
 
 
 class Curvature(Protocol):
@@ -134,6 +137,11 @@ class Stage:
 
 def _reciprocal(x):
     """1 / x, unless some x is no more than rounding error beside the largest."""
+    if not torch.isfinite(x).all():
+        raise ValueError(
+            "NaN or infinite eigenvalues: these factors are broken, and no damping mends them; fit "
+            "them again"
+        )
     if not (x > 1e-12 * x.max()).all():
         smallest, largest = x.min().item(), x.max().item()
         raise ValueError(
@@ -203,11 +211,20 @@ def precondition(query: Vectors, stages: Sequence[Stage]) -> list[Vectors]:
 
     s_j(z) = ⟨w_j, ∇ℓ_z(θ_j)⟩ for a document z of stage j.
     query: ∇(−f), {layer: (q, o, i)}. Raises ValueError for stages that make no chain (`check`),
-    other layers than the last stage's, and a singular block.
+    other layers than the last stage's, and a singular block; FloatingPointError for gradients that
+    are not finite; MemoryError where the results will not fit.
     """
     check(stages)
     same_layers(
         query, stages[-1].curvature.layers, "the query gradients and the last stage's curvature"
+    )
+    queries = finite_vectors(query, "query gradients")
+    copies = len(stages) + (len(stages) > 1)  # the results, and what goes on to earlier stages
+    largest = max(x.nbytes for x in query.values())
+    require(
+        memory=copies * sum(x.nbytes for x in query.values()) + 4 * largest,
+        what=f"preconditioning {queries} queries for {len(stages)} stages (fewer queries at once, "
+        f"or `queries.preconditioned`, take less)",
     )
     solved: list[Vectors] = []
     for k, stage in reversed(list(enumerate(stages))):
@@ -215,19 +232,6 @@ def precondition(query: Vectors, stages: Sequence[Stage]) -> list[Vectors]:
         if k:
             query = stage.transfer(query)
     return solved
-
-
-def same_layers(a: Iterable[str], b: Iterable[str], what: str) -> None:
-    """ValueError unless two collections of layer names hold the same ones."""
-    if difference := set(a) ^ set(b):
-        raise ValueError(
-            f"{what} do not have the same layers; only one of them has {sorted(difference)}"
-        )
-
-
-def _same_as_candidates(w, tracked):
-    what = "the query vectors and the tracked layers of the candidates' model"
-    same_layers(w, tracked.names, what)
 
 
 @dataclass(frozen=True)
@@ -265,9 +269,11 @@ def score(
 
     One forward and backward each. `tracked` is the model of the candidates' own stage. Vectors of
     several methods can be stacked along q: one pass serves all. Raises ValueError for other layers
-    than w's, and for candidates that share an index.
+    or shapes than w's, and for candidates that share an index; FloatingPointError for w that is not
+    finite.
     """
-    _same_as_candidates(w, tracked)
+    check_vectors(w, tracked)
+    data.check(candidates, *limits(tracked.model))
     # No copy of w where `queries.preconditioned` made it.
     weights = {name: x.mT.flatten(1) for name, x in w.items()}
     first = next(iter(weights.values()))
@@ -275,11 +281,6 @@ def score(
     found = {name: first.new_zeros(len(first), len(candidates)) for name in parts}
     squares = first.new_zeros(len(candidates))
     at = {x.index: n for n, x in enumerate(candidates)}
-    if len(at) < len(candidates):
-        raise ValueError(
-            f"{len(candidates) - len(at)} candidates share their index with another: "
-            f"each needs its own"
-        )
 
     def consume(layer, a, g, draw, batch):
         here = torch.tensor([at[index] for index in batch.index.tolist()])
@@ -305,9 +306,11 @@ def token_scores(
     """s split over positions: (q, n, S), Σ_t g_tᵀ W a_t = s(z); zero where padded.
 
     w: {layer: (q, o, i)}. A token's score belongs to the position whose inputs the weights met; its
-    g_t carries the losses of all later tokens. Raises ValueError for other layers than w's.
+    g_t carries the losses of all later tokens. Raises ValueError for other layers or shapes than
+    w's, FloatingPointError for w that is not finite.
     """
-    _same_as_candidates(w, tracked)
+    check_vectors(w, tracked)
+    data.check(candidates, *limits(tracked.model))
     longest = max(len(x.input_ids) for x in candidates)
     total: list[Tensor] = []
 
