@@ -103,9 +103,10 @@ def _kept(path: Path, make: Callable[[], Vectors]) -> Vectors:
     """
     if not path.exists() and processes.rank_and_size()[0] == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.save(path, {name: x.mT for name, x in make().items()})
+        files.save(path, {name: x.mT for name, x in make().items()}, scores=path.parent.name)
     processes.barrier()
-    return {name: x.clone().mT for name, x in files.load(path)[0].items()}
+    found, _ = files.load(path, scores=path.parent.name)
+    return {name: x.clone().mT for name, x in found.items()}
 
 
 def _asked(model, questions):

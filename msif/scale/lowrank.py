@@ -123,8 +123,8 @@ def score(
         [x.name for x in tracked.layers],
         "the query vectors and the tracked layers of the candidates' model",
     )
-    one = next(iter(compressed.layers.values()))
-    one = one.U if isinstance(one, LowRank) else one.W
+    first = next(iter(compressed.layers.values()))
+    one = first.U if isinstance(first, LowRank) else first.W
     values = one.new_zeros(len(compressed.error), len(candidates))
     squares = one.new_zeros(len(candidates))
     check(candidates, *limits(tracked.model))

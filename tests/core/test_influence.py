@@ -21,6 +21,7 @@ from support.tiny import (
     weight_gradients,
 )
 
+from msif.core import resources
 from msif.core.capture import gradients
 from msif.core.data import NO_LOSS, Sequence
 from msif.core.ekfac import EKFAC, fit
@@ -383,3 +384,24 @@ def test_gradients_of_the_loss_come_in_the_given_order(study):
     expected = weight_gradients(study.models[0], study.layers, study.data[0][::-1], plain_loss)
     found = gradients(study.tracked[0], study.data[0][::-1], loss, batch_size=4)
     assert all(relative(found[name], expected[name]) < 1e-10 for name in expected)
+
+
+def test_broken_eigenvalues_are_said_to_be_broken(study):
+    factors = study.factors[0]
+    name, x = next(iter(factors.factors.items()))
+    broken = {**factors.factors, name: replace(x, eigenvalues=x.eigenvalues * torch.nan)}
+    stage = Stage(replace(factors, factors=broken), Damping(0.1))
+    query = query_gradients(study.tracked[0], study.queries)
+    with pytest.raises(ValueError, match=f"{name}: NaN or infinite eigenvalues: .* fit them again"):
+        precondition(query, [stage])
+
+
+def test_preconditioning_that_will_not_fit_is_refused_before_it_starts(study, monkeypatch):
+    query, stages = query_gradients(study.tracked[1], study.queries), stages_of(study)
+    monkeypatch.setattr(resources, "available_memory", lambda: 10)
+    with pytest.raises(
+        MemoryError, match="preconditioning 3 queries for 2 stages .* needs .* free"
+    ):
+        precondition(query, stages)
+    with pytest.raises(MemoryError, match="preconditioning 3 queries"):
+        preconditioned(study.tracked[1], study.queries, stages)
