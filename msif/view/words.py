@@ -1,7 +1,21 @@
 """The words of texts and of token sequences, as the explorer's page shows them."""
 
+import re
+
 from msif.core.data import NO_LOSS, Sequence
 from msif.core.rows import words as words
+
+# Controls but tab and newline, formats that have no width or turn the order around, surrogates;
+# as UNSEEN of explorer.html.
+UNSEEN = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
+)
+
+
+def visible(text):
+    """The text with ⟨U+202E⟩, and so on, in place of what would be unseen or change its order."""
+    return UNSEEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
 
 
 def words_of(text, tokenizer):
