@@ -13,6 +13,7 @@ from msif.core.extras import need
 from msif.core.layers import Vectors
 from msif.core.resources import require
 from msif.scale import streaming
+from msif.view.words import visible
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Scores:
         """The first documents of each question as text, cut to `width` characters each."""
         lines = []
         for question, rows in zip(self.asked(), self.top(normalised=normalised)):
-            lines += [f"{question[0]} → {question[1]}", _HEAD]
+            lines += [visible(f"{question[0]} → {question[1]}"), _HEAD]
             lines += [_LINE.format(x, text=_short(x.text, width)) for x in rows] + [""]
         return "\n".join(lines[:-1])
 
@@ -179,5 +180,5 @@ _LINE = "{0.rank:>5} {0.document:>9} {0.score:>11.4g} {0.normalised:>11.4g}  {te
 
 
 def _short(text, width):
-    line = " ".join(text.split())
+    line = visible(" ".join(text.split()))
     return line if len(line) <= width else line[: width - 1] + "…"
