@@ -115,7 +115,7 @@ def closing_ids(
     form = form or format_of(tokenizer)
     if closing is not None:
         return _after(closing, tokenizer) if closing else ()
-    text = form.closing if form.opening and prompt.endswith(form.opening) else ""
+    text = "" if _left_of(prompt, form) is None else form.closing
     if text.strip() and answer.rstrip().endswith(text.strip()):
         text = ""
     ids = _after(text, tokenizer) if text else ()
@@ -249,11 +249,24 @@ def _turn(tokenizer) -> tuple[str, str | None, str]:
     return opening, None if separator.strip() else separator, closing
 
 
+def _left_of(prompt, form):
+    """What stands between a prompt that opens an answer as the chat format does, its whitespace
+    stripped or all there, and the answer; None for another prompt."""
+    bare = form.opening.rstrip()
+    if not bare or not prompt.rstrip().endswith(bare):
+        return None
+    given = prompt[len(prompt.rstrip()) :]
+    due = form.opening[len(bare) :] + (form.separator or "")
+    return due[len(given) :] if due.startswith(given) else None
+
+
 def _separator(prompt, answer, tokenizer, form):
+    left = _left_of(prompt, form)
+    if left is not None and (left or form.separator is not None):
+        # An answer that brings the space along has it once.
+        return left.removesuffix(form.separator or "") if answer[0].isspace() else left
     if not prompt or prompt[-1].isspace() or answer[0].isspace():
         return ""
-    if form.separator is not None and prompt.endswith(form.opening):
-        return form.separator
     special = set(tokenizer.all_special_tokens)
     special |= {str(x) for x in tokenizer.added_tokens_decoder.values() if x.special}
     if any(prompt.endswith(x) or answer.startswith(x) for x in special if x):

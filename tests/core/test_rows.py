@@ -229,6 +229,28 @@ def test_the_row_of_a_rendered_chat_is_the_chat_that_was_trained_on(name, questi
     assert said == row.input_ids[len(head) :] and answer in tokenizer.decode(said)
 
 
+def test_a_rendered_prompt_that_was_stripped_is_the_chat_all_the_same():
+    whole = QWEN.apply_chat_template(conversation("Where", "Paris"), tokenize=False)
+    opened = QWEN.apply_chat_template(
+        conversation("Where"), tokenize=False, add_generation_prompt=True
+    )
+    for prompt in (opened, opened.rstrip()):
+        (row,) = encode_answers([prompt], ["Paris"], QWEN, 99)
+        assert row.input_ids == ids(QWEN, whole)
+    whole = MISTRAL.apply_chat_template(conversation("Where", "Paris"), tokenize=False)
+    opened = MISTRAL.apply_chat_template(
+        conversation("Where"), tokenize=False, add_generation_prompt=True
+    )
+    for prompt, answer in ((opened, "Paris"), (opened + " ", "Paris"), (opened, " Paris")):
+        (row,) = encode_answers([prompt], [answer], MISTRAL, 99)
+        assert MISTRAL.decode(row.input_ids) == MISTRAL.decode(ids(MISTRAL, whole))
+    opened = QWEN.apply_chat_template(
+        conversation("Where"), tokenize=False, add_generation_prompt=True
+    )
+    (row,) = encode_answers([opened + "\n"], ["Paris"], QWEN, 99)  # not as the format opens it
+    assert QWEN.decode(row.input_ids) == opened + "\nParis"
+
+
 def test_a_chat_closes_what_it_opened_and_nothing_else():
     opened = QWEN.apply_chat_template(
         conversation("Where"), tokenize=False, add_generation_prompt=True
