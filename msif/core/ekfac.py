@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from msif.core import checks
 from msif.core.capture import passes
 from msif.core.coverage import coverage, say_coverage
 from msif.core.data import Batch, Sequence, digest
@@ -50,8 +51,8 @@ def fit(
     memory; the result does not change. Raises MemoryError when the factors of one partition will
     not fit, FloatingPointError naming a layer that is not finite, ValueError for partitions < 1.
     """
-    if partitions < 1:
-        raise ValueError(f"partitions is {partitions}; expected at least 1")
+    partitions = checks.whole("partitions", partitions)
+    checks.whole("the number of tracked layers", len(tracked.layers))
     require(
         memory=sum(map(factor_bytes, tracked.layers)) // partitions * 2,
         what=f"EK-FAC factors of {len(tracked.layers)} layers",

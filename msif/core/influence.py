@@ -26,7 +26,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from msif.core import data
+from msif.core import checks, data
 from msif.core.capture import gradients, grouped_passes, passes
 from msif.core.layers import MERGE, Filter, Tracked, Vectors
 from msif.core.models import limits
@@ -197,6 +197,7 @@ def query_gradients(
 
     measurement: f, (logits, batch) -> (n,). Raises MemoryError where they will not fit.
     """
+    checks.whole("the number of tracked layers", len(tracked.layers))
     require(
         memory=2 * 4 * len(queries) * tracked.weights,  # with one copy to precondition
         what=f"gradients of {len(queries)} queries over {len(tracked.layers)} layers",

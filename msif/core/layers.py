@@ -75,18 +75,11 @@ class Layer:
 class Tracked:
     """A model with those of its layers that factors, gradients and scores range over.
 
-    The layers stand in the order of the model. Raises ValueError for none.
+    The layers stand in the order of the model.
     """
 
     model: nn.Module
     layers: list[Layer]
-
-    def __post_init__(self):
-        if not isinstance(self.layers, list) or not self.layers:
-            raise ValueError(
-                f"layers is {self.layers!r}; expected a list of at least one, as `tracked_layers` "
-                f"finds them"
-            )
 
     @property
     def names(self) -> list[str]:

@@ -73,6 +73,7 @@ def fit(
     folder, objectives = Path(folder).absolute(), fisher_losses(labels, samples, seed)
     keep = 0 if keep == 0 else parse_bytes(keep, "keep")
     batch_size = checks.whole("batch_size", batch_size)
+    checks.whole("the number of tracked layers", len(tracked.layers))
     check(sequences, *limits(tracked.model))
     store.claim(folder)
     key = {

@@ -392,6 +392,14 @@ def test_files_that_are_no_state_are_named(tmp_path):
         files.read_record(tmp_path / "z")
 
 
-def test_no_tracked_layers_are_refused():
-    with pytest.raises(ValueError, match=r"layers is \[\]; expected a list of at least one"):
-        tracked(neox()).only([])
+def test_no_tracked_layers_are_refused(tmp_path):
+    none = tracked(neox()).only([])
+    for call in (
+        lambda: ekfac.fit(none, DATA),
+        lambda: fitting.fit(tmp_path / "f", none, DATA),
+        lambda: influence.query_gradients(none, DATA),
+    ):
+        with pytest.raises(ValueError, match="the number of tracked layers is 0"):
+            call()
+    with pytest.raises(ValueError, match="there are no query vectors"):
+        influence.score(none, DATA, {})
