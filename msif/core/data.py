@@ -205,20 +205,21 @@ def encode_answers(
             raise ValueError(
                 f"row {number} has an answer without tokens, {answer!r}; expected some text"
             )
-        if words := rows.unknown_words(answer, tail, tokenizer):
-            if set(tail) == {tokenizer.unk_token_id}:
-                raise ValueError(
-                    f"row {number} has the answer {answer!r}, of which the tokenizer knows nothing "
-                    f"(it reads {tokenizer.unk_token}); expected the tokenizer that belongs to the "
-                    f"model, or words that it knows"
-                )
-            unknown[number] = words
+        said = tail
         tail += rows.closing_ids(prompt, answer, tokenizer, closing=closing, form=form)
         if (length := len(head + tail)) > max_length:
             raise ValueError(
                 f"row {number} has {length} tokens, max_length is {max_length}; "
                 "raise max_length or shorten the prompt"
             )
+        if words := rows.unknown_words(answer, said, tokenizer):
+            if set(said) == {tokenizer.unk_token_id}:
+                raise ValueError(
+                    f"row {number} has the answer {answer!r}, of which the tokenizer knows nothing "
+                    f"(it reads {tokenizer.unk_token}); expected the tokenizer that belongs to the "
+                    f"model, or words that it knows"
+                )
+            unknown[number] = words
         labels = (head if loss_on == "all" else (NO_LOSS,) * len(head)) + tail
         sequences.append(Sequence(number, head + tail, labels))
     rows.warn_of_unknown(unknown, tokenizer)

@@ -191,6 +191,8 @@ def test_an_answer_without_tokens_is_refused_by_its_row(words, answer):
 def test_an_answer_is_never_cut(words):
     with pytest.raises(ValueError, match="row 0 has 4 tokens, max_length is 3"):
         encode_answers(["the cat sat"], ["on"], words, 3)
+    with pytest.raises(ValueError, match="row 0 has 4 tokens, max_length is 3"):  # said first
+        encode_answers(["the cat sat"], ["zebra"], words, 3)
 
 
 def test_numbers_of_numpy_and_torch_become_pythons_and_what_is_no_whole_number_is_refused():
