@@ -178,8 +178,8 @@ def _refuse_adapters(model):
     if inside:
         name, module = inside[-1]
         raise ValueError(
-            f"the model has adapters that are not merged, such as {type(module).__name__} at "
-            f"{name!r}: it does not share its layers with the model that it was fine-tuned from; "
+            f"the model has adapters that are not merged, such as {name!r} "
+            f"({type(module).__name__} of peft): it does not share its layers with the model that it was fine-tuned from; "
             f"{MERGE}"
         )
 
