@@ -179,8 +179,8 @@ def _refuse_adapters(model):
         name, module = inside[-1]
         raise ValueError(
             f"the model has adapters that are not merged, such as {name!r} "
-            f"({type(module).__name__} of peft): it does not share its layers with the model that it was fine-tuned from; "
-            f"{MERGE}"
+            f"({type(module).__name__} of peft): it does not share its layers with the model that "
+            f"it was fine-tuned from; {MERGE}"
         )
 
 
