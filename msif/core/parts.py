@@ -51,7 +51,9 @@ def reads_text(model: nn.Module, name: str) -> bool:
         here = getattr(model.get_submodule(name), "config", None)
         if here is not None:
             texts = [x for key, x in subs.items() if not OTHER_MODALITIES(key)]
-            return any(here is x for x in texts) or (here is not config and here not in others)
+            if here is config:  # as that of the text, where no part is
+                return not texts
+            return any(here is x for x in texts) or here not in others
     return True
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.pytorch_utils import Conv1D
 
 from msif.core.backward import frozen
 from msif.core.data import Batch
@@ -70,6 +71,7 @@ def measured_pass(tracked: Tracked, n: int, s: int) -> MetaPass:
     sequence of up to `SHORT` tokens.
 
     What grows with the length and with its square is told apart by the two, and both grow with n.
+    The arithmetic is without that of fused attention.
     """
     model, long = tracked.model, max(2, min(s, SHORT, int(min(limits(tracked.model)[1], SHORT))))
     if next(model.parameters()).is_meta:
@@ -96,7 +98,8 @@ def _sequence(model, length):
     padding."""
     config = text_config(model)
     pad, end = (getattr(config, x, None) for x in ("pad_token_id", "eos_token_id"))
-    end = end if isinstance(end, int) and end != pad else int(pad == 0)
+    known = isinstance(end, int) and end != pad and end < limits(model)[0]
+    end = end if known else int(pad == 0)
     row = torch.full((1, length), int(pad == 0), dtype=torch.long)
     row[0, -1] = end
     batch = Batch(torch.zeros(1, dtype=torch.long), row, torch.ones_like(row), row)
@@ -112,8 +115,8 @@ def bound_pass(tracked: Tracked, n: int, s: int) -> MetaPass:
         getattr(config, x, None) or 1
         for x in ("num_attention_heads", "num_hidden_layers", "hidden_size", "vocab_size")
     )
-    linear = [x for x in tracked.model.modules() if isinstance(x, nn.Linear)]
-    sides = sum(x.in_features + x.out_features for x in linear)
+    linear = [x for x in tracked.model.modules() if isinstance(x, nn.Linear | Conv1D)]
+    sides = sum(sum(x.weight.shape) for x in linear if x.weight.is_floating_point())
     sides += sum(x.in_features + x.out_features for x in tracked.layers if x.expert is not None)
     kept = n * s * (BOUND * size * sides + 2 * max(4, size) * depth * heads * s)
     weights = sum(x for _, x in matrices(tracked.model)) + vocabulary * width
