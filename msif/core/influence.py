@@ -198,6 +198,7 @@ def query_gradients(
     measurement: f, (logits, batch) -> (n,). Raises MemoryError where they will not fit.
     """
     checks.whole("the number of tracked layers", len(tracked.layers))
+    data.check(queries, *limits(tracked.model))
     require(
         memory=2 * 4 * len(queries) * tracked.weights,  # with one copy to precondition
         what=f"gradients of {len(queries)} queries over {len(tracked.layers)} layers",
@@ -335,6 +336,8 @@ def self_influence(
 
     Its influence on its own log-probability, in nats per unit of weight.
     """
+
+    data.check(documents, *limits(tracked.model))
 
     def values(few):
         g = gradients(tracked, few, loss, batch_size)

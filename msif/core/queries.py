@@ -8,12 +8,13 @@ result.
 
 from collections import abc
 
-from msif.core import checks
+from msif.core import checks, data
 from msif.core.capture import grouped_passes
 from msif.core.data import Sequence
 from msif.core.influence import Stage, check
 from msif.core.kronecker import EKFAC
 from msif.core.layers import Tracked, Vectors
+from msif.core.models import limits
 from msif.core.objectives import Objective, log_probability
 from msif.core.resources import require
 
@@ -45,6 +46,7 @@ def preconditioned(
                 f"{type(x).__name__} with {type(x.curvature).__name__}: expected influence.Stage "
                 f"with ekfac.EKFAC; others go through influence.query_gradients and precondition"
             )
+    data.check(queries, *limits(tracked.model))
     largest = max(x.out_features * x.inputs for x in tracked.layers)
     require(
         memory=4 * (len(queries) * tracked.weights + 4 * min(batch_size, len(queries)) * largest),

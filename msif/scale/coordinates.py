@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from msif.core import influence
+from msif.core import checks, influence
 from msif.core.capture import passes
 from msif.core.data import Sequence, check
 from msif.core.kronecker import EKFAC, LayerFactors
@@ -108,9 +108,14 @@ def choose(
 
     damping: the `influence.Damping` d of the candidates' own stage, of each layer as in `Stage`;
     give α + d if it has an α. typical: query vectors {layer: (q, o, i)} like those to come, for
-    E[w̃²]; None: queries like the documents. Raises ValueError for a size below 1."""
-    if size < 1:
-        raise ValueError(f"size is {size}; expected at least 1 coordinate per document")
+    E[w̃²]; None: queries like the documents. Raises ValueError for a size below 1, a damping that is
+    none, and queries of other layers."""
+    size = checks.whole("size", size)
+    if not isinstance(damping, influence.Damping):
+        raise ValueError(f"damping is {damping!r}: expected a Damping, such as Damping(0.1)")
+    if typical is not None:
+        same_layers(typical, factors.layers, "the typical queries and the factors")
+        finite_vectors(typical, "typical queries")
     top = [
         _largest(x, damping, size, typical and typical[name]) for name, x in factors.factors.items()
     ]

@@ -13,7 +13,7 @@ from support.tiny import documents, neox, probe
 from msif.core import ekfac, files, influence, queries, store
 from msif.core.influence import Damping, Stage
 from msif.core.layers import tracked
-from msif.scale import fitting, index, streaming
+from msif.scale import fitting, index, processes, streaming
 
 pytest.importorskip("pyarrow")
 
@@ -120,6 +120,24 @@ def test_the_work_of_a_fit(tmp_path, monkeypatch, stop):
             else:  # a file that is not read any more
                 assert torch.equal(found, right), (path.name, what)
     assert refused >= 6 * (1 if stop == "factors" else 2)
+
+
+def test_what_another_number_of_processes_left_is_not_read(tmp_path, monkeypatch):
+    right = numbers(fit(tmp_path / "right"))
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "rank_and_size", lambda: (0, 2))
+        patch.setattr(processes, "barrier", lambda: None)
+        patch.setattr(processes, "add_over_processes", lambda _: None)
+        work = begun(tmp_path / "f", DATA, STOPS["sums and kept"], monkeypatch)
+    left = sorted(work.glob("*0of2*"))
+    assert {x.name.split(".")[0] for x in left} == {"sums", "kept"}
+    shutil.copytree(work, tmp_path / ".g.work")
+    assert torch.equal(numbers(fit(tmp_path / "f")), right)
+    for path in left:
+        named = path.name.replace("0of2", "0of1")
+        (tmp_path / ".g.work" / path.name).rename(tmp_path / ".g.work" / named)
+    with pytest.raises(ValueError, match="0of1.* is a file of something else"):
+        fit(tmp_path / "g")
 
 
 def test_factors(tmp_path):
@@ -360,11 +378,16 @@ def test_what_has_no_meaning_is_refused_before_any_pass(tmp_path, study, monkeyp
             streaming.score_corpus(*run, study.w, tmp_path / "x", **options)
     for call in (
         lambda x: influence.score(study.tracked, x, study.w),
+        lambda x: influence.query_gradients(study.tracked, x),
+        lambda x: influence.self_influence(study.tracked, x, Stage(study.factors, DAMPING)),
+        lambda x: queries.preconditioned(study.tracked, x, [Stage(study.factors, DAMPING)]),
         lambda x: ekfac.fit(study.tracked, x),
         lambda x: fitting.fit(tmp_path / "y", study.tracked, x),
     ):
         with pytest.raises(ValueError, match="generator.*expected a list"):
             call(x for x in study.candidates)
+    with pytest.raises(ValueError, match="damping is 0.1: expected a Damping"):
+        index.choose(study.factors, 0.1, 8)
     with pytest.raises(ValueError, match="keep is 'lots': expected a size"):
         fitting.fit(tmp_path / "y", study.tracked, DATA, keep="lots")
     assert not list(tmp_path.iterdir())
