@@ -62,15 +62,14 @@ def backpropagate(
     batch = batch.to(next(tracked.model.parameters()).device)
     copied = _overwritten.setdefault(tracked.model, set())
     watch = _Watch(tracked, batch, consume, copied)
-    with torch.enable_grad():
-        with watch.hooked():
-            predicted = logits(tracked.model, batch)
+    with torch.enable_grad(), watch.hooked():
+        predicted = logits(tracked.model, batch)
         if changed := watch.changed():
             copied |= changed
-            watch = _Watch(tracked, batch, consume, copied)
-            with watch.hooked():
-                predicted = logits(tracked.model, batch)
+            watch.inputs.clear()
+            predicted = logits(tracked.model, batch)
         watch.all_of(watch.inputs, "{} did not run")
+        watch.forward = False
         for draw, objective in enumerate(objectives):
             scalar = objective(predicted, batch).sum()
             _finite(scalar, "the loss", batch)
@@ -79,6 +78,56 @@ def backpropagate(
                 scalar.backward(retain_graph=draw + 1 < len(objectives))
             watch.rest_of_experts()
             watch.all_of(watch.arrived, "no gradient reaches {}")
+
+
+def find_overwritten(tracked: Tracked, batch: Batch) -> None:
+    """Find the layers whose input the model changes after they have read it, by any means.
+
+    `backpropagate` sees by itself what autograd counts as a change, and copies the inputs of those.
+    """
+    kept = {}
+
+    def keep(layer, a):
+        kept[layer.name] = a, a.clone()
+
+    with torch.no_grad(), _with_inputs(tracked, tracked.layers, keep):
+        logits(tracked.model, batch)
+    changed = {name for name, (a, before) in kept.items() if not torch.equal(a, before)}
+    _overwritten.setdefault(tracked.model, set()).update(changed)
+
+
+@contextmanager
+def inputs_copied(tracked: Tracked) -> Iterator[None]:
+    """Layers whose input the model changes read a copy, so that autograd keeps what they read."""
+    copied = _overwritten.get(tracked.model, set())
+    layers = [x for x in tracked.layers if x.name in copied]
+    with _with_inputs(tracked, layers, lambda layer, a: a.clone()):
+        yield
+
+
+@contextmanager
+def _with_inputs(tracked, layers, take):
+    """take(layer, input) as each of the layers is called; what it returns is read instead."""
+
+    def hook(layer):
+        def before(module, args, kwargs):
+            found = take(layer, args[0] if args else next(iter(kwargs.values())))
+            if found is None:
+                return None
+            return ((found, *args[1:]), kwargs) if args else ((), {next(iter(kwargs)): found})
+
+        return before
+
+    handles = [
+        tracked.model.get_submodule(x.name).register_forward_pre_hook(hook(x), with_kwargs=True)
+        for x in layers
+        if x.expert is None
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class _Watch:
@@ -96,6 +145,7 @@ class _Watch:
         self.inputs: dict[str, tuple[Tensor, int]] = {}
         self.arrived: set[str] = set()
         self.draw = 0
+        self.forward = True  # not yet backward
 
     @contextmanager
     def hooked(self):
@@ -169,6 +219,9 @@ class _Watch:
     def _ran(self, layer, a, output, form):
         """Watch a layer's input and output; form: of both, to (n, s, d). What takes the output's
         place."""
+        first = not output.requires_grad
+        if not self.forward:  # recomputed by a checkpoint, where nothing may be another than before
+            return output.requires_grad_().clone() if first else output
         if layer.name in self.inputs:
             raise ValueError(
                 f"{layer.name} runs more than once per forward pass: its weights are shared "
@@ -178,23 +231,33 @@ class _Watch:
         _finite(total, f"the output of {layer.name}", self.batch)
         a = a.clone() if layer.name in self.copied else a
         self.inputs[layer.name] = a, a._version
-        first = not output.requires_grad
-        output = output.requires_grad_() if first else output
-        output.register_hook(self._arrived(layer, a, form))
+        watched = output.requires_grad_() if first else _unwritten(output)
+        watched.register_hook(self._arrived(layer, a, form, output.shape))
         return output.clone() if first else output  # a leaf could not be written to in place
 
-    def _arrived(self, layer, a, form):
+    def _arrived(self, layer, a, form, shape):
         def arrived(g):
             if not len(a):  # see `rest_of_experts`
                 return
             if a._version != self.inputs[layer.name][1]:
                 raise RuntimeError(f"the input of {layer.name} changed during the backward pass")
             self.arrived.add(layer.name)
-            g = form(g)
+            g = form(g.view(shape))
             _finite(g.sum(), f"the gradient at {layer.name}", self.batch)
             self.consume(layer, form(a), g, self.draw)
 
         return arrived
+
+
+def _unwritten(output):
+    """What a gradient hook on the output belongs on, as the model may write into the output.
+
+    A tensor that is written to keeps its hooks for what it was; a view (a `Linear` with a bias
+    gives one) does not, but what it views does.
+    """
+    base = output._base
+    same = base is not None and base.numel() == output.numel()
+    return base if same and base.is_contiguous() and output.is_contiguous() else output
 
 
 def _input(layer, args, kwargs):
@@ -217,7 +280,9 @@ def _sizes(layer, a, output, mask):
             f"model was changed since (resized embeddings or head?); track its layers anew"
         )
     rows = output.shape[:-1]
-    if rows not in (mask.shape, mask.shape[:1], (mask.numel(),)) or a.shape[:-1] != rows:
+    single = len(rows) > 2 and [d for d in rows if d > 1] == [d for d in mask.shape if d > 1]
+    known = single or rows in (mask.shape, mask.shape[:1], (mask.numel(),))
+    if not known or a.shape[:-1] != rows:
         raise ValueError(
             f"{layer.name} gives an output of shape {tuple(output.shape)}, which is not one row "
             f"per sequence or position of a batch of {tuple(mask.shape)}; leave it out of the "
@@ -228,9 +293,10 @@ def _sizes(layer, a, output, mask):
 def _sequence_form(x, mask):
     """x as (n, s, d) in at least float32, zero where padded.
 
-    A pooled (n, d) input is one position; (n·s, d) is unflattened.
+    A pooled (n, d) input is one position; (n·s, d) is unflattened; (n, 1, s, d) loses its 1.
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = x.reshape(*mask.shape, -1) if x.dim() > 3 else x
     if x.dim() == 2 and len(x) == mask.numel():
         x = x.unflatten(0, mask.shape)
     if x.dim() == 2:

@@ -8,6 +8,7 @@ letters: n sequences, s positions, o outputs, i inputs (bias included in D), q q
 Gradients are dictionaries {layer name: (n, o, i)}, in at least float32.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 
 from torch import Tensor
@@ -19,6 +20,7 @@ from msif.core.layers import Layer, Tracked, Vectors
 from msif.core.models import limits
 from msif.core.objectives import Objective
 from msif.core.products import sequence_gradient
+from msif.core.selfcheck import batching
 
 __all__ = ["backpropagate", "frozen", "gradients", "grouped_passes", "groups", "passes"]
 
@@ -27,11 +29,29 @@ def groups(tracked: Tracked, sequences: list[Sequence], batch_size: int) -> list
     """Positions in `sequences` of each batch.
 
     Sequences of similar length, the longest first (`data.buckets`): little is padded, and a batch
-    that is too large for the memory is the first. Raises ValueError, before anything runs, for a
-    sequence that the model cannot read (`data.check`).
+    that is too large for the memory is the first. Of equal length, or one by one, where the model
+    wants that (`selfcheck.batching`, which is asked here). Raises ValueError, before anything runs,
+    for a sequence that the model cannot read (`data.check`) and as `selfcheck.examine`.
     """
     check(sequences, *limits(tracked.model))
-    return buckets(sequences, batch_size)
+    found = buckets(sequences, batch_size)
+    together = batching(tracked, sequences, batch_size)
+    if together == "single":
+        return [[n] for group in found for n in group]
+    if together == "equal":
+        return _of_equal_length(sequences, batch_size)
+    return found
+
+
+def _of_equal_length(sequences, batch_size):
+    alike = defaultdict(list)
+    for n, x in enumerate(sequences):
+        alike[len(x.input_ids)].append(n)
+    return [
+        alike[length][first : first + batch_size]
+        for length in sorted(alike, reverse=True)
+        for first in range(0, len(alike[length]), batch_size)
+    ]
 
 
 def grouped_passes(
