@@ -13,7 +13,7 @@ from support.tiny import documents, neox, probe
 from msif.core import ekfac, files, influence, queries, store
 from msif.core.influence import Damping, Stage
 from msif.core.layers import tracked
-from msif.scale import fitting, index, processes, streaming
+from msif.scale import fitting, index, lowrank, processes, streaming
 
 pytest.importorskip("pyarrow")
 
@@ -426,3 +426,20 @@ def test_no_tracked_layers_are_refused(tmp_path):
             call()
     with pytest.raises(ValueError, match="there are no query vectors"):
         influence.score(none, DATA, {})
+
+
+def test_sequences_that_share_an_index_are_refused_everywhere(tmp_path, study):
+    twice = [*DATA[:3], DATA[0]]
+    chosen = index.choose(study.factors, DAMPING, 8)
+    low = lowrank.compress(study.w, study.factors, 0.1)
+    for call in (
+        lambda: influence.score(study.tracked, twice, study.w),
+        lambda: lowrank.score(study.tracked, twice, low),
+        lambda: chosen.documents(study.tracked, twice),
+        lambda: ekfac.fit(study.tracked, twice),
+        lambda: fitting.fit(tmp_path / "f", study.tracked, twice),
+    ):
+        with pytest.raises(ValueError, match="share their index"):
+            call()
+    with pytest.raises(ValueError, match="the indices of a stream must rise"):
+        streaming.score_corpus(study.tracked, twice, study.w, tmp_path / "s")
