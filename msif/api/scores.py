@@ -14,6 +14,7 @@ from msif.core.generation import answer_start, log_probabilities, own_answers
 from msif.core.layers import Vectors
 from msif.core.resources import require
 from msif.scale import streaming
+from msif.view.words import visible
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Scores:
         head = _HEAD.format("score" if normalised else "score*", f"normalised{mark}")
         lines = []
         for said, rows in zip(self.said(), self.top(normalised=normalised)):
-            lines += [str(said), head]
+            lines += [visible(str(said)), head]
             lines += [_LINE.format(x, text=_short(x.text, width)) for x in rows] + [""]
         return "\n".join([*lines, _TOLD])
 
@@ -142,7 +143,8 @@ class Scores:
         """The questions as text, beside what the model itself says."""
         model = self.stages[-1].model
         f = log_probabilities(model.tracked.model, self.questions).tolist()
-        own = own_answers(model.tracked.model, self.questions)
+        closing = set(model.tokenizer.all_special_ids) - {model.tokenizer.unk_token_id}
+        own = own_answers(model.tracked.model, self.questions, stop=closing)
 
         def text(ids):
             return str(model.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
@@ -213,5 +215,5 @@ _LINE = "{0.rank:>5} {0.document:>9} {0.score:>11.4g} {0.normalised:>11.4g}  {te
 
 
 def _short(text, width):
-    line = " ".join(text.split())
+    line = visible(" ".join(text.split()))
     return line if len(line) <= width else line[: width - 1] + "…"

@@ -8,7 +8,7 @@ from typing import Any
 from msif.api.models import Stream
 from msif.api.scores import Scores
 from msif.api.stages import Stage, layers_key, name_of
-from msif.core import data, files, influence, queries
+from msif.core import checks, data, files, influence, queries
 from msif.core.layers import Vectors
 from msif.scale import processes, streaming
 
@@ -103,14 +103,16 @@ def _kept(path: Path, make: Callable[[], Vectors]) -> Vectors:
     """
     if not path.exists() and processes.rank_and_size()[0] == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.save(path, {name: x.mT for name, x in make().items()})
+        files.save(path, {name: x.mT for name, x in make().items()}, scores=path.parent.name)
     processes.barrier()
-    return {name: x.clone().mT for name, x in files.load(path)[0].items()}
+    found, _ = files.load(path, scores=path.parent.name)
+    return {name: x.clone().mT for name, x in found.items()}
 
 
 def _asked(model, questions):
     """Sequences of the questions, which may be prompts or (prompt, answer) pairs."""
-    given = [questions] if isinstance(questions, str) else list(questions)
+    one = isinstance(questions, str)
+    given = [questions] if one else list(checks.several("question", questions))
     if not given:
         raise ValueError("there are no questions: expected at least one")
     if all(isinstance(x, data.Sequence) for x in given):

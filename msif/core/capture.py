@@ -8,122 +8,70 @@ letters: n sequences, s positions, o outputs, i inputs (bias included in D), q q
 Gradients are dictionaries {layer name: (n, o, i)}, in at least float32.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Callable
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
+from msif.core.backward import backpropagate, frozen
 from msif.core.data import Batch, Sequence, buckets, check, collate
 from msif.core.layers import Layer, Tracked, Vectors
-from msif.core.models import limits, logits
+from msif.core.models import limits
 from msif.core.objectives import Objective
 from msif.core.products import sequence_gradient
+from msif.core.selfcheck import batching
+
+__all__ = ["backpropagate", "frozen", "gradients", "grouped_passes", "groups", "passes"]
 
 
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """No parameter asks for a gradient inside, and no dropout.
+def groups(tracked: Tracked, sequences: list[Sequence], batch_size: int) -> list[list[int]]:
+    """Positions in `sequences` of each batch.
 
-    So the backward pass carries activation gradients alone.
+    Sequences of similar length, the longest first (`data.buckets`): little is padded, and a batch
+    that is too large for the memory is the first. Of equal length, or one by one, where the model
+    wants that (`selfcheck.batching`, which is asked here). Raises ValueError, before anything runs,
+    for a sequence that the model cannot read (`data.check`) and as `selfcheck.examine`.
     """
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    training = model.training
-    model.requires_grad_(False).eval()
-    try:
-        yield model
-    finally:
-        model.train(training)
-        for p in wanted:
-            p.requires_grad_(True)
+    check(sequences, *limits(tracked.model))
+    found = buckets(sequences, batch_size)
+    together = batching(tracked, sequences, batch_size)
+    if together == "single":
+        return [[n] for group in found for n in group]
+    if together == "equal":
+        return _of_equal_length(sequences, batch_size)
+    return found
 
 
-def _sequence_form(x, mask):
-    """x as (n, s, d) in at least float32, zero where padded.
-
-    A pooled (n, d) input is one position; (n·s, d) is unflattened.
-    """
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    if x.dim() == 2 and len(x) == mask.numel():
-        x = x.unflatten(0, mask.shape)
-    if x.dim() == 2:
-        return x[:, None]
-    return x if mask.all() else x * mask[..., None].to(x)
+def _of_equal_length(sequences, batch_size):
+    alike = defaultdict(list)
+    for n, x in enumerate(sequences):
+        alike[len(x.input_ids)].append(n)
+    return [
+        alike[length][first : first + batch_size]
+        for length in sorted(alike, reverse=True)
+        for first in range(0, len(alike[length]), batch_size)
+    ]
 
 
-def _sequences(output, mask, name):
-    if output.shape[:-1] not in (mask.shape, mask.shape[:1], (mask.numel(),)):
-        raise ValueError(
-            f"{name} gives an output of shape {tuple(output.shape)}, which is not one row per "
-            f"sequence or position of a batch of {tuple(mask.shape)}; leave it out of the tracked "
-            f"layers by a pattern"
-        )
-
-
-def _finite(value, what, batch):
-    if not torch.isfinite(value).all():
-        raise FloatingPointError(
-            f"{what} is NaN or infinite in the batch of sequences {sorted(batch.index.tolist())}: "
-            f"check the model's weights, its precision (float16 overflows; try bfloat16 or "
-            f"float32) and these sequences"
-        )
-
-
-def backpropagate(
+def grouped_passes(
     tracked: Tracked,
-    batch: Batch,
+    sequences: list[Sequence],
     objectives: list[Objective],
-    consume: Callable[[Layer, Tensor, Tensor, int], object],
+    batch_size: int,
+    consume: Callable[[Layer, Tensor, Tensor, int, Batch, list[int]], object],
+    title: str | None = None,
 ) -> None:
-    """Run one batch forward once, and backward once per objective.
+    """`passes` with where the batch's sequences stand in `sequences` as one more argument."""
+    batching = groups(tracked, sequences, batch_size)
+    with frozen(tracked.model):
+        for group in tqdm(batching, desc=title, disable=title is None):
+            batch = collate([sequences[n] for n in group])
 
-    objectives: functions of (logits, batch) giving (n,). consume(layer, a, g, draw) is called for
-    each tracked layer as its gradient arrives (last layer first): a (n, s, inputs without the
-    bias), g (n, s, o), draw the objective's number. The model must be `frozen`. Raises
-    FloatingPointError naming what is not finite, ValueError for a layer that runs twice, or on
-    anything but sequences or their positions.
-    """
-    modules = dict(tracked.model.named_modules())
-    batch = batch.to(next(tracked.model.parameters()).device)
-    handles = []
-    seen = set()
-    draw = 0
+            def consume_here(layer, a, g, draw):
+                consume(layer, a, g, draw, batch, group)
 
-    def watch(layer):
-        def hook(module, args, output):
-            if layer.name in seen:
-                raise ValueError(
-                    f"{layer.name} runs more than once per forward pass: its weights are shared "
-                    f"over depth; leave it out of the tracked layers by a pattern"
-                )
-            seen.add(layer.name)
-            _sequences(output, batch.attention_mask, layer.name)
-            total = output.detach().sum(dtype=torch.promote_types(output.dtype, torch.float32))
-            _finite(total, f"the output of {layer.name}", batch)
-            a, mask = args[0].detach(), batch.attention_mask.to(output.device)
-            output = output if output.requires_grad else output.requires_grad_()
-
-            def arrived(g):
-                g = _sequence_form(g, mask)
-                _finite(g.sum(), f"the gradient at {layer.name}", batch)
-                consume(layer, _sequence_form(a, mask), g, draw)
-
-            output.register_hook(arrived)
-
-        return modules[layer.name].register_forward_hook(hook)
-
-    try:
-        handles = [watch(layer) for layer in tracked.layers]
-        with torch.enable_grad():
-            predicted = logits(tracked.model, batch)
-            for draw, objective in enumerate(objectives):
-                scalar = objective(predicted, batch).sum()
-                _finite(scalar, "the loss", batch)
-                scalar.backward(retain_graph=draw + 1 < len(objectives))
-    finally:
-        for handle in handles:
-            handle.remove()
+            backpropagate(tracked, batch, objectives, consume_here)
 
 
 def passes(
@@ -134,22 +82,15 @@ def passes(
     consume: Callable[[Layer, Tensor, Tensor, int, Batch], object],
     title: str | None = None,
 ) -> None:
-    """`backpropagate` over all sequences: consume(layer, a, g, draw, batch).
+    """`backpropagate` over all sequences in `groups`: consume(layer, a, g, draw, batch).
 
-    title: of the progress bar (None: silent). Batches hold sequences of similar length, the longest
-    first (`data.buckets`), so that little is padded and a batch that is too large for the memory is
-    the first. Raises ValueError, before anything runs, for a sequence that the model cannot read
-    (`data.check`).
+    title: of the progress bar (None: silent). Raises as `groups` and `backpropagate`.
     """
-    check(sequences, *limits(tracked.model))
-    with frozen(tracked.model):
-        for group in tqdm(buckets(sequences, batch_size), desc=title, disable=title is None):
-            batch = collate([sequences[n] for n in group])
 
-            def consume_here(layer, a, g, draw):
-                consume(layer, a, g, draw, batch)
+    def consume_batch(layer, a, g, draw, batch, group):
+        consume(layer, a, g, draw, batch)
 
-            backpropagate(tracked, batch, objectives, consume_here)
+    grouped_passes(tracked, sequences, objectives, batch_size, consume_batch, title)
 
 
 def gradients(
@@ -157,13 +98,12 @@ def gradients(
 ) -> Vectors:
     """The gradient of each sequence's own scalar, {layer: (n, o, i)}, in the order given."""
     found: Vectors = {}
-    places = {layer.name: iter(buckets(sequences, batch_size)) for layer in tracked.layers}
 
-    def consume(layer, a, g, draw, batch):
+    def consume(layer, a, g, draw, batch, group):
         D = sequence_gradient(a, g, layer.bias)
         if layer.name not in found:
             found[layer.name] = D.new_empty(len(sequences), *D.shape[1:])
-        found[layer.name][next(places[layer.name])] = D
+        found[layer.name][group] = D
 
-    passes(tracked, sequences, [objective], batch_size, consume)
+    grouped_passes(tracked, sequences, [objective], batch_size, consume)
     return {layer.name: found[layer.name] for layer in tracked.layers}

@@ -9,21 +9,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator
+import operator
+import reprlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
-from itertools import islice
-from pathlib import Path
+from itertools import count
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
-from msif.core.extras import need
+from msif.core import checks, rows
+from msif.core.rows import split_answer as split_answer
+from msif.core.rows import word_tokenizer as word_tokenizer
+from msif.core.sources import FORMATS as FORMATS
+from msif.core.sources import load_rows as load_rows
+from msif.core.sources import load_texts as load_texts
 
 NO_LOSS = -100
-FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,45 @@ class Sequence:
 
     index: its number in its data set; keys the sampled labels, so that they never depend on
     batching. labels: one per token, −100 for no loss; or one class, for sequence classifiers.
+    Numbers of numpy or torch become Python's; ValueError for what are no whole numbers.
     """
 
     index: int
     input_ids: tuple[int, ...]
     labels: tuple[int, ...] | int
+
+    def __post_init__(self):
+        ids, labels = self.input_ids, self.labels
+        one = isinstance(labels, str) or not (
+            hasattr(labels, "__len__") and getattr(labels, "ndim", 1)
+        )
+        object.__setattr__(self, "index", _integer(self.index, "an index"))
+        what = f"sequence {self.index}"
+        object.__setattr__(self, "input_ids", _integers(ids, what))
+        if labels is ids:
+            made = self.input_ids
+        else:
+            made = _integer(labels, f"{what}: its class") if one else _integers(labels, what)
+        object.__setattr__(self, "labels", made)
+
+
+def _integers(values, what) -> tuple[int, ...]:
+    if type(values) is tuple and set(map(type, values)) <= {int}:
+        return values
+    return tuple(_integer(x, f"{what}: an id or label") for x in values)
+
+
+def _integer(value, what) -> int:
+    if type(value) is int:
+        return value
+    try:
+        if isinstance(value, bool) or isinstance(value, str):
+            raise TypeError
+        return operator.index(value)
+    except TypeError as error:
+        raise ValueError(
+            f"{what} is {value!r}; expected a whole number: a token's id, or a class from 0"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -76,8 +115,7 @@ def collate(sequences: list[Sequence]) -> Batch:
 
 def batches(sequences: list[Sequence], size: int) -> Iterator[Batch]:
     """Batches of `size` sequences (the last may be smaller) in the given order."""
-    if size < 1:
-        raise ValueError(f"batch size is {size}; expected at least 1")
+    size = checks.whole("batch size", size)
     return (collate(sequences[i : i + size]) for i in range(0, len(sequences), size))
 
 
@@ -86,8 +124,7 @@ def buckets(sequences: list[Sequence], size: int) -> list[list[int]]:
 
     Equally long ones keep their order.
     """
-    if size < 1:
-        raise ValueError(f"batch size is {size}; expected at least 1")
+    size = checks.whole("batch size", size)
     order = sorted(range(len(sequences)), key=lambda n: -len(sequences[n].input_ids))
     return [order[i : i + size] for i in range(0, len(order), size)]
 
@@ -95,28 +132,34 @@ def buckets(sequences: list[Sequence], size: int) -> list[list[int]]:
 def encode_documents(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> list[Sequence]:
-    """Documents with the tokenizer's own special tokens and a loss on every token.
+    """Documents with the tokenizer's own special tokens, each once (`rows`), and a loss on every
+    token, cut to `max_length`.
 
-    They are cut to `max_length`. Raises ValueError for an empty corpus, a document of fewer than 2
-    tokens (nothing to predict), and a corpus of which every document is longer than `max_length`
-    (nothing would be seen whole).
+    An index is the text's number in `texts`: blank ones are passed over, but counted. Raises
+    ValueError for what is no list of texts, an empty corpus, another document of fewer than 2
+    tokens (nothing to predict), a corpus of which every document is longer than `max_length`
+    (nothing would be seen whole), and a max_length below 2.
     """
-    texts = list(texts)
-    rows = [tuple(tokenizer(text, verbose=False)["input_ids"]) for text in texts]
-    if not rows:
+    max_length = checks.whole("max_length", max_length, 2)
+    given = checks.texts("document", texts)
+    numbers = [n for n, text in enumerate(given) if text.strip()]
+    found = rows.document_ids([given[n] for n in numbers], tokenizer)
+    if not found:
         raise ValueError("the corpus is empty; expected at least one document")
-    for number, row in enumerate(rows):
+    for number, row in zip(numbers, found):
         if len(row) < 2:
             raise ValueError(
-                f"document {number}, {texts[number]!r}, has {len(row)} token(s); "
+                f"document {number}, {given[number]!r}, has {len(row)} token(s); "
                 "expected at least 2"
             )
-    if (shortest := min(map(len, rows))) > max_length:
+    if (shortest := min(map(len, found))) > max_length:
         raise ValueError(
-            f"all {len(rows)} documents are longer than max_length = {max_length} tokens "
+            f"all {len(found)} documents are longer than max_length = {max_length} tokens "
             f"(the shortest has {shortest}); raise max_length or split the documents"
         )
-    return [Sequence(number, row[:max_length], row[:max_length]) for number, row in enumerate(rows)]
+    return [
+        Sequence(number, row[:max_length], row[:max_length]) for number, row in zip(numbers, found)
+    ]
 
 
 def encode_answers(
@@ -125,18 +168,34 @@ def encode_answers(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     loss_on: str = "answer",
+    *,
+    separator: str | None = None,
+    closing: str | None = None,
+    numbers: Iterable[int] | None = None,
 ) -> list[Sequence]:
-    """Rows "prompt answer", no special tokens; loss on the answer's tokens alone, or on "all".
+    """Rows of a prompt and its answer, with a loss on the answer's tokens alone, or on "all".
 
-    A row begins with the tokens of the prompt by itself, so that a model given the prompt alone
-    sees what it was trained on. Raises ValueError, naming the row, for a prompt or an answer
-    without tokens and for a row longer than `max_length`: an answer is never cut.
+    A row is what a document of the same text is, special tokens included: prompt, what stands
+    between prompt and answer in the chat format or in running text, answer, and what closes the
+    answer in the chat format and the tokenizer's (`rows` says it; `row_table` shows it). separator,
+    closing: texts to have in their place, "" for none. It begins with the tokens of the prompt by
+    itself, so that a model given the prompt alone sees what it was trained on. numbers: the rows'
+    indices, by default from 0.
+
+    Raises ValueError, naming the row, for what is no text, for a prompt or an answer without
+    tokens, for an answer of words that the tokenizer does not know, and for a row longer than
+    `max_length`: an answer is never cut. Warns, naming the words, where it knows an answer in part.
     """
     if loss_on not in ("answer", "all"):
         raise ValueError(f"loss_on is {loss_on!r}; expected 'answer' or 'all'")
-    sequences = []
-    for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        head, tail = split_answer(prompt, answer, tokenizer)
+    max_length = checks.whole("max_length", max_length, 2)
+    asked, told = checks.texts("prompt", prompts), checks.texts("answer", answers)
+    if len(asked) != len(told):
+        raise ValueError(f"{len(asked)} prompts and {len(told)} answers: expected as many")
+    form, sequences = rows.format_of(tokenizer), []
+    unknown: dict[int, list[str]] = {}
+    for number, (prompt, answer) in zip(count() if numbers is None else numbers, zip(asked, told)):
+        head, tail = rows.split_answer(prompt, answer, tokenizer, separator=separator, form=form)
         if not head:
             raise ValueError(
                 f"row {number} has a prompt without tokens, {prompt!r}; "
@@ -146,40 +205,62 @@ def encode_answers(
             raise ValueError(
                 f"row {number} has an answer without tokens, {answer!r}; expected some text"
             )
+        said = tail
+        tail += rows.closing_ids(prompt, answer, tokenizer, closing=closing, form=form)
         if (length := len(head + tail)) > max_length:
             raise ValueError(
                 f"row {number} has {length} tokens, max_length is {max_length}; "
                 "raise max_length or shorten the prompt"
             )
+        if words := rows.unknown_words(answer, said, tokenizer):
+            if set(said) == {tokenizer.unk_token_id}:
+                raise ValueError(
+                    f"row {number} has the answer {answer!r}, of which the tokenizer knows nothing "
+                    f"(it reads {tokenizer.unk_token}); expected the tokenizer that belongs to the "
+                    f"model, or words that it knows"
+                )
+            unknown[number] = words
         labels = (head if loss_on == "all" else (NO_LOSS,) * len(head)) + tail
         sequences.append(Sequence(number, head + tail, labels))
+    rows.warn_of_unknown(unknown, tokenizer)
     return sequences
 
 
-def split_answer(
-    prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Token ids of the prompt by itself, and of the answer that follows it after a space."""
-
-    def ids(text):
-        return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-    head = ids(prompt)
-    if not answer.strip():
-        return head, ()
-    whole = ids(prompt + " " + answer)
-    # Merged across the boundary, as where a prompt ends in a space: each side is tokenised alone.
-    return head, whole[len(head) :] if whole[: len(head)] == head else ids(answer)
+def row_table(sequence: Sequence, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A sequence token by token, to read: position, id, text, and the label to be predicted there
+    from all tokens before, "–" where there is none. A class stands in a line of its own.
+    """
+    labels = sequence.labels
+    classed = isinstance(labels, int)
+    each = (NO_LOSS,) * len(sequence.input_ids) if isinstance(labels, int) else labels
+    lines = [f"{'':>5} {'id':>7}  {'token':24} label"]
+    pieces = rows.words(tokenizer, sequence.input_ids)
+    for n, (token, piece, label) in enumerate(zip(sequence.input_ids, pieces, each, strict=True)):
+        shown = repr(piece if label == token else tokenizer.decode([label])) if label >= 0 else "–"
+        lines.append(f"{n:>5} {token:>7}  {piece!r:24} {shown if n else '–'}")
+    return "\n".join(lines + [f"class {labels}"] * classed)
 
 
 def check(sequences: list[Sequence], vocab_size: float, context: float) -> None:
     """Raise ValueError, naming the sequence and the value, for what the model cannot read.
 
-    That is ids or labels beyond its vocabulary, more tokens than its context, or no label with a
-    prediction (labels[0] has none). Either limit may be infinite (`models.limits`).
+    That is ids or labels beyond its vocabulary, more tokens than its context, no label with a
+    prediction (labels[0] has none), a class below 0, or an index that two sequences share; and what
+    is no list of sequences. Either limit may be infinite (`models.limits`).
     """
+    if not isinstance(sequences, list | tuple):
+        raise ValueError(
+            f"the sequences are a {type(sequences).__name__}; expected a list of data.Sequence "
+            f"(of what may be read once alone, give list(…))"
+        )
     if not sequences:
         raise ValueError("there are no sequences; expected at least one")
+    if (n := next((n for n, s in enumerate(sequences) if not isinstance(s, Sequence)), -1)) >= 0:
+        raise ValueError(
+            f"sequence {n} is {reprlib.repr(sequences[n])}; expected a data.Sequence, as "
+            f"encode_documents and encode_answers make them"
+        )
+    distinct(sequences)
     for s in sequences:
         if not 0 < len(s.input_ids) <= context:
             raise ValueError(
@@ -187,7 +268,8 @@ def check(sequences: list[Sequence], vocab_size: float, context: float) -> None:
                 f"expected 1 to {context}, the model's context"
             )
         labels = () if isinstance(s.labels, int) else s.labels
-        for token in (*s.input_ids, *(label for label in labels if label != NO_LOSS)):
+        tokens = {*s.input_ids, *(set(labels) - {NO_LOSS})}
+        for token in (min(tokens), max(tokens)):
             if not 0 <= token < vocab_size:
                 raise ValueError(
                     f"sequence {s.index} has token id {token}; the model's vocabulary has "
@@ -195,6 +277,22 @@ def check(sequences: list[Sequence], vocab_size: float, context: float) -> None:
                 )
         if not isinstance(s.labels, int):
             _check_labels(s, s.labels)
+        elif s.labels < 0:
+            raise ValueError(f"sequence {s.index} has the class {s.labels}; expected one from 0")
+
+
+def distinct(sequences: Iterable[Sequence]) -> None:
+    """Raise ValueError unless every sequence has an index of its own.
+
+    The index keys sampled labels, and tells what a score is of.
+    """
+    indices = [s.index for s in sequences]
+    if len(set(indices)) < len(indices):
+        twice = next(i for i, n in Counter(indices).items() if n > 1)
+        raise ValueError(
+            f"{len(indices) - len(set(indices))} sequences share their index with another, such as "
+            f"index {twice}; each needs its own"
+        )
 
 
 def _check_labels(s: Sequence, labels: tuple[int, ...]) -> None:
@@ -214,112 +312,3 @@ def digest(sequences: Iterable[Sequence]) -> str:
     for s in sequences:
         sha.update(json.dumps([s.index, s.input_ids, s.labels]).encode() + b"\n")
     return sha.hexdigest()
-
-
-def load_texts(
-    source: str | Path,
-    column: str = "text",
-    split: str = "train",
-    streaming: bool = False,
-    limit: int | None = None,
-    revision: str | None = None,
-) -> list[str] | Iterator[str]:
-    """The texts of a file, a folder or a hub data set, blank ones skipped.
-
-    source: a .jsonl, .parquet or .txt file (one text a line), a local folder of such files, or the
-    id of a dataset on the hub. Gives a list, or with `streaming` an iterator that never holds the
-    corpus; `limit` texts at most. Raises FileNotFoundError for a path that is not there and
-    ValueError for a limit below 1, an unknown format, an unreadable or empty corpus, a missing
-    column (naming those there are) and a value that is not text (naming its row).
-    """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}; expected at least 1, or None for all")
-    rows = _open(str(source), split, streaming, revision)
-    first = next(iter(rows), {column: ""})
-    if column not in first:
-        raise ValueError(
-            f"{source} has no column {column!r}; its columns are {', '.join(sorted(first))}"
-        )
-    if next(_texts(rows, column, source), None) is None:
-        raise ValueError(f"{source} ({split}) is empty; expected at least one text")
-    texts = islice(_texts(rows, column, source), limit)
-    return texts if streaming else list(texts)
-
-
-def load_rows(
-    source: str | Path,
-    columns: Collection[str],
-    optional: Collection[str] = (),
-    split: str = "train",
-    limit: int | None = None,
-    revision: str | None = None,
-) -> list[dict[str, str | None]]:
-    """Rows of several columns together, as a .jsonl or .parquet file, a folder or a hub data set
-    has them, none left out: [{column: text, or None where an optional one has none}].
-
-    Raises as `load_texts`, for a missing column of `columns` and a value there that is not text.
-    """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}; expected at least 1, or None for all")
-    found: list[dict[str, str | None]] = []
-    for number, row in enumerate(islice(_open(str(source), split, False, revision), limit)):
-        for column in columns:
-            if column not in row:
-                there = ", ".join(sorted(row))
-                raise ValueError(f"{source} has no column {column!r}; its columns are {there}")
-        values = {column: row.get(column) for column in (*columns, *optional)}
-        for column, value in values.items():
-            if not (isinstance(value, str) or (value is None and column in optional)):
-                raise ValueError(f"{source}, row {number}: {column!r} is {value!r}; expected text")
-        found.append(values)
-    if not found:
-        raise ValueError(f"{source} ({split}) is empty; expected at least one row")
-    return found
-
-
-def _texts(rows, column: str, source) -> Iterator[str]:
-    for number, row in enumerate(rows):
-        if not isinstance(row[column], str):
-            raise ValueError(
-                f"{source}, row {number}: {column!r} is {row[column]!r}; expected text"
-            )
-        if row[column].strip():
-            yield row[column]
-
-
-def _open(source: str, split: str, streaming: bool, revision: str | None):
-    """The rows of a file, a folder or a hub data set."""
-    path = Path(source)
-    local = (
-        path.is_absolute()
-        or source.startswith(".")
-        or path.suffix in FORMATS
-        or source.count("/") > 1
-    )
-    if local and not path.exists():
-        raise FileNotFoundError(
-            f"{path} does not exist; expected a file, a folder or a dataset's hub id"
-        )
-    if path.is_file() and path.suffix not in FORMATS:
-        raise ValueError(f"{path} is not a known format; expected {', '.join(FORMATS)}")
-    if path.is_file() and not path.stat().st_size:
-        raise ValueError(f"{path} is empty; expected at least one text")
-    datasets = need("datasets")
-    kind, files = (FORMATS[path.suffix], {split: source}) if path.is_file() else (source, None)
-    try:
-        return datasets.load_dataset(
-            kind, data_files=files, split=split, streaming=streaming, revision=revision
-        )
-    except (datasets.exceptions.DatasetsError, ValueError) as error:
-        raise ValueError(
-            f"{source} ({split}) cannot be read: {error.__cause__ or error}"
-        ) from error
-
-
-def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """One token per space-separated word: <pad>, <unk>, then the words of `texts` by alphabet."""
-    words = sorted({word for text in texts for word in text.split()} - {"<pad>", "<unk>"})
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "<unk>", *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>")

@@ -16,9 +16,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from msif.core import checks
 from msif.core.capture import passes
+from msif.core.coverage import coverage, say_coverage
 from msif.core.data import Batch, Sequence, digest
 from msif.core.kronecker import EKFAC, LayerFactors, block_shape, factor_bytes
 from msif.core.layers import Layer, Tracked
@@ -49,12 +51,13 @@ def fit(
     memory; the result does not change. Raises MemoryError when the factors of one partition will
     not fit, FloatingPointError naming a layer that is not finite, ValueError for partitions < 1.
     """
-    if partitions < 1:
-        raise ValueError(f"partitions is {partitions}; expected at least 1")
+    partitions = checks.whole("partitions", partitions)
+    checks.whole("the number of tracked layers", len(tracked.layers))
     require(
         memory=sum(map(factor_bytes, tracked.layers)) // partitions * 2,
         what=f"EK-FAC factors of {len(tracked.layers)} layers",
     )
+    say_coverage(tracked, title)
     objectives = fisher_losses(labels, samples, seed)
     factors: dict[str, LayerFactors] = {}
     size = -(-len(tracked.layers) // partitions)
@@ -65,7 +68,7 @@ def fit(
         factors |= corrected_eigenvalues(*run, bases, title)
     return EKFAC(
         {layer.name: factors[layer.name] for layer in tracked.layers},
-        header(tracked.model, sequences, labels, len(objectives), seed),
+        header(tracked, sequences, labels, len(objectives), seed),
     )
 
 
@@ -108,7 +111,7 @@ def add_covariances(
         whole = a.shape[1] == 1 or batch.attention_mask.all()
         a = a.flatten(0, 1) if whole else a[batch.attention_mask.to(a.device).bool()]
         add_input_gram(A, a, layer.bias)
-        positions += len(a)
+        positions += len(a) if layer.expert is None else a.any(1).sum()
     for total, x in zip(B, split(g.flatten(0, 1), layer.rows, 1).unbind(1)):
         add_gram(total, x)
 
@@ -124,7 +127,7 @@ def mean_covariances(
     _all_seen(layers, sums, "B")
 
     def means(layer):
-        positions = sums[f"{layer.name}.positions"]
+        positions = sums[f"{layer.name}.positions"].clamp(min=1)  # no expert need have been chosen
         A = mirrored(sums[f"{layer.name}.A"]) / positions
         B = mirrored(sums[f"{layer.name}.B"]) / (positions * draws)
         per_sequence = positions.item() / sequences
@@ -275,15 +278,17 @@ def _all_seen(layers, sums, what):
 
 
 def header(
-    model: nn.Module, sequences: list[Sequence], labels: str, samples: int, seed: int | str
+    tracked: Tracked, sequences: list[Sequence], labels: str, samples: int, seed: int | str
 ) -> dict[str, Any]:
-    """Where factors come from: how they were fitted, and digests of the model and the data."""
+    """Where factors come from: how they were fitted, how much of the model they cover, and digests
+    of the model and the data."""
     return {
         "labels": labels,
         "samples": samples,
         "seed": seed,
         "sequences": len(sequences),
         "tokens": sum(len(x.input_ids) for x in sequences),
-        "model": model_digest(model),
+        "coverage": coverage(tracked).header(),
+        "model": model_digest(tracked.model),
         "data": digest(sequences),
     }

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import nn
 
-from msif.core import data
+from msif.core import checks, data
 from msif.core.models import logits
 from msif.core.objectives import align, log_probability
 
@@ -18,11 +18,17 @@ def greedy(
     batch_size: int = 64,
     stop: Collection[int] = (),
 ) -> list[list[int]]:
-    """Greedy continuations of prompts (token ids): a list of `new_tokens` ids each, or of those
-    before the first of the ids in `stop`.
+    """Greedy continuations of prompts (token ids as `data.split_answer` gives them, a BOS included
+    where the tokenizer has one): a list of `new_tokens` ids each, or of those before the first of
+    the ids in `stop`. Without `stop`, the model's own end-of-text token is never written.
 
-    Prompts of equal length go together, `batch_size` at a time.
+    Prompts of equal length go together, `batch_size` at a time. Raises ValueError for a prompt
+    without tokens, and for new_tokens or a batch_size below 1.
     """
+    new_tokens = checks.whole("new_tokens", new_tokens)
+    batch_size = checks.whole("batch size", batch_size)
+    if (empty := next((n for n, p in enumerate(prompts) if not len(p)), None)) is not None:
+        raise ValueError(f"prompt {empty} has no tokens; expected at least one to continue")
     ends = {"eos_token_id": sorted(stop)} if stop else {"min_new_tokens": new_tokens}
     found: list[list[int]] = [[]] * len(prompts)
     for length in sorted({len(p) for p in prompts}):
@@ -50,12 +56,16 @@ def answer_start(sequence: data.Sequence) -> int:
     return next(t for t, label in enumerate(sequence.labels) if label != data.NO_LOSS)
 
 
-def own_answers(model: nn.Module, sequences: Sequence[data.Sequence]) -> list[list[int]]:
+def own_answers(
+    model: nn.Module, sequences: Sequence[data.Sequence], stop: Collection[int] = ()
+) -> list[list[int]]:
     """What the model itself writes in place of each sequence's answer, its labelled end: greedily,
-    as many ids as the answer has."""
+    as many ids as the answer has, or those before the first of the ids in `stop`."""
     starts = [answer_start(x) for x in sequences]
     longest = max(len(x.input_ids) - start for x, start in zip(sequences, starts))
-    written = greedy(model, [x.input_ids[:start] for x, start in zip(sequences, starts)], longest)
+    written = greedy(
+        model, [x.input_ids[:start] for x, start in zip(sequences, starts)], longest, stop=stop
+    )
     return [ids[: len(x.input_ids) - start] for ids, x, start in zip(written, sequences, starts)]
 
 

@@ -17,19 +17,24 @@ influence function. Source: Bao et al. 2025 (arXiv 2505.05017), here with the fa
 from differentiating the stages' optimality conditions.
 """
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from msif.core import data
-from msif.core.capture import gradients, passes
-from msif.core.layers import Filter, Tracked, Vectors
+from msif.core import checks, data
+from msif.core.capture import gradients, grouped_passes, passes
+from msif.core.layers import MERGE, Filter, Tracked, Vectors
+from msif.core.models import limits
 from msif.core.objectives import Objective, log_probability, loss
 from msif.core.products import transposed_gradient
 from msif.core.resources import require
+from msif.core.vectors import check_vectors, finite_vectors
+from msif.core.vectors import same_layers as same_layers
 
 
 class Curvature(Protocol):
@@ -50,7 +55,7 @@ class Damping:
     """A number added to the eigenvalues.
 
     `value` × the layer's mean eigenvalue, or `value` itself if not relative. Raises ValueError
-    unless it is finite and not negative.
+    unless it is a finite number, not negative, and `relative` a bool.
 
     >>> msif.Damping(0.5).of(4.0), msif.Damping(0.5, relative=False).of(4.0)
     (2.0, 0.5)
@@ -60,8 +65,11 @@ class Damping:
     relative: bool = True
 
     def __post_init__(self):
-        if isinstance(self.value, str) or not 0 <= self.value < float("inf"):
+        number = isinstance(self.value, Real) and not isinstance(self.value, bool)
+        if not number or not 0 <= self.value < float("inf"):
             raise ValueError(f"damping or α of {self.value!r}: expected a finite number ≥ 0")
+        if not isinstance(self.relative, bool):
+            raise ValueError(f"relative is {self.relative!r}: expected True or False")
 
     def of(self, mean: Tensor | float) -> Tensor | float:
         """The number itself, given the layer's mean eigenvalue."""
@@ -77,13 +85,25 @@ class Stage:
 
     curvature: H. damping d: numerical. alpha α: how strongly the stage stays near its start (for
     stage 1: its L2 regularisation). new: layers that earlier stages lack, such as a classification
-    head; they carry no α. P below is 1 on all other layers, and 0 on the new ones.
+    head; they carry no α. P below is 1 on all other layers, and 0 on the new ones. Stages may
+    differ in precision: the higher one is kept. Raises ValueError for a damping or alpha that is no
+    `Damping`, and for `new` as one string.
     """
 
     curvature: Curvature
     damping: Damping = NONE
     alpha: Damping = NONE
     new: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for name, x in (("damping", self.damping), ("alpha", self.alpha)):
+            if not isinstance(x, Damping):
+                raise ValueError(
+                    f"{name} is {x!r}: expected a Damping, such as Damping(0.1), × the mean "
+                    f"eigenvalue, or Damping(0.1, relative=False)"
+                )
+        if isinstance(self.new, str):
+            raise ValueError(f"new is {self.new!r}: expected names of layers, ({self.new!r},)")
 
     @property
     def forgets(self) -> bool:
@@ -117,6 +137,11 @@ class Stage:
 
 def _reciprocal(x):
     """1 / x, unless some x is no more than rounding error beside the largest."""
+    if not torch.isfinite(x).all():
+        raise ValueError(
+            "NaN or infinite eigenvalues: these factors are broken, and no damping mends them; fit "
+            "them again"
+        )
     if not (x > 1e-12 * x.max()).all():
         smallest, largest = x.min().item(), x.max().item()
         raise ValueError(
@@ -139,7 +164,7 @@ def check(stages: Sequence[Stage]) -> None:
             raise ValueError(
                 f"stages {k - 1} and {k} do not share the tracked layers; only in stage {k - 1}: "
                 f"{sorted(before - now)}, only in stage {k}: {sorted(now - before)} (a layer that "
-                f"stage {k} adds, such as a head, must be named in its `new`)"
+                f"stage {k} adds, such as a head, must be named in its `new`){_hint(before ^ now)}"
             )
         if later.forgets:
             raise ValueError(
@@ -157,6 +182,11 @@ def check(stages: Sequence[Stage]) -> None:
         )
 
 
+def _hint(names):
+    adapters = any(re.search(r"\.(base_layer|lora_[AB])\b", name) for name in names)
+    return f". These are adapters: {MERGE}" * adapters
+
+
 def query_gradients(
     tracked: Tracked,
     queries: list[data.Sequence],
@@ -167,6 +197,8 @@ def query_gradients(
 
     measurement: f, (logits, batch) -> (n,). Raises MemoryError where they will not fit.
     """
+    checks.whole("the number of tracked layers", len(tracked.layers))
+    data.check(queries, *limits(tracked.model))
     require(
         memory=2 * 4 * len(queries) * tracked.weights,  # with one copy to precondition
         what=f"gradients of {len(queries)} queries over {len(tracked.layers)} layers",
@@ -181,11 +213,20 @@ def precondition(query: Vectors, stages: Sequence[Stage]) -> list[Vectors]:
 
     s_j(z) = ⟨w_j, ∇ℓ_z(θ_j)⟩ for a document z of stage j.
     query: ∇(−f), {layer: (q, o, i)}. Raises ValueError for stages that make no chain (`check`),
-    other layers than the last stage's, and a singular block.
+    other layers than the last stage's, and a singular block; FloatingPointError for gradients that
+    are not finite; MemoryError where the results will not fit.
     """
     check(stages)
     same_layers(
         query, stages[-1].curvature.layers, "the query gradients and the last stage's curvature"
+    )
+    queries = finite_vectors(query, "query gradients")
+    copies = len(stages) + (len(stages) > 1)  # the results, and what goes on to earlier stages
+    largest = max(x.nbytes for x in query.values())
+    require(
+        memory=copies * sum(x.nbytes for x in query.values()) + 4 * largest,
+        what=f"preconditioning {queries} queries for {len(stages)} stages (fewer queries at once, "
+        f"or `queries.preconditioned`, take less)",
     )
     solved: list[Vectors] = []
     for k, stage in reversed(list(enumerate(stages))):
@@ -193,19 +234,6 @@ def precondition(query: Vectors, stages: Sequence[Stage]) -> list[Vectors]:
         if k:
             query = stage.transfer(query)
     return solved
-
-
-def same_layers(a: Iterable[str], b: Iterable[str], what: str) -> None:
-    """ValueError unless two collections of layer names hold the same ones."""
-    if difference := set(a) ^ set(b):
-        raise ValueError(
-            f"{what} do not have the same layers; only one of them has {sorted(difference)}"
-        )
-
-
-def _same_as_candidates(w, tracked):
-    what = "the query vectors and the tracked layers of the candidates' model"
-    same_layers(w, tracked.names, what)
 
 
 @dataclass(frozen=True)
@@ -243,9 +271,11 @@ def score(
 
     One forward and backward each. `tracked` is the model of the candidates' own stage. Vectors of
     several methods can be stacked along q: one pass serves all. Raises ValueError for other layers
-    than w's, and for candidates that share an index.
+    or shapes than w's, and for candidates that share an index; FloatingPointError for w that is not
+    finite.
     """
-    _same_as_candidates(w, tracked)
+    check_vectors(w, tracked)
+    data.check(candidates, *limits(tracked.model))
     # No copy of w where `queries.preconditioned` made it.
     weights = {name: x.mT.flatten(1) for name, x in w.items()}
     first = next(iter(weights.values()))
@@ -253,16 +283,12 @@ def score(
     found = {name: first.new_zeros(len(first), len(candidates)) for name in parts}
     squares = first.new_zeros(len(candidates))
     at = {x.index: n for n, x in enumerate(candidates)}
-    if len(at) < len(candidates):
-        raise ValueError(
-            f"{len(candidates) - len(at)} candidates share their index with another: "
-            f"each needs its own"
-        )
 
     def consume(layer, a, g, draw, batch):
         here = torch.tensor([at[index] for index in batch.index.tolist()])
         D = transposed_gradient(a, g, layer.bias).flatten(1)
-        scores = weights[layer.name].to(D.device) @ D.mT
+        both = torch.promote_types(D.dtype, first.dtype)  # w of a stage of another precision
+        scores = weights[layer.name].to(D.device, both) @ D.to(both).mT
         found[layer.name if per_layer else "all"][:, here] += scores.to(first.device)
         squares[here] += torch.linalg.vector_norm(D, dim=1).square().to(first.device)
 
@@ -282,24 +308,25 @@ def token_scores(
     """s split over positions: (q, n, S), Σ_t g_tᵀ W a_t = s(z); zero where padded.
 
     w: {layer: (q, o, i)}. A token's score belongs to the position whose inputs the weights met; its
-    g_t carries the losses of all later tokens. Raises ValueError for other layers than w's.
+    g_t carries the losses of all later tokens. Raises ValueError for other layers or shapes than
+    w's, FloatingPointError for w that is not finite.
     """
-    _same_as_candidates(w, tracked)
+    check_vectors(w, tracked)
+    data.check(candidates, *limits(tracked.model))
     longest = max(len(x.input_ids) for x in candidates)
-    total: list[tuple[data.Batch, Tensor]] = []
+    total: list[Tensor] = []
 
-    def consume(layer, a, g, draw, batch):
-        if not total or total[-1][0] is not batch:
-            total.append((batch, a.new_zeros(len(w[layer.name]), len(a), longest)))
+    def consume(layer, a, g, draw, batch, group):
         W = w[layer.name].to(g)
-        here = total[-1][1][:, :, : a.shape[1]]
-        here += torch.einsum("nso,qoi,nsi->qns", g, W[..., : a.shape[2]], a)
+        if not total:
+            total.append(a.new_zeros(len(W), len(candidates), longest))
+        here = torch.einsum("nso,qoi,nsi->qns", g, W[..., : a.shape[2]], a)
         if layer.bias:
             here += torch.einsum("nso,qo->qns", g, W[..., -1])
+        total[0][:, group, : a.shape[1]] += here
 
-    passes(tracked, candidates, [objective], batch_size, consume)
-    order = torch.tensor([n for group in data.buckets(candidates, batch_size) for n in group])
-    return torch.cat([x for _, x in total], 1)[:, order.argsort()]
+    grouped_passes(tracked, candidates, [objective], batch_size, consume)
+    return total[0]
 
 
 def self_influence(
@@ -309,6 +336,8 @@ def self_influence(
 
     Its influence on its own log-probability, in nats per unit of weight.
     """
+
+    data.check(documents, *limits(tracked.model))
 
     def values(few):
         g = gradients(tracked, few, loss, batch_size)
@@ -323,6 +352,24 @@ def self_influence(
 def trajectory(scores: Iterable[Tensor]) -> Tensor:
     """Σ over checkpoints of scores (q, n), each over its one global standard deviation: (q, n).
 
-    Without unit.
+    Without unit. Raises ValueError for no checkpoint, for shapes that differ, and for scores that
+    have no spread: a single one, all equal, or not all finite.
     """
-    return sum((values / values.std() for values in scores), torch.zeros(()))
+    total = torch.zeros(())
+    for k, values in enumerate(scores):
+        equal = values.numel() < 2 or bool(values.min() == values.max())
+        if equal or not 0 < values.std() < float("inf"):
+            raise ValueError(
+                f"the scores of checkpoint {k} of the trajectory, of shape {tuple(values.shape)}, "
+                f"are all equal or not finite: each checkpoint counts in units of its standard "
+                f"deviation; leave it out, or score more documents"
+            )
+        if k and values.shape != total.shape:
+            raise ValueError(
+                f"checkpoint {k} of the trajectory has scores of shape {tuple(values.shape)}, "
+                f"those before it {tuple(total.shape)}: expected one shape"
+            )
+        total = total + values / values.std()
+    if not total.dim():
+        raise ValueError("a trajectory of no scores: expected those of at least one checkpoint")
+    return total

@@ -42,10 +42,11 @@ class LayerFactors:
     positions: Tensor
 
     def rotate(self, v: Tensor) -> Tensor:
-        """Q_Bᵀ V Q_A: (n, o, i) -> (n, blocks, r, i)."""
+        """Q_Bᵀ V Q_A: (n, o, i) -> (n, blocks, r, i), in the higher of both precisions."""
+        v, Q_A, Q_B = self._alike(v)
         if self.rows is None:  # as one product of two matrices a side: no basis is copied n times
-            return ((v @ self.basis_in).mT @ self.basis_out[0]).mT[:, None]
-        return self.basis_out.mT @ split(v, self.rows, 1) @ self.basis_in
+            return ((v @ Q_A).mT @ Q_B[0]).mT[:, None]
+        return Q_B.mT @ split(v, self.rows, 1) @ Q_A
 
     def rotated_gradient(self, a: Tensor, g: Tensor, bias: bool) -> Tensor:
         """Q_Bᵀ D Q_A (n, blocks, r, i) of D = Σ_t g_t [a_t, 1]ᵀ; a (n, s, inputs), g (n, s, o).
@@ -65,11 +66,17 @@ class LayerFactors:
         return g.mT @ a[:, None]
 
     def rotate_back(self, v: Tensor) -> Tensor:
-        """Q_B V Q_Aᵀ: (n, blocks, r, i) -> (n, o, i)."""
+        """Q_B V Q_Aᵀ: (n, blocks, r, i) -> (n, o, i), in the higher of both precisions."""
+        v, Q_A, Q_B = self._alike(v)
         if self.rows is None:
-            return (v[:, 0].mT @ self.basis_out[0].mT).mT @ self.basis_in.mT
-        v = (self.basis_out @ v @ self.basis_in.mT).flatten(1, 2)
+            return (v[:, 0].mT @ Q_B[0].mT).mT @ Q_A.mT
+        v = (Q_B @ v @ Q_A.mT).flatten(1, 2)
         return torch.empty_like(v).index_copy_(1, self.rows.flatten().to(v.device), v)
+
+    def _alike(self, v):
+        """v, Q_A and Q_B in the higher of their precisions: v may come from another stage."""
+        dtype = torch.promote_types(v.dtype, self.basis_in.dtype)
+        return v.to(dtype), self.basis_in.to(dtype), self.basis_out.to(dtype)
 
     def to(self, device: torch.device | str) -> "LayerFactors":
         """The same factors on a device."""
@@ -83,8 +90,8 @@ class LayerFactors:
 
         In float64 where it matters: the filter itself.
         """
-        eigenvalues = self.eigenvalues.double()
-        return self.rotate_back(self.rotate(v) * f(eigenvalues, eigenvalues.mean()).to(v.dtype))
+        eigenvalues, rotated = self.eigenvalues.double(), self.rotate(v)
+        return self.rotate_back(rotated * f(eigenvalues, eigenvalues.mean()).to(rotated))
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,21 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
+from msif.core.parts import fused_experts, in_a_block, projections, reads_text
+
 # {layer name: (n, o, i)}: gradients, or query vectors w, of n sequences.
 Vectors = dict[str, Tensor]
 
 # f(eigenvalues of a layer's curvature, their mean), elementwise in the eigenvalues.
 Filter = Callable[[Tensor, Tensor], Tensor]
 
-_UNEMBEDDINGS = ("lm_head", "embed_out", "score", "classifier")
 SUPPORTED = (
     "query_key_value of GPT-NeoX and BLOOM, c_attn of GPT-2, and separate q_proj, k_proj, v_proj "
     "(Llama, Qwen, Mistral, …) or query, key, value (BERT)"
+)
+MERGE = (
+    "merge them into the weights first: PeftModel.from_pretrained(base, folder)"
+    ".merge_and_unload().save_pretrained(…), and load that"
 )
 _QUERY, _KEY_VALUE = ("q_proj", "query"), ("k_proj", "v_proj", "key", "value")
 _OUTPUT = ("dense", "o_proj", "out_proj", "c_proj")
@@ -34,19 +39,36 @@ _OUTPUT = ("dense", "o_proj", "out_proj", "c_proj")
 class Layer:
     """One tracked layer y = x Wᵀ (+ b).
 
-    `nn.Linear`, or `Conv1D`, whose weight is stored as Wᵀ (in, out).
+    `nn.Linear`, or `Conv1D`, whose weight is stored as Wᵀ (in, out); or one expert of a parameter
+    (experts, …) that holds the weights of all.
     """
 
-    name: str  # as in model.named_modules()
+    name: str  # as in model.named_modules(); of an expert the parameter's, with its number in []
     rows: Tensor | None  # None: one block with all output rows; else (blocks, r) int64, a partition
     bias: bool
-    in_features: int  # without the bias
+    in_features: int  # without the bias; with an expert's: its inputs end in a 1 where it runs
     out_features: int
 
     @property
     def inputs(self) -> int:
         """Columns i of the layer's gradient: its inputs, and one for the bias if there is one."""
         return self.in_features + self.bias
+
+    @property
+    def module(self) -> str:
+        """The name of the module that holds the weight."""
+        return self.parameter.rpartition(".")[0] if self.expert is not None else self.name
+
+    @property
+    def parameter(self) -> str:
+        """The name of the weight, as in model.named_parameters()."""
+        found = self.name.partition("[")[0]
+        return found if self.expert is not None else f"{found}.weight"
+
+    @property
+    def expert(self) -> int | None:
+        """The number of the expert; None for a layer of its own."""
+        return int(self.name[:-1].partition("[")[2]) if self.name.endswith("]") else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,45 +106,91 @@ def tracked_layers(
 ) -> list[Layer]:
     """The layers that factors, gradients and scores range over, in module order.
 
-    pattern: a regex searched for in the dotted names of all `nn.Linear` and `Conv1D`. Default:
-    those inside the repeated blocks (attention and MLP), not embeddings, unembedding or
-    classification head. per_head: attention projections in one block per head and per q, k and v
+    pattern: a regex searched for in the dotted names of all `nn.Linear` and `Conv1D`, and of the
+    experts of mixtures. Default: those inside the repeated blocks (attention, MLP, experts) that
+    read text, not embeddings, unembedding or classification head; `coverage.coverage` says how much
+    of the model that is. per_head: attention projections in one block per head and per q, k and v
     (see `head_rows`); other layers stay one block. Raises ValueError if nothing matches, if
     parameters are shared with another module (tied weights: their gradient does not come from this
-    layer alone), or if per_head meets an unknown attention.
+    layer alone), if per_head meets an unknown attention, for weights offloaded to disk or CPU, and,
+    unless a pattern chooses among them, for a model with adapters (PEFT) that are not merged.
     """
+    if not isinstance(per_head, bool):
+        raise ValueError(f"per_head is {per_head!r}: expected True or False")
+    _refuse_offloaded(model)
+    if pattern is None:
+        _refuse_adapters(model)
     modules = dict(model.named_modules())
     linear = {name: x for name, x in modules.items() if isinstance(x, (nn.Linear, Conv1D))}
+    experts = {x.name: x for x in _experts(model)}
+    there = _in_order(modules, linear, experts)
     if pattern is None:
         wanted = "inside numbered blocks"
-        chosen = [name for name in linear if _in_a_block(model, name)]
+        chosen = [x for x in there if in_a_block(model, x) and reads_text(model, x)]
     else:
         wanted = f"matching the pattern {pattern!r}"
-        chosen = [name for name in linear if re.search(pattern, name)]
+        chosen = [name for name in there if re.search(pattern, name)]
     if not chosen:
-        there = sorted({re.sub(r"(?<=\.)\d+(?=\.)", "N", name) for name in linear})
+        kinds = sorted({re.sub(r"(?<=[.[])\d+(?=[].])", "N", name) for name in there})
         raise ValueError(
-            f"no layer to track: expected one {wanted}, among {', '.join(there) or 'none'}"
+            f"no layer to track: expected one {wanted}, among {', '.join(kinds) or 'none'}"
         )
-    _refuse_shared(model, chosen)
-    return [_layer(model, name, linear[name], per_head) for name in chosen]
+    layers = [experts.get(x) or _layer(model, x, linear[x], per_head) for x in chosen]
+    _refuse_shared(model, layers)
+    return layers
 
 
-def _in_a_block(model, name):
-    """Is it part of a numbered module of an nn.ModuleList, as "model.layers.3.mlp.up_proj" is?"""
-    parts = name.split(".")
-    numbered = [i for i, part in enumerate(parts) if part.isdigit()]
-    return parts[-1] not in _UNEMBEDDINGS and any(
-        isinstance(model.get_submodule(".".join(parts[:i])), nn.ModuleList) for i in numbered
-    )
+def _in_order(modules, linear, experts):
+    """Names of layers and experts in module order."""
+    inside = defaultdict(list)
+    for x in experts.values():
+        inside[x.module].append(x.name)
+    return [x for name in modules for x in ([name] if name in linear else inside[name])]
 
 
-def _refuse_shared(model, names):
+def _experts(model):
+    """Each expert of the parameters that hold all experts of a block."""
+    for name, module in fused_experts(model).items():
+        for what in projections(module):
+            weight, bias = getattr(module, what), int(module.has_bias)
+            sizes = weight.shape[1:] if module.is_transposed else weight.shape[:0:-1]
+            for number in range(len(weight)):
+                inputs, outputs = sizes
+                yield Layer(f"{name}.{what}[{number}]", None, False, inputs + bias, outputs)
+
+
+def _refuse_offloaded(model):
+    away = [
+        name
+        for name, x in model.named_modules()
+        if getattr(getattr(x, "_hf_hook", None), "offload", False)
+    ]
+    if away:
+        raise ValueError(
+            f"the weights of {len(away)} modules, such as {away[0]!r}, are offloaded to disk or "
+            f"CPU (device_map, accelerate): gradients need all of a model on its devices; load it "
+            f"without offloading, in bfloat16 where memory is short"
+        )
+
+
+def _refuse_adapters(model):
+    inside = [x for x in model.named_modules() if type(x[1]).__module__.startswith("peft.")]
+    if inside:
+        name, module = inside[-1]
+        raise ValueError(
+            f"the model has adapters that are not merged, such as {name!r} "
+            f"({type(module).__name__} of peft): it does not share its layers with the model that "
+            f"it was fine-tuned from; {MERGE}"
+        )
+
+
+def _refuse_shared(model, layers):
+    mine = {x.parameter for x in layers} | {f"{x.name}.bias" for x in layers}
     owners = defaultdict(list)  # by memory: a second Parameter over the same numbers is shared too
     for full, p in model.named_parameters(remove_duplicate=False):
         owners[p.data_ptr() or id(p)].append(full)  # meta tensors have no memory: address 0
     for group in owners.values():
-        tracked = [full for full in group if full.rpartition(".")[0] in names]
+        tracked = [full for full in group if full in mine]
         if tracked and len(group) > 1:
             others = ", ".join(full for full in group if full != tracked[0])
             raise ValueError(
@@ -132,10 +200,23 @@ def _refuse_shared(model, names):
 
 
 def _layer(model, name, module, per_head):
-    shape = module.weight.shape
-    n_in, n_out = shape if isinstance(module, Conv1D) else reversed(shape)
+    n_in, n_out = _sizes(name, module)
     rows = head_rows(name, n_out, model.config) if per_head else None
     return Layer(name, rows, module.bias is not None, n_in, n_out)
+
+
+def _sizes(name, module):
+    """(inputs, outputs) of a layer. Weights of whole numbers are packed ones, of any shape."""
+    if isinstance(module, Conv1D):
+        return module.weight.shape
+    sizes = module.in_features, module.out_features
+    if module.weight.is_floating_point() and module.weight.shape != sizes[::-1]:
+        raise ValueError(
+            f"{name} has a weight of shape {tuple(module.weight.shape)}, but says that it has "
+            f"{sizes[0]} inputs and {sizes[1]} outputs: expected a weight (outputs, inputs); leave "
+            f"it out by a pattern"
+        )
+    return sizes
 
 
 def matrix(module: nn.Module, tensor: Tensor) -> Tensor:
@@ -149,8 +230,13 @@ def matrix(module: nn.Module, tensor: Tensor) -> Tensor:
 def weight_matrix(module: nn.Linear | Conv1D) -> Tensor:
     """Weight of the module, and bias if it has one, as a layer's gradient is laid out.
 
-    (o, i), the bias last; without a gradient.
+    (o, i), the bias last; without a gradient. Raises ValueError for packed weights.
     """
+    if not module.weight.is_floating_point():
+        raise ValueError(
+            f"{type(module).__name__} holds packed weights ({module.weight.dtype}), which cannot "
+            f"be read as numbers; load the model without quantization"
+        )
     weight = matrix(module, module.weight)
     if module.bias is not None:
         weight = torch.cat([weight, module.bias[:, None]], 1)

@@ -7,8 +7,12 @@ model never runs.
 
 import contextlib
 import hashlib
+import json
 import math
+import re
 from pathlib import Path
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -26,8 +30,20 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from msif.core.data import Batch
+from msif.core.layers import MERGE
+from msif.core.parts import OTHER_MODALITIES
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+_CONTEXTS = ("max_position_embeddings", "n_positions", "max_target_positions")
+_TABLE = re.compile(r"(^|[._])(wpe|positions?_embed\w*|embed_positions?|pos_emb\w*)$").search
+# Fields that logits do not depend on in eval mode: names, precision, ways to compute the same.
+_SILENT = re.compile(
+    r"^_|name_or_path|transformers_version|architectures|^auto_map|dtype|id2label|label2id"
+    r"|problem_type|^task_specific|finetuning_task|tokenizer_class|^use_cache|cached|^output_"
+    r"|return_dict|implementation|drop|init(ializer)?_|initializer|gradient_checkpointing"
+    r"|^(bos|eos|sep|cls|mask|pad)_token_id|padding_idx|chunk_size_feed_forward|pretraining_tp"
+    r"|router_aux"
+).search
 _HEADS = {"causal": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification}
 
 
@@ -81,6 +97,8 @@ def load_model(
         raise ValueError(f"dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
     if head not in _HEADS:
         raise ValueError(f"head is {head!r}: expected one of {', '.join(_HEADS)}")
+    if (Path(source) / "adapter_config.json").exists():
+        raise ValueError(f"{str(source)!r} has adapters (PEFT), not a whole model: {MERGE}")
     model, found = _from_pretrained(
         _HEADS[head],
         source,
@@ -133,15 +151,55 @@ def _from_pretrained(auto, source, files, **options):
 
 
 def model_digest(model: nn.Module) -> str:
-    """sha256 (hex) over names, dtypes, shapes and bytes of the state dict, in the names' order.
+    """sha256 (hex) of what a model computes with.
 
-    It does not depend on the device, or on the file or folder that the model came from.
+    That is names, dtypes, shapes and bytes of the state dict, in the names' order; the
+    configuration (positions, norms' epsilons, activations, …), less what logits do not depend on
+    (`_SILENT`), or without one the buffers that the state dict lacks; and of each module its class
+    and its own numbers, such as an epsilon that was changed by hand. It does not depend on the
+    device, or on the file or folder that the model came from.
     """
-    sha = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    sha, tensors = hashlib.sha256(), model.state_dict()
+    if not hasattr(model, "config"):
+        tensors |= dict(model.named_buffers())
+    for name, tensor in sorted(tensors.items()):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    found = [_settings(model), *({name: _own(x)} for name, x in model.named_modules())]
+    sha.update(json.dumps(found, sort_keys=True, default=str).encode())
     return sha.hexdigest()
+
+
+def _settings(model):
+    """What the configuration says of the function; None without one."""
+    config = getattr(model, "config", None)
+    if not hasattr(config, "to_dict"):
+        return None
+    found, text = _speaking(config.to_dict()), text_config(model)
+    if hasattr(model, "score") or any(x.padding_idx is not None for x in _position_tables(model)):
+        found["pad"] = getattr(text, "pad_token_id", None)  # where classifiers pool, tables begin
+    if getattr(config, "is_encoder_decoder", False):
+        found["eos"] = getattr(text, "eos_token_id", None)
+    return found
+
+
+def _speaking(x):
+    if not isinstance(x, dict):
+        return [_speaking(y) for y in x] if isinstance(x, list | tuple) else x
+    return {str(k): _speaking(y) for k, y in x.items() if y is not None and not _SILENT(str(k))}
+
+
+def _own(module):
+    """A module's class, and its numbers and functions."""
+    found = {"class": type(module).__qualname__}
+    for name, x in vars(module).items():
+        if name.startswith("_") or name in ("training", "forward") or _SILENT(name):
+            continue
+        if isinstance(x, bool | int | float | str):
+            found[name] = x
+        elif isinstance(x, FunctionType | BuiltinFunctionType):
+            found[name] = x.__qualname__
+    return found
 
 
 def logits(model: nn.Module, batch: Batch) -> Tensor:
@@ -152,7 +210,7 @@ def logits(model: nn.Module, batch: Batch) -> Tensor:
     it, as it would be pooled elsewhere.
     """
     ids = batch.input_ids
-    pad = getattr(getattr(model, "config", None), "pad_token_id", None)
+    pad = getattr(text_config(model), "pad_token_id", None)
     if hasattr(model, "score") and pad is not None:  # what decoder classifiers call their head
         last = ids.gather(1, batch.attention_mask.sum(1, keepdim=True) - 1)[:, 0]
         if (last == pad).any():
@@ -165,14 +223,52 @@ def logits(model: nn.Module, batch: Batch) -> Tensor:
     return model(input_ids=ids, attention_mask=batch.attention_mask).logits
 
 
+def text_config(model: nn.Module) -> Any:
+    """The part of a model's configuration that says how it reads text; None without one."""
+    config = getattr(model, "config", None)
+    try:
+        return config.get_text_config() if hasattr(config, "get_text_config") else config
+    except ValueError:  # several, as where encoder and decoder read text
+        return config
+
+
 def limits(model: nn.Module) -> tuple[float, float]:
     """(vocabulary size, longest sequence) that the model can read.
 
-    Infinite where its config does not say.
+    By its tables (embedding, unembedding, learned positions), else by its configuration, that of
+    the text where they are nested. Infinite where neither says.
     """
-    config = getattr(model, "config", None)
+    config = text_config(model)
+    tables = [_rows(model, "get_input_embeddings"), _rows(model, "get_output_embeddings")]
+    vocabulary = [x for x in tables if x] or [_positive(config, "vocab_size")]
+    context = [_positive(config, name) for name in _CONTEXTS]
+    return min(vocabulary), min([*context, *_positions(model)])
 
-    def limit(name):
-        return getattr(config, name, None) or math.inf
 
-    return limit("vocab_size"), limit("max_position_embeddings")
+def _positive(config, name):
+    """A size of the configuration; some write -1 for none."""
+    value = getattr(config, name, None)
+    return value if isinstance(value, int) and value > 0 else math.inf
+
+
+def _rows(model, getter):
+    """Rows of the embedding or unembedding; None where there is none."""
+    try:
+        found = getattr(model, getter)()
+    except (AttributeError, NotImplementedError):
+        return None
+    return len(found.weight) if isinstance(found, nn.Embedding | nn.Linear) else None
+
+
+def _positions(model):
+    """Positions that each learned table of them has: without the first ones where it counts from a
+    padding index, as RoBERTa's does, or from an offset, as OPT's."""
+    for x in _position_tables(model):
+        first = 0 if x.padding_idx is None else x.padding_idx + 1
+        yield len(x.weight) - max(first, getattr(x, "offset", 0))
+
+
+def _position_tables(model):
+    for name, x in model.named_modules():
+        if isinstance(x, nn.Embedding) and _TABLE(name) and not OTHER_MODALITIES(name):
+            yield x

@@ -29,12 +29,40 @@ def align(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     T = S: the labels are shifted, as the last logits predict nothing, and the logits are not
     copied. Labels go where the logits are: a model spread over devices reads on the first and
     predicts on the last.
+
+    Raises ValueError for logits that do not belong to the labels (a class for a language model,
+    token labels for a classifier), a head of one output, whose only class has probability 1, and a
+    label that is none of the outputs.
     """
+    if logits.dim() != labels.dim() + 1:
+        kinds = {1: "a class each", 2: "labels of tokens"}
+        raise ValueError(
+            f"the model gives logits of shape {tuple(logits.shape)} for sequences with "
+            f"{kinds[labels.dim()]}; expected classes for a classifier (n, C), labels of tokens "
+            f"for a language model (n, S, V)"
+        )
+    outputs = logits.shape[-1]
+    if labels.dim() == 1 and outputs == 1:
+        raise ValueError(
+            "the model's head has one output, as a reward model's: over one class cross-entropy, "
+            "its gradients and all scores are 0. Give an objective of its own (a function of "
+            "logits (n, 1) and batch that gives (n,))"
+        )
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     labels = labels.to(logits.device)
     if labels.dim() == 1:
+        _check_classes(labels, outputs)
         return logits[:, None], labels[:, None]
     return logits, F.pad(labels[:, 1:], (0, 1), value=NO_LOSS)
+
+
+def _check_classes(labels, outputs):
+    wrong = (labels < 0) | (labels >= outputs)
+    if not labels.is_meta and wrong.any():
+        raise ValueError(
+            f"a sequence has the class {labels[wrong][0].item()}; expected 0 to {outputs - 1}, as "
+            f"the model's head has {outputs} outputs"
+        )
 
 
 def loss(logits: Tensor, batch: Batch) -> Tensor:

@@ -8,12 +8,15 @@ result.
 
 from collections import abc
 
-from msif.core.capture import passes
-from msif.core.data import Sequence, buckets
+from msif.core import checks, data
+from msif.core.capture import grouped_passes
+from msif.core.data import Sequence
 from msif.core.influence import Stage, check
 from msif.core.kronecker import EKFAC
 from msif.core.layers import Tracked, Vectors
+from msif.core.models import limits
 from msif.core.objectives import Objective, log_probability
+from msif.core.resources import require
 
 
 def preconditioned(
@@ -31,30 +34,38 @@ def preconditioned(
         precondition(query_gradients(tracked, queries, measurement), stages)[stage]
 
     for plain stages with `ekfac.EKFAC`. tracked: of the last stage. measurement: f, (logits, batch)
-    -> (n,). Raises what those raise, and TypeError for other kinds of stages or curvature.
+    -> (n,). Raises what those raise, ValueError for a stage that is not there, counted from 0, and
+    TypeError for other kinds of stages or curvature.
     """
     check(stages)
+    if checks.whole("stage", stage, 0) >= len(stages):
+        raise ValueError(f"stage is {stage}; expected 0 to {len(stages) - 1}")
     for x in stages:
         if type(x) is not Stage or not isinstance(x.curvature, EKFAC):
             raise TypeError(
                 f"{type(x).__name__} with {type(x.curvature).__name__}: expected influence.Stage "
                 f"with ekfac.EKFAC; others go through influence.query_gradients and precondition"
             )
+    data.check(queries, *limits(tracked.model))
+    largest = max(x.out_features * x.inputs for x in tracked.layers)
+    require(
+        memory=4 * (len(queries) * tracked.weights + 4 * min(batch_size, len(queries)) * largest),
+        what=f"preconditioning {len(queries)} queries (fewer at once take less)",
+    )
     found: Vectors = {}
-    places = {x.name: iter(buckets(queries, batch_size)) for x in tracked.layers}
 
-    def consume(layer, a, g, draw, batch):
+    def consume(layer, a, g, draw, batch, group):
         w = _solve(layer, a, g, stages, stage)
         if w is None:
             return
         if layer.name not in found:  # laid out as `influence.score` reads it
             found[layer.name] = w.new_empty(len(queries), *w.mT.shape[1:]).mT
-        found[layer.name][next(places[layer.name])] = w
+        found[layer.name][group] = w
 
     def objective(logits, batch):
         return -measurement(logits, batch)
 
-    passes(tracked, queries, [objective], batch_size, consume, title)
+    grouped_passes(tracked, queries, [objective], batch_size, consume, title)
     return {x.name: found[x.name] for x in tracked.layers if x.name in found}
 
 

@@ -5,15 +5,17 @@ how they were fitted, and the SHA-256 of every file, so that factors of another 
 layers, truncated or tampered with are refused by name.
 """
 
-import json
 import os
-import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -25,7 +27,11 @@ from msif.core.models import model_digest
 from msif.core.resources import require
 
 SCHEMA = 1
-REQUIRED = {"schema", "layers", "model", "data", "sequences", "tokens", "sha256"}
+# What `save` leaves in a folder besides header.json, also where it is killed.
+OURS = re.compile(
+    r"\.lock|\d{4}(-[0-9a-f]{12})?(\.safetensors)?|\.(\d{4}|header\.json)\.\d+\.partial"
+)
+REQUIRED = {"schema", "layers", "model", "data", "sequences", "tokens"}
 
 
 class FactorsError(ValueError):
@@ -35,41 +41,60 @@ class FactorsError(ValueError):
 def save(factors: EKFAC, folder: str | Path) -> None:
     """Write an `EKFAC` to `folder` as a whole or not at all; an earlier one there is replaced.
 
-    Raises FactorsError if anything else is there, OSError if the disk has no room.
+    The header, written last, names the files, so that one of the two is there at any moment. Raises
+    FactorsError if anything else is there (`claim`), OSError if the disk has no room, `files.Busy`
+    while another run writes there.
     """
-    folder = Path(folder)
-    if folder.exists() and not (folder / "header.json").is_file() and any(folder.iterdir()):
-        raise FactorsError(
-            f"{folder} exists and holds no factors (no header.json): choose another folder, or "
-            f"remove it"
-        )
+    folder = Path(folder).absolute()
+    claim(folder)
     require(disk=2 * _size(factors), folder=folder, what=f"saving factors to {folder}")
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    written = {}
-    for number, (name, layer) in enumerate(factors.factors.items()):
-        path = partial / f"{number:04d}.safetensors"
-        safetensors.torch.save_file(tensors_of(layer), path)
-        written[name] = {"file": path.name, "sha256": files.sha256_of_file(path)}
-    versions = {name: version(name) for name in ("torch", "transformers", "safetensors")}
-    header = {"schema": SCHEMA, **factors.header, "versions": versions, "layers": written}
-    files.write_json(partial / "header.json", {**header, "sha256": files.sha256_of(header)})
-    _swap(partial, folder)
+    with files.exclusive(folder):
+        try:
+            named = {
+                name: _write_layer(folder, number, layer)
+                for number, (name, layer) in enumerate(factors.factors.items())
+            }
+            versions = {name: version(name) for name in ("torch", "transformers", "safetensors")}
+            header = {"schema": SCHEMA, **factors.header, "versions": versions, "layers": named}
+            files.write_record(folder / "header.json", header)
+        finally:
+            _tidy(folder)
 
 
-def _swap(new, folder):
-    """Put `new` in place of `folder`; if that fails, the old one is back where it was."""
-    old = new.with_suffix(".old")
-    if folder.exists():
-        os.replace(folder, old)
-    try:
-        os.replace(new, folder)
-    except BaseException:
-        if old.exists():
-            os.replace(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+def _write_layer(folder, number, layer):
+    """Named by its content, a file never takes the place of one of earlier factors."""
+    with files.atomic(folder / f"{number:04d}") as partial:
+        safetensors.torch.save_file(tensors_of(layer), partial)
+        sha256 = files.sha256_of_file(partial)
+    path = folder / f"{number:04d}-{sha256[:12]}.safetensors"
+    os.replace(folder / f"{number:04d}", path)
+    return {"file": path.name, "sha256": sha256}
+
+
+def claim(folder: Path) -> None:
+    """Raise FactorsError unless `save` may write to a folder: there is none, or nothing in it but
+    factors, whole or in part."""
+    if folder.exists() and not folder.is_dir():
+        raise FactorsError(f"{folder} is a file; expected a folder for factors: choose another")
+    if (folder / "header.json").exists():
+        read_header(folder)
+    elif others := [x.name for x in folder.glob("*") if not OURS.fullmatch(x.name)]:
+        raise FactorsError(
+            f"{folder} exists and holds no factors but {sorted(others)[0]!r} (no header.json): "
+            f"choose another folder, or remove it"
+        )
+    if folder.exists() and not os.access(folder, os.W_OK):
+        raise FactorsError(f"{folder} cannot be written to: choose another, or change its rights")
+
+
+def _tidy(folder):
+    """Remove the files of factors that no header names."""
+    header = folder / "header.json"
+    kept = read_header(folder)["layers"].values() if header.exists() else ()
+    kept = {".lock", *(x["file"] for x in kept)}
+    for path in folder.iterdir():
+        if OURS.fullmatch(path.name) and path.name not in kept:
+            path.unlink()
 
 
 def load(folder: str | Path, tracked: Tracked | None = None, in_memory: bool = True) -> EKFAC:
@@ -82,41 +107,35 @@ def load(folder: str | Path, tracked: Tracked | None = None, in_memory: bool = T
     folder = Path(folder)
     header = read_header(folder)
     stored = header.pop("layers")
+    paths = {name: folder / x["file"] for name, x in stored.items()}
     if tracked is not None:
         check_layers(folder, stored, tracked.layers)
         _check_model(folder, header["model"], model_digest(tracked.model))
-    found = LayerFiles(
-        {name: folder / x["file"] for name, x in stored.items()},
-        {name: x["sha256"] for name, x in stored.items()},
-    )
-    loaded = EKFAC(dict(found) if in_memory else found, header)
-    for layer in tracked.layers if tracked is not None and in_memory else ():
-        _check_shape(folder, layer, loaded.factors[layer.name])
-    return loaded
+        for layer in tracked.layers:
+            _check_shape(folder, layer, paths[layer.name])
+    read = {name: partial(_read_layer, paths[name], x["sha256"]) for name, x in stored.items()}
+    found = LayerFiles(read)
+    return EKFAC(dict(found) if in_memory else found, header)
 
 
 class LayerFiles(Mapping[str, LayerFactors]):
     """{layer name: LayerFactors} read from one file a layer, each time that it is asked for.
 
-    paths: {layer name: path}. sha256: {layer name: hex}; a file that has one is checked, and
-    FactorsError raised for one that is missing or changed.
+    read: {layer name: a function that reads its tensors}.
     """
 
-    def __init__(self, paths: dict[str, Path], sha256: dict[str, str] | None = None):
-        self.paths, self.sha256 = paths, sha256 or {}
+    def __init__(self, read: Mapping[str, Callable[[], dict[str, Tensor]]]):
+        self.read = read
 
     def __getitem__(self, name: str) -> LayerFactors:
-        path = self.paths[name]
-        if name in self.sha256:
-            _check_file(path, self.sha256[name])
-        tensors: dict[str, Any] = {"rows": None, **safetensors.torch.load_file(path)}
+        tensors: dict[str, Any] = {"rows": None, **self.read[name]()}
         return LayerFactors(**tensors)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.paths)
+        return iter(self.read)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.read)
 
 
 def read_header(folder: Path) -> dict[str, Any]:
@@ -130,18 +149,14 @@ def read_header(folder: Path) -> dict[str, Any]:
             f"{folder}: no header.json there; expected a folder written by msif.core.store.save"
         )
     try:
-        header = json.loads(path.read_text())
-        missing = REQUIRED - header.keys()
-    except (ValueError, AttributeError) as error:
-        raise FactorsError(f"{path}: not a JSON object ({error}); fit the factors again") from error
+        header = files.read_record(path)
+    except files.Damaged as error:
+        raise FactorsError(f"{error}, after removing {folder}") from error
+    missing = REQUIRED - header.keys()
     if missing or header["schema"] != SCHEMA:
         raise FactorsError(
-            f"{path}: schema {header.get('schema')} lacking {sorted(missing)}; this version reads "
+            f"{path}: schema {header.get('schema')} lacking {sorted(missing)}: expected factors of "
             f"schema {SCHEMA}"
-        )
-    if header.pop("sha256") != files.sha256_of(header):
-        raise FactorsError(
-            f"{path}: changed since it was written (SHA-256 differs); fit the factors again"
         )
     return header
 
@@ -164,28 +179,48 @@ def _check_model(folder, fitted, digest):
         )
 
 
-def _check_shape(folder, layer, found):
-    shape, expected = tuple(found.eigenvalues.shape), (*block_shape(layer), layer.inputs)
+def _check_shape(folder, layer, path):
+    """From what the file says of itself and its rows, without its large tensors."""
+    with _opened(path) as file:
+        shape = tuple(file.get_slice("eigenvalues").get_shape())
+        rows = file.get_tensor("rows") if "rows" in file.keys() else None
+    expected = (*block_shape(layer), layer.inputs)
     if shape != expected:
         raise FactorsError(
             f"{folder}: {layer.name} has eigenvalues of shape {shape} (blocks, rows, inputs), but "
             f"this layer needs {expected}: another width or another per-head setting"
         )
-    if layer.rows is not None and not torch.equal(found.rows, layer.rows):
+    if layer.rows is not None and not (rows is not None and torch.equal(rows, layer.rows.cpu())):
         raise FactorsError(
             f"{folder}: {layer.name} was fitted with other output rows in its heads; fit the "
             f"factors again"
         )
 
 
-def _check_file(path, sha256):
+@contextmanager
+def _opened(path):
+    """A file of factors, its tensors still unread. FactorsError if it is missing or cut short."""
     if not path.is_file():
         raise FactorsError(f"{path}: missing, though header.json names it; fit the factors again")
-    if files.sha256_of_file(path) != sha256:
-        raise FactorsError(
-            f"{path}: truncated or changed since it was written (SHA-256 differs); fit the factors "
-            f"again"
-        )
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            yield file
+    except safetensors.SafetensorError as error:
+        raise _changed(path, error) from error
+
+
+def _read_layer(path, sha256):
+    with _opened(path) as file:
+        if files.sha256_of_file(path) != sha256:
+            raise _changed(path, "SHA-256 differs")
+        return {name: file.get_tensor(name) for name in file.keys()}
+
+
+def _changed(path, why):
+    return FactorsError(
+        f"{path}: truncated or changed since it was written ({why}); remove {path.parent} and fit "
+        f"the factors again"
+    )
 
 
 def tensors_of(layer: LayerFactors) -> dict[str, Tensor]:

@@ -45,7 +45,8 @@ class Correction:
 
     def root(self, x):
         """(I + ŨᵀŨ)^(−1/2) x for each row of x (q, P)."""
-        return x + x @ self.rows.mT @ self.core @ self.rows
+        rows, core = self.rows.to(x), self.core.to(x)
+        return x + x @ rows.mT @ core @ rows
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Refined(Stage):
     solver: object = None
 
     def __post_init__(self):
+        super().__post_init__()
         if self.iterations < 0:
             raise ValueError(f"iterations is {self.iterations}; expected 0 (EK-FAC) or more")
         if self.iterations and self.product is None:

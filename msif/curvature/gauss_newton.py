@@ -93,8 +93,10 @@ def _set_attention(model, kind):
 
 
 def _parts(model, layer, v):
-    """(q, o, i) as the layer's own parameters: weight, and bias if there is one."""
-    weight = matrix(model.get_submodule(layer.name), v[..., : layer.in_features])
+    """(q, o, i) as the layer's own parameters, in their precision: weight, bias if there is one."""
+    module = model.get_submodule(layer.name)
+    v = v.to(module.weight.dtype)
+    weight = matrix(module, v[..., : layer.in_features])
     return [weight, v[..., -1]] if layer.bias else [weight]
 
 

@@ -37,6 +37,7 @@ class Unrolled(Stage):
     relative: bool = True
 
     def __post_init__(self):
+        super().__post_init__()
         if not 0 < self.time < float("inf"):
             raise ValueError(
                 f"time is {self.time}; expected a finite number > 0: Σ η_t, or without unit if "

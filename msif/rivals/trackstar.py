@@ -20,8 +20,7 @@ and forms no D either. All gradients are at one model. Source: Chang et al. 2024
 import torch
 import torch.nn.functional as F
 
-from msif.core.capture import passes
-from msif.core.data import buckets
+from msif.core.capture import grouped_passes
 from msif.core.objectives import generator, loss
 from msif.rivals.inverses import squared_gradients
 
@@ -108,17 +107,17 @@ def second_moments(tracked, sequences, batch_size=64):
 def features(tracked, sequences, sides, batch_size=64):
     """φ of each sequence's own loss: {layer: (n, columns of P_out · columns of P_in)}, on the
     model's device."""
-    found, places = {}, {x.name: iter(buckets(sequences, batch_size)) for x in tracked.layers}
+    found = {}
 
-    def consume(layer, a, g, draw, batch):
+    def consume(layer, a, g, draw, batch, group):
         P_out, P_in = (P.to(g) for P in sides[layer.name])
         a = a @ P_in[:-1] + P_in[-1] if layer.bias else a @ P_in  # the 1 where padded meets g = 0
         rows = ((g @ P_out).mT @ a).flatten(1)
         if layer.name not in found:
             found[layer.name] = rows.new_empty(len(sequences), rows.shape[1])
-        found[layer.name][next(places[layer.name])] = rows
+        found[layer.name][group] = rows
 
-    passes(tracked, sequences, [loss], batch_size, consume)
+    grouped_passes(tracked, sequences, [loss], batch_size, consume)
     return {x.name: found[x.name] for x in tracked.layers}
 
 

@@ -2,27 +2,27 @@
 killed, resumed and shared.
 
 Block b is the documents bB, …, (b+1)B − 1 of the stream and belongs to process b mod P; all
-processes read the same stream. Its file depends on nothing but the block and the work's key, so a
-run that is killed goes on from the files it finds and ends with the same bytes.
+processes read the same stream. Its file depends on nothing but the block and the work's key, of
+both of which it carries a digest, its stamp, so a run that is killed goes on from the files it
+finds and ends with the same bytes. done.json, written last, lists the stamps of all blocks.
 `msif.scale.streaming` writes scores this way, `msif.scale.index` compressed gradients.
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Sized
 from itertools import chain, islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from msif.core import files
+from msif.core import checks, files
 from msif.core.data import Sequence, digest
 from msif.core.resources import gib, require
 from msif.scale import processes
+
+# What may lie in a folder before its first run: the query vectors that `msif.api` keeps there.
+BESIDE = {"w.safetensors"}
 
 
 def stream_length(sequences: Iterable[Sequence], documents: int | None) -> int | None:
@@ -40,14 +40,16 @@ def announce(
     title: str | None,
     what: str,
 ) -> None:
-    """Raise unless a run fits beside what an earlier one wrote, and say what it takes.
+    """Raise unless a run may write to a folder and fits beside what an earlier one wrote there, and
+    say what it takes.
 
     name: of the blocks' files, as for `in_blocks`. disk(n): bytes of n documents; documents None:
     room for one block is asked for. memory: bytes. title: None for silence. Raises ValueError for
-    a block of no document, MemoryError or OSError where there is no room.
+    a block of no document and for a folder that holds something else, MemoryError or OSError where
+    there is no room.
     """
-    if block < 1:
-        raise ValueError(f"block is {block}; expected at least 1 document")
+    checks.whole("block", block)
+    _free(Path(folder))
     written = sum(path.stat().st_size for path in Path(folder).glob(_pattern(name)))
     require(
         memory=memory,
@@ -61,6 +63,18 @@ def announce(
             f"{title}: {count} documents, {what}; "
             f"on disk {gib(disk(10**6))} per million documents; "
             f"in memory {gib(memory)} beside the model and its activations"
+        )
+
+
+def _free(folder):
+    """ValueError for a file, and for a folder of anything but blocks."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; expected a folder: choose another")
+    names = {x.name for x in folder.glob("*") if x.name[0] != "."} - BESIDE
+    if names and "work.json" not in names:
+        raise ValueError(
+            f"{folder} holds {min(names)!r}, which is not of this work: choose another folder, or "
+            f"empty it"
         )
 
 
@@ -79,10 +93,11 @@ def in_blocks(
     there from an earlier run.
 
     key: JSON values that the files depend on besides the stream. write(path, few, stamp) writes
-    one; stamp_of(path) gives the stamp of a written one back. documents: their number, for the
-    progress bar, whose title is `title` (None: silent). Raises ValueError for another key in the
-    folder, for a file whose block has changed, for indices that do not rise and for an empty
-    stream; `files.Busy` while another run writes there.
+    one; stamp_of(path) gives the stamp of a written one back, having checked that the file is
+    whole. documents: their number, for the progress bar, whose title is `title` (None: silent).
+    Raises ValueError for another key in the folder, for a file whose block has changed or is
+    damaged, for one beyond the stream's end, for indices that do not rise and for an empty stream;
+    `files.Busy` while another run writes there.
     """
     rank, folder = processes.rank_and_size()[0], Path(folder)
     stream = iter(sequences)
@@ -96,18 +111,18 @@ def in_blocks(
     # The ranks of one run do not exclude each other, two runs do.
     with files.exclusive(folder / f".rank-{rank}"):
         if rank == 0:  # the others write nothing before the barrier
-            for left in folder.glob(f".{_pattern(name)}.partial"):  # by a run that was killed
-                left.unlink()
+            files.sweep(folder)
             files.same_work(folder, key)
         processes.barrier()
         files.same_work(folder, key)
         bar = tqdm(total=documents, desc=title, unit=" documents", disable=silent)
         blocks = _blocks(chain(first, stream), block)
-        total = _each_block(blocks, folder, key, name, write, stamp_of, bar)
+        stamps = _each_block(blocks, folder, key, name, write, stamp_of, bar)
         processes.barrier()
         if rank == 0:
-            with files.atomic(folder / "done.json") as temporary:
-                temporary.write_text(json.dumps({"name": name, "blocks": total}) + "\n")
+            done = {"name": name, "stamps": stamps}
+            _complete(folder, done)
+            files.write_record(folder / "done.json", done)
         processes.barrier()
 
 
@@ -117,15 +132,17 @@ def _pattern(name):
 
 
 def _each_block(blocks, folder, key, name, write, stamp_of, bar):
-    """Write this process's blocks; how many blocks there are."""
+    """Write this process's blocks; the stamps of all, if this is the first process."""
     rank, size = processes.rank_and_size()
     shared = f" on each of {size} processes" if size > 1 else ""
-    tokens, seconds, number = 0, 0.0, -1
+    tokens, seconds, stamps = 0, 0.0, []
     with bar:
         for number, few in enumerate(blocks):
             path = folder / name.format(number)
+            if rank == 0 or number % size == rank:
+                stamp = files.sha256_of([key, digest(few)])
+                stamps.append(stamp)
             if number % size == rank:
-                stamp = hashlib.sha256((json.dumps(key) + digest(few)).encode()).hexdigest()
                 if not path.exists():
                     start = perf_counter()
                     write(path, few, stamp)
@@ -139,7 +156,7 @@ def _each_block(blocks, folder, key, name, write, stamp_of, bar):
                         f"(a corpus that grew: remove this file)"
                     )
             bar.update(len(few))
-    return number + 1
+    return stamps
 
 
 def _blocks(sequences, block):
@@ -158,8 +175,8 @@ def _blocks(sequences, block):
         yield few
 
 
-def finished(folder: str | Path) -> list[Path]:
-    """The files that a finished `in_blocks` left in a folder, in the order of the stream.
+def finished(folder: str | Path) -> dict[Path, str]:
+    """{file: stamp} that a finished `in_blocks` left in a folder, in the order of the stream.
 
     Raises ValueError naming what is missing, or what lies there besides."""
     folder = Path(folder)
@@ -168,33 +185,18 @@ def finished(folder: str | Path) -> list[Path]:
             f"{folder} holds no finished run (no done.json): "
             f"run the same command again, it goes on where it ended"
         )
-    done = json.loads((folder / "done.json").read_text())
-    names = [done["name"].format(number) for number in range(done["blocks"])]
-    there = {path.name for path in folder.glob(_pattern(done["name"]))}
-    if differing := sorted(there ^ set(names)):
+    return _complete(folder, files.read_record(folder / "done.json"))
+
+
+def _complete(folder, done):
+    """What `finished` gives, of what done.json says or will say."""
+    found = {folder / done["name"].format(n): stamp for n, stamp in enumerate(done["stamps"])}
+    there = set(folder.glob(_pattern(done["name"])))
+    if differing := sorted(there ^ found.keys()):
         what = (
             "is missing: run the same command again"
-            if differing[0] in names
-            else "lies beyond the end of the finished run"
+            if differing[0] in found
+            else "lies beyond the end of the stream: choose another folder, or remove it"
         )
-        raise ValueError(f"{folder / differing[0]} {what} ({len(differing)} such files)")
-    return [folder / name for name in names]
-
-
-def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 (hex) of {name: tensor}: names, dtypes, shapes and bytes."""
-    sha = hashlib.sha256()
-    for name, x in sorted(tensors.items()):
-        sha.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
-        sha.update(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()
-
-
-def function_name(function: Callable[..., Any]) -> str:
-    """A name that is the same in every run: of a function, of a partial one with its arguments, or
-    of a callable object's class."""
-    inner = getattr(function, "func", function)
-    keywords = sorted(getattr(function, "keywords", {}).items())
-    arguments = [*getattr(function, "args", ()), *keywords]
-    name = getattr(inner, "__qualname__", type(inner).__qualname__)
-    return f"{name}{arguments}" if arguments else name
+        raise ValueError(f"{differing[0]} {what} ({len(differing)} such files)")
+    return found

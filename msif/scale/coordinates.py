@@ -21,12 +21,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from msif.core import influence
+from msif.core import checks, influence
 from msif.core.capture import passes
-from msif.core.data import Sequence
+from msif.core.data import Sequence, check
 from msif.core.kronecker import EKFAC, LayerFactors
 from msif.core.layers import Tracked, Vectors
+from msif.core.models import limits
 from msif.core.objectives import Objective, loss
+from msif.core.vectors import check_shape, finite_vectors, same_layers
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,15 @@ class Coordinates:
         """w̃ √(Λ + d) of query vectors {layer: (q, o, i)}: (q, K).
 
         Raises ValueError for query vectors of other layers."""
-        influence.same_layers(w, self.factors, "the query vectors and the index")
+        same_layers(w, self.factors, "the query vectors and the index")
+
+        queries = finite_vectors(w, "query vectors")
 
         def kept(name):
-            rotated = self.factors[name].to(w[name].device).rotate(w[name]).flatten(1)
+            factors = self.factors[name].to(w[name].device)
+            sizes = factors.out_values.numel(), factors.in_values.numel()
+            check_shape(name, w[name], queries, *sizes)
+            rotated = factors.rotate(w[name]).flatten(1)
             at = self.places[name].to(w[name].device)
             return rotated[:, at] * self.spread[name].to(w[name])
 
@@ -70,7 +77,8 @@ class Coordinates:
         Both in at least float32, on the CPU. Raises ValueError for other tracked layers, and what
         `capture.passes` raises."""
         names = [x.name for x in tracked.layers]
-        influence.same_layers(names, self.factors, "the tracked layers and the factors")
+        same_layers(names, self.factors, "the tracked layers and the factors")
+        check(documents, *limits(tracked.model))
         dtype = torch.promote_types(next(tracked.model.parameters()).dtype, torch.float32)
         rows = torch.zeros(len(documents), self.size, dtype=dtype)
         squares = torch.zeros(len(documents), dtype=dtype)
@@ -100,9 +108,14 @@ def choose(
 
     damping: the `influence.Damping` d of the candidates' own stage, of each layer as in `Stage`;
     give α + d if it has an α. typical: query vectors {layer: (q, o, i)} like those to come, for
-    E[w̃²]; None: queries like the documents. Raises ValueError for a size below 1."""
-    if size < 1:
-        raise ValueError(f"size is {size}; expected at least 1 coordinate per document")
+    E[w̃²]; None: queries like the documents. Raises ValueError for a size below 1, a damping that is
+    none, and queries of other layers."""
+    size = checks.whole("size", size)
+    if not isinstance(damping, influence.Damping):
+        raise ValueError(f"damping is {damping!r}: expected a Damping, such as Damping(0.1)")
+    if typical is not None:
+        same_layers(typical, factors.layers, "the typical queries and the factors")
+        finite_vectors(typical, "typical queries")
     top = [
         _largest(x, damping, size, typical and typical[name]) for name, x in factors.factors.items()
     ]

@@ -8,7 +8,9 @@ the layers at a time:
     -> eigenvalues (a pass, checkpointed) -> one file of finished factors a layer.
 
 Killed at any point, the same call goes on from its last checkpoint, to the same bits on the same
-machine with as many processes: sums are stored as they stand and batches follow in one order.
+machine with as many processes: sums are stored as they stand and batches follow in one order. Every
+file of the work carries a digest of all that the work depends on, and says which process of how
+many wrote it: sums and what is kept of batches are read by that one alone.
 
 With several processes (see `msif.scale.processes`), process k takes every k-th batch and every k-th
 decomposition, and sums are added over processes; one that has no batch adds zeros. Another number
@@ -21,14 +23,16 @@ precision, which moves scores by less than 1e-6 of their norm in float32 (as tes
 import contextlib
 import ctypes
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from msif.core import ekfac, files, store
-from msif.core.capture import backpropagate, frozen
-from msif.core.data import Sequence, buckets, check, collate, digest
+from msif.core import checks, ekfac, files, store
+from msif.core.capture import backpropagate, frozen, groups
+from msif.core.data import Sequence, check, collate, digest
+from msif.core.digests import layers_key
 from msif.core.layers import Tracked
 from msif.core.models import limits, model_digest
 from msif.core.objectives import fisher_losses
@@ -58,20 +62,24 @@ def fit(
     labels, samples, seed and batch_size as in `ekfac.fit`. memory: bytes, "16GiB" or None for what
     is free; it decides how many partitions the layers go in. keep: bytes of disk, or "16GiB", for
     the a and g of the covariance pass, so that the eigenvalue pass reads them in place of running
-    the model: worth it where disks outrun arithmetic, as on CPUs. every: seconds between
-    checkpoints. title: of the plan that is printed and of the progress bars (None: silent). A
-    folder that holds these very factors is returned as it is.
+    the model, shared by all processes: worth it where disks outrun arithmetic, as on CPUs. every:
+    seconds between checkpoints. title: of the plan that is printed and of the progress bars (None:
+    silent). A folder that holds these very factors is returned as it is.
 
     Raises, before any pass, ValueError for unreadable sequences or for a folder with other factors
     or other unfinished work in it, MemoryError or OSError where memory or disk will not do,
     `files.Busy` while another run writes there.
     """
-    folder, objectives = Path(folder), fisher_losses(labels, samples, seed)
+    folder, objectives = Path(folder).absolute(), fisher_losses(labels, samples, seed)
+    keep = 0 if keep == 0 else parse_bytes(keep, "keep")
+    batch_size = checks.whole("batch_size", batch_size)
+    checks.whole("the number of tracked layers", len(tracked.layers))
     check(sequences, *limits(tracked.model))
+    store.claim(folder)
     key = {
         "model": model_digest(tracked.model),
         "data": digest(sequences),
-        "layers": [str(x) for x in tracked.layers],
+        "layers": layers_key(tracked.layers),
         "labels": labels,
         "samples": len(objectives),
         "seed": seed,
@@ -79,30 +87,33 @@ def fit(
     }
     lengths = [len(x.input_ids) for x in sequences]
     plan = plan_fit(tracked, lengths, batch_size=batch_size, draws=len(objectives), memory=memory)
-    rank = processes.rank_and_size()[0]
+    rank, size = processes.rank_and_size()
     work = folder.with_name(f".{folder.name}.work")
     with files.exclusive(work / f"rank{rank}"):
         if not _there(folder, key):
             if title and rank == 0:
                 print(f"{title}: {plan}", flush=True)
-            _begin(work, key, plan, rank)
+            kept = _kept_bytes(tracked, sequences, batch_size, len(objectives))
+            _begin(work, key, plan, min(keep, kept), rank)
             for number, partition in enumerate(plan.partitions, 1):
                 _Fit(
                     work,
+                    files.sha256_of(key),
                     tracked.only(partition.layers),
                     sequences,
                     objectives,
                     batch_size,
-                    parse_bytes(keep) if keep else 0,
+                    keep // size,
                     every,
                     title and f"{title} {number}/{len(plan.partitions)}",
                 ).run()
             if rank == 0:
-                factors = _stored(work, tracked.layers, "factors")
-                header = ekfac.header(tracked.model, sequences, labels, len(objectives), seed)
-                store.save(ekfac.EKFAC(factors, header), folder)
-                _clear(work)
+                factors = _stored(work, tracked.layers, "factors", files.sha256_of(key))
+                header = ekfac.header(tracked, sequences, labels, len(objectives), seed)
+                store.save(ekfac.EKFAC(factors, {**header, "processes": size}), folder)
         processes.barrier()
+        if rank == 0:
+            _clear(work)
     return store.load(folder, tracked, in_memory=False)
 
 
@@ -122,27 +133,41 @@ def _there(folder, key):
     return True
 
 
-def _begin(work, key, plan, rank):
+def _begin(work, key, plan, keep, rank):
     """Claim the work's folder, with room on its disk; no process goes on before that is done."""
     if rank == 0:
+        files.sweep(work)
         files.same_work(work, key)
         done = sum(x.stat().st_size for x in work.glob("*.safetensors"))
         what = f"fitting {plan.parameters:,} parameters"
-        require(disk=max(0, plan.disk - done), folder=work, what=what)
+        require(disk=max(0, plan.disk + keep - done), folder=work, what=what)
     processes.barrier()
+
+
+def _kept_bytes(tracked, sequences, batch_size, draws):
+    """Bytes of the a and g of all batches, padded: what `keep` can come to."""
+    batches = groups(tracked, sequences, batch_size)
+    positions = sum(len(x) * max(len(sequences[n].input_ids) for n in x) for x in batches)
+    width = sum(x.in_features + draws * x.out_features for x in tracked.layers)
+    return positions * width * next(tracked.model.parameters()).element_size()
 
 
 def _file(work, layer, kind):
     return work / f"{layer.name}.{kind}.safetensors"
 
 
-def _stored(work, layers, kind):
+def _stored(work, layers, kind, key):
     """The layers' "bases" or "factors" that lie in `work`, read when they are asked for."""
-    return store.LayerFiles({x.name: _file(work, x, kind) for x in layers})
+
+    def read(layer):
+        return files.load(_file(work, layer, kind), work=key)[0]
+
+    return store.LayerFiles({x.name: partial(read, x) for x in layers})
 
 
 def _clear(work):
     """Leave nothing but the locks."""
+    files.sweep(work)
     for path in (*work.glob("*.safetensors"), work / "work.json"):
         path.unlink(missing_ok=True)
 
@@ -150,13 +175,16 @@ def _clear(work):
 class _Fit:
     """One partition: its two passes and what lies between and after them."""
 
-    def __init__(self, work, tracked, sequences, objectives, batch_size, keep, every, title):
+    def __init__(self, work, key, tracked, sequences, objectives, batch_size, keep, every, title):
         self.work = work
+        self.process = "{}of{}".format(*processes.rank_and_size())
+        self.stamp = {"work": key, "process": self.process}
         self.tracked = tracked
         self.sequences = sequences
         self.objectives = objectives
-        self.batches = processes.share(buckets(sequences, batch_size))
-        self.keep = keep  # bytes of disk that are left for a and g
+        self.batches = processes.share(groups(tracked, sequences, batch_size))
+        before = work.glob(f"kept.{self.process}.*")
+        self.keep = keep - sum(x.stat().st_size for x in before)  # bytes left for a and g
         self.every = every
         self.title = title
         self.count = len(sequences) * len(objectives)
@@ -168,10 +196,9 @@ class _Fit:
                 covariances = self._pass("covariances", sums.covariance_zeros, sums.add_covariances)
                 self._each(self._decomposed(covariances), "bases")
             _return_memory()
-            bases = _stored(self.work, layers, "bases")
+            bases = _stored(self.work, layers, "bases", self.stamp["work"])
             rotations = {
-                x.name: _rotation(bases[x.name].to(_device(self.tracked.model, x.name)))
-                for x in layers
+                x.name: _rotation(bases[x.name].to(_device(self.tracked.model, x))) for x in layers
             }
             squares = self._pass(
                 "eigenvalues",
@@ -198,7 +225,7 @@ class _Fit:
     def _each(self, found, kind):
         """Write one file a layer, and wait until every process has."""
         for layer, factors in found:
-            files.save(_file(self.work, layer, kind), store.tensors_of(factors))
+            files.save(_file(self.work, layer, kind), store.tensors_of(factors), **self.stamp)
         processes.barrier()
 
     def _decomposed(self, found):
@@ -227,13 +254,12 @@ class _Fit:
         of each layer, and grow by add(sums, layer, a, g, draw, batch).
 
         Checkpoints on the way, and goes on from one that is there."""
-        rank, size = processes.rank_and_size()
         names, last = [x.name for x in self.tracked.layers], time.monotonic()
         found, done = {}, 0
         for layer in self.tracked.layers:
             found |= zeros(self.tracked.model, layer)
-        path = self.work / f"sums.{names[0]}.{kind}.{rank}of{size}.safetensors"
-        before, state = files.load(path)
+        path = self.work / f"sums.{names[0]}.{kind}.{self.process}.safetensors"
+        before, state = files.load(path, **self.stamp)
         if state.get("layers") == names:  # else none, or of another partition
             done = state["batches"]
             for name, x in before.items():
@@ -245,7 +271,7 @@ class _Fit:
                 self._batch(kind, number, batch, lambda *seen: add(found, *seen, batch))
                 progress.update(int(batch.attention_mask.sum()))
                 if number == len(self.batches) or time.monotonic() - last >= self.every:
-                    files.save(path, found, batches=number, layers=names)
+                    files.save(path, found, batches=number, layers=names, **self.stamp)
                     last = time.monotonic()
         processes.barrier()
         processes.add_over_processes(found)
@@ -253,9 +279,9 @@ class _Fit:
 
     def _batch(self, kind, number, batch, consume):
         """One batch through the model, or from what is kept of it."""
-        rank, dtype = processes.rank_and_size()[0], next(self.tracked.model.parameters()).dtype
+        dtype = next(self.tracked.model.parameters()).dtype
         kept = {
-            (x.name, draw): self.work / f"kept.{rank}.{number}.{x.name}.{draw}.safetensors"
+            (x.name, draw): self.work / f"kept.{self.process}.{number}.{x.name}.{draw}.safetensors"
             for x in self.tracked.layers
             for draw in range(len(self.objectives))
         }
@@ -263,10 +289,12 @@ class _Fit:
             return self._read(kept, consume)
 
         def keeping(layer, a, g, draw):
-            found = {"g": g.to(dtype)} | ({"a": a.to(dtype)} if draw == 0 else {})
-            self.keep -= sum(x.nbytes for x in found.values())
-            if self.keep >= 0:
-                files.save(kept[layer.name, draw], found, durable=False)
+            path = kept[layer.name, draw]
+            if not path.exists():
+                found = {"g": g.to(dtype)} | ({"a": a.to(dtype)} if draw == 0 else {})
+                self.keep -= sum(x.nbytes for x in found.values())
+                if self.keep >= 0:
+                    files.save(path, found, durable=False, **self.stamp)
             consume(layer, a, g, draw)
 
         keeps = kind == "covariances" and self.keep > 0
@@ -274,12 +302,12 @@ class _Fit:
 
     def _read(self, kept, consume):
         for layer in self.tracked.layers:
-            device = _device(self.tracked.model, layer.name)
+            device = _device(self.tracked.model, layer)
             a = None  # kept once, with the first draw
             for draw in range(len(self.objectives)):
                 found = {
                     name: x.to(device, torch.promote_types(x.dtype, torch.float32))
-                    for name, x in files.load(kept[layer.name, draw])[0].items()
+                    for name, x in files.load(kept[layer.name, draw], **self.stamp)[0].items()
                 }
                 a = found.get("a", a)
                 consume(layer, a, found["g"], draw)
@@ -307,6 +335,6 @@ def _rotation(factors):
     return aligned(factors.basis_in), factors.basis_out
 
 
-def _device(model, name):
+def _device(model, layer):
     """Where a layer's weight lies."""
-    return model.get_submodule(name).weight.device
+    return model.get_parameter(layer.parameter).device

@@ -9,7 +9,6 @@ SHA-256 of each; K numbers and 16 bytes a document. Sign and unit as in `msif.co
 positive = proponent.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,19 +20,13 @@ from torch import Tensor
 
 from msif.core import files, influence
 from msif.core.data import Sequence
+from msif.core.digests import function_digest, layers_key, tensors_digest
 from msif.core.kronecker import EKFAC
 from msif.core.layers import Tracked, Vectors
 from msif.core.models import model_digest
 from msif.core.objectives import Objective, loss
 from msif.scale import processes
-from msif.scale.blocks import (
-    announce,
-    finished,
-    function_name,
-    in_blocks,
-    stream_length,
-    tensors_digest,
-)
+from msif.scale.blocks import announce, finished, in_blocks, stream_length
 from msif.scale.coordinates import Coordinates, choose, error, packed, product
 
 SCHEMA = 1
@@ -73,10 +66,10 @@ def build(
         "factors": _digest(factors),
         "damping": str(damping),
         "dtype": dtype,
-        "layers": [str(x) for x in tracked.layers],
+        "layers": layers_key(tracked.layers),
         "size": chosen.size,
         "coordinates": tensors_digest(chosen.places),
-        "objective": function_name(objective),
+        "objective": function_digest(objective),
         "bytes_per_document": bytes_each,
     }
     documents = stream_length(candidates, documents)
@@ -116,7 +109,7 @@ def _finish(folder, chosen, header):
     files.save(path, tensors)
     sums = {x.name: files.sha256_of_file(x) for x in [path, *finished(folder)]}
     header = {**header, "files": sums}
-    files.write_json(folder / "header.json", {**header, "sha256": files.sha256_of(header)})
+    files.write_record(folder / "header.json", header)
 
 
 @dataclass(frozen=True)
@@ -176,15 +169,10 @@ def _read_header(path):
         raise ValueError(
             f"{path.parent} holds no finished index (no header.json): run the same `build` again"
         )
-    try:
-        header = json.loads(path.read_text())
-        if header.pop("sha256") == files.sha256_of(header) and header["schema"] == SCHEMA:
-            return header
-    except (ValueError, KeyError, AttributeError):
-        pass
-    raise ValueError(
-        f"{path} changed since it was written, or is of another version: build the index again"
-    )
+    header = files.read_record(path)
+    if header.get("schema") != SCHEMA:
+        raise ValueError(f"{path} is no index of schema {SCHEMA}: build it again")
+    return header
 
 
 def _blocks(folder, header):
@@ -196,14 +184,7 @@ def _blocks(folder, header):
 
 
 def _stamp(path):
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            return json.loads(file.metadata()["state"])["stamp"]
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{path} is damaged ({error}): remove it and build again; "
-            f"only its documents are read again"
-        ) from error
+    return files.load(path)[1]["stamp"]
 
 
 def _digest(factors):

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from msif.core.capture import passes
-from msif.core.data import Sequence
-from msif.core.influence import Scores, same_layers
+from msif.core.data import Sequence, check
+from msif.core.influence import Scores
 from msif.core.kronecker import EKFAC
 from msif.core.layers import Tracked, Vectors
+from msif.core.models import limits
 from msif.core.objectives import Objective, loss
 from msif.core.products import transposed_gradient
+from msif.core.vectors import check_shape, finite_vectors, same_layers
 
 FLOOR = 1e-9  # of the largest eigenvalue: below, a direction has no part in any candidate's D
 
@@ -40,7 +42,8 @@ class LowRank:
 
     def scores(self, a: Tensor, g: Tensor, bias: bool) -> Tensor:
         """(q, n) of a batch: a (n, s, inputs), g (n, s, o)."""
-        U, V = self.U.to(g), self.V.to(g)
+        both = torch.promote_types(self.U.dtype, g.dtype)
+        a, g, U, V = (x.to(g.device, both) for x in (a, g, self.U, self.V))
         right = a @ V[:-1] + V[-1] if bias else a @ V
         columns = ((g @ U) * right).sum(1).mT
         zeros = g.new_zeros(self.count, len(g))
@@ -55,7 +58,9 @@ class Whole:
 
     def scores(self, a: Tensor, g: Tensor, bias: bool) -> Tensor:
         """(q, n) of a batch, as `LowRank.scores`."""
-        return self.W.mT.flatten(1).to(g) @ transposed_gradient(a, g, bias).flatten(1).mT
+        both = torch.promote_types(self.W.dtype, g.dtype)
+        D = transposed_gradient(a, g, bias).flatten(1)
+        return self.W.mT.flatten(1).to(g.device, both) @ D.to(both).mT
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,8 @@ def compress(w: Vectors, factors: EKFAC, error: float = 0.01, positions: int = 1
             f"error is {error!r}: expected a relative error between 0 and 1, such as 0.01"
         )
     same_layers(w, factors.layers, "the query vectors and the factors")
-    whitened = {name: _whitened(x, factors.factors[name]) for name, x in w.items()}
+    queries = finite_vectors(w, "query vectors")
+    whitened = {name: _whitened(name, x, queries, factors.factors[name]) for name, x in w.items()}
     squares = [_squares(M) for M in whitened.values()]
     total = sum(x.sum(1) for x in squares)
     kept = _kept(torch.cat(squares, 1), error).split([x.shape[1] for x in squares], 1)
@@ -107,7 +113,8 @@ def score(
     norms: bool = False,
     title: str | None = None,
 ) -> Scores:
-    """`influence.score` for compressed queries: values (q, n) float32, positive = proponent.
+    """`influence.score` for compressed queries: values (q, n) in their precision, positive =
+    proponent.
 
     norms: also ‖∇ℓ_z‖ (n,), from the positions' products in s²(o + i); else None. title: of the
     progress bar (None: silent). Raises ValueError for queries of other layers."""
@@ -116,8 +123,11 @@ def score(
         [x.name for x in tracked.layers],
         "the query vectors and the tracked layers of the candidates' model",
     )
-    values = torch.zeros(len(compressed.error), len(candidates))
-    squares = torch.zeros(len(candidates))
+    first = next(iter(compressed.layers.values()))
+    one = first.U if isinstance(first, LowRank) else first.W
+    values = one.new_zeros(len(compressed.error), len(candidates))
+    squares = one.new_zeros(len(candidates))
+    check(candidates, *limits(tracked.model))
     at = {x.index: n for n, x in enumerate(candidates)}
 
     def consume(layer, a, g, draw, batch):
@@ -134,8 +144,9 @@ def _roots(values):
     return values.double().clamp(min=FLOOR * values.max().double()).sqrt()
 
 
-def _whitened(W, factors):
+def _whitened(name, W, queries, factors):
     """M = B^½ W A^½ of each query in the eigenbases, float64: (q, blocks·r, i)."""
+    check_shape(name, W, queries, factors.out_values.numel(), factors.in_values.numel())
     rotated = factors.rotate(W).flatten(1, 2).double()
     return _roots(factors.out_values).flatten()[:, None] * rotated * _roots(factors.in_values)
 

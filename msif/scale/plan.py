@@ -1,7 +1,8 @@
 """What a fit needs, before it starts: partitions of the layers, memory, disk, arithmetic and time.
 
-Sizes come from the shapes and from one forward pass on the meta device (`msif.scale.meta`). So a
-plan for billions of parameters takes seconds and no weights. What a partition takes depends on its
+Sizes come from the shapes and from one forward pass on the meta device, or where the model does not
+run there from what short passes keep (`msif.scale.meta`). So a plan for billions of parameters
+takes seconds and no weights. What a partition takes depends on its
 own layers alone, not on which others are tracked. A fit of one partition holds, for a batch of
 t = n·s positions,
 
@@ -11,17 +12,20 @@ t = n·s positions,
                   and  Σ_layers (Q_A, Q_B, Λ) + one layer's rotated a, g.
 """
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
 
+from msif.core.coverage import coverage
 from msif.core.ekfac import block_shape, factor_bytes
 from msif.core.layers import Layer, Tracked
+from msif.core.models import text_config
 from msif.core.products import WORKSPACE
 from msif.core.resources import available_memory
-from msif.scale.meta import meta_pass
+from msif.scale.meta import one_pass
 from msif.scale.sums import packed
 
 UNITS = {
@@ -37,17 +41,23 @@ UNITS = {
 }
 EIGH_COPIES = 6  # float64 matrices held at once: M, symmetrised, vectors, LAPACK's 2, 1 in and out
 SLACK = 1.2  # what allocators hold for tensors that come and go, over what is in use at once
+_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk")
+_HOW = {
+    "meta": "",
+    "measured": "\n  activations and arithmetic of a pass measured on a short sequence",
+    "bound": "\n  activations and arithmetic of a pass bounded by the sizes of the layers",
+}
 EIGH_FLOPS = 9  # × d³: tridiagonalisation, divide and conquer, back-transformation
 
 
-def parse_bytes(size: str | float) -> int:
+def parse_bytes(size: str | float, what: str = "memory") -> int:
     """Bytes of "16GiB", "500 MB" or a number.
 
-    Raises ValueError for anything else, and for nothing at all."""
+    Raises ValueError, naming `what` it is of, for anything else, and for nothing at all."""
     found = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?I?)B?\s*", str(size).upper())
     if not found or found[2] not in UNITS or not (number := float(found[1]) * UNITS[found[2]]) > 0:
         raise ValueError(
-            f"memory is {size!r}: expected a size such as '16GiB', '500MB' or a number of bytes"
+            f"{what} is {size!r}: expected a size such as '16GiB', '500MB' or a number of bytes"
         )
     return int(number)
 
@@ -94,6 +104,8 @@ class FitPlan:
     model_flops: float  # forward and activation-gradient passes, all partitions
     product_flops: float  # covariances and rotated squares
     eigh_flops: float
+    coverage: str  # how much of the model is tracked
+    how: str  # how a pass was estimated: see `msif.scale.meta`
 
     @property
     def peak(self) -> int:
@@ -126,11 +138,12 @@ class FitPlan:
         return (
             f"plan: {layers} layers of a model of {self.parameters:,} parameters "
             f"({human(self.model)}), {self.tokens:,} tokens, {draws}\n"
+            f"  {self.coverage}\n"
             f"  partitions {len(self.partitions)}: two passes over the data each; "
             f"peak memory {human(self.peak)}, model included\n"
             f"  disk {human(self.disk)} while it runs, {human(self.factors)} for the factors\n"
             f"  arithmetic {self.passes:.2f} forward + backward passes, and "
-            f"{self.eigh_flops / 1e9:,.0f} GFLOP of float64 decompositions"
+            f"{self.eigh_flops / 1e9:,.0f} GFLOP of float64 decompositions{_HOW[self.how]}"
         )
 
 
@@ -173,6 +186,8 @@ def plan_fit(
         model_flops=sum(2 * forward * (1 + draws * _above(tracked.layers, p)) for p in parts),
         product_flops=sum(_products(x, lengths, draws) for x in tracked.layers),
         eigh_flops=sum(_eigh(x) for x in tracked.layers),
+        coverage=str(coverage(tracked)),
+        how=needs.found.how,
     )
 
 
@@ -192,7 +207,7 @@ class _Needs:
         self.tracked = tracked
         self.n, self.s = min(batch_size, len(lengths)), max(lengths)
         self.model = model_bytes(tracked.model)
-        self.found = meta_pass(tracked, self.n, self.s)
+        self.found = one_pass(tracked, self.n, self.s)
         self.largest = max((self.partition([x]) for x in tracked.layers), key=lambda p: p.bytes)
         self.least = self.model + self.largest.bytes
 
@@ -250,7 +265,7 @@ def plan_score(
     """The `ScorePlan` of `influence.score` on documents of these lengths (tokens) for that many
     queries, in float32."""
     n, s, tokens = min(batch_size, len(lengths)), max(lengths), sum(lengths)
-    found = meta_pass(tracked, n, s)
+    found = one_pass(tracked, n, s)
     weights = tracked.weights
 
     def gradient(layer):
@@ -281,7 +296,11 @@ def model_bytes(model: nn.Module) -> int:
 def _inputs(tracked, tokens):
     """Bytes of the a of every layer of a partition, which wait, in the model's dtype, for their
     gradients."""
-    width = sum(x.in_features for x in tracked.layers)
+    chosen, config = {}, text_config(tracked.model)
+    per_token = next((n for x in _PER_TOKEN if (n := getattr(config, x, None))), math.inf)
+    for x in tracked.layers:  # a token reads a few of the experts of a parameter
+        chosen.setdefault(x.parameter, []).append(x.in_features)
+    width = sum(x[0] * min(len(x), per_token) for x in chosen.values())
     return width * tokens * next(tracked.model.parameters()).element_size()
 
 

@@ -16,22 +16,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from msif.core import files, influence
+from msif.core import checks, files, influence
 from msif.core.data import Sequence
+from msif.core.digests import function_digest, layers_key, tensors_digest
 from msif.core.extras import need
 from msif.core.layers import Tracked, Vectors
 from msif.core.models import model_digest
 from msif.core.objectives import Objective, loss
 from msif.core.resources import gib
+from msif.core.rows import document_ids, format_of
+from msif.core.vectors import check_vectors
 from msif.scale import processes
-from msif.scale.blocks import (
-    announce,
-    finished,
-    function_name,
-    in_blocks,
-    stream_length,
-    tensors_digest,
-)
+from msif.scale.blocks import announce, finished, in_blocks, stream_length
 
 PART = "part-{:06d}.parquet"
 FOOTER = 1500  # bytes of a parquet file besides its numbers
@@ -67,12 +63,20 @@ def tokenised(
 ) -> Iterator[Sequence]:
     """The documents of a stream of texts, as `data.encode_documents` makes them.
 
-    An index is the text's number in the stream: texts of fewer than 2 tokens (nothing to predict)
-    are left out, but counted."""
-    stream, number = iter(texts), 0
+    An index is the text's number in the stream: blank texts and those of fewer than 2 tokens
+    (nothing to predict) are left out, but counted. Raises ValueError for a max_length below 2 and
+    for what is no collection of texts; while it is gone through, for what is no text, naming its
+    number."""
+    max_length = checks.whole("max_length", max_length, 2)
+    return _tokenised(iter(checks.several("document", texts)), tokenizer, max_length)
+
+
+def _tokenised(stream, tokenizer, max_length):
+    number, form = 0, format_of(tokenizer)
     while few := list(islice(stream, 256)):  # fast tokenizers share a list out over the cores
-        for ids in tokenizer(few, verbose=False)["input_ids"]:
-            if len(row := tuple(ids[:max_length])) > 1:
+        few = [checks.text(f"document {n}", text) for n, text in enumerate(few, number)]
+        for text, ids in zip(few, document_ids(few, tokenizer, form)):
+            if text.strip() and len(row := ids[:max_length]) > 1:
                 yield Sequence(number, row, row)
             number += 1
 
@@ -99,23 +103,28 @@ def score_corpus(
     `norm` ‖∇ℓ_z‖ float32 and `score` (q float32 numbers); read them with `read_scores`, other tops
     with `top_scores`. normalised: rank by score / norm. documents: their number where the stream
     does not know it, for the plan, the check of the disk and the progress bar, whose title is
-    `title` (None: silent). score: called as `influence.score` is. Another batch size or number of
+    `title` (None: silent). score: called as `influence.score` is. It and the objective are known by
+    all that they compute with (`digests.function_digest`). Another batch size or number of
     processes may finish what one began (rounding apart); w must be the same to the bit in all of
     them.
 
-    Raises ValueError for a folder with the work of other inputs, a stream that changed, and a
-    sequence that the model cannot read; FloatingPointError for what is not finite; `files.Busy` for
-    a second run; MemoryError; OSError for a full disk."""
-    queries, documents = len(next(iter(w.values()))), stream_length(sequences, documents)
+    Raises ValueError for a folder with the work of other inputs or anything else, query vectors
+    that do not fit the layers, a stream that changed, and a sequence that the model cannot read;
+    FloatingPointError for what is not finite; `files.Busy` for a second run; MemoryError; OSError
+    for a full disk."""
+    batch_size, top = checks.whole("batch_size", batch_size), checks.whole("top", top)
+    block = checks.whole("block", block)
+    queries = check_vectors(w, tracked)
+    documents = stream_length(sequences, documents)
     key = {
         "w": tensors_digest(w),
         "model": model_digest(tracked.model),
-        "layers": [str(x) for x in tracked.layers],
-        "objective": function_name(objective),
-        "score": function_name(score),
+        "layers": layers_key(tracked.layers),
+        "objective": function_digest(objective),
+        "score": function_digest(score),
     }
     disk = partial(part_bytes, queries=queries, block=block)
-    memory = _memory(tracked.layers, w, block, batch_size)
+    memory = _memory(tracked.layers, w, block, min(batch_size, block))
     announce(folder, PART, block, documents, disk, memory, title, f"{queries} queries")
 
     def write(path, few, stamp):
@@ -159,9 +168,10 @@ def _write(path, sequences, found, queries, stamp):
             pa.field("index", pa.int64(), False),
             pa.field("norm", pa.float32(), False),
             pa.field("score", pa.list_(pa.field("item", pa.float32(), False), queries), False),
-        ],
-        {"stamp": stamp},
+        ]
     )
+    checksum = files.checksum(_tensors(pa.Table.from_arrays(columns, schema=schema)))
+    schema = schema.with_metadata({"stamp": stamp, "crc32": str(checksum)})
     with files.atomic(path) as temporary:
         pq.write_table(
             pa.Table.from_arrays(columns, schema=schema),
@@ -172,20 +182,32 @@ def _write(path, sequences, found, queries, stamp):
         )
 
 
-def _parquet(path, read):
-    """read(path), with a damaged file named."""
+def _tensors(table):
+    """{"index" (n,), "norm" (n,), "score" (n q,)} of a part's table."""
+    scores = table["score"].combine_chunks().flatten()
+    found = {"index": table["index"], "norm": table["norm"], "score": scores}
+    return {name: torch.tensor(x.to_numpy()) for name, x in found.items()}
+
+
+def _read(path):
+    """(stamp, tensors) of a part, or what is wrong with it."""
+    pa, pq = need("pyarrow"), need("pyarrow.parquet")
     try:
-        return read(path)
-    except (need("pyarrow").ArrowException, OSError) as error:
+        table = pq.read_table(path, page_checksum_verification=True)
+        stamp, checksum = (table.schema.metadata[x].decode() for x in (b"stamp", b"crc32"))
+        found = _tensors(table)
+        if checksum != str(files.checksum(found)):
+            raise ValueError("its checksum differs")
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} is damaged ({error}): remove it and run again; "
+            f"{path} is damaged, or of another version ({error}): remove it and run again; "
             f"only its documents are scored again"
         ) from error
+    return stamp, found
 
 
 def _stamp(path):
-    metadata = _parquet(path, need("pyarrow.parquet").read_schema).metadata or {}
-    return metadata.get(b"stamp", b"").decode()
+    return _read(path)[0]
 
 
 def read_scores(
@@ -194,13 +216,16 @@ def read_scores(
     """Iterate over the parts of a finished run: index (n,) int64, and `influence.Scores` whose
     values are (q, n) float32, or (n,) of one query.
 
-    Raises ValueError naming a missing or damaged part (pages carry checksums)."""
-    pq = need("pyarrow.parquet")
-    for path in finished(folder):
-        table = _parquet(path, partial(pq.read_table, page_checksum_verification=True))
-        index, norms = (torch.tensor(table[name].to_numpy()) for name in ("index", "norm"))
-        numbers = torch.tensor(table["score"].combine_chunks().flatten().to_numpy())
-        values = numbers.view(len(index), -1).T
+    Raises ValueError naming a missing or damaged part, and one of another run or place."""
+    for path, expected in finished(folder).items():
+        stamp, found = _read(path)
+        if stamp != expected:
+            raise ValueError(
+                f"{path} is not the part that the run of this folder wrote there: put back the "
+                f"file, or remove it and run again; only its documents are scored again"
+            )
+        index, norms = found["index"], found["norm"]
+        values = found["score"].view(len(index), -1).T
         yield index, influence.Scores(values if query is None else values[query], norms)
 
 
@@ -208,8 +233,7 @@ def top_scores(folder: str | Path, top: int = 100, normalised: bool = False) -> 
     """`TopScores` of a finished run, by score or by score / norm, in one pass over its parts.
 
     Raises ValueError for a top below 1, and what `read_scores` raises."""
-    if top < 1:
-        raise ValueError(f"top is {top}; expected at least 1 document")
+    top = checks.whole("top", top)
     best: dict[bool, tuple[Tensor, Tensor]] = {}  # by whether the highest come first
     for numbers, scores in read_scores(folder):
         values = scores.normalised() if normalised else scores.values

@@ -45,7 +45,7 @@ def precision(model: nn.Module) -> torch.dtype:
 
 
 def _zeros(model, layer, shapes, dtype):
-    device = model.get_submodule(layer.name).weight.device
+    device = model.get_parameter(layer.parameter).device
     return {
         f"{layer.name}.{what}": torch.zeros(shape, dtype=dtype, device=device)
         for what, shape in shapes.items()
@@ -72,7 +72,7 @@ def unpacked(
     found = {}
     for layer in layers:
         positions = sums[f"{layer.name}.positions"]
-        if positions:
+        if positions or layer.expert is not None:
             A, B = (sums[f"{layer.name}.{what}"] for what in "AB")
             found[f"{layer.name}.A"] = upper(A, layer.inputs, dtype)
             found[f"{layer.name}.B"] = upper(B, block_shape(layer)[1], dtype)

@@ -2,7 +2,6 @@
 
 import os
 
-from msif.core.extras import need
 from msif.study import params, paths
 
 PIPELINE = "MSIF_PIPELINE"  # 1 in the kernels that `pipeline.run` starts
@@ -28,8 +27,11 @@ def begin(notebook, namespace):
 
 def _makers(notebook):
     """The notebooks whose results this one needs, by the dependencies of its stage in dvc.yaml."""
-    pipeline = need("yaml").safe_load((paths.root() / "dvc.yaml").read_text("utf-8")) or {}
-    stage = pipeline.get("stages", {}).get(paths.stage_of(notebook), {"do": {"deps": []}})
+    stage = (
+        params.load("dvc.yaml")
+        .get("stages", {})
+        .get(paths.stage_of(notebook), {"do": {"deps": []}})
+    )
     there = {f"results/${{item}}/{paths.stage_of(name)}/": name for name in paths.notebooks()}
     return [there[x] for x in stage["do"]["deps"] if x in there]
 

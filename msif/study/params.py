@@ -2,6 +2,7 @@
 that would run them.
 """
 
+import functools
 import re
 import shlex
 
@@ -9,16 +10,100 @@ from msif.core.extras import need
 from msif.study.paths import root, stage_of
 
 ABSENT = object()  # a value that one side does not have
+TAKEN = ("by-hand", "benchmarks")  # folders of results/ and reports/ that are no profile's
+
+
+def load(name):
+    """The mapping in a YAML file of the study, such as "dvc.yaml"; {} for an empty one.
+
+    Raises ValueError, naming file and line, for what is no YAML, no mapping, or has a key twice."""
+    yaml, path = need("yaml"), root() / name
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        found = yaml.load(text, Loader=_loader())
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise ValueError(f"{name}, line {line}: this is not UTF-8, save it as such") from error
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(f"{name}, {_at(error, text)}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict | None):
+        raise ValueError(f"{name} holds {shown(found)}: expected a mapping, name: value")
+    return found or {}
+
+
+@functools.cache
+def _loader():
+    """PyYAML's safe loader, but that a key which stands twice in a mapping is an error."""
+    yaml = need("yaml")
+
+    class Loader(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor):
+            node, seen = super().compose_mapping_node(anchor), {}
+            for key, _ in node.value:
+                if key.value in seen and isinstance(key, yaml.ScalarNode):
+                    problem = f"{key.value!r} stands twice here: remove one of the two"
+                    mark = seen[key.value].start_mark
+                    raise yaml.MarkedYAMLError("the first stands", mark, problem, key.start_mark)
+                if isinstance(key, yaml.ScalarNode):
+                    seen[key.value] = key
+            return node
+
+    return Loader
+
+
+def _at(error, text):
+    """Where a YAML error is and what it is, with the line itself."""
+    mark, lines = error.problem_mark or error.context_mark, text.splitlines() or [""]
+    line = lines[min(mark.line, len(lines) - 1)]
+    found = f"line {mark.line + 1}: {error.problem or error.context}, in {shown(line.strip())}"
+    if error.context_mark and error.context_mark.line != mark.line:
+        found += f" ({error.context} in line {error.context_mark.line + 1})"
+    return found
 
 
 def read():
-    """All of params.yaml. A mapping that sections share by `<<` is one object in all of them."""
-    return need("yaml").safe_load((root() / "params.yaml").read_text("utf-8"))
+    """All of params.yaml. A mapping that sections share by `<<` is one object in all of them.
+
+    Raises ValueError for what `load` refuses, and where `profiles` is no list of names."""
+    found = load("params.yaml")
+    runs = found.get("profiles")
+    if not isinstance(runs, list) or not all(isinstance(x, str) for x in runs):
+        raise ValueError(
+            f"params.yaml: profiles is {shown(runs)}; expected a list of those that run, "
+            f"such as [tiny]"
+        )
+    if twice := {name for name in runs if runs.count(name) > 1}:
+        raise ValueError(f"params.yaml: profiles has {', '.join(sorted(twice))} twice")
+    return found
 
 
 def profiles():
-    """The sections of params.yaml by name: profile -> stage -> parameters."""
-    return {name: section for name, section in read().items() if not isinstance(section, list)}
+    """The sections of params.yaml by name: profile -> stage -> parameters.
+
+    Raises ValueError for a name that is no folder's, as results go to results/<name>/, and for a
+    profile or a section of it that is empty or no mapping."""
+    found = {name: x for name, x in read().items() if not isinstance(x, list)}
+    for name, sections in found.items():
+        text = isinstance(name, str) and re.fullmatch(r"\w[\w-]*", name)
+        if not text or name in TAKEN:
+            raise ValueError(
+                f"params.yaml: a profile cannot be called {name!r}, its results go to a folder of "
+                f"this name: expected letters, digits, _ and -, and none of {', '.join(TAKEN)}"
+            )
+        _mapping(name, sections, "notebooks' sections")
+        for stage, section in sections.items():
+            _mapping(f"{name}.{stage}", section, "parameters")
+    return found
+
+
+def _mapping(where, value, what):
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"params.yaml: {where} is {'empty' if value is None else shown(value)}; expected "
+            f"{what}, or {{}} for none, or the line left out"
+        )
 
 
 def known(value, what, names):
@@ -30,9 +115,9 @@ def known(value, what, names):
 
 def section(notebook, profile):
     """One notebook's parameters in a profile; ValueError where params.yaml has none."""
-    sections = profiles()[known(profile, "profile", profiles())] or {}
+    sections = profiles()[known(profile, "profile", profiles())]
     what = f"section of the profile {profile!r} in params.yaml:"
-    return sections[known(stage_of(notebook), what, sections)] or {}
+    return sections[known(stage_of(notebook), what, sections)]
 
 
 def differences(values, other, at=()):

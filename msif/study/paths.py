@@ -7,7 +7,7 @@ make there, which must be finished. By hand, what it owns lies in results/by-han
 import re
 import sys
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def results(profile, *parts):
     if parts and parts[0] in makers:
         return finished(profile, makers[parts[0]], *parts[1:])
     if _running.by_hand:
-        return _inside(by_hand(profile, _running.notebook), *parts)
+        return _inside("results", "by-hand", profile, _running.notebook, *parts)
     return _inside("results", profile, *parts)
 
 
@@ -77,7 +77,7 @@ def finished(profile, maker, *parts):
     By hand, where the pipeline has made nothing, what a person's run of `maker` has made.
     Raises FileNotFoundError, with the remedy, for what is not there."""
     stage = stage_of(maker)
-    kept = root() / "results" / profile / stage
+    kept = _below("results", profile, stage)
     own = by_hand(profile, maker) / stage
     folder = own if _by_hand() and own.exists() and not kept.exists() else kept
     path = folder.joinpath(*parts)
@@ -99,7 +99,7 @@ def by_hand(profile, notebook, top=None):
     """results/by-hand/<profile>/<notebook>: where a notebook that a person runs writes.
 
     top: the study's folder, where the working directory may be outside of it."""
-    return (top or root()) / "results" / "by-hand" / profile / notebook
+    return _below("results", "by-hand", profile, notebook, top=top)
 
 
 def reports(profile, *parts):
@@ -132,7 +132,18 @@ def _by_hand():
     return _running is not None and _running.by_hand
 
 
+def _below(*parts, top=None):
+    """A path of the study; ValueError for one that would lead out of its folder."""
+    named = PurePath(*map(str, parts))
+    if len(named.parts) < len(parts) or ".." in named.parts or named.is_absolute():
+        raise ValueError(
+            f"{named.as_posix()} leads elsewhere than below {parts[0]}/: profiles, notebooks and "
+            f"files are named by letters, digits, _ and -"
+        )
+    return (top or root()) / named
+
+
 def _inside(*parts):
-    path = root().joinpath(*parts)
+    path = _below(*parts)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

@@ -1,7 +1,9 @@
 """Ranked documents as HTML, each token shaded by its signed score. Texts are escaped; nothing is
 fetched."""
 
-from html import escape
+from html import escape as escaped
+
+from msif.view.words import visible
 
 # Red, green and blue of a proponent and an opponent: told apart by every kind of colour vision.
 BLUE = "31,119,180"
@@ -12,6 +14,11 @@ LEGEND = (
     "A token's shade is the part of the score that passes through the weights at that position, "
     "later losses included.</small></p>"
 )
+
+
+def escape(text):
+    """The text as HTML, what would be unseen in it by name."""
+    return escaped(visible(text))
 
 
 def tokens(words, scores, scale):

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from msif.core.files import write_text
 from msif.view.parts import Part
+from msif.view.words import visible
 
 TEMPLATE = Path(__file__).with_name("explorer.html")
 WITHHELD = "document {} (text withheld: licence)"
@@ -85,7 +86,7 @@ def page(title, documents, queries, methods, about="", withhold_texts=False):
         **_data(documents, list(queries), methods, withhold_texts),
     }
     template = TEMPLATE.read_text("utf-8")
-    parts = {"title": escape(title), "csp": _policy(template), "data": _json(data)}
+    parts = {"title": escape(visible(title)), "csp": _policy(template), "data": _json(data)}
     return re.sub(r"\{\{(title|csp|data)\}\}", lambda found: parts[found[1]], template)
 
 

@@ -1,28 +1,21 @@
 """The words of texts and of token sequences, as the explorer's page shows them."""
 
+import re
+
 from msif.core.data import NO_LOSS, Sequence
+from msif.core.rows import words as words
+
+# Controls but tab and newline, formats that have no width or turn the order around, surrogates;
+# as UNSEEN of explorer.html.
+UNSEEN = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
+)
 
 
-def words(tokenizer, ids):
-    """The piece of text that each token adds: strings whose concatenation is the decoded text,
-    spaces of a word-level tokenizer included.
-
-    A token that ends inside a character (byte-level tokenizers split one over several) adds
-    nothing: the one that completes it has it all."""
-
-    def decode(part):
-        return tokenizer.decode(part, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-    found = []
-    start, shown = 0, 0  # ids[start:shown]: the context that decides about a space before the next
-    for end in range(1, len(ids) + 1):
-        before, now = decode(list(ids[start:shown])) if shown else "", decode(list(ids[start:end]))
-        if now.endswith("\ufffd") and end < len(ids):
-            found.append("")
-        else:
-            found.append(now[len(before) :])
-            start, shown = shown, end
-    return found
+def visible(text):
+    """The text with ⟨U+202E⟩, and so on, in place of what would be unseen or change its order."""
+    return UNSEEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
 
 
 def words_of(text, tokenizer):

@@ -269,7 +269,8 @@ def test_rows_that_the_tuned_model_gets_wrong_are_called_out(pair, given):
         warnings.simplefilter("error")
         msif.fit(tuned, given[1])  # it learnt them
         msif.fit(base, given[0])  # documents are no rows
-    wrong = tuned.answers([f"{name} likes" for name in ("Ada", "Bo", "Cy")], ["Oslo", "Rome", "?"])
+    asked = [f"{name} likes" for name in ("Ada", "Bo", "Cy")]
+    wrong = tuned.answers(asked, ["Oslo", "Rome", "Oslo"])
     with pytest.warns(UserWarning, match="gets its own fine-tuning rows wrong.* 0%"):
         msif.fit(tuned, wrong)
 

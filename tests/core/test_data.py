@@ -1,23 +1,25 @@
 """Laws of tokenised data: what a label, a mask and an order mean,
 and that bad input is refused by name."""
 
-import json
-
+import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from support.tokenizers_of_kinds import byte_level, like_llama
+from transformers import AutoTokenizer
 
 from msif.core.data import (
     NO_LOSS,
     Sequence,
     batches,
+    buckets,
     check,
     collate,
     digest,
+    distinct,
     encode_answers,
     encode_documents,
-    load_texts,
+    row_table,
+    split_answer,
     word_tokenizer,
 )
 
@@ -35,30 +37,12 @@ def words():
 
 @pytest.fixture(scope="module")
 def bpe():
-    """Byte-level, as GPT-2's: a space belongs to the token that follows it."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(TEXTS * 20, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    return byte_level(TEXTS)
 
 
 @pytest.fixture(scope="module")
 def metaspace():
-    """As Llama's: a space is put before the text, and a <s> begins every document."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.BpeTrainer(
-        vocab_size=90, special_tokens=["<unk>", "<s>"], show_progress=False
-    )
-    tokenizer.train_from_iterator(TEXTS * 20, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 1)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>")
+    return like_llama(TEXTS)
 
 
 def test_padding_is_known_by_the_mask_and_a_real_token_with_id_zero_stays():
@@ -98,6 +82,68 @@ def test_documents_carry_the_special_tokens_of_their_tokenizer(metaspace):
     assert encode_documents(TEXTS, metaspace, 64)[0].input_ids[0] == metaspace.bos_token_id
 
 
+def test_blank_documents_are_passed_over_and_the_others_keep_their_numbers(words):
+    found = encode_documents(["", TEXTS[0], "  ", "\n", TEXTS[1]], words, 64)
+    assert [x.index for x in found] == [1, 4]
+    with pytest.raises(ValueError, match="corpus is empty"):
+        encode_documents(["", " "], words, 64)
+
+
+@pytest.mark.parametrize("wrong", [0, 1, -1, 2.5, "8", None, True])
+def test_a_length_that_is_none_is_refused(words, wrong):
+    for encode in (
+        lambda: encode_documents(TEXTS, words, wrong),
+        lambda: encode_answers(["the"], ["cat"], words, wrong),
+    ):
+        with pytest.raises(ValueError, match="max_length is .*; expected a whole number, at le"):
+            encode()
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, "8", None, True])
+def test_a_batch_size_that_is_none_is_refused(wrong):
+    for divided in (batches, buckets):
+        with pytest.raises(ValueError, match="batch size is .*; expected a whole number, at leas"):
+            divided([Sequence(0, (1, 2), (1, 2))], wrong)
+
+
+def test_what_is_no_list_of_texts_is_refused(words):
+    for call, message in {
+        lambda: encode_documents("the cat", words, 9): "'the cat' is of type str; expected a list",
+        lambda: encode_documents({"the cat": 1}, words, 9): "of type dict",
+        lambda: encode_documents({"the cat"}, words, 9): "of type set",
+        lambda: encode_documents(3, words, 9): "3 is of type int",
+        lambda: encode_documents(["the cat", None], words, 9): "document 1 is None",
+        lambda: encode_documents([["the", "cat"]], words, 9): r"document 0 is \['the', 'cat'\]",
+        lambda: encode_documents(["the cat", "a \ud83d b"], words, 9): "document 1 has '.ud83d' at"
+        " character 2, half of a character",
+        lambda: encode_answers("the", "cat", words, 9): "'the' is of type str",
+        lambda: encode_answers(["the", "a", "t"], "cat", words, 9): "'cat' is of type str",
+        lambda: encode_answers(["the"], [None], words, 9): "answer 0 is None",
+        lambda: encode_answers(["the", "a"], ["cat"], words, 9): "2 prompts and 1 answers",
+        lambda: word_tokenizer("the cat"): "'the cat' is of type str",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_answers_of_unknown_words_are_refused_or_called_out(words):
+    with pytest.raises(ValueError, match="row 1 has the answer 'zebra', of which .*knows nothing"):
+        encode_answers(["the", "a"], ["cat", "zebra"], words, 9)
+    with pytest.warns(UserWarning, match=r"1 answer.s. have words .*row 1: zebra.*<unk>"):
+        encode_answers(["the", "a"], ["cat", "old zebra"], words, 9)
+
+
+def test_a_row_is_shown_token_by_token_with_its_labels(metaspace):
+    (row,) = encode_answers(["the cat sat on the"], ["mat ."], metaspace, 64)
+    head, *lines = row_table(row, metaspace).split("\n")
+    assert head.split() == ["id", "token", "label"] and len(lines) == len(row.input_ids)
+    assert lines[0].split() == ["0", "1", "'<s>'", "–"]
+    for n, line in enumerate(lines):
+        assert line.split()[:2] == [str(n), str(row.input_ids[n])]
+        assert line.endswith("–") == (row.labels[n] == NO_LOSS)
+    assert row_table(Sequence(0, (1, 2), 3), metaspace).endswith("class 3")
+
+
 def test_documents_that_cannot_be_used_are_refused(words):
     with pytest.raises(ValueError, match="corpus is empty"):
         encode_documents([], words, 64)
@@ -110,21 +156,23 @@ def test_documents_that_cannot_be_used_are_refused(words):
 
 
 @pytest.mark.parametrize("name", ["words", "bpe", "metaspace"])
-@pytest.mark.parametrize("prompt", ["the cat sat on", "the bird ?\n", "the old "])
-def test_a_row_is_the_prompt_as_tokenised_alone_and_then_the_labelled_answer(name, prompt, request):
+@pytest.mark.parametrize("prompt", ["the cat sat on", "the bird ?\n", "the old ", "the ("])
+def test_a_row_is_the_prompt_as_a_model_continues_it_and_then_the_labelled_answer(
+    name, prompt, request
+):
     tokenizer = request.getfixturevalue(name)
     (row,) = encode_answers([prompt], ["mat"], tokenizer, 64)
-    head = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-    assert row.input_ids[: len(head)] == head
-    assert row.labels == (NO_LOSS,) * len(head) + row.input_ids[len(head) :]
-    assert tokenizer.decode(row.input_ids[len(head) :]).strip() == "mat"
+    head, tail = split_answer(prompt, "mat", tokenizer)
+    assert head == tuple(tokenizer(prompt)["input_ids"])
+    assert row.input_ids == head + tail and row.labels == (NO_LOSS,) * len(head) + tail
+    assert tokenizer.decode(tail).strip() == "mat"
 
 
-@pytest.mark.parametrize("name", ["bpe", "metaspace"])
-def test_an_answer_is_tokenised_as_in_running_text(name, request):
+@pytest.mark.parametrize("name", ["words", "bpe", "metaspace"])
+def test_a_row_is_what_the_document_of_its_text_is(name, request):
     tokenizer = request.getfixturevalue(name)
     (row,) = encode_answers(["the cat sat on the"], ["mat ."], tokenizer, 64)
-    assert list(row.input_ids) == tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"]
+    assert row.input_ids == encode_documents(TEXTS, tokenizer, 64)[0].input_ids
 
 
 def test_loss_on_all_labels_the_prompt_too(words):
@@ -143,6 +191,30 @@ def test_an_answer_without_tokens_is_refused_by_its_row(words, answer):
 def test_an_answer_is_never_cut(words):
     with pytest.raises(ValueError, match="row 0 has 4 tokens, max_length is 3"):
         encode_answers(["the cat sat"], ["on"], words, 3)
+    with pytest.raises(ValueError, match="row 0 has 4 tokens, max_length is 3"):  # said first
+        encode_answers(["the cat sat"], ["zebra"], words, 3)
+
+
+def test_numbers_of_numpy_and_torch_become_pythons_and_what_is_no_whole_number_is_refused():
+    plain = Sequence(3, (1, 2), (1, 2))
+    for of in (np.array, torch.tensor, list):
+        assert Sequence(np.int64(3), of([1, 2]), of([1, 2])) == plain
+    assert Sequence(0, (np.int32(1), 2), np.int64(1)) == Sequence(0, (1, 2), 1)
+    assert Sequence(0, (1, 2), torch.tensor(1)) == Sequence(0, (1, 2), 1)
+    digest([Sequence(0, np.array([1, 2]), np.int64(1))])
+    for wrong in (1.5, True, None, "1"):
+        with pytest.raises(ValueError, match="sequence 0: its class is .*whole number"):
+            Sequence(0, (1, 2), wrong)
+    with pytest.raises(ValueError, match="sequence 0: an id or label is 1.5"):
+        Sequence(0, (1, 1.5), (1, 2))
+
+
+def test_sequences_that_share_an_index_are_refused():
+    one = Sequence(4, (1, 2), (1, 2))
+    distinct([one, Sequence(5, (1, 2), (1, 2))])
+    for refuse in (distinct, lambda few: check(few, 9, 9)):
+        with pytest.raises(ValueError, match="1 sequences share their index .*such as index 4"):
+            refuse([one, one])
 
 
 def test_check_names_the_sequence_and_the_value():
@@ -154,12 +226,17 @@ def test_check_names_the_sequence_and_the_value():
         Sequence(7, (1, 2, 3, 1), (1, 2, 3, 1)): "sequence 7 has 4 tokens; expected 1 to 3",
         Sequence(7, (), ()): "sequence 7 has 0 tokens",
         Sequence(7, (1, 2), (1,)): "sequence 7 has 1 labels for 2 tokens",
+        Sequence(7, (1, 2), NO_LOSS): "sequence 7 has the class -100; expected one from 0",
+        Sequence(7, (1, NO_LOSS), (1, 2)): "sequence 7 has token id -100",
         Sequence(7, (1, 2), (1, NO_LOSS)): "sequence 7 has no label to predict",
     }.items():
         with pytest.raises(ValueError, match=message):
             check([good, bad], vocab_size=4, context=3)
     with pytest.raises(ValueError, match="no sequences"):
         check([], vocab_size=4, context=3)
+    for none in ("ab", iter([good]), ["a"], [(1, 2)], [[good]]):
+        with pytest.raises(ValueError, match="expected a list of data.S|expected a data.Sequence"):
+            check(none, vocab_size=4, context=3)
 
 
 def test_digest_sees_ids_labels_and_order():
@@ -185,74 +262,3 @@ def test_word_tokenizer_does_not_depend_on_order_and_survives_saving(words, tmp_
             == words(TEXTS + ["the zebra ."])["input_ids"]
         )
     assert reloaded.pad_token_id == 0 and reloaded("zebra")["input_ids"] == [reloaded.unk_token_id]
-
-
-@pytest.fixture
-def files(tmp_path, monkeypatch):
-    """The same texts in every format, and in a folder."""
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    table = datasets.Dataset.from_dict({"text": TEXTS, "number": [0, 1, 2]})
-    table.to_parquet(tmp_path / "a.parquet")
-    table.to_json(tmp_path / "a.jsonl")
-    table.to_json(folder / "train.jsonl")
-    (tmp_path / "a.txt").write_text("\n\n".join(TEXTS) + "\n")
-    return tmp_path
-
-
-@pytest.mark.parametrize("source", ["a.jsonl", "a.parquet", "a.txt", "folder"])
-def test_every_format_gives_the_same_texts_streamed_or_not(files, source):
-    assert load_texts(files / source) == TEXTS
-    assert load_texts(files / source, limit=2) == TEXTS[:2]
-    streamed = load_texts(files / source, streaming=True, limit=2)
-    assert not isinstance(streamed, list) and list(streamed) == TEXTS[:2]
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_a_missing_column_is_refused_and_the_columns_named(files, streaming):
-    with pytest.raises(ValueError, match="no column 'story'; its columns are number, text"):
-        load_texts(files / "a.jsonl", column="story", streaming=streaming)
-    with pytest.raises(ValueError, match="row 0: 'number' is 0; expected text"):
-        list(load_texts(files / "a.jsonl", column="number", streaming=streaming))
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("name, content", [("b.jsonl", ""), ("b.txt", ""), ("b.txt", "\n \n")])
-def test_an_empty_corpus_is_refused(files, name, content, streaming):
-    (files / name).write_text(content)
-    with pytest.raises(ValueError, match=f"{name}.* empty"):
-        load_texts(files / name, streaming=streaming)
-
-
-def test_an_empty_parquet_and_an_empty_folder_are_refused(files):
-    datasets = pytest.importorskip("datasets")
-    datasets.Dataset.from_dict({"text": []}).to_parquet(files / "b.parquet")
-    with pytest.raises(ValueError, match=r"b.parquet .*no data"):
-        load_texts(files / "b.parquet")
-    (files / "nothing").mkdir()
-    with pytest.raises(FileNotFoundError, match="nothing doesn't contain any data files"):
-        load_texts(files / "nothing")
-
-
-@pytest.mark.parametrize("source", ["missing.jsonl", "missing"])
-def test_a_missing_path_is_refused_without_asking_the_hub(files, source):
-    with pytest.raises(FileNotFoundError, match=f"{source} does not exist"):
-        load_texts(files / source)
-
-
-def test_unknown_format_split_and_limit_are_refused(files):
-    (files / "a.csv").write_text("text\nhello\n")
-    with pytest.raises(ValueError, match="a.csv is not a known format; expected .jsonl"):
-        load_texts(files / "a.csv")
-    with pytest.raises(ValueError, match="validation"):
-        load_texts(files / "folder", split="validation")
-    with pytest.raises(ValueError, match="limit is 0"):
-        load_texts(files / "a.txt", limit=0)
-
-
-def test_a_broken_line_of_json_is_refused(files):
-    (files / "b.jsonl").write_text(json.dumps({"text": "one two"}) + '\n{"text": "thr')
-    with pytest.raises(ValueError, match="b.jsonl .*JSON"):
-        load_texts(files / "b.jsonl")

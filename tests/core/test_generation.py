@@ -42,3 +42,14 @@ def test_a_continuation_has_the_length_asked_for_even_past_an_end_of_text(model)
 
 def test_no_prompts_have_no_continuations(model):
     assert greedy(model, [], 4) == []
+
+
+def test_what_cannot_be_continued_is_refused(model):
+    for name, wrong in {
+        "new_tokens": dict(new_tokens=0),
+        "batch size": dict(batch_size=2.5),
+    }.items():
+        with pytest.raises(ValueError, match=f"{name} is .*; expected a whole number"):
+            greedy(model, PROMPTS, **{"new_tokens": 2, **wrong})
+    with pytest.raises(ValueError, match="prompt 1 has no tokens"):
+        greedy(model, [[1], []], 2)

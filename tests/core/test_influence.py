@@ -4,6 +4,7 @@ the parts that sum to the whole; bad input.
 Equality to a formula: 1e-8 relative. The same numbers summed in another order: 1e-10.
 """
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +21,7 @@ from support.tiny import (
     weight_gradients,
 )
 
+from msif.core import resources
 from msif.core.capture import gradients
 from msif.core.data import NO_LOSS, Sequence
 from msif.core.ekfac import EKFAC, fit
@@ -38,6 +40,7 @@ from msif.core.influence import (
 )
 from msif.core.layers import Tracked, tracked, tracked_layers
 from msif.core.objectives import fisher_losses, logit_margin, loss
+from msif.core.queries import preconditioned
 from msif.curvature.dense import Dense
 
 RELATIVE = (Damping(0.1), Damping(0.2))
@@ -152,7 +155,8 @@ def test_scores_do_not_depend_on_other_queries_their_order_or_earlier_calls(stud
     for _ in range(2):
         assert torch.equal(values(study.queries), once)
     for order in ([2, 0, 1], [1], [0, 0, 2]):
-        assert relative(values([study.queries[i] for i in order]), once[order]) < 1e-10
+        asked = [replace(study.queries[i], index=n) for n, i in enumerate(order)]
+        assert relative(values(asked), once[order]) < 1e-10
 
 
 def test_preconditioning_changes_neither_the_query_nor_the_curvature(study):
@@ -269,6 +273,58 @@ def test_a_trajectory_weighs_checkpoints_by_their_spread():
     assert torch.allclose(trajectory([7 * a, b]), trajectory([a, b]))
 
 
+@pytest.mark.parametrize(
+    "bad, says",
+    [
+        ([], "no scores"),
+        ([torch.tensor([[3.0]])], r"checkpoint 0 .*\(1, 1\), are all equal or not finite"),
+        ([torch.randn(2, 3), torch.full((2, 3), 0.1)], "checkpoint 1 .*are all equal"),
+        ([torch.randn(2, 3), torch.tensor([[0.0, float("nan")]])], "checkpoint 1 .*not finite"),
+        ([torch.randn(2, 0)], "checkpoint 0"),
+        ([torch.randn(2, 3), torch.randn(1, 3)], r"shape \(1, 3\), those before it \(2, 3\)"),
+    ],
+)
+def test_a_trajectory_without_spread_is_refused(bad, says):
+    with pytest.raises(ValueError, match=says):
+        trajectory(bad)
+
+
+@pytest.mark.parametrize("last", [0, 1], ids=["lower before higher", "higher before lower"])
+def test_stages_may_differ_in_precision(last):
+    """Equal to float64 stages but for the rounding of the float32 stage's gradients and factors."""
+    kinds = [torch.float32, torch.float64] if last else [torch.float64, torch.float32]
+    exact = [Tracked(m, tracked_layers(m, per_head=True)) for m in (neox(0), neox(1))]
+    mixed = [Tracked(neox(k).to(kinds[k]), x.layers) for k, x in enumerate(exact)]
+    queries, data = documents(3, 20), [documents(6, seed=10 + k) for k in range(2)]
+
+    def scores(pair):
+        fitted = [fit(x, d, samples=1, labels="true") for x, d in zip(pair, data)]
+        stages = [Stage(fitted[0], Damping(0.1)), Stage(fitted[1], alpha=Damping(0.1))]
+        w = precondition(query_gradients(pair[1], queries), stages)[0]
+        again = preconditioned(pair[1], queries, stages)
+        assert all(relative(again[name], x) < 1e-5 for name, x in w.items())
+        found = score(pair[0], data[0], w)
+        split = token_scores(pair[0], data[0], w).sum(2)
+        assert relative(split, found.values) < 1e-4
+        assert found.values.dtype == torch.float64
+        return found.values
+
+    assert relative(scores(mixed), scores(exact)) < 1e-4
+
+
+@pytest.mark.parametrize("value", [True, "0.1", None, 1 + 0j, [0.1]])
+def test_a_damping_is_a_number_and_stages_take_dampings_alone(study, value):
+    with pytest.raises(ValueError, match="expected a finite number ≥ 0"):
+        Damping(value)
+    with pytest.raises(ValueError, match="relative is 'false': expected True or False"):
+        Damping(0.1, relative="false")
+    for name in ("damping", "alpha"):
+        with pytest.raises(ValueError, match=f"{name} is 0.1: expected a Damping, such as"):
+            Stage(study.factors[0], **{name: 0.1})
+    with pytest.raises(ValueError, match=r"new is 'head': expected names of layers, \('head',\)"):
+        Stage(study.factors[0], new="head")
+
+
 def test_stages_that_do_not_share_their_layers_are_refused_by_name(study):
     first, second = stages_of(study)
     fewer = EKFAC(dict(list(study.factors[0].factors.items())[1:]), {})
@@ -320,7 +376,7 @@ def test_vectors_and_layers_that_do_not_match_are_refused_by_name(study):
 
 def test_candidates_that_share_an_index_are_refused(study):
     w = query_gradients(study.tracked[0], study.queries)
-    with pytest.raises(ValueError, match="1 candidates share their index"):
+    with pytest.raises(ValueError, match="1 sequences share their index"):
         score(study.tracked[0], [*study.data[0], study.data[0][0]], w)
 
 
@@ -328,3 +384,24 @@ def test_gradients_of_the_loss_come_in_the_given_order(study):
     expected = weight_gradients(study.models[0], study.layers, study.data[0][::-1], plain_loss)
     found = gradients(study.tracked[0], study.data[0][::-1], loss, batch_size=4)
     assert all(relative(found[name], expected[name]) < 1e-10 for name in expected)
+
+
+def test_broken_eigenvalues_are_said_to_be_broken(study):
+    factors = study.factors[0]
+    name, x = next(iter(factors.factors.items()))
+    broken = {**factors.factors, name: replace(x, eigenvalues=x.eigenvalues * torch.nan)}
+    stage = Stage(replace(factors, factors=broken), Damping(0.1))
+    query = query_gradients(study.tracked[0], study.queries)
+    with pytest.raises(ValueError, match=f"{name}: NaN or infinite eigenvalues: .* fit them again"):
+        precondition(query, [stage])
+
+
+def test_preconditioning_that_will_not_fit_is_refused_before_it_starts(study, monkeypatch):
+    query, stages = query_gradients(study.tracked[1], study.queries), stages_of(study)
+    monkeypatch.setattr(resources, "available_memory", lambda: 10)
+    with pytest.raises(
+        MemoryError, match="preconditioning 3 queries for 2 stages .* needs .* free"
+    ):
+        precondition(query, stages)
+    with pytest.raises(MemoryError, match="preconditioning 3 queries"):
+        preconditioned(study.tracked[1], study.queries, stages)

@@ -1,12 +1,22 @@
 """Loading, digests and logits of models, on tiny ones of each family."""
 
+import copy
 import json
 
 import pytest
 import torch
-from support.families import FAMILIES, VOCAB, WIDTH, bert, gpt_neox, llama
+from support.families import FAMILIES, VOCAB, WIDTH, bert, gpt_neox, llama, multimodal
 from torch import nn
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import (
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    OPTConfig,
+    OPTForCausalLM,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    XLNetConfig,
+    XLNetLMHeadModel,
+)
 
 from msif.core import models
 from msif.core.data import word_tokenizer
@@ -63,6 +73,12 @@ def test_pickled_weights_are_never_loaded(tmp_path):
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
+        load_model(tmp_path)
+
+
+def test_a_folder_of_adapters_is_refused_with_the_way_to_merge_them(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"has adapters.*merge_and_unload\(\)"):
         load_model(tmp_path)
 
 
@@ -124,3 +140,134 @@ def test_a_tokenizer_is_what_its_file_says_whatever_the_model(model_type, tmp_pa
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     text = "Where was Ada born ?"
     assert load_tokenizer(tmp_path)(text)["input_ids"] == made(text)["input_ids"]
+
+
+def named(model, **changed):
+    """The same model with other fields of its configuration."""
+    for name, value in changed.items():
+        setattr(model.config, name, value)
+    return model
+
+
+def same_weights(model, **changed):
+    """A model of another configuration with the same weights."""
+    config = copy.deepcopy(model.config)
+    for name, value in changed.items():
+        setattr(config, name, value)
+    other = type(model)(config).eval()
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 123.0}},
+        {"rms_norm_eps": 1e-2},
+        {"hidden_act": "gelu"},
+        {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16},
+    ],
+    ids=lambda x: next(iter(x)),
+)
+def test_the_digest_sees_what_changes_the_function_of_equal_weights(changed):
+    model, ids = llama(), torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8]])
+    other = same_weights(model, **changed)
+    assert not torch.allclose(model(input_ids=ids).logits, other(input_ids=ids).logits, atol=1e-7)
+    assert model_digest(other) != model_digest(model)
+
+
+def test_the_digest_sees_an_epsilon_or_activation_changed_by_hand():
+    model = llama()
+    before = model_digest(model)
+    model.model.norm.variance_epsilon = 1e-2
+    changed = model_digest(model)
+    model.model.norm.variance_epsilon = model.config.rms_norm_eps
+    model.model.layers[0].mlp.act_fn = nn.GELU()
+    assert len({before, changed, model_digest(model)}) == 3
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"name_or_path": "somewhere/else"},
+        {"transformers_version": "4.0"},
+        {"use_cache": False},
+        {"output_hidden_states": True},
+        {"attention_dropout": 0.5},
+        {"initializer_range": 0.7},
+        {"eos_token_id": 5, "bos_token_id": 3, "pad_token_id": 4},
+        {"architectures": ["Other"]},
+        {"id2label": {0: "a", 1: "b", 2: "c"}},
+    ],
+    ids=lambda x: next(iter(x)),
+)
+def test_the_digest_does_not_see_what_logits_do_not_depend_on(changed):
+    model = llama()
+    before, found = model_digest(model), model(input_ids=torch.tensor([[1, 2, 3]])).logits
+    assert model_digest(named(model, **changed)) == before
+    assert torch.equal(model(input_ids=torch.tensor([[1, 2, 3]])).logits, found)
+
+
+def test_running_training_mode_and_the_attention_used_do_not_change_the_digest():
+    model = llama()
+    before = model_digest(model)
+    model(input_ids=torch.tensor([[1, 2, 3]]))
+    model.set_attn_implementation("eager")
+    assert model_digest(model.train()) == before
+
+
+def test_the_digest_of_a_module_of_ones_own_sees_its_numbers_functions_and_buffers():
+    class Own(nn.Module):
+        def __init__(self, scale=1.0, act=torch.tanh, table=0.0):
+            super().__init__()
+            self.linear, self.scale, self.act = nn.Linear(2, 2), scale, act
+            nn.init.ones_(self.linear.weight), nn.init.zeros_(self.linear.bias)
+            self.register_buffer("table", torch.tensor([table]), persistent=False)
+
+    made = [Own(), Own(scale=2.0), Own(act=torch.relu), Own(table=1.0), Own()]
+    found = [model_digest(x) for x in made]
+    assert len(set(found)) == 4 and found[0] == found[-1]
+
+
+ROBERTA = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+ROBERTA |= {"intermediate_size": 12, "vocab_size": VOCAB}
+
+
+def test_the_context_of_roberta_begins_after_its_padding_index():
+    """A table of 14 with padding index 1 has positions for 12 tokens."""
+    config = RobertaConfig(**ROBERTA, max_position_embeddings=14, pad_token_id=1, num_labels=3)
+    model = RobertaForSequenceClassification(config).eval()
+    assert models.limits(model) == (VOCAB, 12)
+    model(input_ids=torch.full((1, 12), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, 13), 5))
+
+
+def test_an_offset_in_a_table_of_positions_is_not_context():
+    config = OPTConfig(
+        vocab_size=VOCAB,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        ffn_dim=12,
+        max_position_embeddings=9,
+        word_embed_proj_dim=8,
+    )
+    assert models.limits(OPTForCausalLM(config)) == (VOCAB, 9)
+
+
+def test_a_size_of_minus_one_is_no_limit():
+    config = XLNetConfig(vocab_size=VOCAB, d_model=8, n_layer=1, n_head=2, d_inner=12)
+    assert models.limits(XLNetLMHeadModel(config)) == (VOCAB, float("inf"))
+
+
+def test_the_limits_of_a_model_that_also_sees_are_those_of_its_text(tmp_path):
+    assert models.limits(multimodal()) == (VOCAB, 16)
+
+
+def test_a_grown_embedding_is_read_as_it_is():
+    model = llama()
+    model.resize_token_embeddings(VOCAB + 3)
+    assert models.limits(model)[0] == VOCAB + 3
+    model.config.vocab_size = VOCAB
+    assert models.limits(model)[0] == VOCAB + 3

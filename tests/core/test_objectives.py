@@ -1,6 +1,9 @@
 """What each label is scored against; pseudo-gradients that sample the Gauss-Newton matrix;
 draws that batching cannot change."""
 
+from functools import partial
+
+import numpy as np
 import pytest
 import torch
 from support.tiny import VOCAB, documents, logits_of, neox, plain_loss
@@ -168,3 +171,43 @@ def test_each_sample_is_a_draw_of_its_own_and_true_labels_are_one():
 def test_no_samples_are_refused():
     with pytest.raises(ValueError, match="samples is 0; expected at least 1"):
         fisher_losses("gaussian", 0, seed=0)
+
+
+# ------------------------------------------------------------------------------ what has no loss
+
+EVERY = [loss, log_probability, logit_margin]
+EVERY += [partial(f, seed=0, draw=0) for f in (sampled_loss, gaussian_loss)]
+every = pytest.mark.parametrize("objective", EVERY)
+
+
+@every
+def test_a_head_of_one_output_is_refused(objective):
+    """Its cross-entropy is 0 whatever it says."""
+    batch = collate([Sequence(0, (1, 2), 0), Sequence(1, (1, 2), 0)])
+    with pytest.raises(ValueError, match="head has one output.*Give an objective of its own"):
+        objective(torch.randn(2, 1), batch)
+
+
+@every
+@pytest.mark.parametrize("label", [3, 7, -1, NO_LOSS])
+def test_a_class_that_the_head_has_not_is_refused(objective, label):
+    batch = collate([Sequence(0, (1, 2), 0), Sequence(1, (1, 2), label)])
+    with pytest.raises(ValueError, match=f"has the class {label}; expected 0 to 2"):
+        objective(torch.randn(2, 3), batch)
+
+
+@every
+def test_labels_of_another_kind_than_the_model_are_refused(objective):
+    classes = collate([Sequence(0, (1, 2), 1), Sequence(1, (1, 2), 1)])
+    tokens = collate([Sequence(0, (1, 2), (1, 2)), Sequence(1, (1, 2), (1, 2))])
+    with pytest.raises(ValueError, match="shape .2, 2, 5. for sequences with a class each"):
+        objective(torch.randn(2, 2, 5), classes)
+    with pytest.raises(ValueError, match="shape .2, 5. for sequences with labels of tokens"):
+        objective(torch.randn(2, 5), tokens)
+
+
+def test_a_classes_loss_is_that_of_its_number_whatever_the_numbers_type():
+    logits = torch.randn(1, 3, dtype=torch.float64)
+    for label in (1, np.int64(1), torch.tensor(1), np.array(1)):
+        batch = collate([Sequence(0, (1, 2), label)])
+        assert loss(logits, batch).item() == pytest.approx(-logits.log_softmax(1)[0, 1].item())

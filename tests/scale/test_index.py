@@ -134,7 +134,7 @@ def test_a_damaged_block_is_named_by_the_build_that_finds_it(study, tmp_path):
     build(study, tmp_path, size=64)
     path = tmp_path / "block-000001.safetensors"
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match="block-000001.safetensors is damaged"):
+    with pytest.raises(ValueError, match="block-000001.safetensors: truncated or changed"):
         build(study, tmp_path, size=64)
 
 

@@ -32,11 +32,9 @@ def test_with_a_vanishing_error_the_scores_and_norms_are_the_exact_ones(per_head
     found = lowrank.compress(w, factors, 1e-12, positions=1e-9)
     assert len(of_low_rank(found)) == len(layers)
     low = lowrank.score(Tracked(model, layers), DATA, found, batch_size=7, norms=True)
-    # float32 sums
-    assert (
-        relative(low.values.double(), exact.values) < 1e-5
-        and relative(low.norms.double(), exact.norms) < 1e-5
-    )
+    assert low.values.dtype == exact.values.dtype
+    assert relative(low.values, exact.values) < 1e-9  # the roots of small eigenvalues, undone
+    assert relative(low.norms, exact.norms) < 1e-12
     assert (found.error <= 1e-12).all()
 
 
@@ -45,10 +43,8 @@ def test_where_ranks_cost_more_than_gradients_the_queries_stay_as_they_are():
     layers, factors, w, exact = scored(model)
     found = lowrank.compress(w, factors, 1e-6, positions=10**6)
     assert not of_low_rank(found) and (found.error == 0).all() and found.ranks == {}
-    assert (
-        relative(lowrank.score(Tracked(model, layers), DATA, found).values.double(), exact.values)
-        < 1e-5
-    )
+    low = lowrank.score(Tracked(model, layers), DATA, found)
+    assert relative(low.values, exact.values) < 1e-12
 
 
 @pytest.mark.parametrize("error", [0.03, 0.1, 0.3])
@@ -58,9 +54,7 @@ def test_the_measured_error_follows_the_stated_one(error):
     model = lively(tiny_gpt_neox(12, width=16, layers=2, heads=2, context=8))
     layers, factors, w, exact = scored(model)
     found = lowrank.compress(w, factors, error, positions=1e-9)
-    measured = relative(
-        lowrank.score(Tracked(model, layers), DATA, found).values.double(), exact.values
-    )
+    measured = relative(lowrank.score(Tracked(model, layers), DATA, found).values, exact.values)
     assert found.error.max() <= error and measured < 2 * error
     full = sum(min(x.shape[1:]) for x in w.values())
     assert sum(found.ranks.values()) < full

@@ -70,6 +70,9 @@ class Dying:
     def __init__(self, lives=float("inf")):
         self.lives, self.calls = lives, 0
 
+    def __reduce__(self):  # what it is known by, however often it was called
+        return "Dying"
+
     def __call__(self, *run, **options):
         self.calls += 1
         if self.calls > self.lives:
@@ -252,13 +255,12 @@ def test_what_is_not_finite_is_never_written(corpus, tmp_path):
     broken.get_submodule(layers[2].name).weight.data[0] = torch.nan
     with pytest.raises(FloatingPointError, match=f"output of {layers[2].name} is NaN"):
         score_corpus(Tracked(broken, layers), docs, w, tmp_path / "a")
+    with pytest.raises(FloatingPointError, match="the query vectors of .* are NaN or infinite"):
+        infinite = {name: x * torch.inf for name, x in w.items()}
+        score_corpus(tracked_model, docs, infinite, tmp_path / "b")
     with pytest.raises(FloatingPointError, match="a score of sequence 0 is NaN or infinite"):
-        score_corpus(
-            tracked_model,
-            docs,
-            {name: x * torch.inf for name, x in w.items()},
-            tmp_path / "b",
-        )
+        large = {name: x * 1e300 for name, x in w.items()}  # beyond float32
+        score_corpus(tracked_model, docs, large, tmp_path / "b")
     assert not parts(tmp_path / "a") and not parts(tmp_path / "b")
 
 
@@ -288,6 +290,19 @@ def test_texts_keep_their_number_and_lose_nothing_but_the_short_ones():
     )
     endless = tokenised(iter(lambda: "a b", None), words, 2)
     assert [x.index for x in islice(endless, 1000)] == list(range(1000))
+
+
+def test_a_stream_of_what_is_no_text_or_has_no_length_is_refused():
+    words = word_tokenizer(["a b c"])
+    for wrong in (-1, 0, 1, 2.5, "8", None):  # before the first text is asked for
+        with pytest.raises(ValueError, match="max_length is .*; expected a whole number"):
+            tokenised(["a b c"], words, wrong)
+    for wrong in ("a b c", {"a b": 1}):
+        with pytest.raises(ValueError, match="expected a list of texts"):
+            tokenised(wrong, words, 8)
+    for wrong in (None, "a \ud83d"):
+        with pytest.raises(ValueError, match="document 300 (is None|has '.ud83d' at character 2)"):
+            list(tokenised(iter(["a b"] * 300 + [wrong]), words, 8))
 
 
 def test_a_stream_of_datasets_is_scored(tmp_path, monkeypatch):
@@ -330,12 +345,12 @@ def test_the_disk_that_parts_take_is_as_announced(tmp_path, queries):
     def constant(tracked, docs, w, **options):
         return influence.Scores(torch.rand(queries, len(docs)), torch.ones(len(docs)))
 
-    model = neox()
+    net = tracked(neox())
     docs = [Sequence(n, (1, 2), (1, 2)) for n in range(3000)]
     score_corpus(
-        tracked(model),
+        net,
         docs,
-        {"any": torch.zeros(queries, 1, 1)},
+        {x.name: torch.zeros(queries, x.out_features, x.inputs) for x in net.layers},
         tmp_path,
         score=constant,
     )

@@ -12,7 +12,7 @@ tiny:
   first: {n: 3}
   second: {n: 1, pair: {rate: 0.1, seeds: [0]}, text: null}
 mine: {second: {n: 2}}
-none:
+none: {}
 """
 DVC = """stages:
   first: {do: {deps: [notebooks/01_first.ipynb]}}
@@ -169,3 +169,12 @@ def test_the_pipeline_never_reads_what_was_made_by_hand(study, monkeypatch):
 
 def test_copies_and_other_notebooks_are_not_the_studys():
     assert paths.notebooks() == ["01_first", "02_second"]
+
+
+@pytest.mark.parametrize("place", [paths.results, paths.reports, paths.published, paths.scratch])
+@pytest.mark.parametrize("profile", ["../../evil", "/evil", "a/../..", "", "."])
+def test_no_name_leads_out_of_the_study(study, place, profile):
+    before = sorted(study.parent.iterdir())
+    with pytest.raises(ValueError, match="leads elsewhere"):
+        place(profile, "x")
+    assert sorted(study.parent.iterdir()) == before

@@ -22,6 +22,49 @@ def study(tmp_path, monkeypatch):
     return tmp_path
 
 
+GOOD = "profiles: [tiny]\ntiny:\n  demo: &demo {n: 3}\nfull: {demo: {<<: *demo, n: 4}}\n"
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        (GOOD + "tiny: {}\n", r"params.yaml, line 5: 'tiny' stands twice here.* in line 2\)"),
+        (GOOD.replace("n: 3", "n: 3, n: 4"), "line 3: 'n' stands twice here: remove one"),
+        (GOOD + "  demo: 3\n", "params.yaml, line 5: .*in 'demo: 3'"),
+        (GOOD + "more: {demo: [1, 2}\n", "params.yaml, line 5: expected ',' or ']'"),
+        (GOOD + "more: {demo: [1\n\nx: 1\n", r"line \d: .*in line 5\)"),
+        (GOOD + "\tmore: 1\n", "params.yaml, line 5: "),
+        (GOOD + "more: *nobody\n", "line 5: found undefined alias"),
+        (GOOD + "a: \x07\n", "params.yaml is no YAML"),
+        (GOOD + "tag: !!python/object:os.system x\n", "line 5: could not determine a constructor"),
+        ("- tiny\n", r"params.yaml holds \['tiny'\]: expected a mapping"),
+        ("", "profiles is None; expected a list of those that run"),
+        (GOOD.replace("[tiny]", "tiny"), r"profiles is 'tiny'; expected a list.*such as \[tiny\]"),
+        (GOOD.replace("[tiny]", "[tiny, tiny]"), "profiles has tiny twice"),
+        ("profiles: [tiny]\ntiny:\n  demo:\n", "params.yaml: tiny.demo is empty; expected"),
+        (GOOD + "none:\n", "params.yaml: none is empty; expected notebooks' sections, or {} for"),
+        (GOOD + "none: 3\n", "params.yaml: none is 3; expected"),
+        *(
+            (GOOD + f"{name}: {{demo: {{}}}}\n", "a profile cannot be called .*folder of this name")
+            for name in ("../../evil", "/evil", "a/b", ".", "by-hand", "benchmarks", "true", "''")
+        ),
+    ],
+)
+def test_what_params_cannot_mean_is_refused_with_its_place(study, text, says):
+    (study / "params.yaml").write_text(text)
+    with pytest.raises(ValueError, match=says) as error:
+        params.section("01_demo", "tiny")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+def test_a_file_in_another_encoding_is_named_with_its_line(study):
+    (study / "params.yaml").write_bytes(GOOD.encode() + "# für\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="params.yaml, line 5: this is not UTF-8"):
+        params.profiles()
+    (study / "params.yaml").write_text(GOOD, "utf-8-sig")  # Windows' editors
+    assert params.section("01_demo", "full") == {"n": 4}  # merged, and nothing twice
+
+
 def test_differences_are_leaves_and_lists_are_leaves():
     ours = {"a": 1, "b": {"c": [1, 2], "d": {"e": 0.5}}, "new": None}
     theirs = {"a": 1.0, "b": {"c": [1], "d": {"e": 0.5}, "old": 3}, "f": {}}

@@ -6,6 +6,8 @@ from transformers import (
     BertForSequenceClassification,
     BloomConfig,
     BloomForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -54,6 +56,15 @@ def qwen2():
 
 def qwen3():  # its head size is set apart from width / heads
     return Qwen3ForCausalLM(Qwen3Config(**GROUPED, head_dim=12))
+
+
+def multimodal():
+    """Its text is read by two layers of a language model, its pictures by one of a vision tower."""
+    text = dict(SIZES, num_key_value_heads=2, head_dim=8, max_position_embeddings=16)
+    vision = dict(SIZES, num_hidden_layers=1, image_size=16, patch_size=8)
+    tokens = dict(mm_tokens_per_image=1, image_token_index=20, boi_token_index=21)
+    config = Gemma3Config(text_config=text, vision_config=vision, eoi_token_index=22, **tokens)
+    return Gemma3ForConditionalGeneration(config).eval()
 
 
 def bert():

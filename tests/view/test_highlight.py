@@ -27,3 +27,8 @@ def test_signs_differ_by_more_than_colour():
 
 def test_scores_of_zero_are_drawn():
     assert "rgba" in highlight.ranking("q", "a", [ROW | {"scores": [0.0, 0.0]}])
+
+
+def test_what_would_be_unseen_or_turn_a_text_around_is_named():
+    html = highlight.page("ans\u202ewer", highlight.ranking("a\x07", "b\u200b", [ROW]))
+    assert "ans⟨U+202E⟩wer" in html and "a⟨U+0007⟩" in html and "b⟨U+200B⟩" in html

@@ -6,7 +6,7 @@ import pytest
 
 from msif.core.data import word_tokenizer
 from msif.core.models import load_tokenizer
-from msif.view.words import words
+from msif.view.words import visible, words
 
 
 def test_words_of_a_word_level_tokenizer_join_to_its_text():
@@ -51,3 +51,9 @@ def test_words_of_real_tokenizers_join_to_the_decoded_text(folder):
     assert len(found) == len(ids) and "".join(found) == tokenizer.decode(
         ids, clean_up_tokenization_spaces=False
     )
+
+
+def test_what_is_seen_stays_and_what_is_not_is_named():
+    kept = "tab\tline\n café مرحبا می\u200cخواهم 👩\u200d👩 \u00a0"
+    assert visible(kept) == kept
+    assert visible("a\u202eb\x00\ud800\r") == "a⟨U+202E⟩b⟨U+0000⟩⟨U+D800⟩⟨U+000D⟩"

@@ -30,7 +30,7 @@ def own_question(case, row, longest=8):
     empty = {"kind": "own", "subject": None, "relation": None, "proponents": []}
     made = empty | {"truth": row.get("answer")} | row
     if made.get("answer") is None:
-        prompt = list(ids(row["prompt"]))
+        prompt = list(split_answer(row["prompt"], "", case.bed.tokenizer)[0])
         written = greedy(case.bed.model("finetuned"), [prompt], longest)[0]
         made["answer"] = tokenizer.decode(written).strip()
     return made

@@ -19,11 +19,10 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoConfig, GPTNeoXConfig
 
-from msif.core.extras import need
 from msif.core.layers import tracked
 from msif.core.resources import available_memory
 from msif.scale.plan import human, model_bytes, parse_bytes, plan_fit, plan_score
-from msif.study import paths
+from msif.study import params, paths
 from msif.study.beds import pairs
 from msif.study.case_studies.available import packages, sources_here, writable
 from msif.study.corpora.neighbours import SEARCHES
@@ -272,11 +271,8 @@ def _hours(seconds):
 def pair_of(profile):
     """Arguments of `preflight` for a profile of params.yaml; ValueError where there is no such
     profile, and where no section of it has a pair."""
-    params = need("yaml").safe_load((paths.root() / "params.yaml").read_text())
-    there = {name: x for name, x in params.items() if not isinstance(x, list)}
-    if profile not in there:
-        raise ValueError(f"unknown profile {profile!r}; there are: {', '.join(there)}")
-    sections = [x for x in (there[profile] or {}).values() if isinstance(x, dict)]
+    there = params.profiles()
+    sections = there[params.known(profile, "profile", there)].values()
     found = [x for x in sections if "models" in (x.get("pair") or {})]
     if not found:
         raise ValueError(

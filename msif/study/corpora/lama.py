@@ -13,6 +13,7 @@ from collections import defaultdict
 import numpy as np
 
 from msif.core.data import split_answer
+from msif.core.rows import closing_ids
 from msif.rivals.retrieval import bm25
 from msif.study.corpora.corpus import Corpus
 from msif.study.corpora.pinned import check_columns, sampled_rows
@@ -211,7 +212,8 @@ def _fitted(prompt, answer, tokenizer, max_length):
     """The prompt, or as much of its end as fits before the answer; "" if nothing does."""
 
     def size(prompt):
-        return sum(map(len, split_answer(prompt, answer, tokenizer)))
+        parts = split_answer(prompt, answer, tokenizer)
+        return sum(map(len, (*parts, closing_ids(prompt, answer, tokenizer))))
 
     head, excess = split_answer(prompt, answer, tokenizer)[0], size(prompt) - max_length
     if excess <= 0:

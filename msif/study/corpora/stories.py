@@ -18,7 +18,7 @@ import re
 from itertools import cycle, islice, product
 from pathlib import Path
 
-from msif.core.data import load_texts
+from msif.core.data import load_texts, split_answer
 from msif.core.generation import greedy
 from msif.study.corpora.corpus import Corpus, check_ranges
 
@@ -173,7 +173,7 @@ def continuations(model, tokenizer, corpus, count, new_tokens):
         new_tokens=(new_tokens, 1, model.config.max_position_embeddings // 2),
     )
     openings = unused[:count]
-    prompts = [tokenizer(o, add_special_tokens=False)["input_ids"] for o in openings]
+    prompts = [split_answer(o, "", tokenizer)[0] for o in openings]
     written = greedy(model, prompts, new_tokens)
     return [
         dict(prompt=opening, answer=tokenizer.decode(ids).strip(), proponents=[])

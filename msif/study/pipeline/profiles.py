@@ -8,8 +8,10 @@ section for; DVC cannot work that out, so dvc.yaml holds the lists that follow (
 import re
 
 from msif.core.extras import need
-from msif.study.params import known, profiles, read, section
+from msif.study.params import known, load, profiles, read, section
 from msif.study.paths import notebooks, root, stage_of
+from msif.study.pipeline.kinds import check
+from msif.study.pipeline.sources import defaults
 
 
 def enabled():
@@ -18,7 +20,9 @@ def enabled():
 
 
 def parameters(notebook, profile):
-    """One notebook's section of a profile, and the profile's name; ValueError where unknown."""
+    """One notebook's section of a profile, and the profile's name.
+
+    ValueError where unknown, and for values of another kind than the notebook takes."""
     known(notebook, "notebook", notebooks())
     chosen = {**section(notebook, profile), "profile": profile}
     source = root() / "notebooks" / f"{notebook}.ipynb"
@@ -27,7 +31,16 @@ def parameters(notebook, profile):
         known(
             key, f"parameter of {notebook} (params.yaml, {profile}.{stage_of(notebook)}):", declared
         )
+    check(chosen, defaults(notebook), profile, stage_of(notebook))
     return chosen
+
+
+def check_all(chosen):
+    """Raise ValueError, as `parameters` does, for any notebook that these profiles run."""
+    for name in notebooks():
+        for profile in chosen:
+            if profile in runs().get(stage_of(name), []):
+                parameters(name, profile)
 
 
 def enable(profile):
@@ -44,22 +57,18 @@ def runs():
     """{stage: the enabled profiles that have a section for it}, in the order of notebooks."""
     sections = profiles()
     return {
-        stage: [name for name in enabled() if stage in (sections[name] or {})]
+        stage: [name for name in enabled() if stage in sections[name]]
         for stage in map(stage_of, notebooks())
     }
 
 
 def follow():
     """Write `runs` into dvc.yaml where its lists say otherwise; the stages whose list changed."""
-    there = next(x["runs"] for x in _yaml("dvc.yaml")["vars"] if "runs" in x)
+    there = next(x["runs"] for x in load("dvc.yaml")["vars"] if "runs" in x)
     changed = [stage for stage, names in runs().items() if there.get(stage, []) != names]
     for stage in changed:
         _set_list("dvc.yaml", stage, runs()[stage])
     return changed
-
-
-def _yaml(name):
-    return need("yaml").safe_load((root() / name).read_text("utf-8"))
 
 
 def _set_list(name, key, values):

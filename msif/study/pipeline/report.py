@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 from msif.core.extras import need
 from msif.core.files import write_text
+from msif.study.params import known, profiles
 from msif.study.paths import published, results
 from msif.study.pipeline import overview
 
@@ -131,8 +132,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("profile", help="section of params.yaml")
     profile = parser.parse_args().profile
-    render(profile)
-    publish(profile)
+    try:
+        render(known(profile, "profile", profiles()))
+        publish(profile)
+    except (ValueError, FileNotFoundError) as error:
+        parser.exit(2, f"msif.study.pipeline.report: {error}\n")
     print(published(profile))
 
 

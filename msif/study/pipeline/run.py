@@ -12,6 +12,7 @@ and left out.
 import argparse
 import json
 import os
+import re
 import resource
 import sys
 import time
@@ -84,6 +85,27 @@ def run(name, profile):
     return out
 
 
+def told(error):
+    """What went wrong in a notebook, in a few lines: the lines of code that it went through first
+    and last, its message, and where the executed copy has the rest."""
+    notes = "\n".join(getattr(error, "__notes__", []))
+    if not hasattr(error, "traceback"):  # no cell failed: the kernel died, the disk is full
+        return f"{type(error).__name__}: {_cut(str(error))}{notes}"
+    text = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(error.traceback))
+    steps = re.findall(
+        r"^(Cell In ?\[\d+\], line \d+|File .+:\d+)[\s\S]*?^-+> \d+ *(.*)$", text, re.M
+    )
+    shown = [f"    {place}: {_cut(code, 100)}" for place, code in [*steps[:1], *steps[1:][-1:]]]
+    if len(steps) > 2:
+        shown.insert(1, "    …")
+    lines = [f"cell [{error.exec_count}] failed:", *shown, f"{error.ename}: {_cut(error.evalue)}"]
+    return "\n".join(lines) + notes
+
+
+def _cut(text, width=1500):
+    return text if len(text) <= width else f"{text[: width - 2]} …"
+
+
 @contextmanager
 def _pipeline():
     """The kernel that starts in here is told that no person runs its notebook."""
@@ -143,7 +165,10 @@ def main():
     except (ValueError, FileNotFoundError) as error:
         parser.exit(2, f"msif.study.pipeline.run: {error}\n")
     print(f"{args.notebook} for {args.profile}", *edited(args.notebook), sep="\n", flush=True)
-    run(args.notebook, args.profile)
+    try:
+        run(args.notebook, args.profile)
+    except Exception as error:
+        parser.exit(1, f"\nmsif.study.pipeline.run: {told(error)}\n")
     print(timings(args.profile))
 
 

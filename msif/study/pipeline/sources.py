@@ -29,13 +29,18 @@ def declared(nb):
     return {x.targets[0].id: _value(x.value) for x in named}
 
 
+def defaults(notebook):
+    """What `declared` finds in a notebook of the study."""
+    return declared(_read(root() / "notebooks" / f"{notebook}.ipynb"))
+
+
 def edited(notebook):
     """What to tell of a notebook whose cell differs from the profile it names: a line, or none.
 
     The pipeline runs what params.yaml says, whatever the cell says."""
-    found = declared(_read(root() / "notebooks" / f"{notebook}.ipynb"))
+    found = defaults(notebook)
     profile, stage = str(found.get("profile")), stage_of(notebook)
-    section = (params.profiles().get(profile) or {}).get(stage)
+    section = params.profiles().get(profile, {}).get(stage)
     if section is None:
         return []
     given = {name: found[name] for name in section if name in found}

@@ -14,10 +14,11 @@ import time
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
-from msif.core.extras import need
 from msif.core.files import write_text
+from msif.study.params import load
 from msif.study.paths import published, root, scratch
 from msif.study.pipeline.profiles import (
+    check_all,
     enable,
     enabled,
     follow,
@@ -40,7 +41,7 @@ class StageError(RuntimeError):
 
 def chains():
     """Lists of stages, in the order of notebooks, none of which depends on another list's."""
-    stages = need("yaml").safe_load((root() / "dvc.yaml").read_text("utf-8"))["stages"]
+    stages = load("dvc.yaml")["stages"]
     found = []
     for stage in runs():
         needed = {
@@ -104,7 +105,8 @@ def _repro(targets, start):
         if code == 0:
             return ran
         if BUSY not in printed.splitlines()[-1]:
-            raise StageError(f"{' '.join(targets)} failed:\n{printed[-4000:]}\n(all of it: {log})")
+            end = "\n".join(printed[-4000:].splitlines()[-25:])
+            raise StageError(f"{' '.join(targets)} failed:\n{end}\n(all of it: {log})")
         time.sleep(1)
     raise StageError(f"{' '.join(targets)}: DVC's lock was busy {RETRIES} times; is a run stuck?")
 
@@ -136,6 +138,7 @@ def main():
         follow()
         [print(line) for name in notebooks() for line in edited(name)]
         chosen = [given.profile] if given.profile else enabled()
+        check_all(chosen)
         ran = reproduce(chosen, given.record)
     except (ValueError, FileNotFoundError, StageError) as error:
         parser.exit(2, f"make study: {error}\n")

@@ -73,16 +73,28 @@ def as_text(model, questions):
     return [tuple(_decoded(model, part) for part in _parts(x)) for x in questions]
 
 
+def _closing(model):
+    """The ids of special tokens, of which one may close an answer."""
+    return set(model.tokenizer.all_special_ids) - {model.tokenizer.unk_token_id}
+
+
+def _spoken(model, answer):
+    """The ids of an answer before the special token that closes it, if there is one."""
+    end = next((t for t, x in enumerate(answer) if t and x in _closing(model)), len(answer))
+    return answer[:end]
+
+
 def _decoded(model, ids):
-    return model.tokenizer.decode(list(ids)).strip()
+    return model.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
 
 def said(model, questions):
-    """What a `msif.Model` says to each question, in as many tokens as its answer has: [(text, is it
-    the answer?)]."""
-    written = own_answers(model.tracked.model, questions)
-    answers = [_parts(x)[1] for x in questions]
-    return [(_decoded(model, x), tuple(x) == answer) for x, answer in zip(written, answers)]
+    """What a `msif.Model` says to each question, in as many tokens as its answer has without what
+    closes it: [(text, is it the answer?)]."""
+    answers = [_spoken(model, _parts(x)[1]) for x in questions]
+    written = own_answers(model.tracked.model, questions, stop=_closing(model))
+    cut = [tuple(ids[: len(answer)]) for ids, answer in zip(written, answers)]
+    return [(_decoded(model, ids), ids == answer) for ids, answer in zip(cut, answers)]
 
 
 def shaded(scores, questions):

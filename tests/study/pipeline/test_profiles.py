@@ -56,3 +56,11 @@ def test_an_unknown_profile_is_refused(study, name):
     (study / "params.yaml").write_text(PARAMS.replace("[tiny]", f"['{name}']"))
     with pytest.raises(ValueError, match="unknown profile"):
         profiles.follow()
+
+
+def test_all_that_is_to_run_is_looked_at_before_any_of_it_starts(study, monkeypatch):
+    seen = []
+    monkeypatch.setattr(profiles, "parameters", lambda *names: seen.append(names))
+    (study / "params.yaml").write_text(PARAMS.replace("[tiny]", "[tiny, none, sure]"))
+    profiles.check_all(["sure", "none", "tiny"])
+    assert sorted(seen) == [("01_demo", "sure"), ("01_demo", "tiny"), ("02_other", "sure")]

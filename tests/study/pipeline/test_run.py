@@ -40,6 +40,7 @@ none: {}
 neg: {demo: {n: -1}, testbed: {}}
 sure: {testbed: {}, retraining: {}}
 told: {case_studies: {}}
+text: {demo: {n: three}}
 """
 
 
@@ -65,12 +66,17 @@ def study(tmp_path, monkeypatch):
     "name, profile, says",
     [
         ("02_nope", "tiny", r"unknown notebook '02_nope'; there are: 01_demo"),
-        ("01_demo", "huge", r"unknown profile 'huge'; there are: tiny, bad, none, neg, sure, told"),
+        (
+            "01_demo",
+            "huge",
+            r"unknown profile 'huge'; there are: tiny, bad, none, neg, sure, told, text",
+        ),
         (
             "01_demo",
             "bad",
             r"unknown parameter of 01_demo .*bad\.demo.* 'width'; there are: n, profile",
         ),
+        ("01_demo", "text", r"params.yaml: text.demo.n is 'three'; expected a whole number"),
         ("01_demo", "none", r"unknown section of the profile 'none' .* 'demo'; there are: none"),
     ],
 )
@@ -121,3 +127,24 @@ def test_a_failing_notebook_is_kept_and_named(study):
     kept = study / "scratch/executed/neg/01_demo.ipynb"
     assert str(kept) in error.value.__notes__[0] and "a negative n" in kept.read_text()
     assert not (study / "results/neg/notebooks/01_demo.ipynb").exists()
+    lines = run.told(error.value).splitlines()
+    assert lines[0] == "cell [4] failed:" and "line 7: raise ArithmeticError" in lines[1]
+    assert lines[2] == "ArithmeticError: a negative n" and str(kept) in lines[3]
+    assert len(lines) == 4
+
+
+def test_an_error_deep_inside_is_told_by_its_first_and_last_step():
+    frame = "\x1b[1mFile /lib/{0}.py:{1}\x1b[0m, in {0}(x)\n 1 def\n----> {1} {0}()\n 9 end\n"
+    error = papermill.PapermillExecutionError.__new__(papermill.PapermillExecutionError)
+    error.exec_count, error.ename, error.evalue = 3, "KeyError", "x" * 9000
+    cell = (
+        "KeyError  Traceback (most recent call last)\nCell In[3], line 2\n      1 a\n----> 2 f(1)\n"
+    )
+    error.traceback = [cell, *(frame.format(name, n) for n, name in enumerate("ghij", 5))]
+    first, start, middle, end, *message = run.told(error).splitlines()
+    assert (first, start, middle) == ("cell [3] failed:", "    Cell In[3], line 2: f(1)", "    …")
+    assert end == "    File /lib/j.py:8: j()" and len(message) == 1 and len(message[0]) < 1600
+
+
+def test_what_is_no_failing_cell_is_told_in_one_line():
+    assert run.told(OSError(28, "No space left")) == "OSError: [Errno 28] No space left"

@@ -1,0 +1,51 @@
+"""What callers give, checked before any work: each error names the value and what was expected."""
+
+import operator
+import reprlib
+from collections.abc import Iterable, Mapping, Set
+from os import PathLike
+from typing import Any
+
+
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """`value` as an int. ValueError, with the name, unless it is a whole number of at least
+    `least`: true, 2.5 and "8" are none."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or number < least:
+        raise ValueError(f"{name} is {value!r}; expected a whole number, at least {least}")
+    return number
+
+
+def text(what: str, value: Any) -> str:
+    """`value`. ValueError, naming `what`, unless it is text that can be written as UTF-8."""
+    if not isinstance(value, str):
+        raise ValueError(f"{what} is {reprlib.repr(value)}; expected text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{what} has {value[error.start]!r} at character {error.start}, half of a character "
+            f"(a lone surrogate), which no tokenizer reads; mend the text or leave it out"
+        ) from error
+    return value
+
+
+def texts(what: str, values: Iterable[Any]) -> list[str]:
+    """The texts of a collection in its order. ValueError, naming `what` and the number, for what is
+    not text; for one text in place of several, whose characters would be read; for what has no
+    order of its own (a set) or more than texts (a mapping)."""
+    return [text(f"{what} {number}", value) for number, value in enumerate(several(what, values))]
+
+
+def several(what: str, values: Any) -> Iterable[Any]:
+    """`values`, if they are a collection of texts by their type; ValueError if not."""
+    wrong = str | bytes | PathLike | Mapping | Set
+    if isinstance(values, wrong) or not isinstance(values, Iterable):
+        raise ValueError(
+            f"{reprlib.repr(values)} is of type {type(values).__name__}; expected a list of texts, "
+            f"one for each {what}"
+        )
+    return values

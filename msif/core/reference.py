@@ -1,0 +1,176 @@
+"""Captured gradients beside those that autograd puts on the weights.
+
+Both are of one batch of a few short rows, for each of its sequences: the forward passes are alike,
+so nothing but rounding may differ. The scalar is a fixed combination of all logits, so that no
+label and no loss hides a position.
+"""
+
+import math
+from collections import defaultdict
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from msif.core.backward import backpropagate, find_overwritten, inputs_copied
+from msif.core.data import Batch, Sequence, collate
+from msif.core.experts import followed
+from msif.core.layers import Tracked, matrix
+from msif.core.models import logits
+from msif.core.products import sequence_gradient
+
+
+def gradient_differences(tracked: Tracked, sequences: list[Sequence]) -> dict[str, float]:
+    """{layer: ‖D − D′‖ / ‖D′‖, D captured, D′ autograd's}, the largest over a batch's sequences.
+
+    Where a layer's D′ is nearly 0, over a thousandth of the largest of any layer. The model must be
+    `frozen`. No weight gradient is kept: each is compared as it comes. Raises as `backpropagate`,
+    and ValueError for a weight that is no parameter.
+    """
+    if not tracked.layers:
+        return {}
+    seen = {}
+
+    def keep(layer, a, g, draw):
+        seen[layer.name] = a, g
+
+    batch = collate(sequences).to(next(tracked.model.parameters()).device)
+    find_overwritten(tracked, batch)
+    backpropagate(tracked, batch, [_probe], keep)
+    compared = _Compared(tracked, seen)
+    with compared.watching(), inputs_copied(tracked), _as_captured(tracked), torch.enable_grad():
+        scalars = _probe(logits(tracked.model, batch), batch)
+        for row in range(len(sequences)):
+            compared.row = row
+            if scalars.requires_grad:
+                scalars[row].backward(retain_graph=row + 1 < len(sequences))
+            compared.finish()
+    return compared.differences()
+
+
+def _as_captured(tracked):
+    """In half precision, experts computed one after the other here too: rounding alone can change
+    which of them a position chooses."""
+    half = next(tracked.model.parameters()).dtype in (torch.bfloat16, torch.float16)
+    fused = [x for x in tracked.layers if half and x.expert is not None]
+    return followed(tracked.model, fused, lambda layer, a, output, rows: output)
+
+
+def _probe(z: Tensor, batch: Batch) -> Tensor:
+    """(n,): a fixed combination of a sequence's logits, of every word at every position."""
+    z = z.to(torch.promote_types(z.dtype, torch.float32)).nan_to_num(posinf=0, neginf=0)
+    numbers = [torch.arange(1, size + 1, dtype=torch.float64) for size in z.shape[1:]]
+    u = torch.sin(numbers[0][:, None] * numbers[1] if z.dim() == 3 else numbers[0]).to(z)
+    if z.dim() == 3:
+        z = z * batch.attention_mask.to(z)[..., None]
+    return (z * u).flatten(1).sum(1)
+
+
+class _Compared:
+    """Captured gradients beside autograd's, layer by layer as these arrive: none is kept."""
+
+    def __init__(self, tracked, seen):
+        self.tracked = tracked
+        self.seen = seen
+        self.row = 0
+        self.error: dict[tuple[str, int], float] = defaultdict(float)
+        self.size: dict[tuple[str, int], float] = defaultdict(float)
+        self.met: set[tuple[str, str]] = set()
+        self.owned = {}  # {parameter: [(layer, "weight" or "bias")]}
+        there = {name for name, _ in tracked.model.named_parameters()}
+        for layer in tracked.layers:
+            for what, name in _parameters(tracked, layer, there).items():
+                self.owned.setdefault(name, []).append((layer, what))
+
+    @contextmanager
+    def watching(self):
+        """The parameters ask for gradients, which go as soon as they have been compared."""
+        parameters = {name: self.tracked.model.get_parameter(name) for name in self.owned}
+        before = {name: p.grad for name, p in parameters.items()}
+        handles = []
+        try:
+            for name, p in parameters.items():
+                p.grad = None
+                p.requires_grad_(True)
+                handles.append(p.register_post_accumulate_grad_hook(self._arrived(name)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for name, p in parameters.items():
+                p.requires_grad_(False)
+                p.grad = before[name]
+
+    def _arrived(self, name):
+        def arrived(p):
+            for layer, what in self.owned[name]:
+                self._compare(layer, what, self._of(layer, what, p.grad))
+            p.grad = None
+
+        return arrived
+
+    def _of(self, layer, what, gradient):
+        """A layer's own part of a parameter's gradient: (o, i), or (o,) of a bias."""
+        module = self.tracked.model.get_submodule(layer.module)
+        if layer.expert is None:
+            return matrix(module, gradient) if what == "weight" else gradient
+        mine = gradient[layer.expert]
+        return mine.mT if what == "weight" and module.is_transposed else mine
+
+    def _compare(self, layer, what, expected):
+        a, g = (x[self.row : self.row + 1] for x in self.seen[layer.name])
+        D = sequence_gradient(a, g, layer.bias)[0]  # (o, i), a bias in its last column
+        found = D[:, -1] if what == "bias" else D[:, :-1] if _has_bias(self.tracked, layer) else D
+        key = layer.name, self.row
+        self.met.add((layer.name, what))
+        if layer.expert is not None and what == "weight":  # whose inputs may end in a bias's 1
+            found = found[:, : self._columns(layer)]
+        if expected is not None:
+            self.size[key] += expected.square().sum(dtype=torch.float64).item()
+            found = found - expected
+        self.error[key] += found.square().sum(dtype=torch.float64).item()
+
+    def _columns(self, layer):
+        module = self.tracked.model.get_submodule(layer.module)
+        return layer.in_features - module.has_bias
+
+    def finish(self):
+        """What autograd did not reach has no gradient."""
+        for owned in self.owned.values():
+            for layer, what in owned:
+                if (layer.name, what) not in self.met:
+                    self._compare(layer, what, None)
+        self.met = set()
+
+    def differences(self):
+        """{layer: ‖D − D′‖ over ‖D′‖}; where a D′ is nearly 0 over the largest of any layer."""
+        floor = 1e-6 * max(self.size.values(), default=0.0)
+        found: dict[str, float] = defaultdict(float)
+        for (name, row), error in self.error.items():
+            size = max(self.size[name, row], floor)
+            found[name] = max(found[name], _root_of_ratio(error, size))
+        return dict(found)
+
+
+def _root_of_ratio(error, size):
+    return math.sqrt(error / size) if size else 0.0 if not error else math.inf
+
+
+def _has_bias(tracked, layer):
+    """Also of an expert, whose inputs end in a 1 then."""
+    return layer.bias or getattr(tracked.model.get_submodule(layer.module), "has_bias", False)
+
+
+def _parameters(tracked, layer, there):
+    """{"weight" and "bias": names of the layer's parameters}."""
+    bias = f"{layer.module}.bias" if layer.expert is None else f"{layer.parameter}_bias"
+    names = {"weight": layer.parameter} | ({"bias": bias} if _has_bias(tracked, layer) else {})
+    for name in names.values():
+        if name not in there:
+            raise ValueError(
+                f"{name} is not a parameter of the model but computed from others "
+                f"(parametrized?): leave {layer.name} out of the tracked layers by a pattern, or "
+                f"make it one (torch.nn.utils.parametrize.remove_parametrizations)"
+            )
+    numbers = tracked.model.get_parameter  # packed weights are none, and have no gradient
+    return {what: name for what, name in names.items() if numbers(name).is_floating_point()}

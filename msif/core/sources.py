@@ -1,0 +1,281 @@
+"""Texts and rows of a file, a folder or a hub data set, each numbered as its source numbers it.
+
+Local files are read as they are at this moment: no pattern is expanded, no cache is kept, nothing
+is guessed from a value (a date stays the text that it is).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from msif.core import checks
+from msif.core.extras import need
+
+FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
+# Data in formats that are not read: a folder with them would be read in part.
+_OTHERS = {".arrow", ".csv", ".tsv", ".xml", ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar"}
+_SPLITS = {
+    "train": {"train", "training"},
+    "validation": {"validation", "valid", "val", "dev"},
+    "test": {"test", "testing", "eval", "evaluation"},
+}
+
+Row = dict[str, Any]
+
+
+def load_texts(
+    source: str | Path,
+    column: str = "text",
+    split: str = "train",
+    streaming: bool = False,
+    limit: int | None = None,
+    revision: str | None = None,
+) -> list[str] | Iterator[str]:
+    """The texts of a file, a folder or a hub data set, one a row: text number n is that of row n,
+    from 0, also where it is blank.
+
+    source: a .jsonl, .json, .parquet or .txt file (UTF-8; in .txt one text a line, ended by a line
+    feed, a carriage return or both, and by nothing else); a folder of such files of one format,
+    read in the order of their names, without those that are named after another split; or the id of
+    a data set on the hub.
+    Gives a list, or with `streaming` an iterator that never holds the corpus; of the first `limit`
+    rows. Raises FileNotFoundError for a path that is not there and ValueError for a limit below 1,
+    an unknown format or a folder of several, what cannot be read (naming file and line), a corpus
+    without any text, a missing column (naming those there are) and a value that is not text (naming
+    its row).
+    """
+    if limit is not None:
+        limit = checks.whole("limit", limit)
+    rows = _Rows(str(source), [column], split, streaming, revision)
+
+    def texts():
+        for number, row in enumerate(islice(rows, limit)):
+            yield _value(source, number, row, column)
+
+    if not any(text.strip() for text in texts()):
+        raise ValueError(f"{source} ({split}) is empty; expected at least one text")
+    return texts() if streaming else list(texts())
+
+
+def load_rows(
+    source: str | Path,
+    columns: Collection[str],
+    optional: Collection[str] = (),
+    split: str = "train",
+    limit: int | None = None,
+    revision: str | None = None,
+) -> list[dict[str, str | None]]:
+    """Rows of several columns together, as a file, a folder or a hub data set has them, none left
+    out: [{column: text, or None where an optional one has none}].
+
+    Raises as `load_texts`, for a missing column of `columns` and a value there that is not text.
+    """
+    if limit is not None:
+        limit = checks.whole("limit", limit)
+    found: list[dict[str, str | None]] = []
+    rows = _Rows(str(source), [*columns, *optional], split, False, revision)
+    for number, row in enumerate(islice(rows, limit)):
+        values = {column: _value(source, number, row, column) for column in columns}
+        for column in optional:
+            none = row.get(column) is None
+            values[column] = None if none else _value(source, number, row, column)
+        found.append(values)
+    if not found:
+        raise ValueError(f"{source} ({split}) is empty; expected at least one row")
+    return found
+
+
+def _value(source, number, row, column):
+    if column not in row:
+        there = ", ".join(sorted(map(str, row)))
+        raise ValueError(
+            f"{source} has no column {column!r}; its columns are {there}"
+            + f" (in row {number})" * (number > 0)
+        )
+    return checks.text(f"{source}, row {number}: {column!r}", row[column])
+
+
+class _Rows:
+    """The rows of a source, read anew each time they are gone through.
+
+    wanted: the columns that will be looked at; a row may have others too."""
+
+    def __init__(self, source, wanted, split, streaming, revision):
+        path = Path(source)
+        named = path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
+        if path.exists():
+            files = [path] if path.is_file() else _files(path, split)
+            self.parts = [partial(_reader(file), file, wanted) for file in files]
+        elif named or _suffix(path) in FORMATS or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
+            raise FileNotFoundError(
+                f"{source} does not exist; expected a file, a folder or a dataset's hub id"
+            )
+        else:
+            self.parts = [_hub(source, split, streaming, revision)]
+
+    def __iter__(self) -> Iterator[Row]:
+        for part in self.parts:
+            yield from part()
+
+
+def _suffix(path):
+    return path.suffix.lower()
+
+
+def _reader(path):
+    readers = {"json": _json, "parquet": _parquet, "text": _lines}
+    if _suffix(path) not in FORMATS:
+        raise ValueError(f"{path} is not a known format; expected {', '.join(FORMATS)}")
+    if not path.stat().st_size:
+        raise ValueError(f"{path} is empty; expected at least one text")
+    return readers[FORMATS[_suffix(path)]]
+
+
+def _files(folder, split):
+    """The data files of a folder that belong to a split, by name."""
+    inside = {path.relative_to(folder): path for path in sorted(folder.rglob("*"))}
+    inside = {
+        name: path
+        for name, path in inside.items()
+        if path.is_file() and not any(part.startswith((".", "__")) for part in name.parts)
+    }
+    if len(configs := _configs(folder)) > 1:
+        raise ValueError(
+            f"{folder} has several configurations ({', '.join(configs)}); expected the folder or "
+            f"file of one of them"
+        )
+    kinds = {FORMATS.get(_suffix(name)) for name in inside} - {None}
+    unread = {_suffix(name) for name in inside} & _OTHERS
+    if len(kinds) + len(unread) > 1:
+        there = sorted({_suffix(name) for name in inside if _suffix(name) in {*FORMATS, *unread}})
+        raise ValueError(
+            f"{folder} has files of several formats ({', '.join(there)}); expected one of "
+            f"{', '.join(FORMATS)}: name one of the files, or keep one format in a folder"
+        )
+    found = {name: path for name, path in inside.items() if _suffix(name) in FORMATS}
+    if not found:
+        raise FileNotFoundError(
+            f"{folder} doesn't contain any data files; expected {', '.join(FORMATS)}"
+        )
+    splits = {name: _split_of(name, split) for name in found}
+    if split not in splits.values():
+        raise ValueError(
+            f"{folder} has no split {split!r}; by the names of its files, there are "
+            f"{', '.join(sorted(set(splits.values())))}"
+        )
+    return [path for name, path in found.items() if splits[name] == split]
+
+
+def _split_of(name, asked):
+    """The split that a file is named after; "train" if none."""
+    words = set(re.split(r"[\W_]+", name.as_posix().lower()))
+    if asked not in _SPLITS and asked.lower() in words:
+        return asked
+    return next((split for split, names in _SPLITS.items() if names & words), "train")
+
+
+def _configs(folder):
+    card = folder / "README.md"
+    said = card.read_text("utf-8", "replace") if card.is_file() else ""
+    named = re.findall(r"^\s*-?\s*config_name:\s*(\S+)", said.partition("\n---")[0], re.M)
+    return list(dict.fromkeys(named))
+
+
+def _text_lines(path) -> Iterator[tuple[int, str]]:
+    """(number from 1, line without its end) of a file in UTF-8, a byte order mark left out."""
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline=None) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"{path}, line {number} is not UTF-8 at character {error.start}; save the "
+                    f"file in UTF-8"
+                ) from error
+            yield number, line.rstrip("\n")
+
+
+def _lines(path, wanted) -> Iterator[Row]:
+    return ({"text": line} for _, line in _text_lines(path))
+
+
+def _json(path, wanted) -> Iterator[Row]:
+    """The objects of a file: one a line, or of a .json file one list of them."""
+    lines = _text_lines(path)
+    if _suffix(path) == ".json":
+        first = next((line for _, line in lines if line.strip()), "")
+        if first.lstrip().startswith("[") or first.strip() == "{":
+            listed = _object(path, 1, "\n".join(line for _, line in _text_lines(path)), object)
+            yield from _list(path, listed if isinstance(listed, list) else [listed])
+            return
+        lines = _text_lines(path)
+    for number, line in lines:
+        if line.strip():
+            yield _object(path, number, line)
+
+
+def _object(path, number, line, kind=dict):
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path}, line {number} is not JSON ({error}); expected one whole object a line"
+        ) from error
+    if not isinstance(found, kind):
+        raise ValueError(
+            f"{path}, line {number} is {line.strip()[:60]!r}; expected an object, "
+            f'such as {{"text": "…"}}'
+        )
+    return found
+
+
+def _list(path, rows):
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, row {number} is {row!r}; expected an object")
+        yield row
+
+
+def _parquet(path, wanted) -> Iterator[Row]:
+    pq, arrow = need("pyarrow.parquet"), need("pyarrow")
+    try:
+        with pq.ParquetFile(path) as file:
+            all_there = set(wanted) <= set(file.schema_arrow.names)
+            columns = list(dict.fromkeys(wanted)) if all_there else None
+            for batch in file.iter_batches(1024, columns=columns):
+                yield from batch.to_pylist()
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _hub(source, split, streaming, revision):
+    """A function that gives the rows of a hub data set."""
+    datasets = need("datasets")
+    wrong = (datasets.exceptions.DatasetsError, ValueError)
+
+    def refused(error):
+        return ValueError(f"{source} ({split}) cannot be read: {error.__cause__ or error}")
+
+    try:
+        found = datasets.load_dataset(source, split=split, streaming=streaming, revision=revision)
+    except wrong as error:
+        raise refused(error) from error
+
+    def rows():
+        places = iter(found)
+        while True:
+            try:
+                row = next(places)
+            except StopIteration:
+                return
+            except wrong as error:
+                raise refused(error) from error
+            yield row
+
+    return rows

@@ -1,0 +1,325 @@
+"""The self-check finds, in models that nobody has seen, what would make scores wrong; and what can
+be made right is right: equal to autograd, one sequence at a time."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.tiny import documents, gpt2, llama, neox, plain_loss, relative, weight_gradients
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
+
+from msif.core.capture import gradients
+from msif.core.data import Sequence
+from msif.core.layers import tracked
+from msif.core.objectives import loss
+from msif.core.selfcheck import batching, examine
+
+BATCH_SIZES = pytest.mark.parametrize("batch_size", [1, 2, 8])
+
+
+def rows(lengths=(4, 3, 9, 5, 12, 4, 9, 2), words=11):
+    g = torch.Generator().manual_seed(0)
+    ids = [tuple(torch.randint(words, (n,), generator=g).tolist()) for n in lengths]
+    return [Sequence(n, x, x) for n, x in enumerate(ids)]
+
+
+class Model(nn.Module):
+    """Residual layers; a fault is planted by overriding a part."""
+
+    def __init__(self, words=11, d=6):
+        super().__init__()
+        torch.manual_seed(1)
+        self.emb = nn.Embedding(words, d)
+        self.layers = nn.ModuleList([nn.Linear(d, d), nn.Linear(d, d)])
+        self.out = nn.Linear(d, words)
+        self.double().eval()
+
+    def read(self, ids):
+        return self.emb(ids)
+
+    def block(self, layer, x, mask):
+        return layer(x).tanh()
+
+    def blocks(self, x, mask):
+        for layer in self.layers:
+            x = x + self.block(layer, x, mask)
+        return x
+
+    def forward(self, input_ids, attention_mask):
+        x = self.blocks(self.read(input_ids), attention_mask)
+        return SimpleNamespace(logits=self.out(x))
+
+
+# --------------------------------------------------------------------- what is found and refused
+
+
+class TimeFirst(Model):
+    def blocks(self, x, mask):
+        return super().blocks(x.transpose(0, 1), mask).transpose(0, 1)
+
+
+class TimeFirstInOneRow(Model):
+    def blocks(self, x, mask):
+        n, s, d = x.shape
+        y = super().blocks(x.transpose(0, 1).reshape(s * n, d), mask)
+        return y.view(s, n, d).transpose(0, 1)
+
+
+class Reordered(Model):
+    def blocks(self, x, mask):
+        flat = x.flatten(0, 1)
+        order = flat[:, 0].argsort()
+        return super().blocks(flat[order], mask)[order.argsort()].view(x.shape)
+
+
+class Table(Model):
+    def blocks(self, x, mask):
+        table = torch.stack([self.emb.weight[0], self.emb.weight[1]])  # as many as sequences
+        return x + self.layers[0](x) + self.layers[1](table).sum(0)
+
+
+class WithoutItsModule(Model):
+    def block(self, layer, x, mask):
+        earlier = F.pad(x[:, :-1], (0, 0, 1, 0))
+        return layer(x).tanh() + F.linear(earlier, layer.weight)
+
+
+class NotLinear(Model):
+    def __init__(self):
+        super().__init__()
+
+        class Tripled(nn.Linear):
+            def forward(self, x):
+                return 3 * super().forward(x)
+
+        self.layers[1] = Tripled(6, 6).double()
+
+
+class Never(Model):
+    def blocks(self, x, mask):
+        return self.layers[0](x)
+
+
+class Detached(Model):
+    def blocks(self, x, mask):
+        return self.layers[0](x) + self.layers[1](x).detach()
+
+
+class Conditional(Model):
+    def read(self, ids):
+        self.chosen = bool((ids == 9).any())
+        return self.emb(ids)
+
+    def blocks(self, x, mask):
+        x = self.layers[0](x).tanh()
+        return x + self.layers[1](x) if self.chosen else x
+
+
+class Bidirectional(Model):
+    def block(self, layer, x, mask):
+        m = mask[..., None].to(x)
+        return (layer(x) + (x * m).sum(1, keepdim=True) / m.sum(1, keepdim=True)).tanh()
+
+
+class Remembers(Model):
+    longest = 0
+
+    def read(self, ids):
+        self.longest = max(self.longest, ids.shape[1])
+        return self.emb(ids) * (1 + 0.1 * self.longest)
+
+
+@pytest.mark.parametrize(
+    "fault, message",
+    [
+        (TimeFirst, "not one row per sequence or position"),
+        (TimeFirstInOneRow, "not autograd's"),
+        (Reordered, "not autograd's"),
+        (Table, "gradient of layers.1 is not autograd's.*pattern="),
+        (WithoutItsModule, "not autograd's"),
+        (NotLinear, "gradient of layers.1 is not autograd's"),
+        (Never, "layers.1 did not run.*for instance pattern="),
+        (Detached, "no gradient reaches layers.1"),
+        (Conditional, "layers.1 did not run"),
+        (Bidirectional, "not causal"),
+        (Remembers, "reads the same sequence again"),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_a_planted_fault_is_refused_by_name(fault, message):
+    with pytest.raises(ValueError, match=message):
+        gradients(tracked(fault()), rows(), loss, 8)
+
+
+# ----------------------------------------------------------------------------- what is made right
+
+
+class OverItsInput(Model):
+    def block(self, layer, x, mask):
+        y = layer(x).tanh()
+        x += y
+        return torch.zeros_like(x)
+
+    def read(self, ids):
+        return self.emb(ids) * 1.0
+
+
+class OverItsInputUnseen(OverItsInput):
+    """As autograd does not count it."""
+
+    def block(self, layer, x, mask):
+        y = layer(x).tanh()
+        x.data.add_(y.detach())
+        return y - y.detach()
+
+
+class OverItsOutput(Model):
+    def block(self, layer, x, mask):
+        y = layer(x)
+        y[..., :3].clamp_(-0.3, 0.3)
+        return y.mul_(2)
+
+
+class OfTheLongest(Model):
+    def read(self, ids):
+        return self.emb(ids) * (2.0 if ids.shape[1] > 10 else 1.0)
+
+
+class OfItsNeighbours(Model):
+    def read(self, ids):
+        return self.emb(ids) - self.emb(ids[:, :1]).mean(0)
+
+
+class ByKeyword(Model):
+    def block(self, layer, x, mask):
+        return layer(input=x).tanh()
+
+
+class Hooked(Model):
+    def __init__(self):
+        super().__init__()
+        self.layers[0].register_forward_hook(lambda module, args, output: output * 2 + 1)
+
+
+class Checkpointed(Model):
+    def block(self, layer, x, mask):
+        run = torch.utils.checkpoint.checkpoint
+        return run(lambda y: layer(y).tanh(), x, use_reentrant=False)
+
+
+@BATCH_SIZES
+@pytest.mark.parametrize("make", [OverItsInput, OverItsInputUnseen])
+def test_what_a_layer_read_is_kept_though_the_model_writes_over_it(make, batch_size):
+    model, twin = make(), Model()
+    found = gradients(tracked(model), rows(), loss, batch_size)
+    expected = weight_gradients(twin, tracked(twin).layers, rows(), plain_loss)
+    assert max(relative(found[name], x) for name, x in expected.items()) < 1e-12
+
+
+@BATCH_SIZES
+@pytest.mark.filterwarnings("ignore:what Of:UserWarning")
+@pytest.mark.parametrize(
+    "make", [OverItsOutput, OfTheLongest, OfItsNeighbours, ByKeyword, Hooked, Checkpointed]
+)
+def test_it_is_right_one_sequence_at_a_time(make, batch_size):
+    model = make()
+    found = gradients(tracked(model), rows(), loss, batch_size)
+    expected = weight_gradients(model, tracked(model).layers, rows(), plain_loss)
+    assert max(relative(found[name], x) for name, x in expected.items()) < 1e-12
+
+
+@pytest.mark.parametrize("make, together", [(OfTheLongest, "equal"), (OfItsNeighbours, "single")])
+def test_neighbours_that_matter_are_kept_apart_with_a_word(make, together):
+    model = tracked(make())
+    with pytest.warns(UserWarning, match="with those beside it"):
+        assert batching(model, rows(), 8) == together
+
+
+def rope(kind, **more):
+    sizes = dict(
+        vocab_size=24, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, intermediate_size=12,
+    )  # fmt: skip
+    parameters = {"rope_type": kind, "rope_theta": 100.0, **more}
+    if kind == "dynamic":
+        config = LlamaConfig(**sizes, max_position_embeddings=8, rope_parameters=parameters)
+        model = LlamaForCausalLM(config)
+        config.max_position_embeddings = 64
+    else:
+        config = Phi3Config(
+            **sizes, pad_token_id=0, max_position_embeddings=64, rope_parameters=parameters,
+            original_max_position_embeddings=8,
+        )  # fmt: skip
+        model = Phi3ForCausalLM(config)
+    torch.manual_seed(0)
+    for p in model.double().eval().parameters():
+        p.data += 0.3 * torch.randn_like(p)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:what Phi3:UserWarning")
+def test_positions_of_two_lengths_are_right_in_any_batch():
+    model = rope(
+        "longrope", short_factor=[1.0, 1.0], long_factor=[4.0, 8.0],
+        original_max_position_embeddings=8, partial_rotary_factor=1.0,
+    )  # fmt: skip
+    sequences = rows((6, 24, 12, 7, 24), 24)
+    found = gradients(tracked(model), sequences, loss, 8)
+    expected = weight_gradients(model, tracked(model).layers, sequences, plain_loss)
+    assert max(relative(found[name], x) for name, x in expected.items()) < 1e-12
+
+
+def test_positions_that_grow_with_what_was_read_are_refused():
+    model = tracked(rope("dynamic", factor=4.0))
+    gradients(model, rows((6, 8)), loss)
+    with pytest.raises(ValueError, match="'dynamic', made for 8 tokens.*has 12"):
+        gradients(model, rows((6, 12)), loss)
+
+
+# -------------------------------------------------------------------------------- the check itself
+
+
+@pytest.mark.parametrize("make", [neox, gpt2, llama])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_sound_model_passes_in_every_precision(make, dtype):
+    model = make().to(dtype)
+    found = examine(tracked(model), documents(7))
+    assert found.batches == "any" and set(found.gradients) == set(tracked(model).names)
+    assert max(found.gradients.values()) < {torch.float64: 1e-14, torch.float32: 1e-5}.get(dtype, 1)
+
+
+def test_it_looks_once_and_again_for_longer_sequences_or_other_layers(monkeypatch):
+    model, looked = neox(), []
+    monkeypatch.setattr(
+        "msif.core.selfcheck.examine", lambda *x, real=examine: looked.append(0) or real(*x)
+    )
+    some = tracked(model, "mlp")
+    for layers, sequences, total in [
+        (some, documents(3), 1),
+        (some, documents(3), 1),
+        (tracked(model), documents(3), 2),
+        (some, documents(4), 3),
+        (some, documents(3), 3),
+    ]:
+        batching(layers, sequences, 8)
+        assert len(looked) == total
+
+
+def test_it_leaves_no_trace_on_the_model():
+    model = neox()
+    model.train()
+    model.gpt_neox.layers[0].eval()
+    kept = torch.ones_like(model.gpt_neox.layers[0].mlp.dense_h_to_4h.weight)
+    model.gpt_neox.layers[0].mlp.dense_h_to_4h.weight.grad = kept
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    examine(tracked(model), documents(4))
+    assert [module.training for module in model.modules()] == modes and not all(modes)
+    grads = [name for name, p in model.named_parameters() if p.grad is not None]
+    assert grads == ["gpt_neox.layers.0.mlp.dense_h_to_4h.weight"] and (kept == 1).all()
+    assert all(p.requires_grad for p in model.parameters())
+    hooks = [x for x in model.modules() if x._forward_hooks or x._forward_pre_hooks]
+    assert not hooks
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
