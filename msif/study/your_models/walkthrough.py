@@ -12,7 +12,7 @@ from msif.core.capture import gradients
 from msif.core.data import NO_LOSS, collate
 from msif.core.generation import greedy, own_share
 from msif.core.influence import Damping, Stage
-from msif.core.layers import matrix, weight_matrix
+from msif.core.layers import matrix, own_module, weight_matrix
 from msif.core.models import logits
 from msif.core.objectives import log_probability, loss
 from msif.study.beds import testbed
@@ -145,7 +145,7 @@ def settings(stages, questions, documents, tried, batch_size=32):
 
 def weights_norm(tracked):
     """‖θ‖ over the tracked layers' weights and biases."""
-    weights = (weight_matrix(tracked.model.get_submodule(name)) for name in tracked.names)
+    weights = (weight_matrix(own_module(tracked.model, x)) for x in tracked.layers)
     return float(sum(x.double().square().sum() for x in weights)) ** 0.5
 
 
@@ -188,7 +188,7 @@ def measured(model, queries, batch_size=32):
 
 
 def _parameters(model, layer):
-    module = model.get_submodule(layer.name)
+    module = own_module(model, layer)
     return [module.weight, module.bias] if layer.bias else [module.weight]
 
 
@@ -196,7 +196,7 @@ def _parameters(model, layer):
 def _add(model, layer, step):
     """step (o, i), the last column the bias's."""
     weight, *bias = _parameters(model, layer)
-    weight.add_(matrix(model.get_submodule(layer.name), step[:, : layer.in_features].to(weight)))
+    weight.add_(matrix(own_module(model, layer), step[:, : layer.in_features].to(weight)))
     for b in bias:
         b.add_(step[:, -1].to(b))
 
