@@ -196,6 +196,14 @@ class _Watch:
 
     def _hook(self, layer):
         def hook(module, args, kwargs, output):
+            if not isinstance(output, Tensor):
+                kind = layer.name.rpartition(".")[2]
+                alike = [x for x in self.tracked.names if x.rpartition(".")[2] == kind]
+                raise ValueError(
+                    f"{layer.name} gives a {type(output).__name__}, not its product alone: leave "
+                    f"it out of the tracked layers by a "
+                    f"pattern{pattern_without(self.tracked, alike)}"
+                )
             a, mask = _input(layer, args, kwargs), self.batch.attention_mask.to(output.device)
             _sizes(layer, a, output, mask)
             return self._ran(layer, a, output, lambda x: _sequence_form(x, mask))
@@ -322,7 +330,8 @@ def pattern_without(tracked: Tracked, names: list[str]) -> str:
     """The end of a message: a pattern of the other tracked layers; nothing where it would be long,
     or would not leave these out."""
     rest = [x for x in tracked.names if x not in names]
-    kinds = sorted({re.sub(r"\\\.\d+(?=\\\.)", r"\\.\\d+", re.escape(x)) for x in rest})
+    named = {re.sub(r"\\\.\d+(?=\\\.)", r"\\.\\d+", re.escape(x)) for x in rest}
+    kinds = sorted({re.sub(r"\\\[\d+\\\]$", r"\\[\\d+\\]", x) for x in named})
     pattern = "^(" + "|".join(kinds) + ")$"
     if not rest or len(kinds) > 12 or any(re.search(pattern, x) for x in names):
         return ""

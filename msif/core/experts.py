@@ -34,7 +34,7 @@ def followed(model: nn.Module, layers: Iterable[Layer], ran: Ran) -> Iterator[No
     for name, wanted in modules.items():
         experts = model.get_submodule(name)
         before[name] = vars(experts).get("forward")
-        experts.forward = partial(_forward, experts, wanted, ran)  # type: ignore[assignment]
+        experts.forward = partial(_forward, experts, wanted, ran)
     try:
         yield
     finally:

@@ -219,6 +219,16 @@ def _sizes(name, module):
     return sizes
 
 
+def own_module(model: nn.Module, layer: Layer) -> nn.Module:
+    """The module whose weight is the layer's alone. ValueError for an expert, which has none."""
+    if layer.expert is not None:
+        raise ValueError(
+            f"{layer.name} is one of several experts in a parameter, which this cannot take: leave "
+            f"the experts out by a pattern such as r'layers.*attn'"
+        )
+    return model.get_submodule(layer.name)
+
+
 def matrix(module: nn.Module, tensor: Tensor) -> Tensor:
     """A weight of the module, or a gradient like it, as (…, out, in). Its own inverse.
 

@@ -225,7 +225,7 @@ def logits(model: nn.Module, batch: Batch) -> Tensor:
 
 def text_config(model: nn.Module) -> Any:
     """The part of a model's configuration that says how it reads text; None without one."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     try:
         return config.get_text_config() if hasattr(config, "get_text_config") else config
     except ValueError:  # several, as where encoder and decoder read text

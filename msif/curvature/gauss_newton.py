@@ -16,7 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from msif.core.capture import frozen
 from msif.core.data import NO_LOSS, batches, check
-from msif.core.layers import Tracked, matrix
+from msif.core.layers import Tracked, matrix, own_module
 from msif.core.models import limits, logits
 from msif.core.objectives import align
 
@@ -70,7 +70,7 @@ def _differentiable(tracked):
     Inside, attention can be differentiated twice.
     """
     model = tracked.model
-    modules = [model.get_submodule(layer.name) for layer in tracked.layers]
+    modules = [own_module(model, layer) for layer in tracked.layers]
     weights = [p for m in modules for p in (m.weight, m.bias) if p is not None]
     kind = _attention(model)
     with frozen(model):
@@ -94,7 +94,7 @@ def _set_attention(model, kind):
 
 def _parts(model, layer, v):
     """(q, o, i) as the layer's own parameters, in their precision: weight, bias if there is one."""
-    module = model.get_submodule(layer.name)
+    module = own_module(model, layer)
     v = v.to(module.weight.dtype)
     weight = matrix(module, v[..., : layer.in_features])
     return [weight, v[..., -1]] if layer.bias else [weight]
@@ -102,7 +102,7 @@ def _parts(model, layer, v):
 
 def _joined(model, layer, products):
     """The inverse of `_parts`: takes the layer's tensors from the iterator."""
-    weight = matrix(model.get_submodule(layer.name), next(products))
+    weight = matrix(own_module(model, layer), next(products))
     return torch.cat([weight, next(products)[..., None]], 2) if layer.bias else weight
 
 

@@ -11,7 +11,7 @@ from msif.core import influence
 from msif.core.capture import gradients
 from msif.core.generation import answer_start, log_probabilities, own_answers, own_share
 from msif.core.influence import Damping, Stage
-from msif.core.layers import matrix, weight_matrix
+from msif.core.layers import matrix, own_module, weight_matrix
 from msif.core.objectives import loss
 from msif.study.beds import testbed
 from msif.study.tracing import methods
@@ -147,7 +147,7 @@ def settings(stages, questions, documents, tried, batch_size=32):
 
 def weights_norm(tracked):
     """‖θ‖ over the tracked layers' weights and biases."""
-    weights = (weight_matrix(tracked.model.get_submodule(name)) for name in tracked.names)
+    weights = (weight_matrix(own_module(tracked.model, x)) for x in tracked.layers)
     return float(sum(x.double().square().sum() for x in weights)) ** 0.5
 
 
@@ -180,7 +180,7 @@ def after_step(base, tuned, documents, queries, length, batch_size=32):
 
 
 def _parameters(model, layer):
-    module = model.get_submodule(layer.name)
+    module = own_module(model, layer)
     return [module.weight, module.bias] if layer.bias else [module.weight]
 
 
@@ -188,7 +188,7 @@ def _parameters(model, layer):
 def _add(model, layer, step):
     """step (o, i), the last column the bias's."""
     weight, *bias = _parameters(model, layer)
-    weight.add_(matrix(model.get_submodule(layer.name), step[:, : layer.in_features].to(weight)))
+    weight.add_(matrix(own_module(model, layer), step[:, : layer.in_features].to(weight)))
     for b in bias:
         b.add_(step[:, -1].to(b))
 

@@ -1,7 +1,6 @@
 """The published protocol of fact tracing, on a miniature in the published formats: invented people,
 three relations of LAMA."""
 
-
 import grimp
 import pytest
 from support.lama_miniature import miniature, tokenizer
