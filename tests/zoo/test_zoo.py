@@ -22,7 +22,7 @@ def test_a_few_lines_of_the_table(family):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head, family", list(ROWS), ids="-".join)
+@pytest.mark.parametrize("head, family", list(ROWS), ids=map("-".join, ROWS))
 def test_every_line_of_the_table(head, family):
     """Right to rounding, or refused, or not built, as the table says."""
     found = checks.examined(head, family)
