@@ -108,8 +108,8 @@ def choose(
 
     damping: the `influence.Damping` d of the candidates' own stage, of each layer as in `Stage`;
     give α + d if it has an α. typical: query vectors {layer: (q, o, i)} like those to come, for
-    E[w̃²]; None: queries like the documents. Raises ValueError for a size below 1, a damping that is
-    none, and queries of other layers."""
+    E[w̃²]; None: queries like the documents. Raises ValueError for a size below 1, a damping that
+    is none, and queries of other layers."""
     size = checks.whole("size", size)
     if not isinstance(damping, influence.Damping):
         raise ValueError(f"damping is {damping!r}: expected a Damping, such as Damping(0.1)")

@@ -50,7 +50,7 @@ def one_pass(tracked: Tracked, n: int, s: int) -> MetaPass:
     for way in (meta_pass, measured_pass):
         try:
             return way(tracked, n, s)
-        except Exception:  # noqa: BLE001 - models raise whatever they like where nothing is computed
+        except Exception:  # noqa: BLE001 - models raise what they like where nothing is computed
             continue
     return bound_pass(tracked, n, s)
 

@@ -21,6 +21,7 @@ from msif.core.influence import Damping, query_gradients, score
 from msif.core.layers import tracked
 from msif.core.models import logits, tiny_gpt_neox
 from msif.core.objectives import fisher_losses, loss
+from msif.core.selfcheck import batching
 from msif.curvature import dial
 from msif.curvature.gauss_newton import GaussNewton
 from msif.rivals import inverses, similarities, trak
@@ -60,6 +61,7 @@ def plain(model, documents, batch_size=32):
 def parts(p, damping, settings):
     """{part of a method: its cost for all queries and candidates, in plain passes over one
     document}; see `pair_cost`."""
+    batching(p.tracked, [*p.queries, *p.candidates, *p.curvature], batch_size=2)  # once, uncounted
     unit = counted(lambda: plain(p.model, p.candidates)) / len(p.candidates)
     q = query_gradients(p.tracked, p.queries)
     one = {name: x[:1] for name, x in q.items()}
@@ -86,7 +88,9 @@ def parts(p, damping, settings):
         "product": lambda: stage.product(q),
         "single product": lambda: stage.product(one),
         "sampled product": lambda: sample(q),
-        "features": lambda: trak.trak_features(p.tracked, p.queries + p.candidates, project),
+        "features": lambda: [
+            trak.trak_features(p.tracked, x, project) for x in (p.queries, p.candidates)
+        ],
         "CKA": lambda: similarities.cka(q, gradients(p.tracked, few, loss)),
     }
     found = {name: counted(call) / unit for name, call in calls.items()}
@@ -132,6 +136,7 @@ def by_size(widths, documents, vocabulary, samples, queries, measure=counted):
 
 def _at_width(width, documents, vocabulary, samples, queries, measure):
     net, kept = tracked(tiny_gpt_neox(vocabulary, width=width, heads=2)), []
+    batching(net, documents, batch_size=2)  # the check of a new model, once
     found = {
         "plain": measure(lambda: plain(net.model, documents)),
         "fit": measure(lambda: kept.append(fit(net, documents, samples=samples))),
