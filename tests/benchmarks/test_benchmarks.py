@@ -162,7 +162,7 @@ def test_predicted_multiplications_are_those_that_run(shape):
 
     model, data = workload.build_model(shape), workload.build_data(shape)
     run = MsifInMemory(model, data, shape, None, "sampled")
-    batching(run.tracked, data["train"], shape.batch)  # once a model, not part of its work
+    batching(run.tracked, run.data["train"], shape.batch)  # once a model, not part of its work
     plain = counted(lambda: workload.plain(model, data["train"], shape.batch))
     predicted = size.predicted(model, run.tracked.layers, shape)
     assert counted(run.fit) / plain == pytest.approx(sum(predicted["fit"].values()), rel=1e-9)
