@@ -13,6 +13,7 @@ call, `msif trace --ask "…"` is enough. Interrupted, the same command goes on 
 """
 
 import argparse
+import re
 import runpy
 import sys
 import warnings
@@ -21,6 +22,9 @@ import webbrowser
 from msif import options
 from msif.options import STUDY, remember, settings
 
+# What a command ends with in one line; torch asserts that a device is there.
+ERRORS = (ValueError, OSError, MemoryError, ArithmeticError, ImportError, RuntimeError)
+ERRORS += (AssertionError, re.error)
 LONGEST_ANSWER = 32  # tokens of the model's own answer, whatever the rows' answers are
 
 
@@ -39,7 +43,7 @@ class Work:
         self.chosen, self.columns = chosen, (chosen.prompt_column, chosen.answer_column)
         self.base, self.tuned = (msif.load(x, **shared) for x in (chosen.base, chosen.tuned))
         self.documents = self._stream(chosen.limit)
-        self.fitted = list(self._stream(min(chosen.fit_documents, chosen.limit or sys.maxsize)))
+        self.fitted = list(self._stream(chosen.fit_documents))
         self.rows = self.tuned.answers(chosen.rows, columns=self.columns)
         if chosen.command != "plan":
             remember(chosen)
@@ -144,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nmsif: interrupted; the same command goes on where it was", file=sys.stderr)
         return 130
-    except (ValueError, OSError, MemoryError, ArithmeticError, ImportError, RuntimeError) as error:
+    except ERRORS as error:
         print(f"msif {given.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     for message in said if given.command in ("trace", "show") else []:

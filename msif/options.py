@@ -35,7 +35,6 @@ OPTIONS = (
     Option(TEXTS, "prompt_column", "prompt", "NAME", "column of rows and questions"),
     Option(TEXTS, "answer_column", "answer", "NAME", "column of rows and questions"),
     Option(TEXTS, "max_length", 2048, "TOKENS", "where documents are cut, at the latest", int),
-    Option(TEXTS, "limit", None, "N", "read so many documents at most", int),
     Option(HOW, "fit_documents", 2000, "N", "fit pre-training on the first N documents", int),
     Option(HOW, "samples", 2, "N", "pseudo-gradients a sequence, for fitting", int),
     Option(HOW, "pattern", None, "REGEX", "layers to track; else those of attention and MLP"),
@@ -54,6 +53,7 @@ OPTIONS = (
         QUESTIONS, "new_tokens", None, "N", "of its own answer; else as in the longest row", int
     ),
     Option(SCORES, "among", "documents", "WHAT", "what is scored: documents or rows"),
+    Option(SCORES, "limit", None, "N", "score so many documents at most", int),
     Option(SCORES, "damping", 1e-3, "X", "of pre-training, × the mean eigenvalue", float),
     Option(SCORES, "alpha", 0.1, "X", "of fine-tuning, × the mean eigenvalue", float),
     Option(SCORES, "top", 10, "N", "documents shown for a question", int),
@@ -139,7 +139,7 @@ def settings(given: argparse.Namespace) -> argparse.Namespace:
         raise ValueError(
             f"--folder {folder} is not one that msif has made: expected a new or empty folder"
         )
-    kept = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    kept = _remembered(path)
     kept = {name: x for name, x in kept.items() if name not in _forgotten(given, now)}
     defaults = {x.name: x.default for x in OPTIONS} | {"ask": None, "raw": False}
     found = {**defaults, **kept, **now}
@@ -151,6 +151,10 @@ def settings(given: argparse.Namespace) -> argparse.Namespace:
     asks = given.command in ("trace", "show")
     if asks and not (found["ask"] or found["questions"]):
         raise ValueError('no question: expected --ask "…", or --questions FILE')
+    if {"ask", "questions"} <= now.keys():
+        raise ValueError("--ask and --questions: expected one of them")
+    if found["top"] < 1:
+        raise ValueError(f"--top is {found['top']}: expected at least 1 document")
     if found["among"] not in ("documents", "rows"):
         raise ValueError(f"--among is {found['among']!r}: expected documents or rows")
     again = [x for x in kept if x not in now and kept[x] != defaults[x] and x != "ask"]
@@ -160,10 +164,23 @@ def settings(given: argparse.Namespace) -> argparse.Namespace:
     return argparse.Namespace(**found)
 
 
+def _remembered(path):
+    """The options that a folder remembers, those that this version knows."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        return {x: found[x] for x in [*(x.name for x in OPTIONS), "ask", "raw"] if x in found}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): remove it, and name the pair anew"
+        ) from error
+
+
 def _forgotten(given, now):
     """Names of remembered options that do not hold for this call."""
     last_trace = {x.name for x in OPTIONS if x.group in (QUESTIONS, SCORES)}
-    last_trace |= {"ask", "raw", "limit"}
+    last_trace |= {"ask", "raw"}
     names = set() if given.command == "show" else last_trace
     if {"ask", "questions"} & now.keys():
         names |= {"ask", "questions"}

@@ -186,8 +186,9 @@ class Scores:
             found = streaming.top_scores(self.found, count, normalised)
             return (found.opponents if lowest else found.proponents).tolist()
         values = self.found.normalised() if normalised else self.found.values
-        order = values.sort(dim=1, descending=not lowest, stable=True).indices[:, :count]
-        return self.index[order.cpu()].tolist()
+        rising = self.index.argsort()  # ties by index, in whatever order the documents came
+        order = values[:, rising].sort(dim=1, descending=not lowest, stable=True).indices
+        return self.index[rising[order[:, :count].cpu()]].tolist()
 
     def among(self, numbers: Collection[int]) -> dict[int, tuple[data.Sequence, Tensor, Tensor]]:
         """{number: (the document, its values (q,), its normalised values (q,))}."""

@@ -54,9 +54,25 @@ TOLD = {
 }
 
 
-def explored(scores, count, opponents, beside, options):
-    """The explorer's arguments, for the documents that stand first or last in any ranking."""
+def explored(
+    scores: Scores,
+    count: int,
+    opponents: int,
+    beside: Mapping[str, Tensor],
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """The arguments of `explorer.show`: the documents that stand first or last in any ranking."""
     index = scores.index.tolist() if beside else []
+    for name, values in beside.items():
+        shape, wanted_shape = (
+            tuple(torch.as_tensor(values).shape),
+            (len(scores.questions), len(index)),
+        )
+        if name in TOLD or shape != wanted_shape:
+            raise ValueError(
+                f"beside has {name!r} of shape {shape}: expected {wanted_shape}, questions by "
+                f"documents, under another name than {', '.join(map(repr, TOLD))}"
+            )
     wanted = {
         n
         for normalised in (True, False)

@@ -1,14 +1,17 @@
 """A stage of training: its model, its curvature, and how that is fitted and inverted."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from msif.api.models import Model
 from msif.core import data, ekfac, files, influence, store
-from msif.core.generation import own_share
+from msif.core.generation import log_probabilities, own_share
 from msif.core.influence import Damping
 from msif.core.models import limits, model_digest
 from msif.scale import fitting
@@ -47,6 +50,15 @@ class Stage:
                 f"{self.factors.header['model'][:12]}…, {source} has {digest[:12]}…: fit them on "
                 f"the stage's own model"
             )
+        for layer in self.model.tracked.layers if isinstance(self.factors.factors, dict) else ():
+            rows = self.factors.factors[layer.name].rows  # on disk, its reader has looked
+            if (rows is None) != (layer.rows is None) or not (
+                rows is None or torch.equal(rows, layer.rows)
+            ):
+                raise ValueError(
+                    f"{layer.name}: these factors were fitted with another per_head setting than "
+                    f"{source} was loaded with; fit them again"
+                )
         self.core  # noqa: B018  # a bad damping is refused here
 
     def __repr__(self) -> str:
@@ -178,8 +190,27 @@ def layers_key(model: Model) -> list[Any]:
     ]
 
 
+def _look_at_documents(model, sequences):
+    """Warn where the model knows the documents no better than chance."""
+    whole = [x for x in sequences if not isinstance(x.labels, int) and x.labels[0] != data.NO_LOSS]
+    words = limits(model.tracked.model)[0]
+    if not whole or not words < float("inf"):
+        return
+    few = whole[:: -(-len(whole) // CHECKED)]
+    tokens = sum(len(x.input_ids) - 1 for x in few)
+    nats = -log_probabilities(model.tracked.model, few).sum().item() / tokens
+    if nats > math.log(words):
+        warnings.warn(
+            f"{model.source} knows these documents no better than chance: {nats:.1f} nats a token, "
+            f"where {math.log(words):.1f} is a guess among {words:,} ({len(few)} documents looked "
+            f"at). Was it trained on such texts, with this tokenizer?",
+            stacklevel=4,
+        )
+
+
 def _look_at_answers(model, sequences):
     """Warn where the model itself would give less than half of the answers' tokens."""
+    _look_at_documents(model, sequences)
     rows = [
         x
         for x in sequences

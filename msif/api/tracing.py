@@ -10,6 +10,7 @@ from msif.api.scores import Scores
 from msif.api.stages import Stage, layers_key, name_of
 from msif.core import checks, data, files, influence, queries
 from msif.core.layers import Vectors
+from msif.core.models import model_digest
 from msif.scale import processes, streaming
 
 DOUBTFUL = 10.0  # nats: more than one document can be said to change an answer by, to first order
@@ -48,9 +49,10 @@ def trace(
     >>> print(scores)  # doctest: +ELLIPSIS
     Where was Ada born? → ...
     """
-    stages = tuple(stages)
+    stages, top = tuple(stages), checks.whole("top", top)
     _check_chain(stages, stage)
     asked = _asked(stages[-1].model, questions)
+    documents = list(documents) if isinstance(documents, list) else documents
     chain, model = [x.core for x in stages], stages[stage].model
 
     def vectors():
@@ -116,6 +118,11 @@ def _asked(model, questions):
     if not given:
         raise ValueError("there are no questions: expected at least one")
     if all(isinstance(x, data.Sequence) for x in given):
+        if any(isinstance(x.labels, int) for x in given):
+            raise ValueError(
+                "questions with a class as label: expected answers of a language model; a "
+                "classifier's scores are msif.core's"
+            )
         return given
     return model.questions(given)
 
@@ -124,6 +131,12 @@ def _check_chain(stages, stage):
     influence.check([x.core for x in stages])
     if not 0 <= stage < len(stages):
         raise ValueError(f"stage is {stage}: expected 0 to {len(stages) - 1}")
+    for k, x in enumerate(stages, 1):
+        if model_digest(x.model.tracked.model) != x.factors.header["model"]:
+            raise ValueError(
+                f"the weights of {x.model.source} have changed since stage {k} was made: its "
+                f"factors are of the weights before; fit them again"
+            )
     for k, (earlier, later) in enumerate(zip(stages, stages[1:]), 2):
         before = {x.name: (x.out_features, x.inputs) for x in earlier.model.tracked.layers}
         for x in later.model.tracked.layers:

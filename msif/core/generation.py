@@ -1,11 +1,14 @@
 """What a language model writes."""
 
 from collections.abc import Collection, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
+from transformers import GenerationConfig
 
 from msif.core import checks, data
+from msif.core.backward import frozen
 from msif.core.models import logits
 from msif.core.objectives import align, log_probability
 
@@ -31,23 +34,40 @@ def greedy(
         raise ValueError(f"prompt {empty} has no tokens; expected at least one to continue")
     ends = {"eos_token_id": sorted(stop)} if stop else {"min_new_tokens": new_tokens}
     found: list[list[int]] = [[]] * len(prompts)
-    for length in sorted({len(p) for p in prompts}):
-        rows = [i for i, p in enumerate(prompts) if len(p) == length]
-        for first in range(0, len(rows), batch_size):
-            chosen = rows[first : first + batch_size]
-            ids = torch.tensor([prompts[i] for i in chosen]).to(next(model.parameters()).device)
-            out = model.generate(  # type: ignore[operator]  # transformers has it in a mixin
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=new_tokens,
-                do_sample=False,
-                pad_token_id=0,
-                **ends,
-            )
-            for i, row in zip(chosen, out[:, length:].tolist()):
-                end = next((n for n, token in enumerate(row) if token in stop), len(row))
-                found[i] = row[:end]
+    with _plainly(model):
+        for length in sorted({len(p) for p in prompts}):
+            rows = [i for i, p in enumerate(prompts) if len(p) == length]
+            for first in range(0, len(rows), batch_size):
+                chosen = rows[first : first + batch_size]
+                ids = torch.tensor([prompts[i] for i in chosen])
+                ids = ids.to(next(model.parameters()).device)
+                out = model.generate(  # type: ignore[operator]  # transformers has it in a mixin
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=new_tokens,
+                    do_sample=False,
+                    pad_token_id=0,
+                    **ends,
+                )
+                for i, row in zip(chosen, out[:, length:].tolist()):
+                    end = next((n for n, token in enumerate(row) if token in stop), len(row))
+                    found[i] = row[:end]
     return found
+
+
+@contextmanager
+def _plainly(model):
+    """The likeliest token each time: no dropout, and none of what generation_config.json may add,
+    such as penalties for repeating.
+
+    The end-of-text tokens stay known, so that `min_new_tokens` holds them off."""
+    kept = model.generation_config
+    model.generation_config = GenerationConfig(eos_token_id=kept.eos_token_id)
+    try:
+        with frozen(model):
+            yield
+    finally:
+        model.generation_config = kept
 
 
 def answer_start(sequence: data.Sequence) -> int:
@@ -75,10 +95,11 @@ def log_probabilities(
 ) -> torch.Tensor:
     """f of each sequence, the log-probability of its labelled tokens: (q,) float64, nats."""
     device = next(model.parameters()).device
-    found = [
-        log_probability(logits(model, batch.to(device)), batch.to(device)).double().cpu()
-        for batch in data.batches(list(sequences), batch_size)
-    ]
+    with frozen(model):
+        found = [
+            log_probability(logits(model, batch.to(device)), batch.to(device)).double().cpu()
+            for batch in data.batches(list(sequences), batch_size)
+        ]
     return torch.cat(found)
 
 
@@ -91,10 +112,11 @@ def own_share(model: nn.Module, sequences: list[data.Sequence], batch_size: int 
     """
     right = total = 0
     device = next(model.parameters()).device
-    for batch in data.batches(sequences, batch_size):
-        batch = batch.to(device)
-        z, y = align(logits(model, batch), batch.labels)
-        labelled = y != data.NO_LOSS
-        right += int((z.argmax(2) == y)[labelled].sum())
-        total += int(labelled.sum())
+    with frozen(model):
+        for batch in data.batches(sequences, batch_size):
+            batch = batch.to(device)
+            z, y = align(logits(model, batch), batch.labels)
+            labelled = y != data.NO_LOSS
+            right += int((z.argmax(2) == y)[labelled].sum())
+            total += int(labelled.sum())
     return right / total

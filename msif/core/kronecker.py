@@ -126,18 +126,20 @@ class EKFAC:
 
     def kfac(self) -> "EKFAC":
         """The same eigenbases with K-FAC's eigenvalues λ_B λ_Aᵀ × (positions per sequence)."""
-        return self._with_eigenvalues(lambda x: x.positions * x.out_values[..., None] * x.in_values)
+        return self._with_eigenvalues(
+            "K-FAC", lambda x: x.positions * x.out_values[..., None] * x.in_values
+        )
 
     def identity(self) -> "EKFAC":
         """The same layers with every eigenvalue 1 in place of Λ.
 
         It is the ablation H := I (apply with damping 0).
         """
-        return self._with_eigenvalues(lambda x: torch.ones_like(x.eigenvalues))
+        return self._with_eigenvalues("1", lambda x: torch.ones_like(x.eigenvalues))
 
-    def _with_eigenvalues(self, of: Callable[[LayerFactors], Tensor]) -> "EKFAC":
+    def _with_eigenvalues(self, what: str, of: Callable[[LayerFactors], Tensor]) -> "EKFAC":
         factors = {name: replace(x, eigenvalues=of(x)) for name, x in self.factors.items()}
-        return replace(self, factors=factors)
+        return replace(self, factors=factors, header={**self.header, "eigenvalues": what})
 
 
 def _named(name, call, *arguments):

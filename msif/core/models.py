@@ -117,6 +117,8 @@ def load_model(
             f"{type(model).__name__}, which would be random: {shown}. Expected a complete "
             f"checkpoint; check that head={head!r} is the head it was trained with"
         )
+    if dtype == "float64" and hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # the grouped product of experts has no float64
     return model.to(device).eval()
 
 

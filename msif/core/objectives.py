@@ -45,8 +45,8 @@ def align(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     if labels.dim() == 1 and outputs == 1:
         raise ValueError(
             "the model's head has one output, as a reward model's: over one class cross-entropy, "
-            "its gradients and all scores are 0. Give an objective of its own (a function of "
-            "logits (n, 1) and batch that gives (n,))"
+            "its gradients and all scores are 0. Gradients and scores take an objective of its own "
+            "(a function of logits (n, 1) and batch that gives (n,)); EK-FAC cannot be fitted to it"
         )
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     labels = labels.to(logits.device)

@@ -178,6 +178,18 @@ def _equally_long(rows):
     return [_cut(x, shortest) for x in rows]
 
 
+def _lengthened(rows):
+    """As long as the longest, by repeating what they have: no token that matters is cut off."""
+    longest = max(len(x.input_ids) for x in rows)
+
+    def longer(x):
+        repeated = x.input_ids * longest
+        ids = (*repeated[: longest - 1], x.input_ids[-1])
+        return replace(x, input_ids=ids, labels=x.labels if isinstance(x.labels, int) else ids)
+
+    return [x if len(x.input_ids) == longest else longer(x) for x in rows]
+
+
 def _pair(rows, batches):
     """Two sequences that may share a batch; never as many as they have tokens."""
     if batches == "single":
@@ -202,8 +214,10 @@ def _function(model, rows, longest, several):
             beside = _logits(model, [rows[0], longest])
             neighbours = max(neighbours, _difference(beside[0], alone[0]))
     if neighbours is not None and neighbours > (loose := TOLERANCES[_dtype(model)][0]):
-        cut = _equally_long(rows)
-        equal = _beside(model, cut, [x for row in cut for x in _logits(model, [row])])
+        equal = max(
+            _beside(model, few, [x for row in few for x in _logits(model, [row])])
+            for few in (_equally_long(rows), _lengthened(rows))
+        )
         together = "equal" if equal <= loose else "single"
     later = None
     if not isinstance(rows[-1].labels, int) and len(rows[-1].input_ids) > 1:

@@ -230,6 +230,62 @@ def test_factors_of_another_model_are_refused(pair, stages):
         msif.Stage(base, stages[0].factors, damping=-1)
 
 
+def test_other_factors_in_the_same_folder_are_other_scores(pair, given, stages, tmp_path):
+    """By their eigenvalues too; factors fitted per head are not those of a plain model."""
+    (base, _), docs = pair, given[0]
+    for factors in (stages[0].factors, stages[0].factors.kfac(), stages[0].factors.identity()):
+        chain = [msif.Stage(base, factors, damping=0.1), stages[1]]
+        expected = msif.trace(chain, ASK, docs).values
+        found = msif.trace(chain, ASK, docs, folder=tmp_path).values
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max())
+    split = msif.load(base.source, per_head=True)
+    with pytest.raises(ValueError, match="another per_head setting"):
+        msif.Stage(base, msif.fit(split, docs), damping=0.1)
+
+
+def test_weights_that_changed_since_are_refused(folder, given, stages):
+    tuned = msif.load(folder / "tuned")
+    stage = msif.Stage(tuned, stages[1].factors, alpha=0.1)
+    with torch.no_grad():
+        next(tuned.tracked.model.parameters()).mul_(1.3)
+    with pytest.raises(ValueError, match="weights of .* have changed since stage 2 was made"):
+        msif.trace([stages[0], stage], ASK, given[0])
+
+
+def test_what_the_model_says_is_its_likeliest_words_whatever_its_files_ask_for(folder, pair):
+    """Neither penalties of generation_config.json nor a mode of training take part."""
+    _, tuned = pair
+    plain = tuned.questions(["Where was Hal born?"], new_tokens=6)
+    other = msif.load(folder / "tuned")
+    config = other.tracked.model.generation_config
+    config.repetition_penalty, config.no_repeat_ngram_size = 5.0, 1
+    config.suppress_tokens = [plain[0].input_ids[-1]]
+    other.tracked.model.train()
+    assert other.questions(["Where was Hal born?"], new_tokens=6) == plain
+    assert other.tracked.model.training and config is other.tracked.model.generation_config
+
+
+def test_documents_that_changed_since_are_not_shown_beside_old_scores(pair, stages, tmp_path):
+    path = tmp_path / "documents.txt"
+    path.write_text("Ada was born in Rome .\nBo likes tea .\n")
+    stream, texts = pair[0].stream(path), ["Ada likes tea .", "Bo likes milk ."]
+    scores = msif.trace(stages, ASK, stream, folder=tmp_path / "work")
+    path.write_text("Bo likes tea .\nAda was born in Rome , they say .\n")
+    with pytest.raises(ValueError, match="has changed since this stream was made"):
+        scores.top()
+    listed = pair[0].stream(texts)
+    texts.clear()
+    assert len(list(listed)) == 2
+
+
+def test_ties_are_in_the_order_of_their_index(pair, given, stages):
+    twice = [*given[0], data.Sequence(99, given[0][0].input_ids, given[0][0].labels)]
+    for docs in (twice, twice[::-1]):
+        [row, _] = msif.trace(stages, ASK, docs).top(len(docs))
+        order = [x.document for x in row]
+        assert order.index(0) + 1 == order.index(99)
+
+
 def test_wrong_turns_end_in_one_sentence(pair, given, stages):
     base, tuned = pair
     docs, rows = given
@@ -273,6 +329,16 @@ def test_rows_that_the_tuned_model_gets_wrong_are_called_out(pair, given):
     wrong = tuned.answers(asked, ["Oslo", "Rome", "Oslo"])
     with pytest.warns(UserWarning, match="gets its own fine-tuning rows wrong.* 0%"):
         msif.fit(tuned, wrong)
+
+
+def test_documents_that_the_base_does_not_know_are_called_out(folder, given):
+    base = msif.load(folder / "base")
+    wild = [
+        data.Sequence(n, (5, 22, 1, 0, 9, 7)[::k], (5, 22, 1, 0, 9, 7)[::k])
+        for n, k in enumerate((1, -1))
+    ]
+    with pytest.warns(UserWarning, match="knows these documents no better than chance"):
+        msif.fit(base, wild)
 
 
 def test_a_score_that_says_too_much_is_called_out(pair, given):

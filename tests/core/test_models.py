@@ -10,6 +10,8 @@ from torch import nn
 from transformers import (
     LlamaConfig,
     LlamaForSequenceClassification,
+    MixtralConfig,
+    MixtralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     RobertaConfig,
@@ -130,6 +132,16 @@ def test_decoder_classifier_pools_where_the_mask_ends():
         assert torch.allclose(together[n], models.logits(model, collate([row]))[0], atol=1e-6)
     with pytest.raises(ValueError, match="sequence 4 ends in token id 7"):
         models.logits(model, collate([Sequence(4, (1, 7), 0)]))
+
+
+def test_mixtures_are_read_in_float64_too(tmp_path):
+    sizes = dict(vocab_size=20, hidden_size=8, intermediate_size=12, num_hidden_layers=1)
+    heads = dict(num_attention_heads=2, num_key_value_heads=1, num_local_experts=3)
+    MixtralForCausalLM(MixtralConfig(**sizes, **heads)).save_pretrained(tmp_path)
+    model = load_model(tmp_path, "float64")
+    assert model(torch.tensor([[1, 2, 3]])).logits.dtype == torch.float64
+    gpt_neox().save_pretrained(tmp_path / "plain")
+    assert load_model(tmp_path / "plain", "float64").dtype == torch.float64
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "llama", "gpt_neox"])

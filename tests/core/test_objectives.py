@@ -184,7 +184,7 @@ every = pytest.mark.parametrize("objective", EVERY)
 def test_a_head_of_one_output_is_refused(objective):
     """Its cross-entropy is 0 whatever it says."""
     batch = collate([Sequence(0, (1, 2), 0), Sequence(1, (1, 2), 0)])
-    with pytest.raises(ValueError, match="head has one output.*Give an objective of its own"):
+    with pytest.raises(ValueError, match="head has one output.*take an objective of its own"):
         objective(torch.randn(2, 1), batch)
 
 

@@ -230,6 +230,29 @@ def test_it_is_right_one_sequence_at_a_time(make, batch_size):
     assert max(relative(found[name], x) for name, x in expected.items()) < 1e-12
 
 
+class SwitchedOnByAWord(Model):
+    """The second layer runs for a whole batch where any of its sequences has the last word."""
+
+    def forward(self, input_ids, attention_mask):
+        self.on = bool((input_ids == 10).any())
+        return super().forward(input_ids, attention_mask)
+
+    def blocks(self, x, mask):
+        x = x + self.block(self.layers[0], x, mask)
+        return x + self.block(self.layers[1], x, mask) if self.on else x
+
+
+def test_a_part_that_a_neighbours_word_switches_on_keeps_sequences_apart():
+    """The word stands where rows cut to the shortest do not have it."""
+    data = [Sequence(n, x, x) for n, x in enumerate([(1, 2, 3, 4), (1, 10, 3), (1, 2), (3, 10)])]
+    model = SwitchedOnByAWord()
+    first = tracked(model, r"^layers\.0$")
+    with pytest.warns(UserWarning, match="with those beside it"):
+        assert batching(first, data, 8) == "single"
+    expected = weight_gradients(model, first.layers, data, plain_loss)
+    assert relative(gradients(first, data, loss, 8)["layers.0"], expected["layers.0"]) < 1e-12
+
+
 @pytest.mark.parametrize("make, together", [(OfTheLongest, "equal"), (OfItsNeighbours, "single")])
 def test_neighbours_that_matter_are_kept_apart_with_a_word(make, together):
     model = tracked(make())
