@@ -24,10 +24,13 @@ def test_a_few_lines_of_the_table(family):
 @pytest.mark.slow
 @pytest.mark.parametrize("head, family", list(ROWS), ids=map("-".join, ROWS))
 def test_every_line_of_the_table(head, family):
-    """Right to rounding, or refused, or not built, as the table says."""
+    """Right to rounding, or refused, or not built, as the table says.
+
+    What transformers says of a model that it cannot build may name any one of several things."""
     found = checks.examined(head, family)
     print(found)
-    assert found.cells() == ROWS[head, family]
+    compared = 2 if found.verdict == "not built" else None
+    assert found.cells()[:compared] == ROWS[head, family][:compared]
 
 
 def test_small_models_are_small_and_the_same_each_time():
