@@ -26,7 +26,8 @@ from msif.core.data import Sequence
 from msif.core.influence import score
 from msif.core.layers import Tracked, tracked, tracked_layers
 from msif.scale import fitting, processes
-from msif.scale.plan import human, parse_bytes, plan_fit, plan_score
+from msif.scale.plan import plan_fit, plan_score
+from msif.scale.sizes import human, parse_bytes
 
 REPORTS = Path(__file__).parent.parent / "reports" / "benchmarks"
 

@@ -1,20 +1,20 @@
 """A language model with its tokenizer, and the texts that it reads."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from msif.api.streams import Stream, file_state, kept_apart
 from msif.core import checks, data, rows
 from msif.core.generation import greedy
 from msif.core.layers import Tracked, tracked
 from msif.core.models import limits, load_model, load_tokenizer
-from msif.scale import processes, streaming
+from msif.scale import processes
 
 LONGEST = 2048  # tokens of a document, where neither the call nor the model says less
 
@@ -65,7 +65,7 @@ class Model:
         max_length: int | None = None,
         column: str = "text",
         limit: int | None = None,
-    ) -> "Stream":
+    ) -> Stream:
         """The same for a corpus that memory does not hold: it is read and tokenised anew each time
         it is gone through.
 
@@ -82,7 +82,7 @@ class Model:
             )
         if limit is not None:
             limit = checks.whole("limit", limit)
-        texts = texts if isinstance(texts, str | Path) else _kept_apart(texts)
+        texts = texts if isinstance(texts, str | Path) else kept_apart(texts)
         longest = self._longest(max_length)
         return Stream(texts, self.tokenizer, longest, column, limit, file_state(texts))
 
@@ -259,39 +259,6 @@ class Model:
 
 def _first(values, limit):
     return list(islice(values, None if limit is None else checks.whole("limit", limit)))
-
-
-@dataclass(frozen=True)
-class Stream:
-    """Documents that are read and tokenised anew each time they are gone through."""
-
-    texts: Iterable[str] | str | Path
-    tokenizer: PreTrainedTokenizerBase
-    max_length: int
-    column: str = "text"
-    limit: int | None = None
-    made_of: tuple[int, int] | None = None  # size and time of a file, when the stream was made
-
-    def __iter__(self) -> Iterator[data.Sequence]:
-        texts = self.texts
-        if self.made_of != file_state(texts):
-            raise ValueError(f"{texts} has changed since this stream was made of it: make it anew")
-        if isinstance(texts, str | Path):
-            texts = data.load_texts(texts, self.column, streaming=True, limit=self.limit)
-        return streaming.tokenised(islice(texts, self.limit), self.tokenizer, self.max_length)
-
-
-def file_state(texts: Any) -> tuple[int, int] | None:
-    """Size and time of change of a file; None for anything else."""
-    if not isinstance(texts, str | Path) or not Path(texts).is_file():
-        return None
-    found = Path(texts).stat()
-    return found.st_size, found.st_mtime_ns
-
-
-def _kept_apart(texts):
-    """A list as it is now; other iterables start anew by themselves."""
-    return tuple(texts) if isinstance(texts, list) else texts
 
 
 def load(

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from msif.api.models import Stream
 from msif.api.scores import Scores
 from msif.api.stages import Stage, layers_key, name_of
+from msif.api.streams import Stream
 from msif.core import checks, data, files, influence, queries
 from msif.core.layers import Vectors
 from msif.core.models import model_digest

@@ -257,7 +257,7 @@ def _rows(model, getter):
     """Rows of the embedding or unembedding; None where there is none."""
     try:
         found = getattr(model, getter)()
-    except (AttributeError, NotImplementedError):
+    except (AttributeError, NotImplementedError):  # how transformers says that there is none
         return None
     return len(found.weight) if isinstance(found, nn.Embedding | nn.Linear) else None
 

@@ -104,5 +104,5 @@ def _packed(model) -> list[tuple[str, Tensor]]:
 def _module(model, getter):
     try:
         return getattr(model, getter)()
-    except (AttributeError, NotImplementedError):
+    except (AttributeError, NotImplementedError):  # how transformers says that there is none
         return None

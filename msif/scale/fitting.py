@@ -39,7 +39,8 @@ from msif.core.objectives import fisher_losses
 from msif.core.products import aligned
 from msif.core.resources import require
 from msif.scale import processes, sums
-from msif.scale.plan import parse_bytes, plan_fit
+from msif.scale.plan import plan_fit
+from msif.scale.sizes import parse_bytes
 
 
 def fit(

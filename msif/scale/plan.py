@@ -13,7 +13,6 @@ t = n·s positions,
 """
 
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -26,19 +25,9 @@ from msif.core.models import text_config
 from msif.core.products import WORKSPACE
 from msif.core.resources import available_memory
 from msif.scale.meta import one_pass
+from msif.scale.sizes import human, parse_bytes
 from msif.scale.sums import packed
 
-UNITS = {
-    "": 1,
-    "K": 10**3,
-    "M": 10**6,
-    "G": 10**9,
-    "T": 10**12,
-    "KI": 2**10,
-    "MI": 2**20,
-    "GI": 2**30,
-    "TI": 2**40,
-}
 EIGH_COPIES = 6  # float64 matrices held at once: M, symmetrised, vectors, LAPACK's 2, 1 in and out
 SLACK = 1.2  # what allocators hold for tensors that come and go, over what is in use at once
 _PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk")
@@ -48,27 +37,6 @@ _HOW = {
     "bound": "\n  activations and arithmetic of a pass bounded by the sizes of the layers",
 }
 EIGH_FLOPS = 9  # × d³: tridiagonalisation, divide and conquer, back-transformation
-
-
-def parse_bytes(size: str | float, what: str = "memory") -> int:
-    """Bytes of "16GiB", "500 MB" or a number.
-
-    Raises ValueError, naming `what` it is of, for anything else, and for nothing at all."""
-    found = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?I?)B?\s*", str(size).upper())
-    if not found or found[2] not in UNITS or not (number := float(found[1]) * UNITS[found[2]]) > 0:
-        raise ValueError(
-            f"{what} is {size!r}: expected a size such as '16GiB', '500MB' or a number of bytes"
-        )
-    return int(number)
-
-
-def human(size: float) -> str:
-    """Bytes in a readable unit: "512 MiB"."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1024
-    return f"{size:.3g} TiB"
 
 
 @dataclass(frozen=True)

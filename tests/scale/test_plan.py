@@ -20,7 +20,8 @@ from transformers import (
 
 from msif.core.layers import tracked
 from msif.core.models import tiny_gpt_neox
-from msif.scale.plan import human, least_memory, parse_bytes, plan_fit, plan_score
+from msif.scale.plan import least_memory, plan_fit, plan_score
+from msif.scale.sizes import human, parse_bytes
 
 
 def mistral():

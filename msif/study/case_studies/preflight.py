@@ -21,7 +21,8 @@ from transformers import AutoConfig, GPTNeoXConfig
 
 from msif.core.layers import tracked
 from msif.core.resources import available_memory
-from msif.scale.plan import human, model_bytes, parse_bytes, plan_fit, plan_score
+from msif.scale.plan import model_bytes, plan_fit, plan_score
+from msif.scale.sizes import human, parse_bytes
 from msif.study import params, paths
 from msif.study.beds import pairs
 from msif.study.case_studies.available import packages, sources_here, writable

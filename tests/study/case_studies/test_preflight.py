@@ -12,7 +12,8 @@ from support import ROOT
 from transformers import GPTNeoXConfig
 
 from msif.core.layers import tracked
-from msif.scale.plan import human, model_bytes, plan_fit
+from msif.scale.plan import model_bytes, plan_fit
+from msif.scale.sizes import human
 from msif.study.beds import pairs
 from msif.study.case_studies import available, preflight
 from msif.study.corpora import pinned
