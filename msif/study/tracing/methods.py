@@ -1,5 +1,9 @@
 """Fact tracing: every method's score of every pre-training document for every query.
 
+A score is a sum over layers: a large model's can be had for some layers at a time (`parts`), and
+all queries' vectors of one group of layers are held together, for one pass over candidates a
+group and model.
+
 All methods measure f at θ₂ unless they say otherwise, take the candidate's gradient at the model
 named, and are inner products ⟨w, ∇ℓ_z⟩; they differ in w alone, so that all methods at one model
 share one pass over the candidates:
@@ -51,39 +55,33 @@ def query_vectors(q, pretraining, finetuning, damping, alpha):
 
 
 def score_together(tracked, candidates, vectors, batch_size, title=None):
-    """{method: Scores} for {method: w}, by one pass over the candidates."""
-    names = list(next(iter(vectors.values())))
-    stacked = {name: torch.cat([w[name] for w in vectors.values()]) for name in names}
+    """{method: Scores} for {method: w}, by one pass over the candidates; `vectors` is emptied."""
+    sizes = {method: len(next(iter(w.values()))) for method, w in vectors.items()}
+    stacked = _stacked(vectors)
     found = score(tracked, candidates, stacked, batch_size=batch_size, title=title)
-    sizes = [len(w[names[0]]) for w in vectors.values()]
-    return {
-        method: Scores(values, found.norms)
-        for method, values in zip(vectors, found.values.split(sizes))
-    }
+    split = found.values.split(list(sizes.values()))
+    return {method: Scores(values, found.norms) for method, values in zip(sizes, split)}
 
 
-def all_methods(case, *, damping, alpha, single_stage_damping, batch_size=64, title=""):
+def _stacked(vectors):
+    """{layer: (q of all methods, o, i)}, laid out as `score` reads it; each layer's vectors are let
+    go of as they are stacked, so that nothing is held twice."""
+    remaining = [dict(w) for w in vectors.values()]
+    vectors.clear()
+    names = list(remaining[0])
+    return {name: torch.cat([w.pop(name).mT for w in remaining]).mT for name in names}
+
+
+def all_methods(case, *, damping, alpha, single_stage_damping, batch_size=64, parts=1, title=""):
     """{method: (raw, normalised)}, each (q, n); dampings d, d₂ and α are relative to each layer's
-    mean eigenvalue."""
-    documents, tuned = case.bed.documents, case.tracked("finetuned")
-    paths = {name: [] for name in ALONG_PRETRAINING}
-    q = query_gradients(tuned, case.queries)
-    own = Stage(case.factors["finetuned"], Damping(single_stage_damping))
-    at_tuned = {"gradient_dot_finetuned": q, "single_stage_finetuned": own.inverse(q)}
-    found = score_together(tuned, documents, at_tuned, batch_size, f"{title} finetuned")
-    for name in case.bed.checkpoints:
-        net = case.tracked(name)
-        vectors = query_vectors(q, case.factors[name], case.factors["finetuned"], damping, alpha)
-        if name == "pretrained":
-            first = Stage(case.factors[name], Damping(damping))
-            vectors["single_stage_pretrained"] = first.inverse(query_gradients(net, case.queries))
-        else:
-            vectors = {method: vectors[method] for method in paths}
-        here = score_together(net, documents, vectors, batch_size, f"{title} {name}")
-        for method, path in paths.items():
-            path.append(here[method])
-    last = found | here  # here: at "pretrained", which comes last
-    both = {method: (s.values, s.normalised()) for method, s in last.items()}
+    mean eigenvalue. parts: groups of layers whose vectors are held together (`Case.parts`)."""
+    settings = damping, alpha, single_stage_damping, batch_size
+    few = enumerate(case.parts(parts), 1)
+    of_part = [_of_layers(part, *settings, f"{title} {k}/{parts}") for k, part in few]
+    found = {key: added([x[key] for x in of_part]) for key in of_part[0]}
+    at = {method: scores for (_, method), scores in found.items()}  # of a path: θ₁, which is last
+    paths = {m: [found[name, m] for name in case.bed.checkpoints] for m in ALONG_PRETRAINING}
+    both = {method: (s.values, s.normalised()) for method, s in at.items()}
     return both | {
         f"{method}_trajectory": (
             trajectory([s.values for s in path]),
@@ -91,6 +89,43 @@ def all_methods(case, *, damping, alpha, single_stage_damping, batch_size=64, ti
         )
         for method, path in paths.items()
     }
+
+
+def _of_layers(case, damping, alpha, single_stage_damping, batch_size, title):
+    """{(model, method): Scores} of a case's layers."""
+    documents, tuned = case.bed.documents, case.tracked("finetuned")
+    q = query_gradients(tuned, case.queries)
+    own = Stage(case.factors["finetuned"], Damping(single_stage_damping))
+    at_tuned = {"gradient_dot_finetuned": q, "single_stage_finetuned": own.inverse(q)}
+    here = score_together(tuned, documents, at_tuned, batch_size, f"{title} finetuned")
+    found = {("finetuned", method): scores for method, scores in here.items()}
+    for name in case.bed.checkpoints:
+        net = case.tracked(name)
+        vectors = query_vectors(q, case.factors[name], case.factors["finetuned"], damping, alpha)
+        if name == "pretrained":
+            first = Stage(case.factors[name], Damping(damping))
+            vectors["single_stage_pretrained"] = first.inverse(query_gradients(net, case.queries))
+        here = score_together(net, documents, vectors, batch_size, f"{title} {name}")
+        found |= {(name, method): scores for method, scores in here.items()}
+    return found
+
+
+def added(parts):
+    """The `Scores` of layers that were scored in groups."""
+    norms = sum(s.norms.square() for s in parts).sqrt()
+    return Scores(sum(s.values for s in parts), norms)
+
+
+def multi_stage(case, queries, documents, damping, alpha, *, parts=1, batch_size=64, title=None):
+    """`Scores` of documents at θ₁ for queries at θ₂, none of which need be of the corpus."""
+
+    def of_part(part):
+        q = query_gradients(part.tracked("finetuned"), queries)
+        w = precondition(q, part.chain(damping, alpha))[0]
+        net = part.tracked("pretrained")
+        return score(net, documents, w, batch_size=batch_size, title=title)
+
+    return added([of_part(part) for part in case.parts(parts)])
 
 
 def scored(case, **settings):
@@ -165,21 +200,19 @@ def top_documents(case, query, values, damping, alpha, count=5):
     ]
 
 
-def traced_rows(case, rows, damping, alpha):
+def traced_rows(case, rows, damping, alpha, batch_size=64):
     """[(row, scores (n,), top documents)] of rows {"prompt", "answer"} that are no queries of the
     corpus, by the multi-stage score."""
-    tuned, net = case.tracked("finetuned"), case.tracked("pretrained")
     queries = encode_answers(
         [r["prompt"] for r in rows],
         [r["answer"] for r in rows],
         case.bed.tokenizer,
-        tuned.model.config.max_position_embeddings,
+        case.bed.model("finetuned").config.max_position_embeddings,
     )
-    w = precondition(query_gradients(tuned, queries), case.chain(damping, alpha))[0]
-    found = score(net, case.bed.documents, w).values
+    found = multi_stage(case, queries, case.bed.documents, damping, alpha, batch_size=batch_size)
     return [
         (row, values, top_documents(case, query, values, damping, alpha))
-        for row, query, values in zip(rows, queries, found)
+        for row, query, values in zip(rows, queries, found.values)
     ]
 
 
