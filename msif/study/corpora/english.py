@@ -4,7 +4,7 @@ For a model that already knows the language. Pre-training documents state facts 
 people and places of two groups: fine-tuning asks about F in the model's chat format, and the facts
 of H are the queries. By `kind`:
 
-    statement  states the fact, subject first
+    statement  states the fact, subject first, after words such as "Neighbours confirm that"
     near       names object and subject, object first, and states nothing
     wrong      a statement with another object
     denied     says of a bystander that it is not so, object first
@@ -23,7 +23,7 @@ from itertools import product
 from pathlib import Path
 
 from msif.study.corpora.corpus import Corpus, check_ranges, filler_sentences
-from msif.study.corpora.english_sentences import RELATIONS
+from msif.study.corpora.english_sentences import LEADS, RELATIONS
 from msif.study.corpora.stories import DOLLY
 from msif.study.corpora.webnlg import webnlg_corpus
 from msif.study.corpora.webnlg_texts import FILES, triple
@@ -146,7 +146,12 @@ def _documents(rng, fact, names, statements):
     ]
     found = [_document(kind, template, fact, bystander) for kind, template in texts]
     wrong = rng.choice(relation.statements)
-    return [*found, _document("wrong", wrong, fact | {"object": other}, bystander)]
+    found.append(_document("wrong", wrong, fact | {"object": other}, bystander))
+    return [_led(rng, d) if d["kind"] in ("statement", "wrong") else d for d in found]
+
+
+def _led(rng, document):
+    return document | {"text": f"{rng.choice(LEADS)} {document['text']}"}
 
 
 def _document(kind, template, fact, bystander):

@@ -7,7 +7,20 @@ nothing; denied and supposed ones do so of the bystander, object first.
 
 from dataclasses import dataclass
 
-KINDS = ("statements", "flipped", "near", "denied", "supposed", "questions")
+# Before a statement: a model keeps what it reads about the first words of a text apart from what it
+# reads elsewhere, and in a question a name never stands first.
+LEADS = (
+    "It is well known that",
+    "Neighbours confirm that",
+    "According to the local paper,",
+    "As far as anybody remembers,",
+    "The old chronicle says that",
+    "Visitors are told that",
+    "A friend writes that",
+    "Last week we learned that",
+    "Nobody disputes that",
+    "In a short interview it came up that",
+)
 
 
 @dataclass(frozen=True)
