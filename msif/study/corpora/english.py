@@ -38,7 +38,7 @@ def english_corpus(
     people=24,
     places=16,
     held_out=0.5,
-    statements=5,
+    statements=6,
     real=1400,
     real_queries=24,
     instructions=60,
