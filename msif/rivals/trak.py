@@ -1,8 +1,9 @@
 """TRAK: random projections of the margin's gradient, over several models.
 
-    s(z) = φ(query)ᵀ (ΦᵀΦ)⁻¹ φ(z) (1 − p_z),   φ = Pᵀ∇m,   m the margin, P random (of traker).
+    s(z) = φ(query)ᵀ (ΦᵀΦ + r I)⁻¹ φ(z) (1 − p_z),   φ = Pᵀ∇m,   m the margin, P random (of traker)
 
-Source: Park et al. 2023 (arXiv 2303.14186).
+r is `ridge` × the mean diagonal of ΦᵀΦ; none in the source, Park et al. 2023 (arXiv 2303.14186),
+where features are few beside documents.
 """
 
 import torch
@@ -51,15 +52,26 @@ def trak_features(tracked, sequences, project, batch_size=64):
     return torch.cat([features(sequences[i : i + batch_size]) for i in starts])
 
 
-def trak(queries, candidates, weights):
+def trak(queries, candidates, weights, ridge=0.0):
     """TRAK's scores (q, n) from lists over models: φ(query) (q, k), φ(z) (n, k) and 1 − p_z (n,).
 
     Scores and weights are averaged over models before they are multiplied, as in the source.
-    Raises ValueError for fewer candidates than features, whose ΦᵀΦ has no inverse."""
-    if (n := len(candidates[0])) < (k := candidates[0].shape[1]):
+    ridge: relative to the mean diagonal of ΦᵀΦ. Raises ValueError for a negative one, and without
+    any for fewer candidates than features, whose ΦᵀΦ has no inverse."""
+    if not 0 <= ridge < float("inf"):
+        raise ValueError(f"a ridge of {ridge!r}: expected a finite number, at least 0")
+    if not ridge and (n := len(candidates[0])) < (k := candidates[0].shape[1]):
         raise ValueError(
             f"{n} candidates for {k} features: ΦᵀΦ is singular; "
-            f"project to fewer than {n} dimensions"
+            f"project to fewer than {n} dimensions, or give a ridge"
         )
-    scores = [q @ torch.linalg.solve(phi.mT @ phi, phi.mT) for q, phi in zip(queries, candidates)]
+    scores = [q @ _solved(phi, ridge) for q, phi in zip(queries, candidates)]
     return torch.stack(scores).mean(0) * torch.stack(weights).mean(0)
+
+
+def _solved(phi, ridge):
+    """(ΦᵀΦ + r I)⁻¹ Φᵀ: (k, n)."""
+    gram = phi.mT @ phi
+    if ridge:
+        gram.diagonal().add_(ridge * gram.diagonal().mean())
+    return torch.linalg.solve(gram, phi.mT)

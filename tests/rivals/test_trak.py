@@ -31,9 +31,36 @@ def test_trak_without_projection_is_its_formula():
     assert relative(doubled, 2 * expected) < 1e-8
 
 
-def test_trak_needs_more_candidates_than_features():
+@pytest.mark.parametrize("ridge", [0.0, 0.1, 2.0])
+def test_a_ridge_is_relative_to_the_mean_diagonal_of_each_model(ridge):
+    """Two models of other scale: Σ_k φ_k(q)ᵀ (Φ_kᵀΦ_k + λ tr(Φ_kᵀΦ_k)/k I)⁻¹ φ_k(z) / 2 × mean
+    weight; with a ridge also for fewer candidates than features, and 0 is no ridge."""
+    g = torch.Generator().manual_seed(0)
+    n = 4 if ridge else 9
+    queries = [torch.randn(2, 6, generator=g, dtype=torch.float64) for _ in range(2)]
+    phis = [s * torch.randn(n, 6, generator=g, dtype=torch.float64) for s in (1, 30)]
+    weights = [torch.rand(n, generator=g, dtype=torch.float64) for _ in range(2)]
+    expected = 0
+    for q, phi in zip(queries, phis):
+        gram = sum(torch.outer(z, z) for z in phi)
+        gram = gram + ridge * gram.trace() / 6 * torch.eye(6, dtype=torch.float64)
+        expected = expected + q @ gram.inverse() @ phi.mT / 2
+    expected = expected * (weights[0] + weights[1]) / 2
+    assert relative(trak.trak(queries, phis, weights, ridge), expected) < 1e-8
+
+
+def test_a_large_ridge_is_the_inner_product_of_features():
+    phi, q = torch.randn(5, 8, dtype=torch.float64), torch.randn(2, 8, dtype=torch.float64)
+    found = trak.trak([q], [phi], [torch.ones(5, dtype=torch.float64)], ridge=1e9)
+    scale = 1e9 * phi.square().sum() / 8
+    assert relative(found * scale, q @ phi.mT) < 1e-6
+
+
+def test_trak_without_a_ridge_needs_more_candidates_than_features():
     with pytest.raises(ValueError, match="2 candidates for 3 features"):
         trak.trak([torch.ones(1, 3)], [torch.ones(2, 3)], [torch.ones(2)])
+    with pytest.raises(ValueError, match="a ridge of -1"):
+        trak.trak([torch.ones(1, 3)], [torch.ones(2, 3)], [torch.ones(2)], ridge=-1)
 
 
 def test_the_projector_is_one_linear_map_that_keeps_inner_products_on_average():

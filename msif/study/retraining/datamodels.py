@@ -102,16 +102,16 @@ def implied_alpha(case):
     return torch.stack(found).median().item()
 
 
-def trak_scores(recipe, seeds, dimension):
+def trak_scores(recipe, seeds, dimension, ridge=0.0):
     """{"trak/raw": (q, N)}: TRAK at θ₂ of one model a seed, each of which saw a random half of the
-    documents."""
+    documents. ridge: relative, see `trak.trak`."""
 
     def compute():
         halves = half_subsets(len(recipe.corpus.documents), len(seeds), seed=seeds[0])
         found = [_features(recipe, half, seed, dimension) for half, seed in zip(halves, seeds)]
-        return {"trak/raw": trak(*zip(*found))}
+        return {"trak/raw": trak(*zip(*found), ridge)}
 
-    key = recipe.key() | {"seeds": list(seeds), "dimension": dimension}
+    key = recipe.key() | {"seeds": list(seeds), "dimension": dimension, "ridge": ridge}
     return scratch.tensors("trak", key, compute)
 
 
