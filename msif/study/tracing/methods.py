@@ -15,9 +15,12 @@ share one pass over the candidates:
     single_stage_pretrained   w = (H₁ + d)⁻¹ ∇(−f)(θ₁)    query and candidate at θ₁
     single_stage_finetuned    w = (H₂ + d₂)⁻¹ q           query and candidate at θ₂
     gradient_dot_finetuned    w = q                       query and candidate at θ₂
-    …_trajectory              the sum over pre-training checkpoints, each divided by its standard
-                              deviation (no unit), of the first four; of gradient_dot it is
-                              TracInCP's (Pruthi et al. 2020), with the query at θ₂
+    gradient_dot_pretrained   w = ∇(−f)(θ₁)               query and candidate at θ₁
+    …_trajectory              the sum over pre-training checkpoints θ_k in place of θ₁, each divided
+                              by its standard deviation (no unit), of the first five. Of
+                              gradient_dot it is not TracInCP, as its query stays at θ₂; of
+                              single_stage_pretrained the query is at θ_k too
+    tracincp                  Σ_k η_k ⟨∇(−f)(θ_k), ∇ℓ_z(θ_k)⟩, as published (`rivals.tracin`)
 """
 
 import torch
@@ -34,11 +37,18 @@ from msif.core.influence import (
     trajectory,
 )
 from msif.rivals.retrieval import bm25
+from msif.rivals.tracin import tracincp
 from msif.study import metrics, scratch
 from msif.study.tracing.names import FORMS
 
-# The methods with a …_trajectory: those whose query stands at θ₂ and whose candidates at θ₁.
-ALONG_PRETRAINING = ("multi_stage", "pretraining_only", "finetuning_only", "gradient_dot")
+# The methods with a …_trajectory.
+ALONG_PRETRAINING = (
+    "multi_stage",
+    "pretraining_only",
+    "finetuning_only",
+    "gradient_dot",
+    "single_stage_pretrained",
+)
 
 
 def query_vectors(q, pretraining, finetuning, damping, alpha):
@@ -72,12 +82,13 @@ def _stacked(vectors):
     return {name: torch.cat([w.pop(name).mT for w in remaining]).mT for name in names}
 
 
-def all_methods(case, *, parts=1, title="", **settings):
+def all_methods(case, *, parts=1, title="", rates=None, **settings):
     """{method: (raw, normalised)}, each (q, n).
 
     settings: damping, alpha and single_stage_damping, d, α and d₂ relative to each layer's mean
     eigenvalue, and batch_size. parts: groups of layers whose vectors are held together
-    (`Case.parts`); with several, each group's scores at each model are kept in scratch/."""
+    (`Case.parts`); with several, each group's scores at each model are kept in scratch/. rates: the
+    learning rate of each pre-training checkpoint, for TracInCP; None: constant."""
     path = case.bed.checkpoints
     at = {name: _in_parts(case, name, parts, title, settings) for name in ("finetuned", *path)}
     last = at["finetuned"] | at["pretrained"]
@@ -88,6 +99,11 @@ def all_methods(case, *, parts=1, title="", **settings):
             trajectory([s.values for s in found]),
             trajectory([s.normalised() for s in found]),
         )
+    dots = [at[name]["gradient_dot_pretrained"] for name in path]
+    both["tracincp"] = (
+        tracincp([s.values for s in dots], rates),
+        tracincp([s.normalised() for s in dots], rates),
+    )
     return both
 
 
@@ -119,9 +135,9 @@ def _at_model(case, name, *, damping, alpha, single_stage_damping, batch_size=64
         vectors = {"gradient_dot_finetuned": q, "single_stage_finetuned": own.inverse(q)}
     else:
         vectors = query_vectors(q, case.factors[name], case.factors["finetuned"], damping, alpha)
-    if name == "pretrained":
-        first = Stage(case.factors[name], Damping(damping))
-        vectors["single_stage_pretrained"] = first.inverse(query_gradients(net, case.queries))
+        own, first = query_gradients(net, case.queries), Stage(case.factors[name], Damping(damping))
+        vectors["gradient_dot_pretrained"] = own
+        vectors["single_stage_pretrained"] = first.inverse(own)
     return score_together(net, case.bed.documents, vectors, batch_size, title)
 
 
@@ -248,6 +264,7 @@ def costs(case):
     found = {
         "gradient_dot": 1,
         "gradient_dot_finetuned": 1,
+        "gradient_dot_pretrained": 1,
         "pretraining_only": 1 + one,
         "single_stage_pretrained": 1 + one,
         "finetuning_only": 1 + two,
@@ -255,8 +272,10 @@ def costs(case):
         "multi_stage": 1 + one + two,
         "bm25": 0,
         "gradient_dot_trajectory": len(path),
+        "tracincp": len(path),
         "finetuning_only_trajectory": len(path) + two,
         "pretraining_only_trajectory": len(path) + fit(*path),
+        "single_stage_pretrained_trajectory": len(path) + fit(*path),
         "multi_stage_trajectory": len(path) + fit(*path) + two,
     }
     return {method: round(float(cost), 2) for method, cost in found.items()}
