@@ -13,8 +13,9 @@ for pre-training; λ is chosen so that λ R_rows and (1 − λ) R_documents have
 a given place of all blocks' sorted eigenvalues: what the task's questions have in common, before
 that place, is divided away. With `moments`, D is first divided element by element by √V, V the
 second moment of an optimiser that keeps it as rank one (Adafactor), which scales the two factors
-and forms no D either. All gradients are at one model. Source: Chang et al. 2024 (arXiv
-2410.17413); d is ours, as fewer gradients than features leave R singular.
+and forms no D either. All gradients are at one model; ours is that queries and rows may be at
+another one than the documents. Source: Chang et al. 2024 (arXiv 2410.17413); d is ours, as fewer
+gradients than features leave R singular.
 """
 
 import torch
@@ -38,6 +39,7 @@ def scores(
     moments=None,
     seed=0,
     batch_size=64,
+    asking=None,
 ):
     """TrackStar's score of every document for every query, at the tracked model: (q, n) float32
     (float64 for such a model).
@@ -46,8 +48,9 @@ def scores(
     side that is no longer than that is left as it is; dimension² features a layer are kept of
     every sequence, and R is a matrix of that size squared. mix: λ from 0 to 1, None for the rule
     above. damping: d, relative to the mean eigenvalue of each block. moments: of `second_moments`,
-    or None. Costs a forward and a backward pass a document. Raises ValueError for settings out of
-    range.
+    or None. asking: the tracked model of queries and rows, with the same layers; None: the
+    documents' own. Costs a forward and a backward pass a document. Raises ValueError for settings
+    out of range.
     """
     if dimension < 1 or not (mix is None or 0 <= mix <= 1) or not damping >= 0:
         raise ValueError(
@@ -55,10 +58,14 @@ def scores(
             f"expected at least 1, None or 0 to 1, at least 0"
         )
     sides = projections(tracked.layers, dimension, seed, next(tracked.model.parameters()), moments)
-    asked, found, task = (
-        features(tracked, x, sides, batch_size) for x in (queries, documents, rows)
-    )
-    white = whitening(task, found, mix, damping)
+    asking = asking or tracked
+    asked, task = (features(asking, x, sides, batch_size) for x in (queries, rows))
+    found = features(tracked, documents, sides, batch_size)
+    return cosines(asked, found, whitening(task, found, mix, damping))
+
+
+def cosines(asked, found, white):
+    """(q, n) of features of queries and documents, {layer: (·, k)}, by `whitening`'s matrices."""
 
     def unit(x):
         return F.normalize(torch.cat([x[name] @ white[name] for name in x], 1), dim=1)

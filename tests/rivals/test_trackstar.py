@@ -56,6 +56,21 @@ def test_without_projection_it_is_the_formula_on_dense_gradients():
     assert found.shape == (3, 9) and relative(found, expected) < 1e-8
 
 
+def test_queries_and_rows_may_stand_at_another_model_than_the_documents():
+    other = tracked(neox(seed=5), "layers.1.mlp|layers.1.attention.dense")
+    asked, rows = (
+        {
+            name: x.flatten(1)
+            for name, x in weight_gradients(other.model, LAYERS, few, plain_loss).items()
+        }
+        for few in (QUERIES, ROWS)
+    )
+    expected = formula(asked, dense(DOCUMENTS), rows, 0.3, 1e-1)
+    settings = {"dimension": WIDE, "mix": 0.3, "damping": 1e-1}
+    found = trackstar.scores(TRACKED, QUERIES, DOCUMENTS, ROWS, asking=other, **settings)
+    assert relative(found, expected) < 1e-8
+
+
 def test_much_damping_is_the_cosine_of_gradients():
     """R + d → a multiple of the identity in every block,
     so of equal blocks where there is one layer."""

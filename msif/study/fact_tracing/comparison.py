@@ -10,6 +10,9 @@
                                 at θ₁, hidden_input of mean input embeddings; means over documents
                                 taken off (`representations`)
     trackstar                   cosine of projected, whitened gradients at θ₂ (`trackstar`)
+    trackstar_trajectory, trak, trak_trajectory
+                                over checkpoints, and TRAK (`rivals`), with the settings that
+                                `tuning` chose; without any, absent, and TrackStar's the default
     multi_stage_refined         conjugate gradients on the exact Gauss-Newton matrix, preconditioned
                                 by EK-FAC (`dial`)
     multi_stage… + embeddings   reciprocal rank fusion of influence with a text search, for each of
@@ -30,7 +33,7 @@ from msif.core.data import encode_documents
 from msif.rivals import representations, retrieval, trackstar
 from msif.study import metrics, scratch
 from msif.study.corpora import english_unseen
-from msif.study.fact_tracing import probes
+from msif.study.fact_tracing import probes, tuning
 from msif.study.tracing import methods
 from msif.study.tracing.candidates import candidate_table
 from msif.study.tracing.refined import with_products
@@ -104,10 +107,13 @@ def similar(case, dimension, batch_size=64):
     return {f"{name}/raw": torch.as_tensor(x, dtype=torch.float32) for name, x in found.items()}
 
 
-def compared(case, *, embedder=None, dimension=16, refined=None, at_once=None, **settings):
+def compared(
+    case, *, embedder=None, dimension=16, refined=None, at_once=None, chosen=None, **settings
+):
     """{method/form: (q, n)} of everything above, each part kept in scratch/.
 
-    settings: as for `methods.scored`. refined: None, or {"documents", "iterations"} of
+    settings: as for `methods.scored`. chosen: None, or {method: settings} of `tuning.RIVALS`.
+    refined: None, or {"documents", "iterations"} of
     `with_products`. at_once: so many queries at a time, against their own candidates alone
     (`candidates.candidate_table`); None: all queries and documents together."""
     found = influences(case, at_once, settings)
@@ -119,6 +125,8 @@ def compared(case, *, embedder=None, dimension=16, refined=None, at_once=None, *
         case.key() | {"dimension": dimension},
         lambda: similar(case, dimension, settings["batch_size"]),
     )
+    if chosen:
+        found |= tuning.scored(case, chosen, settings["batch_size"])
     if refined:
         size = refined["documents"], refined["iterations"]
         found |= with_products(case, *size, settings["damping"], settings["alpha"])
@@ -172,15 +180,19 @@ def probed(case, damping, alpha, seed, normalised=False, batch_size=64, parts=1)
     return probes.probe_scores(found, scores.normalised() if normalised else scores.values)
 
 
-def costs(case, refined=None):
+def costs(case, refined=None, chosen=None):
     """{method: forward + backward passes per candidate document}, as `methods.costs`; text search
     is counted as nothing, a forward pass as a third, and a product of `refined` for one query and
-    one document as one."""
+    one document as one. chosen: as for `compared`."""
     hidden = ("hidden_mean", "hidden_last", "hidden_mean_pretrained", "hidden_input")
     found, documents = methods.costs(case), len(case.bed.documents)
     rows = len(case.bed.finetuning) / documents
     found |= dict.fromkeys((*SEARCHES, "bm25_question", "bm25_all_words", "word_order"), 0)
     found |= {"trackstar": 1 + rows} | dict.fromkeys(hidden, 1 / 3)
+    for method, settings in (chosen or {}).items():
+        models = len(case.bed.checkpoints) if method.endswith("_trajectory") else 1
+        beside = 1 / 3 if method.startswith("trak") else rows + settings.get("moments", False)
+        found[method] = models * (1 + beside)
     found |= {
         f"{method} + {name}": found[method]
         for method in ("multi_stage", "multi_stage_trajectory")

@@ -6,6 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from msif.core.capture import gradients
+from msif.core.influence import Damping, Stage, query_gradients, trajectory
+from msif.core.objectives import loss
 from msif.rivals import retrieval
 from msif.study.beds.retraining import Recipe
 from msif.study.corpora.corpus import generate
@@ -14,6 +17,7 @@ from msif.study.tracing import methods
 from msif.study.tracing.case import trained_case
 
 SETTINGS = {"damping": 1e-3, "alpha": 0.1, "single_stage_damping": 0.1, "batch_size": 64}
+CHOSEN = {"trak_trajectory": {"dimension": 4, "ridge": 0.1, "query_at": "finetuned"}}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +38,11 @@ def study(tmp_path_factory):
         yield (
             case,
             comparison.compared(
-                case, dimension=4, refined={"documents": 20, "iterations": 1}, **SETTINGS
+                case,
+                dimension=4,
+                refined={"documents": 20, "iterations": 1},
+                chosen=CHOSEN,
+                **SETTINGS,
             ),
         )
 
@@ -52,7 +60,7 @@ def test_every_method_scores_every_pair(study):
         "tfidf",
         "multi_stage_trajectory + embeddings",
     } <= methods
-    assert set(comparison.costs(case, {"documents": 20, "iterations": 1})) >= methods
+    assert set(comparison.costs(case, {"documents": 20, "iterations": 1}, CHOSEN)) >= methods
 
 
 def test_a_second_call_reads_what_the_first_one_kept(study, monkeypatch):
@@ -63,10 +71,34 @@ def test_a_second_call_reads_what_the_first_one_kept(study, monkeypatch):
         (comparison.trackstar, "scores"),
     ):
         monkeypatch.setattr(module, name, None)
+    monkeypatch.setattr(comparison.tuning, "METHODS", None)
     again = comparison.compared(
-        case, dimension=4, refined={"documents": 20, "iterations": 1}, **SETTINGS
+        case, dimension=4, refined={"documents": 20, "iterations": 1}, chosen=CHOSEN, **SETTINGS
     )
     assert all(torch.equal(again[name], x) for name, x in table.items())
+
+
+def test_over_checkpoints_query_and_candidate_both_stand_at_each(study):
+    """TracInCP and single-stage influence, from gradients that are formed and multiplied."""
+    case, table = study
+    names = case.bed.checkpoints
+    assert len(names) == 2
+    dots, alone = [], []
+    for name in names:
+        net = case.tracked(name)
+        q = query_gradients(net, case.queries)
+        z = gradients(net, case.bed.documents, loss)
+        w = Stage(case.factors[name], Damping(SETTINGS["damping"])).inverse(q)
+        dots.append(sum(torch.einsum("qoi,noi->qn", q[x], z[x]) for x in z))
+        alone.append(sum(torch.einsum("qoi,noi->qn", w[x], z[x]) for x in z))
+    near = {"rtol": 1e-3, "atol": 1e-4}  # float32 sums in another order; scores of size 1 or more
+    expected = trajectory(alone)
+    assert torch.allclose(table["tracincp/raw"], dots[0] + dots[1], **near)
+    assert torch.allclose(table["gradient_dot_pretrained/raw"], dots[-1], **near)
+    assert torch.allclose(table["single_stage_pretrained_trajectory/raw"], expected, **near)
+    assert torch.allclose(table["single_stage_pretrained/raw"].corrcoef(), alone[-1].corrcoef())
+    with pytest.raises(ValueError, match="learning rates"):
+        methods.all_methods(case, rates=[1.0], **SETTINGS)
 
 
 def test_text_search_reads_question_and_answer(study):
