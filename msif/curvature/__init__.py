@@ -1,4 +1,4 @@
 """Other curvatures of a stage than EK-FAC.
 
-Dense, the exact Gauss-Newton product and the dial between, unrolled, Adam's.
+Dense, the exact Gauss-Newton product and the dial between, Shampoo's, unrolled, Adam's.
 """

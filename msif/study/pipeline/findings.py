@@ -15,11 +15,14 @@ NAMES = {
     "tfidf": "TF-IDF",
     "embeddings": "sentence embeddings",
     "trackstar": "TrackStar",
+    "trackstar_trajectory": "TrackStar over checkpoints",
     "trak": "TRAK",
+    "trak_trajectory": "TRAK over checkpoints",
+    "tracincp": "TracInCP",
     "word_order": "a rule of word order",
 }
 # The rivals that notebook 6 compares with.
-RIVALS_OF_RETRAINING = ("single", "gradient", "trak", "representation", "bm25")
+RIVALS_OF_RETRAINING = ("single", "gradient", "tracincp", "trak", "representation", "bm25")
 
 
 class Finding(NamedTuple):
