@@ -10,9 +10,10 @@
                                 at θ₁, hidden_input of mean input embeddings; means over documents
                                 taken off (`representations`)
     trackstar                   cosine of projected, whitened gradients at θ₂ (`trackstar`)
-    trackstar_trajectory, trak, trak_trajectory
-                                over checkpoints, and TRAK (`rivals`), with the settings that
-                                `tuning` chose; without any, absent, and TrackStar's the default
+    trackstar_pretrained, trackstar_trajectory, trak, trak_pretrained, trak_trajectory
+                                with documents at θ₁ or the checkpoints, and TRAK (`rivals`), with
+                                the settings that `tuning` chose; without any, absent, and
+                                TrackStar's the default
     multi_stage_refined         conjugate gradients on the exact Gauss-Newton matrix, preconditioned
                                 by EK-FAC (`dial`)
     multi_stage… + embeddings   reciprocal rank fusion of influence with a text search, for each of

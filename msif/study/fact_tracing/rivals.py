@@ -2,18 +2,19 @@
 as ours.
 
     trackstar                   at θ₂ (`msif.rivals.trackstar`)
+    trackstar_pretrained        documents at θ₁
     trackstar_trajectory        documents at each pre-training checkpoint θ_k; the sum, each divided
                                 by its standard deviation, as ours over checkpoints
     trak                        at θ₂, one model (`msif.rivals.trak`)
+    trak_pretrained             documents at θ₁
     trak_trajectory             documents at each θ_k, which are TRAK's several models
 
-Settings of both over checkpoints: `query_at`, "own" (queries at θ_k too, as published) or
-"finetuned" (at θ₂, where the answer is given; TrackStar's rows with them). Of TrackStar:
-dimension, damping, moments (divide by the optimiser's second moments or not). Of TRAK: dimension,
-ridge.
+Settings of those with documents before fine-tuning: `query_at`, "own" (queries at the documents'
+model too, as published) or "finetuned" (at θ₂, where the answer is given; TrackStar's rows with
+them). Of TrackStar: dimension, damping, moments (divide by the optimiser's second moments or not).
+Of TRAK: dimension, ridge.
 
-Each function gives {number of a setting: (q, n)} for a list of settings: what two of them share is
-computed once.
+Each function gives (q, n) of each of a list of settings: what they share is computed once.
 """
 
 import torch

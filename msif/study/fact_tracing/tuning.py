@@ -132,6 +132,10 @@ def _last(case):
     return ["finetuned"]
 
 
+def _first(case):
+    return ["pretrained"]
+
+
 def _path(case):
     return case.bed.checkpoints
 
@@ -141,11 +145,13 @@ METHODS = {
     "single_stage_finetuned": _single_stage("finetuned"),
     "single_stage_pretrained": _single_stage("pretrained"),
     "trackstar": _rival(rivals.trackstar_at, _last),
+    "trackstar_pretrained": _rival(rivals.trackstar_at, _first),
     "trackstar_trajectory": _rival(rivals.trackstar_at, _path),
     "trak": _rival(rivals.trak_at, _last),
+    "trak_pretrained": _rival(rivals.trak_at, _first),
     "trak_trajectory": _rival(rivals.trak_at, _path),
 }
-RIVALS = ("trackstar", "trackstar_trajectory", "trak", "trak_trajectory")
+RIVALS = tuple(name for name in METHODS if name.startswith(("trackstar", "trak")))
 
 
 def scored(case, chosen, batch_size=64):
