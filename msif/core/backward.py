@@ -80,8 +80,10 @@ def backpropagate(
             watch.all_of(watch.arrived, "no gradient reaches {}")
 
 
-def find_overwritten(tracked: Tracked, batch: Batch) -> None:
-    """Find the layers whose input the model changes after they have read it, by any means.
+@contextmanager
+def overwritten(tracked: Tracked) -> Iterator[None]:
+    """Find the layers whose input the model changes after they have read it, by any means, in a
+    forward pass that runs inside.
 
     `backpropagate` sees by itself what autograd counts as a change, and copies the inputs of those.
     """
@@ -90,8 +92,8 @@ def find_overwritten(tracked: Tracked, batch: Batch) -> None:
     def keep(layer, a):
         kept[layer.name] = a, a.clone()
 
-    with torch.no_grad(), _with_inputs(tracked, tracked.layers, keep):
-        logits(tracked.model, batch)
+    with _with_inputs(tracked, tracked.layers, keep):
+        yield
     changed = {name for name, (a, before) in kept.items() if not torch.equal(a, before)}
     _overwritten.setdefault(tracked.model, set()).update(changed)
 

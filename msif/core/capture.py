@@ -14,6 +14,7 @@ from collections.abc import Callable
 from torch import Tensor
 from tqdm import tqdm
 
+from msif.core.audit import audited, looked_at
 from msif.core.backward import backpropagate, frozen
 from msif.core.data import Batch, Sequence, buckets, check, collate
 from msif.core.layers import Layer, Tracked, Vectors
@@ -63,15 +64,19 @@ def grouped_passes(
     title: str | None = None,
 ) -> None:
     """`passes` with where the batch's sequences stand in `sequences` as one more argument."""
-    batching = groups(tracked, sequences, batch_size)
+    batches = groups(tracked, sequences, batch_size)
+    again = looked_at(batches)
     with frozen(tracked.model):
-        for group in tqdm(batching, desc=title, disable=title is None):
-            batch = collate([sequences[n] for n in group])
+        for number, group in enumerate(tqdm(batches, desc=title, disable=title is None)):
+            rows = [sequences[n] for n in group]
+            batch, scalars = collate(rows), objectives
+            if number in again:
+                scalars = audited(tracked, rows, again[number], objectives)
 
             def consume_here(layer, a, g, draw):
                 consume(layer, a, g, draw, batch, group)
 
-            backpropagate(tracked, batch, objectives, consume_here)
+            backpropagate(tracked, batch, scalars, consume_here)
 
 
 def passes(

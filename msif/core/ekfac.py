@@ -28,6 +28,7 @@ from msif.core.models import model_digest
 from msif.core.objectives import Objective, fisher_losses
 from msif.core.products import add_gram, add_input_gram, add_squares, aligned, mirrored, split
 from msif.core.resources import require
+from msif.core.spent import share_said
 
 # What `covariances` finds for a layer: rows, A (i, i), B (blocks, r, r), positions per sequence.
 Covariances = tuple[Tensor | None, Tensor, Tensor, float]
@@ -61,11 +62,12 @@ def fit(
     objectives = fisher_losses(labels, samples, seed)
     factors: dict[str, LayerFactors] = {}
     size = -(-len(tracked.layers) // partitions)
-    for first in range(0, len(tracked.layers), size):
-        part = tracked.only(tracked.layers[first : first + size])
-        run = (part, sequences, objectives, batch_size)
-        bases = {name: eigenbases(*found) for name, found in covariances(*run, title).items()}
-        factors |= corrected_eigenvalues(*run, bases, title)
+    with share_said(tracked.model, title, "fit"):
+        for first in range(0, len(tracked.layers), size):
+            part = tracked.only(tracked.layers[first : first + size])
+            run = (part, sequences, objectives, batch_size)
+            bases = {name: eigenbases(*found) for name, found in covariances(*run, title).items()}
+            factors |= corrected_eigenvalues(*run, bases, title)
     return EKFAC(
         {layer.name: factors[layer.name] for layer in tracked.layers},
         header(tracked, sequences, labels, len(objectives), seed),

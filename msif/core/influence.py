@@ -30,6 +30,7 @@ from msif.core.models import limits
 from msif.core.objectives import Objective, log_probability, loss
 from msif.core.products import transposed_gradient
 from msif.core.resources import require
+from msif.core.spent import share_said
 from msif.core.stages import NONE as NONE
 from msif.core.stages import Curvature as Curvature
 from msif.core.stages import Damping as Damping
@@ -144,7 +145,8 @@ def score(
         found[layer.name if per_layer else "all"][:, here] += scores.to(first.device)
         squares[here] += torch.linalg.vector_norm(D, dim=1).square().to(first.device)
 
-    passes(tracked, candidates, [objective], batch_size, consume, title)
+    with share_said(tracked.model, title, "pass"):
+        passes(tracked, candidates, [objective], batch_size, consume, title)
     values = sum(found.values(), first.new_zeros(()))
     return Scores(values, squares.sqrt(), found if per_layer else {})
 

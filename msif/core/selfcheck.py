@@ -1,37 +1,41 @@
 """Does the engine see this model's gradients right? Asked of the model itself, on a few short rows.
 
-What cannot be known from a model's code is tried out, once per model, with pieces of its own data:
+What cannot be known from a model's code is tried out, once per model, with pieces of its own data
+(`msif.core.pieces`):
 
 1. A sequence by itself, and padded beside others up to the longest of the data: the logits are the
    same. Else neighbours change a sequence, and only equally long ones share a batch, or none.
 2. The last token changed: earlier logits stay. Else the answer is visible to what predicts it.
 3. The same sequence again, at the end: the same logits. Else the model remembers, or draws.
-4. The gradient of each tracked layer as captured, for each of two sequences of one batch, equals
-   the one that autograd puts on the weights, without hooks (`msif.core.reference`). Else the
-   layer's rows are not what they are taken for, or its weights act elsewhere too.
+4. The gradient of each tracked layer as captured, of two sequences of one batch and of the rarest
+   words of the data, equals the one that autograd puts on the weights, without hooks
+   (`msif.core.reference`). Else the layer's rows are not what they are taken for, or its weights
+   act elsewhere too.
+
+What needs whole batches to be seen, `msif.core.audit` looks for while a run goes on.
 """
 
 import math
 import warnings
 import weakref
+from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
-from msif.core.backward import frozen, pattern_without
+from msif.core.backward import frozen, overwritten, pattern_without
 from msif.core.data import Sequence, collate
 from msif.core.layers import Tracked
 from msif.core.models import logits
+from msif.core.pieces import LENGTH, Pieces, equally_long, lengthened, other_end, pair
 from msif.core.reference import gradient_differences
-
-ROWS = 4  # sequences that are compared
-LENGTH = 16  # tokens that they are cut to
+from msif.core.spent import timed
 
 # Relative differences that rounding explains: of logits in batches of another shape, of logits in
 # batches of one shape, of gradients. Half precision hides faults below these.
 TOLERANCES = {
-    torch.float64: (1e-7, 1e-8, 1e-8),
+    torch.float64: (1e-6, 1e-8, 1e-6),
     torch.float32: (1e-3, 1e-4, 1e-3),
     torch.bfloat16: (0.1, 0.05, 0.05),
     torch.float16: (0.1, 0.05, 0.05),
@@ -83,20 +87,24 @@ def examine(tracked: Tracked, sequences: list[Sequence], batch_size: int = 2) ->
 
     batch_size: 1 for a model that is to read one sequence at a time; any other is as good as 2.
 
-    It takes about 15 passes over `LENGTH` tokens, and one forward pass over twice the longest
-    sequence. Raises ValueError, naming what differs, where scores would be wrong: a layer whose
+    It takes three forward passes and two with gradients over a few short rows, one forward pass
+    over twice the longest sequence, and, of more data, two with gradients over each piece of its
+    rare words (`pieces.TOKENS_PER_PIECE`). Raises ValueError, naming what differs, where scores would be wrong: a layer whose
     gradient is not autograd's, a model that sees later tokens, one that remembers earlier
     sequences. A model whose sequences depend on their neighbours is no error: see
     `Report.batches`, which `capture.groups` follows.
     """
     model = tracked.model
-    rows, longest = _rows(sequences), max(sequences, key=lambda x: len(x.input_ids))
-    with frozen(model):
-        found = _function(model, rows, longest, batch_size > 1)
+    pieces = Pieces(model, sequences)
+    with timed(model), frozen(model):
+        found = _function(tracked, pieces, batch_size > 1)
         alone = "single" if batch_size == 1 else found.batches
-        differences = gradient_differences(tracked, _pair(rows, alone))
+        differences: dict[str, float] = defaultdict(float)
+        for few in (pair(pieces.rows, alone), *([x] for x in pieces.of_words())):
+            for name, difference in gradient_differences(tracked, few).items():
+                differences[name] = max(differences[name], difference)
     _refuse(tracked, found, differences)
-    return replace(found, gradients=differences)
+    return replace(found, gradients=dict(differences))
 
 
 def batching(tracked: Tracked, sequences: list[Sequence], batch_size: int) -> str:
@@ -154,87 +162,49 @@ def refuse_growing_positions(model: nn.Module, longest: int) -> None:
             )
 
 
-# ------------------------------------------------------------------------------------ the sequences
-
-
-def _rows(sequences):
-    """`ROWS` sequences from all over the data, the shortest first, cut to different lengths."""
-    order = sorted(sequences, key=lambda x: len(x.input_ids))
-    most, last = min(LENGTH, len(order[-1].input_ids)), len(order) - 1
-    lengths = [most - k * max(1, most // (ROWS + 1)) for k in reversed(range(ROWS))]
-    return [_cut(order[round(k * last / (ROWS - 1))], max(1, lengths[k])) for k in range(ROWS)]
-
-
-def _cut(x, length):
-    """A sequence of at most so many tokens that ends as it did, with a label on every token."""
-    ids = x.input_ids
-    if len(ids) > length:
-        ids = (*ids[: length - 1], ids[-1])
-    return replace(x, input_ids=ids, labels=x.labels if isinstance(x.labels, int) else ids)
-
-
-def _equally_long(rows):
-    shortest = min(len(x.input_ids) for x in rows)
-    return [_cut(x, shortest) for x in rows]
-
-
-def _lengthened(rows):
-    """As long as the longest, by repeating what they have: no token that matters is cut off."""
-    longest = max(len(x.input_ids) for x in rows)
-
-    def longer(x):
-        repeated = x.input_ids * longest
-        ids = (*repeated[: longest - 1], x.input_ids[-1])
-        return replace(x, input_ids=ids, labels=x.labels if isinstance(x.labels, int) else ids)
-
-    return [x if len(x.input_ids) == longest else longer(x) for x in rows]
-
-
-def _pair(rows, batches):
-    """Two sequences that may share a batch; never as many as they have tokens."""
-    if batches == "single":
-        return rows[-1:]
-    rows = rows if batches == "any" else _equally_long(rows)
-    pair = [rows[0], rows[-1]]
-    return pair if len(pair[-1].input_ids) != 2 else [*pair, rows[1]]
-
-
 # ----------------------------------------------------------------------------------- the function
 
 
-def _function(model, rows, longest, several):
+def _function(tracked, pieces, several):
     """What the logits say: a `Report` without gradients."""
-    alone = [x for row in rows for x in _logits(model, [row])]
-    if any(x.isnan().any() for x in alone):
-        raise FloatingPointError(f"logits are NaN for {rows}")
-    neighbours, equal, together = None, None, "any"
+    model, (first, *_, last) = tracked.model, pieces.rows
+    loose, tight, _ = tolerances(model)
+    with overwritten(tracked):
+        (alone,) = _logits(model, [first])
+    if alone.isnan().any():
+        raise FloatingPointError(f"logits are NaN for {first}")
+    causal = not isinstance(last.labels, int) and len(last.input_ids) > 1
+    neighbours, equal, later, together = None, None, None, "any"
     if several:
-        neighbours = _beside(model, rows, alone)
-        if len(longest.input_ids) > LENGTH:
-            beside = _logits(model, [rows[0], longest])
-            neighbours = max(neighbours, _difference(beside[0], alone[0]))
-    if neighbours is not None and neighbours > (loose := TOLERANCES[_dtype(model)][0]):
-        equal = max(
-            _beside(model, few, [x for row in few for x in _logits(model, [row])])
-            for few in (_equally_long(rows), _lengthened(rows))
-        )
-        together = "equal" if equal <= loose else "single"
-    later = None
-    if not isinstance(rows[-1].labels, int) and len(rows[-1].input_ids) > 1:
-        later = _difference(_logits(model, [_other_end(rows[-1])])[0][:-1], alone[-1][:-1])
-    again = max(_difference(_logits(model, [rows[k]])[0], alone[k]) for k in (0, -1))
+        found = [_logits(model, rows) for rows in _companies(pieces, causal)]
+        neighbours = max(_difference(x[0], alone) for x in found)
+        if causal:
+            later = _difference(
+                found[0][len(pieces.rows)][:-1], found[0][len(pieces.rows) - 1][:-1]
+            )
+        if neighbours > loose:
+            equal = max(_beside(model, f(pieces.rows)) for f in (equally_long, lengthened))
+            together = "equal" if equal <= loose else "single"
+    if causal and (later is None or later > tight):
+        one, other = (_logits(model, [x])[0][:-1] for x in (last, other_end(last)))
+        later = _difference(other, one)
+    again = _difference(_logits(model, [first])[0], alone)
     return Report(neighbours, equal, later, again, {}, together)
 
 
-def _beside(model, rows, alone):
+def _companies(pieces, causal):
+    """Batches whose first sequence is the first piece: all pieces, the last one with another end,
+    and the longest sequence of the data, which has a batch of its own if it is long."""
+    together = [*pieces.rows, *[other_end(pieces.rows[-1])] * causal]
+    if len(pieces.longest.input_ids) <= LENGTH:
+        return [together]
+    return [together, [pieces.rows[0], pieces.longest]]
+
+
+def _beside(model, rows):
+    """How much sequences differ in a batch from what each is alone."""
+    alone = [x for row in rows for x in _logits(model, [row])]
     return max(map(_difference, _logits(model, rows), alone))
-
-
-def _other_end(x):
-    """The sequence with another last token, one that it has, or one that is near."""
-    *start, last = x.input_ids
-    others = [token for token in start if token != last]
-    return replace(x, input_ids=(*start, others[0] if others else last - 1 if last else 1))
 
 
 @torch.no_grad()
@@ -258,9 +228,9 @@ def _over(error, size):
     return error / size if size else 0.0 if not error else math.inf
 
 
-def _dtype(model):
-    found = next(model.parameters()).dtype
-    return found if found in TOLERANCES else torch.float32
+def tolerances(model: nn.Module) -> tuple[float, float, float]:
+    """`TOLERANCES` of the model's precision."""
+    return TOLERANCES.get(next(model.parameters()).dtype, TOLERANCES[torch.float32])
 
 
 # ------------------------------------------------------------------------------------ the verdict
@@ -268,7 +238,7 @@ def _dtype(model):
 
 def _refuse(tracked, found, differences):
     """ValueError where scores would be wrong."""
-    kind, (_, tight, gradient) = type(tracked.model).__name__, TOLERANCES[_dtype(tracked.model)]
+    kind, (_, tight, gradient) = type(tracked.model).__name__, tolerances(tracked.model)
     if found.again > tight:
         raise ValueError(
             f"{kind} gives other logits when it reads the same sequence again (by "

@@ -30,6 +30,7 @@ import torch
 from tqdm import tqdm
 
 from msif.core import checks, ekfac, files, store
+from msif.core.audit import audited, looked_at
 from msif.core.capture import backpropagate, frozen, groups
 from msif.core.data import Sequence, check, collate, digest
 from msif.core.digests import layers_key
@@ -38,6 +39,7 @@ from msif.core.models import limits, model_digest
 from msif.core.objectives import fisher_losses
 from msif.core.products import aligned
 from msif.core.resources import require
+from msif.core.spent import share_said
 from msif.scale import processes, sums
 from msif.scale.plan import plan_fit
 from msif.scale.sizes import parse_bytes
@@ -96,18 +98,19 @@ def fit(
                 print(f"{title}: {plan}", flush=True)
             kept = _kept_bytes(tracked, sequences, batch_size, len(objectives))
             _begin(work, key, plan, min(keep, kept), rank)
-            for number, partition in enumerate(plan.partitions, 1):
-                _Fit(
-                    work,
-                    files.sha256_of(key),
-                    tracked.only(partition.layers),
-                    sequences,
-                    objectives,
-                    batch_size,
-                    keep // size,
-                    every,
-                    title and f"{title} {number}/{len(plan.partitions)}",
-                ).run()
+            with share_said(tracked.model, title if rank == 0 else None, "fit"):
+                for number, partition in enumerate(plan.partitions, 1):
+                    _Fit(
+                        work,
+                        files.sha256_of(key),
+                        tracked.only(partition.layers),
+                        sequences,
+                        objectives,
+                        batch_size,
+                        keep // size,
+                        every,
+                        title and f"{title} {number}/{len(plan.partitions)}",
+                    ).run()
             if rank == 0:
                 factors = _stored(work, tracked.layers, "factors", files.sha256_of(key))
                 header = ekfac.header(tracked, sequences, labels, len(objectives), seed)
@@ -184,6 +187,7 @@ class _Fit:
         self.sequences = sequences
         self.objectives = objectives
         self.batches = processes.share(groups(tracked, sequences, batch_size))
+        self.looked_at = looked_at(self.batches)
         before = work.glob(f"kept.{self.process}.*")
         self.keep = keep - sum(x.stat().st_size for x in before)  # bytes left for a and g
         self.every = every
@@ -268,8 +272,9 @@ class _Fit:
         del before
         with frozen(self.tracked.model), self._progress(kind, done) as progress:
             for number, group in enumerate(self.batches[done:], done + 1):
-                batch = collate([self.sequences[n] for n in group])
-                self._batch(kind, number, batch, lambda *seen: add(found, *seen, batch))
+                rows = [self.sequences[n] for n in group]
+                batch = collate(rows)
+                self._batch(kind, number, rows, batch, lambda *seen: add(found, *seen, batch))
                 progress.update(int(batch.attention_mask.sum()))
                 if number == len(self.batches) or time.monotonic() - last >= self.every:
                     files.save(path, found, batches=number, layers=names, **self.stamp)
@@ -278,7 +283,7 @@ class _Fit:
         processes.add_over_processes(found)
         return found
 
-    def _batch(self, kind, number, batch, consume):
+    def _batch(self, kind, number, rows, batch, consume):
         """One batch through the model, or from what is kept of it."""
         dtype = next(self.tracked.model.parameters()).dtype
         kept = {
@@ -298,8 +303,10 @@ class _Fit:
                     files.save(path, found, durable=False, **self.stamp)
             consume(layer, a, g, draw)
 
-        keeps = kind == "covariances" and self.keep > 0
-        backpropagate(self.tracked, batch, self.objectives, keeping if keeps else consume)
+        keeps, objectives = kind == "covariances" and self.keep > 0, self.objectives
+        if number - 1 in self.looked_at:
+            objectives = audited(self.tracked, rows, self.looked_at[number - 1], objectives)
+        backpropagate(self.tracked, batch, objectives, keeping if keeps else consume)
 
     def _read(self, kept, consume):
         for layer in self.tracked.layers:
