@@ -26,9 +26,10 @@ from msif.core.kronecker import EKFAC, LayerFactors, block_shape, factor_bytes
 from msif.core.layers import Layer, Tracked
 from msif.core.models import model_digest
 from msif.core.objectives import Objective, fisher_losses
-from msif.core.products import add_gram, add_input_gram, add_squares, aligned, mirrored, split
+from msif.core.products import add_squares, aligned, mirrored
 from msif.core.resources import require
 from msif.core.spent import share_said
+from msif.core.sums import add_covariances, covariance_zeros, precision, unpacked
 
 # What `covariances` finds for a layer: rows, A (i, i), B (blocks, r, r), positions per sequence.
 Covariances = tuple[Tensor | None, Tensor, Tensor, float]
@@ -83,39 +84,27 @@ def covariances(
 ) -> dict[str, Covariances]:
     """First pass: {layer: (rows, A (i, i), B (blocks, r, r), positions)}.
 
-    A and B are means over unmasked positions (B also over draws); positions is how many of them a
-    sequence has on average. Raises as `mean_covariances`.
+    A and B are means over unmasked positions (B also over draws), added in float64; positions is
+    how many of them a sequence has on average. Raises as `mean_covariances`.
     """
-    sums: dict[str, Tensor] = {}
+    model, found = tracked.model, dict[str, Tensor]()
+    for layer in tracked.layers:
+        found |= covariance_zeros(model, layer)
     passes(
         tracked,
         sequences,
         objectives,
         batch_size,
-        lambda *found: add_covariances(sums, *found),
+        lambda *seen: add_covariances(found, *seen),
         title and f"{title}: covariances",
     )
-    return mean_covariances(sums, tracked.layers, len(sequences), len(objectives))
-
-
-def add_covariances(
-    sums: dict[str, Tensor], layer: Layer, a: Tensor, g: Tensor, draw: int, batch: Batch
-) -> None:
-    """Add one batch's a aᵀ and g gᵀ of a layer to `sums`, which `mean_covariances` reads.
-
-    a: (n, s, inputs without the bias), the same for every draw. g: (n, s, o).
-    """
-    blocks, r = block_shape(layer)
-    A = _start(sums, f"{layer.name}.A", g, layer.inputs, layer.inputs)
-    B = _start(sums, f"{layer.name}.B", g, blocks, r, r)
-    positions = _start(sums, f"{layer.name}.positions", g)
-    if draw == 0:
-        whole = a.shape[1] == 1 or batch.attention_mask.all()
-        a = a.flatten(0, 1) if whole else a[batch.attention_mask.to(a.device).bool()]
-        add_input_gram(A, a, layer.bias)
-        positions += len(a) if layer.expert is None else a.any(1).sum()
-    for total, x in zip(B, split(g.flatten(0, 1), layer.rows, 1).unbind(1)):
-        add_gram(total, x)
+    means: dict[str, Covariances] = {}
+    for layer in tracked.layers:
+        whole = unpacked(found, [layer], precision(model))
+        means |= mean_covariances(whole, [layer], len(sequences), len(objectives))
+        for what in ("A", "B"):
+            del found[f"{layer.name}.{what}"]
+    return means
 
 
 def mean_covariances(

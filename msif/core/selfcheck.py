@@ -89,10 +89,10 @@ def examine(tracked: Tracked, sequences: list[Sequence], batch_size: int = 2) ->
 
     It takes three forward passes and two with gradients over a few short rows, one forward pass
     over twice the longest sequence, and, of more data, two with gradients over each piece of its
-    rare words (`pieces.TOKENS_PER_PIECE`). Raises ValueError, naming what differs, where scores would be wrong: a layer whose
-    gradient is not autograd's, a model that sees later tokens, one that remembers earlier
-    sequences. A model whose sequences depend on their neighbours is no error: see
-    `Report.batches`, which `capture.groups` follows.
+    rare words (`pieces.TOKENS_PER_PIECE`). Raises ValueError, naming what differs, where scores
+    would be wrong: a layer whose gradient is not autograd's, a model that sees later tokens, one
+    that remembers earlier sequences. A model whose sequences depend on their neighbours is no
+    error: see `Report.batches`, which `capture.groups` follows.
     """
     model = tracked.model
     pieces = Pieces(model, sequences)

@@ -24,9 +24,9 @@ from msif.core.layers import Layer, Tracked
 from msif.core.models import text_config
 from msif.core.products import WORKSPACE
 from msif.core.resources import available_memory
+from msif.core.sums import packed
 from msif.scale.meta import one_pass
 from msif.scale.sizes import human, parse_bytes
-from msif.scale.sums import packed
 
 EIGH_COPIES = 6  # float64 matrices held at once: M, symmetrised, vectors, LAPACK's 2, 1 in and out
 SLACK = 1.2  # what allocators hold for tensors that come and go, over what is in use at once

@@ -48,6 +48,16 @@ def test_factors_in_a_folder_equal_those_in_memory(tmp_path, labels, per_head):
     assert expected.header.items() <= found.header.items()
 
 
+def test_factors_in_a_folder_are_those_in_memory_in_float32_too(tmp_path):
+    """The same bases to the bit; Λ to rounding, as bases lie in another order in memory."""
+    net = tracked(neox().float())
+    there = fitting.fit(tmp_path / "f", net, DATA, batch_size=4).factors
+    for name, here in ekfac.fit(net, DATA, batch_size=4).factors.items():
+        for what in ("in_values", "out_values", "basis_in", "basis_out"):
+            assert torch.equal(getattr(here, what), getattr(there[name], what)), what
+        assert relative(there[name].eigenvalues, here.eigenvalues) < 1e-6
+
+
 def test_a_memory_budget_makes_partitions_that_do_not_change_the_factors(tmp_path, capsys):
     model = tiny_gpt_neox(12, width=64, layers=2, heads=2, context=8)
     layers, data = tracked_layers(model), documents(6)
