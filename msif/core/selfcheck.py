@@ -111,7 +111,8 @@ def batching(tracked: Tracked, sequences: list[Sequence], batch_size: int) -> st
     """Which sequences may share a batch ("any", "equal", "single"), by `examine` if not known.
 
     The model is examined once for its layers, and again for longer sequences. Raises as `examine`,
-    and warns where neighbours matter.
+    and warns where neighbours matter. Without layers, who reads states or logits alone asks: then
+    tokens may see later ones.
     """
     model = tracked.model
     longest = max(len(x.input_ids) for x in sequences)
@@ -245,7 +246,7 @@ def _refuse(tracked, found, differences):
             f"{found.again:.2%}): it keeps something of what it has read, or draws at random; "
             f"scores would depend on the order of the data"
         )
-    if found.later is not None and found.later > tight:
+    if tracked.layers and found.later is not None and found.later > tight:
         raise ValueError(
             f"{kind} is not causal: logits change by {found.later:.2%} when a later token does, so "
             f"that it sees the answer that it should predict; load it as a classifier, or as a "
