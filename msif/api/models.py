@@ -56,7 +56,8 @@ class Model:
         if isinstance(texts, str | Path):
             texts = data.load_texts(texts, column, limit=limit)
         chosen = _first(checks.several("document", texts), limit)
-        return data.encode_documents(chosen, self.tokenizer, self._longest(max_length))
+        context = limits(self.tracked.model)[1]
+        return data.encode_documents(chosen, self.tokenizer, self._longest(max_length), context)
 
     def stream(
         self,
@@ -193,7 +194,9 @@ class Model:
         }
         found = self._said(own, new_tokens, longest, between["closing"])
         given = [prompts[n] for n in told], list(told.values())
-        encoded = data.encode_answers(*given, self.tokenizer, longest, numbers=told, **between)
+        context = limits(self.tracked.model)[1]
+        more = {"numbers": told, "context": context, **between}
+        encoded = data.encode_answers(*given, self.tokenizer, longest, **more)
         found.update({row.index: row for row in encoded})
         return [found[n] for n in range(len(pairs))]
 

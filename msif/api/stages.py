@@ -1,6 +1,7 @@
 """A stage of training: its model, its curvature, and how that is fitted and inverted."""
 
 import math
+import reprlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +42,11 @@ class Stage:
     new: tuple[str, ...] = ()
 
     def __post_init__(self):
+        if not isinstance(self.model, Model) or not isinstance(self.factors, ekfac.EKFAC):
+            raise ValueError(
+                f"a stage of {reprlib.repr(self.model)} and {reprlib.repr(self.factors)}: expected "
+                f"a model, as `load` gives it, and its factors, as `fit` or `load_factors` do"
+            )
         source, digest = self.model.source, model_digest(self.model.tracked.model)
         what = f"the factors and the tracked layers of {source}"
         influence.same_layers(self.factors.layers, self.model.tracked.names, what)
@@ -137,6 +143,8 @@ def fit(
     True
     >>> again = msif.fit(base, docs, folder="work")  # the same call, on disk
     """
+    if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
+        raise ValueError(f"folder is {str(folder)!r}, a file: expected a folder, or a new name")
     data.check(sequences, *limits(model.tracked.model))
     _look_at_answers(model, sequences)
     options: dict[str, Any] = {

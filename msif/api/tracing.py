@@ -68,9 +68,21 @@ def trace(
         name = {"stages": [_stage_key(x) for x in stages], "stage": stage}
         name |= {"questions": data.digest(asked), "documents": _source(documents)}
         found = Path(folder) / f"scores-{name_of(name)}"
-        w = _kept(found / "w.safetensors", vectors)
+        kept = found / "w.safetensors"
+        lost = (found / "work.json").exists() and not kept.exists()
+        w = _kept(kept, vectors)
         options: dict[str, Any] = {"batch_size": batch_size, "top": 1, "title": title}
-        best = streaming.score_corpus(model.tracked, documents, w, found, **options)
+        try:
+            best = streaming.score_corpus(model.tracked, documents, w, found, **options)
+        except ValueError as error:
+            if lost and ": w differ " in str(error):
+                kept.unlink()
+                raise ValueError(
+                    f"{kept} is missing, and what was computed in its place differs in the last "
+                    f"digits (another batch size, or another machine): put it back, or remove "
+                    f"{found}"
+                ) from error
+            raise
         ends = best.proponent_values, best.opponent_values
         largest = max(x.abs().max().item() for x in ends)
     _doubt(largest, stages[stage].factors.header["sequences"])

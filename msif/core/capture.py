@@ -18,7 +18,7 @@ from msif.core.audit import audited, looked_at
 from msif.core.backward import backpropagate, frozen
 from msif.core.data import Batch, Sequence, buckets, check, collate
 from msif.core.layers import Layer, Tracked, Vectors
-from msif.core.models import limits
+from msif.core.models import classes, limits
 from msif.core.objectives import Objective
 from msif.core.products import sequence_gradient
 from msif.core.selfcheck import batching
@@ -34,7 +34,7 @@ def groups(tracked: Tracked, sequences: list[Sequence], batch_size: int) -> list
     wants that (`selfcheck.batching`, which is asked here). Raises ValueError, before anything runs,
     for a sequence that the model cannot read (`data.check`) and as `selfcheck.examine`.
     """
-    check(sequences, *limits(tracked.model))
+    check(sequences, *limits(tracked.model), classes(tracked.model))
     found = buckets(sequences, batch_size)
     together = batching(tracked, sequences, batch_size)
     if together == "single":

@@ -31,6 +31,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from msif.core.data import Batch
 from msif.core.layers import MERGE
+from msif.core.origin import look_for
 from msif.core.parts import OTHER_MODALITIES
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -99,10 +100,12 @@ def load_model(
         raise ValueError(f"head is {head!r}: expected one of {', '.join(_HEADS)}")
     if (Path(source) / "adapter_config.json").exists():
         raise ValueError(f"{str(source)!r} has adapters (PEFT), not a whole model: {MERGE}")
+    files = "config.json and *.safetensors"
+    look_for(source, revision, files)
     model, found = _from_pretrained(
         _HEADS[head],
         source,
-        "config.json and *.safetensors",
+        files,
         revision=revision,
         dtype=getattr(torch, dtype),
         use_safetensors=True,
@@ -128,8 +131,9 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
     One that says of itself that it is what its tokenizer.json says is read so. Raises OSError,
     naming the source, if none can be loaded from it.
     """
-    auto = PreTrainedTokenizerFast if _is_its_file(source, revision) else AutoTokenizer
     files = "tokenizer.json or tokenizer_config.json"
+    look_for(source, revision, files)
+    auto = PreTrainedTokenizerFast if _is_its_file(source, revision) else AutoTokenizer
     return _from_pretrained(auto, source, files, revision=revision)
 
 
@@ -209,7 +213,7 @@ def logits(model: nn.Module, batch: Batch) -> Tensor:
 
     Padding is known by the mask. Decoder classifiers of transformers pool at the last id that is
     not config.pad_token_id, so padding gets that id here; ValueError for a sequence that ends in
-    it, as it would be pooled elsewhere.
+    it, as it would be pooled elsewhere, and for several of a classifier that has none.
     """
     ids = batch.input_ids
     pad = getattr(text_config(model), "pad_token_id", None)
@@ -222,6 +226,11 @@ def logits(model: nn.Module, batch: Batch) -> Tensor:
                 f"would not see its end; give the config a pad_token_id that no text uses"
             )
         ids = ids.masked_fill(batch.attention_mask == 0, pad)
+    if hasattr(model, "score") and hasattr(model, "config") and pad is None and len(ids) > 1:
+        raise ValueError(
+            f"{type(model).__name__} has no config.pad_token_id, by which a classifier knows where "
+            f"each sequence of a batch ends: set it to an id that no text uses, or batch_size=1"
+        )
     return model(input_ids=ids, attention_mask=batch.attention_mask).logits
 
 
@@ -245,6 +254,12 @@ def limits(model: nn.Module) -> tuple[float, float]:
     vocabulary = [x for x in tables if x] or [_positive(config, "vocab_size")]
     context = [_positive(config, name) for name in _CONTEXTS]
     return min(vocabulary), min([*context, *_positions(model)])
+
+
+def classes(model: nn.Module) -> float:
+    """How many classes a classifier has, by its head; infinite where there is none."""
+    heads = (getattr(model, name, None) for name in ("score", "classifier"))
+    return min((x.out_features for x in heads if isinstance(x, nn.Linear)), default=math.inf)
 
 
 def _positive(config, name):

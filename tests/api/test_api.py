@@ -400,3 +400,25 @@ def test_every_public_name_has_an_example_that_runs(
         for example in examples:
             assert runner.run(example).failed == 0, example.name
     assert examples and inspect.getdoc(thing)
+
+
+def test_what_is_no_stage_and_no_folder_is_refused_in_a_sentence(pair, given, tmp_path):
+    with pytest.raises(ValueError, match="'factors': expected a model.*and its factors, as `fit`"):
+        msif.Stage(pair[0], "factors")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="a file: expected a folder"):
+        msif.fit(pair[0], given[0], folder=tmp_path / "file")
+
+
+def test_lost_query_vectors_are_named(stages, given, tmp_path, monkeypatch):
+    work = {"folder": tmp_path / "work"}
+    found = msif.trace(stages, ASK, given[0], **work).found
+    (found / "w.safetensors").unlink()
+    made = queries.preconditioned
+    monkeypatch.setattr(
+        queries, "preconditioned", lambda *x, **y: {k: v * 1.001 for k, v in made(*x, **y).items()}
+    )
+    with pytest.raises(ValueError, match="w.safetensors is missing, and what was computed"):
+        msif.trace(stages, ASK, given[0], **work)
+    monkeypatch.undo()
+    assert msif.trace(stages, ASK, given[0], **work).found == found

@@ -21,9 +21,16 @@ from transformers import (
 )
 
 from msif.core import models
-from msif.core.data import word_tokenizer
+from msif.core.data import Sequence, collate, word_tokenizer
 from msif.core.layers import tracked_layers
-from msif.core.models import load_model, load_tokenizer, model_digest, tiny_gpt_neox
+from msif.core.models import (
+    classes,
+    load_model,
+    load_tokenizer,
+    logits,
+    model_digest,
+    tiny_gpt_neox,
+)
 
 
 def test_the_tiny_model_follows_its_seed_and_leaves_the_random_state():
@@ -283,3 +290,45 @@ def test_a_grown_embedding_is_read_as_it_is():
     assert models.limits(model)[0] == VOCAB + 3
     model.config.vocab_size = VOCAB
     assert models.limits(model)[0] == VOCAB + 3
+
+
+def test_a_classifier_without_a_padding_id_reads_one_sequence_at_a_time():
+    model = gpt_classifier()
+    batch = collate([Sequence(n, (1, 2), 0) for n in range(2)])
+    with pytest.raises(ValueError, match="has no config.pad_token_id.*or batch_size=1"):
+        logits(model, batch)
+    assert logits(model, collate([Sequence(0, (1, 2), 0)])).shape == (1, 3)
+    assert classes(model) == 3
+
+
+def gpt_classifier():
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    sizes = dict(vocab_size=12, n_embd=8, n_layer=1, n_head=2, n_positions=8, num_labels=3)
+    return GPT2ForSequenceClassification(GPT2Config(**sizes)).eval()
+
+
+@pytest.mark.parametrize("source", ["/no/where", "./none", "no where", "a/b/c"])
+def test_what_is_no_hub_id_is_not_looked_for_there(source, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", pytest.fail)
+    with pytest.raises(OSError, match=f"from '{source}': there is no such folder; expected a hub"):
+        load_model(source)
+
+
+def test_the_hub_is_asked_once(monkeypatch, tmp_path):
+    asked = []
+
+    def away(url, timeout):
+        asked.append(url)
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", away)
+    with pytest.raises(OSError, match="the hub cannot be reached .*no network.*config.json"):
+        load_model("somebody/some-model")
+    assert len(asked) == 1
+    (tmp_path / "my").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match="'my/bse': there is no such folder"):
+        load_model("my/bse")
+    assert len(asked) == 1
