@@ -24,13 +24,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from msif.core.backward import frozen, overwritten, pattern_without
+from msif.core.backward import frozen, overwritten
 from msif.core.data import Sequence, collate
 from msif.core.layers import Tracked
 from msif.core.models import logits
 from msif.core.pieces import LENGTH, Pieces, equally_long, lengthened, other_end, pair
 from msif.core.reference import gradient_differences
 from msif.core.spent import timed
+from msif.core.watch import pattern_without
 
 # Relative differences that rounding explains: of logits in batches of another shape, of logits in
 # batches of one shape, of gradients. Half precision hides faults below these.

@@ -20,27 +20,19 @@ precision, which moves scores by less than 1e-6 of their norm in float32 (as tes
 1e-3). `ekfac.fit` adds the same numbers: its bases are the same to the bit, its Λ to rounding.
 """
 
-import contextlib
-import ctypes
-import time
-from functools import partial
 from pathlib import Path
 
-import torch
-from tqdm import tqdm
-
-from msif.core import checks, ekfac, files, store, sums
-from msif.core.audit import audited, looked_at
-from msif.core.capture import backpropagate, frozen, groups
-from msif.core.data import Sequence, check, collate, digest
+from msif.core import checks, ekfac, files, store
+from msif.core.capture import groups
+from msif.core.data import Sequence, check, digest
 from msif.core.digests import layers_key
 from msif.core.layers import Tracked
 from msif.core.models import limits, model_digest
 from msif.core.objectives import fisher_losses
-from msif.core.products import aligned
 from msif.core.resources import require
 from msif.core.spent import share_said
 from msif.scale import processes
+from msif.scale.partition import Partition, stored
 from msif.scale.plan import plan_fit
 from msif.scale.sizes import parse_bytes
 
@@ -99,11 +91,11 @@ def fit(
             kept = _kept_bytes(tracked, sequences, batch_size, len(objectives))
             _begin(work, key, plan, min(keep, kept), rank)
             with share_said(tracked.model, title if rank == 0 else None, "fit"):
-                for number, partition in enumerate(plan.partitions, 1):
-                    _Fit(
+                for number, part in enumerate(plan.partitions, 1):
+                    Partition(
                         work,
                         files.sha256_of(key),
-                        tracked.only(partition.layers),
+                        tracked.only(part.layers),
                         sequences,
                         objectives,
                         batch_size,
@@ -112,7 +104,7 @@ def fit(
                         title and f"{title} {number}/{len(plan.partitions)}",
                     ).run()
             if rank == 0:
-                factors = _stored(work, tracked.layers, "factors", files.sha256_of(key))
+                factors = stored(work, tracked.layers, "factors", files.sha256_of(key))
                 header = ekfac.header(tracked, sequences, labels, len(objectives), seed)
                 store.save(ekfac.EKFAC(factors, {**header, "processes": size}), folder)
         processes.barrier()
@@ -156,193 +148,8 @@ def _kept_bytes(tracked, sequences, batch_size, draws):
     return positions * width * next(tracked.model.parameters()).element_size()
 
 
-def _file(work, layer, kind):
-    return work / f"{layer.name}.{kind}.safetensors"
-
-
-def _stored(work, layers, kind, key):
-    """The layers' "bases" or "factors" that lie in `work`, read when they are asked for."""
-
-    def read(layer):
-        return files.load(_file(work, layer, kind), work=key)[0]
-
-    return store.LayerFiles({x.name: partial(read, x) for x in layers})
-
-
 def _clear(work):
     """Leave nothing but the locks."""
     files.sweep(work)
     for path in (*work.glob("*.safetensors"), work / "work.json"):
         path.unlink(missing_ok=True)
-
-
-class _Fit:
-    """One partition: its two passes and what lies between and after them."""
-
-    def __init__(self, work, key, tracked, sequences, objectives, batch_size, keep, every, title):
-        self.work = work
-        self.process = "{}of{}".format(*processes.rank_and_size())
-        self.stamp = {"work": key, "process": self.process}
-        self.tracked = tracked
-        self.sequences = sequences
-        self.objectives = objectives
-        self.batches = processes.share(groups(tracked, sequences, batch_size))
-        self.looked_at = looked_at(self.batches)
-        before = work.glob(f"kept.{self.process}.*")
-        self.keep = keep - sum(x.stat().st_size for x in before)  # bytes left for a and g
-        self.every = every
-        self.title = title
-        self.count = len(sequences) * len(objectives)
-
-    def run(self):
-        layers = self.tracked.layers
-        if not self._all("factors"):
-            if not self._all("bases"):
-                covariances = self._pass("covariances", sums.covariance_zeros, sums.add_covariances)
-                self._each(self._decomposed(covariances), "bases")
-            _return_memory()
-            bases = _stored(self.work, layers, "bases", self.stamp["work"])
-            rotations = {
-                x.name: _rotation(bases[x.name].to(_device(self.tracked.model, x))) for x in layers
-            }
-            squares = self._pass(
-                "eigenvalues",
-                sums.eigenvalue_zeros,
-                lambda found, *rest: ekfac.add_eigenvalues(found, rotations, *rest),
-            )
-            finished = (
-                (x, ekfac.mean_eigenvalues(squares, [x], bases, self.count)[x.name])
-                for x in processes.share(layers)
-            )
-            self._each(finished, "factors")
-        if processes.rank_and_size()[0] == 0:
-            passing = (*self.work.glob("sums.*"), *self.work.glob("kept.*"))
-            for path in (*passing, *(_file(self.work, x, "bases") for x in layers)):
-                path.unlink(missing_ok=True)
-        processes.barrier()
-
-    def _all(self, kind):
-        """Is this file there for every layer? All processes answer before any goes on to write."""
-        found = all(_file(self.work, x, kind).exists() for x in self.tracked.layers)
-        processes.barrier()
-        return found
-
-    def _each(self, found, kind):
-        """Write one file a layer, and wait until every process has."""
-        for layer, factors in found:
-            files.save(_file(self.work, layer, kind), store.tensors_of(factors), **self.stamp)
-        processes.barrier()
-
-    def _decomposed(self, found):
-        """(layer, its eigenbases) of this process's layers; each layer's sums are let go of as it
-        is done."""
-        whats, model = ("A", "B", "positions"), self.tracked.model
-        mine = [
-            x
-            for x in processes.share(self.tracked.layers)
-            if not _file(self.work, x, "bases").exists()
-        ]
-        for name in set(found) - {f"{x.name}.{what}" for x in mine for what in whats}:
-            del found[name]
-        desc = self.title and f"{self.title}: decompositions"
-        for layer in tqdm(mine, desc=desc, disable=self.title is None):
-            whole = sums.unpacked(found, [layer], sums.precision(model))
-            for what in whats:
-                del found[f"{layer.name}.{what}"]
-            count = len(self.sequences), len(self.objectives)
-            means = ekfac.mean_covariances(whole, [layer], *count)
-            del whole
-            yield layer, ekfac.eigenbases(*means[layer.name])
-
-    def _pass(self, kind, zeros, add):
-        """Sums over all batches of all processes: {name: tensor}. They start at zeros(model, layer)
-        of each layer, and grow by add(sums, layer, a, g, draw, batch).
-
-        Checkpoints on the way, and goes on from one that is there."""
-        names, last = [x.name for x in self.tracked.layers], time.monotonic()
-        found, done = {}, 0
-        for layer in self.tracked.layers:
-            found |= zeros(self.tracked.model, layer)
-        path = self.work / f"sums.{names[0]}.{kind}.{self.process}.safetensors"
-        before, state = files.load(path, **self.stamp)
-        if state.get("layers") == names:  # else none, or of another partition
-            done = state["batches"]
-            for name, x in before.items():
-                found[name].copy_(x)
-        del before
-        with frozen(self.tracked.model), self._progress(kind, done) as progress:
-            for number, group in enumerate(self.batches[done:], done + 1):
-                rows = [self.sequences[n] for n in group]
-                batch = collate(rows)
-                self._batch(kind, number, rows, batch, lambda *seen: add(found, *seen, batch))
-                progress.update(int(batch.attention_mask.sum()))
-                if number == len(self.batches) or time.monotonic() - last >= self.every:
-                    files.save(path, found, batches=number, layers=names, **self.stamp)
-                    last = time.monotonic()
-        processes.barrier()
-        processes.add_over_processes(found)
-        return found
-
-    def _batch(self, kind, number, rows, batch, consume):
-        """One batch through the model, or from what is kept of it."""
-        dtype = next(self.tracked.model.parameters()).dtype
-        kept = {
-            (x.name, draw): self.work / f"kept.{self.process}.{number}.{x.name}.{draw}.safetensors"
-            for x in self.tracked.layers
-            for draw in range(len(self.objectives))
-        }
-        if kind == "eigenvalues" and all(path.exists() for path in kept.values()):
-            return self._read(kept, consume)
-
-        def keeping(layer, a, g, draw):
-            path = kept[layer.name, draw]
-            if not path.exists():
-                found = {"g": g.to(dtype)} | ({"a": a.to(dtype)} if draw == 0 else {})
-                self.keep -= sum(x.nbytes for x in found.values())
-                if self.keep >= 0:
-                    files.save(path, found, durable=False, **self.stamp)
-            consume(layer, a, g, draw)
-
-        keeps, objectives = kind == "covariances" and self.keep > 0, self.objectives
-        if number - 1 in self.looked_at:
-            objectives = audited(self.tracked, rows, self.looked_at[number - 1], objectives)
-        backpropagate(self.tracked, batch, objectives, keeping if keeps else consume)
-
-    def _read(self, kept, consume):
-        for layer in self.tracked.layers:
-            device = _device(self.tracked.model, layer)
-            a = None  # kept once, with the first draw
-            for draw in range(len(self.objectives)):
-                found = {
-                    name: x.to(device, torch.promote_types(x.dtype, torch.float32))
-                    for name, x in files.load(kept[layer.name, draw], **self.stamp)[0].items()
-                }
-                a = found.get("a", a)
-                consume(layer, a, found["g"], draw)
-
-    def _progress(self, kind, done):
-        tokens = [sum(len(self.sequences[n].input_ids) for n in group) for group in self.batches]
-        return tqdm(
-            total=sum(tokens),
-            initial=sum(tokens[:done]),
-            unit=" tokens",
-            unit_scale=True,
-            desc=self.title and f"{self.title}: {kind}",
-            disable=self.title is None,
-        )
-
-
-def _return_memory():
-    """Freed memory back to the system, from which glibc's allocator holds it; without glibc there
-    is nothing to do."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def _rotation(factors):
-    return aligned(factors.basis_in), factors.basis_out
-
-
-def _device(model, layer):
-    """Where a layer's weight lies."""
-    return model.get_parameter(layer.parameter).device
