@@ -11,7 +11,7 @@ import hashlib
 import json
 import operator
 import reprlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from itertools import count
@@ -127,6 +127,19 @@ def buckets(sequences: list[Sequence], size: int) -> list[list[int]]:
     size = checks.whole("batch size", size)
     order = sorted(range(len(sequences)), key=lambda n: -len(sequences[n].input_ids))
     return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def equally_long(sequences: list[Sequence], size: int) -> list[list[int]]:
+    """As `buckets`, in groups of `size` at most of equal length."""
+    size = checks.whole("batch size", size)
+    alike = defaultdict(list)
+    for n, x in enumerate(sequences):
+        alike[len(x.input_ids)].append(n)
+    return [
+        alike[length][first : first + size]
+        for length in sorted(alike, reverse=True)
+        for first in range(0, len(alike[length]), size)
+    ]
 
 
 def encode_documents(

@@ -4,11 +4,14 @@ What cannot be known from a model's code is tried out, once per model, with piec
 
 1. A sequence by itself, and padded beside others up to the longest of the data: the logits are the
    same. Else neighbours change a sequence, and only equally long ones share a batch, or none.
-2. The last token changed: earlier logits stay. Else the answer is visible to what predicts it.
-3. The same sequence again, at the end: the same logits. Else the model remembers, or draws.
+2. The last token changed, of a piece and of the longest sequence: earlier logits stay. Else the
+   answer is visible to what predicts it. The last logits change: else they say that very token.
+3. The same sequence again, at the end: the same logits, and no random number drawn. Else the model
+   remembers, or draws.
 4. The gradient of each tracked layer as captured, for each of two sequences of one batch, equals
    the one that autograd puts on the weights, without hooks (`msif.core.reference`). Else the
    layer's rows are not what they are taken for, or its weights act elsewhere too.
+5. Some sequences of the largest batch: the logits of each by itself. Else as in 1.
 """
 
 import math
@@ -20,9 +23,14 @@ import torch
 from torch import nn
 
 from msif.core.backward import frozen, pattern_without
-from msif.core.data import Sequence, collate
+from msif.core.data import Sequence, buckets, equally_long
 from msif.core.layers import Tracked
-from msif.core.models import logits
+from msif.core.outputs import (
+    beside_others,
+    difference,
+    random_numbers_watched,
+    sequence_logits,
+)
 from msif.core.reference import gradient_differences
 
 ROWS = 4  # sequences that are compared
@@ -49,15 +57,18 @@ class Report:
 
     neighbours: of a sequence's logits, padded beside others; None where none may stand beside it.
     equal: beside equally long ones; None where that need not be known. later: of logits when a
-    later token changes; None for a classifier. again: when a sequence comes again. gradients:
-    {layer: of its gradient, from autograd's}. batches: which sequences may share one: "any",
-    "equal" (equally long ones), or "single".
+    later token changes, last: of the last logits then; None for a classifier. again: when a
+    sequence comes again. drawn: whose random numbers were. gradients: {layer: of its gradient, from
+    autograd's}. batches: which sequences may share one: "any", "equal" (equally long ones), or
+    "single".
     """
 
     neighbours: float | None
     equal: float | None
     later: float | None
+    last: float | None
     again: float
+    drawn: list[str]
     gradients: dict[str, float] = field(repr=False)
     batches: str
 
@@ -70,6 +81,7 @@ class _Known:
     layers: set[str] = field(default_factory=set)
     alone: set[str] = field(default_factory=set)  # layers looked at with one sequence a batch
     longest: int = 0
+    largest: tuple[int, int] = (0, 0)  # sequences of a batch, and its positions
     batches: str = "any"
     changes: float | None = 0.0
     told: bool = False
@@ -83,7 +95,7 @@ def examine(tracked: Tracked, sequences: list[Sequence], batch_size: int = 2) ->
 
     batch_size: 1 for a model that is to read one sequence at a time; any other is as good as 2.
 
-    It takes about 15 passes over `LENGTH` tokens, and one forward pass over twice the longest
+    It takes about 15 passes over `LENGTH` tokens, and three forward passes over the longest
     sequence. Raises ValueError, naming what differs, where scores would be wrong: a layer whose
     gradient is not autograd's, a model that sees later tokens, one that remembers earlier
     sequences. A model whose sequences depend on their neighbours is no error: see
@@ -92,11 +104,13 @@ def examine(tracked: Tracked, sequences: list[Sequence], batch_size: int = 2) ->
     model = tracked.model
     rows, longest = _rows(sequences), max(sequences, key=lambda x: len(x.input_ids))
     with frozen(model):
-        found = _function(model, rows, longest, batch_size > 1)
+        with random_numbers_watched() as drawn:
+            found = _function(model, rows, longest, batch_size > 1)
         alone = "single" if batch_size == 1 else found.batches
         differences = gradient_differences(tracked, _pair(rows, alone))
-    _refuse(tracked, found, differences)
-    return replace(found, gradients=differences)
+    found = replace(found, gradients=differences, drawn=drawn)
+    _refuse(tracked, found)
+    return found
 
 
 def batching(tracked: Tracked, sequences: list[Sequence], batch_size: int) -> str:
@@ -124,6 +138,8 @@ def batching(tracked: Tracked, sequences: list[Sequence], batch_size: int) -> st
         if BATCHES.index(report.batches) > BATCHES.index(known.batches):
             known.batches, known.changes = report.batches, report.neighbours
         _known[model] = known
+    if several and known.batches != "single":
+        _look_at_largest(model, known, sequences, batch_size)
     if several and known.batches != "any" and not known.told:
         known.told = True
         warnings.warn(
@@ -132,6 +148,21 @@ def batching(tracked: Tracked, sequences: list[Sequence], batch_size: int) -> st
             stacklevel=2,
         )
     return known.batches
+
+
+def _look_at_largest(model, known, sequences, batch_size):
+    """Keep sequences apart, if the largest batch of these is another thing than short pieces."""
+    groups = (buckets if known.batches == "any" else equally_long)(sequences, batch_size)
+    sizes = [(len(x), len(x) * len(sequences[x[0]].input_ids)) for x in groups]
+    largest = max(sizes, key=lambda x: x[1])
+    if largest[0] < 2 or all(x <= y for x, y in zip(largest, known.largest)):
+        return
+    known.largest = largest
+    batch = [sequences[n] for n in groups[sizes.index(largest)]]
+    with frozen(model):
+        changes = beside_others(model, batch)
+    if changes > TOLERANCES[_dtype(model)][0]:
+        known.batches, known.changes, known.told = "single", changes, False
 
 
 def refuse_growing_positions(model: nn.Module, longest: int) -> None:
@@ -191,12 +222,13 @@ def _lengthened(rows):
 
 
 def _pair(rows, batches):
-    """Two sequences that may share a batch; never as many as they have tokens."""
+    """Two sequences that may share a batch, the first again at the end: no order of theirs is that
+    of a model that sorts them. Never as many as they have tokens."""
     if batches == "single":
         return rows[-1:]
     rows = rows if batches == "any" else _equally_long(rows)
-    pair = [rows[0], rows[-1]]
-    return pair if len(pair[-1].input_ids) != 2 else [*pair, rows[1]]
+    pair = [rows[0], rows[-1], rows[0]]
+    return pair if len(rows[-1].input_ids) != 3 else [*pair, rows[-1]]
 
 
 # ----------------------------------------------------------------------------------- the function
@@ -204,30 +236,36 @@ def _pair(rows, batches):
 
 def _function(model, rows, longest, several):
     """What the logits say: a `Report` without gradients."""
-    alone = [x for row in rows for x in _logits(model, [row])]
+    alone = [x for row in rows for x in sequence_logits(model, [row])]
     if any(x.isnan().any() for x in alone):
         raise FloatingPointError(f"logits are NaN for {rows}")
     neighbours, equal, together = None, None, "any"
     if several:
         neighbours = _beside(model, rows, alone)
         if len(longest.input_ids) > LENGTH:
-            beside = _logits(model, [rows[0], longest])
-            neighbours = max(neighbours, _difference(beside[0], alone[0]))
+            beside = sequence_logits(model, [rows[0], longest])
+            neighbours = max(neighbours, difference(beside[0], alone[0]))
     if neighbours is not None and neighbours > (loose := TOLERANCES[_dtype(model)][0]):
         equal = max(
-            _beside(model, few, [x for row in few for x in _logits(model, [row])])
+            _beside(model, few, [x for row in few for x in sequence_logits(model, [row])])
             for few in (_equally_long(rows), _lengthened(rows))
         )
         together = "equal" if equal <= loose else "single"
-    later = None
+    later = last = None
     if not isinstance(rows[-1].labels, int) and len(rows[-1].input_ids) > 1:
-        later = _difference(_logits(model, [_other_end(rows[-1])])[0][:-1], alone[-1][:-1])
-    again = max(_difference(_logits(model, [rows[k]])[0], alone[k]) for k in (0, -1))
-    return Report(neighbours, equal, later, again, {}, together)
+        changed = sequence_logits(model, [_other_end(rows[-1])])[0]
+        later, last = (difference(changed[x], alone[-1][x]) for x in (slice(-1), slice(-1, None)))
+        if len(longest.input_ids) > LENGTH:
+            whole, changed = (
+                sequence_logits(model, [x])[0][:-1] for x in (longest, _other_end(longest))
+            )
+            later = max(later, difference(changed, whole))
+    again = max(difference(sequence_logits(model, [rows[k]])[0], alone[k]) for k in (0, -1))
+    return Report(neighbours, equal, later, last, again, [], {}, together)
 
 
 def _beside(model, rows, alone):
-    return max(map(_difference, _logits(model, rows), alone))
+    return max(map(difference, sequence_logits(model, rows), alone))
 
 
 def _other_end(x):
@@ -235,27 +273,6 @@ def _other_end(x):
     *start, last = x.input_ids
     others = [token for token in start if token != last]
     return replace(x, input_ids=(*start, others[0] if others else last - 1 if last else 1))
-
-
-@torch.no_grad()
-def _logits(model, rows):
-    """Each sequence's logits: (s, V), or (C,) of a classifier."""
-    batch = collate(rows).to(next(model.parameters()).device)
-    z = logits(model, batch)
-    z = z.to(torch.promote_types(z.dtype, torch.float32))
-    lengths = [len(x.input_ids) for x in rows]
-    return [x[:s] if z.dim() == 3 else x for x, s in zip(z, lengths)]
-
-
-def _difference(x, y):
-    """‖x − y‖ over ‖y‖, without what all words have in common; masked words (−∞) count as 0."""
-    x, y = (z.nan_to_num(posinf=0, neginf=0) for z in (x, y))
-    spread = y - y.mean(-1, keepdim=True) if y.shape[-1] > 1 else y
-    return _over((x - y).norm().item(), spread.norm().item())
-
-
-def _over(error, size):
-    return error / size if size else 0.0 if not error else math.inf
 
 
 def _dtype(model):
@@ -266,7 +283,7 @@ def _dtype(model):
 # ------------------------------------------------------------------------------------ the verdict
 
 
-def _refuse(tracked, found, differences):
+def _refuse(tracked, found):
     """ValueError where scores would be wrong."""
     kind, (_, tight, gradient) = type(tracked.model).__name__, TOLERANCES[_dtype(tracked.model)]
     if found.again > tight:
@@ -275,12 +292,24 @@ def _refuse(tracked, found, differences):
             f"{found.again:.2%}): it keeps something of what it has read, or draws at random; "
             f"scores would depend on the order of the data"
         )
+    if found.drawn:
+        raise ValueError(
+            f"{kind} draws of {' and '.join(found.drawn)} random numbers as it reads, in eval mode "
+            f"too: scores would depend on chance; take it out (dropout, layer drop, noise)"
+        )
+    if found.last == 0:
+        raise ValueError(
+            f"the logits of {kind} at a position do not change with the token there: it shifts its "
+            f"input by one itself, so that they predict that token, not the next one; let it give "
+            f"logits that follow the token, as language models of transformers do"
+        )
     if found.later is not None and found.later > tight:
         raise ValueError(
             f"{kind} is not causal: logits change by {found.later:.2%} when a later token does, so "
             f"that it sees the answer that it should predict; load it as a classifier, or as a "
             f"decoder (config.is_decoder = True)"
         )
+    differences = found.gradients
     wrong = [x.name for x in tracked.layers if differences.get(x.name, 0) > gradient]
     if wrong:
         raise ValueError(

@@ -76,7 +76,7 @@ class Reordered(Model):
 
 class Table(Model):
     def blocks(self, x, mask):
-        table = torch.stack([self.emb.weight[0], self.emb.weight[1]])  # as many as sequences
+        table = self.emb.weight[:3]  # as many as sequences
         return x + self.layers[0](x) + self.layers[1](table).sum(0)
 
 
@@ -131,6 +131,46 @@ class Remembers(Model):
         return self.emb(ids) * (1 + 0.1 * self.longest)
 
 
+class Sorted(Model):
+    """As what is packed by length, or grouped by what it says."""
+
+    def key(self, ids, mask):
+        return mask.sum(1)
+
+    def forward(self, input_ids, attention_mask):
+        order = self.key(input_ids, attention_mask).argsort(stable=True)
+        z = super().forward(input_ids[order], attention_mask[order]).logits
+        return SimpleNamespace(logits=z[order.argsort()])
+
+
+class SortedDown(Sorted):
+    def key(self, ids, mask):
+        return -mask.sum(1)
+
+
+class SortedByContent(Sorted):
+    def key(self, ids, mask):
+        return ids[:, 0]
+
+
+class ShiftsItself(Model):
+    def read(self, ids):
+        return self.emb(F.pad(ids[:, :-1], (1, 0)))
+
+
+class DrawsRarely(Model):
+    def block(self, layer, x, mask):
+        return layer(x).tanh() * (2.0 if torch.rand(()) < 1e-6 else 1.0)
+
+
+class SeesFarAhead(Model):
+    """A position sees the twentieth after it."""
+
+    def blocks(self, x, mask):
+        x = super().blocks(x, mask)
+        return x + F.pad(x[:, 20:], (0, 0, 0, min(20, x.shape[1])))
+
+
 @pytest.mark.parametrize(
     "fault, message",
     [
@@ -145,12 +185,23 @@ class Remembers(Model):
         (Conditional, "layers.1 did not run"),
         (Bidirectional, "not causal"),
         (Remembers, "reads the same sequence again"),
+        (Sorted, "not autograd's"),
+        (SortedDown, "not autograd's"),
+        (SortedByContent, "not autograd's"),
+        (ShiftsItself, "shifts its input by one itself"),
+        (DrawsRarely, "draws of torch's random numbers"),
     ],
     ids=lambda x: getattr(x, "__name__", ""),
 )
 def test_a_planted_fault_is_refused_by_name(fault, message):
     with pytest.raises(ValueError, match=message):
         gradients(tracked(fault()), rows(), loss, 8)
+
+
+def test_a_later_token_beyond_the_short_pieces_is_seen():
+    gradients(tracked(SeesFarAhead()), rows(), loss, 8)  # whose longest has 12
+    with pytest.raises(ValueError, match="not causal"):
+        gradients(tracked(SeesFarAhead()), rows((9, 30)), loss, 8)
 
 
 # ----------------------------------------------------------------------------- what is made right
@@ -251,6 +302,25 @@ def test_a_part_that_a_neighbours_word_switches_on_keeps_sequences_apart():
         assert batching(first, data, 8) == "single"
     expected = weight_gradients(model, first.layers, data, plain_loss)
     assert relative(gradients(first, data, loss, 8)["layers.0"], expected["layers.0"]) < 1e-12
+
+
+class Capacity(Model):
+    """What is beyond the first hundred positions of a batch is dropped."""
+
+    def block(self, layer, x, mask):
+        y = layer(x).tanh()
+        kept = torch.arange(y.shape[0] * y.shape[1]).view(y.shape[:2]) < 100
+        return y * kept[..., None]
+
+
+@pytest.mark.parametrize("equal", [False, True])
+def test_a_batch_that_is_more_than_the_model_holds_is_kept_apart(equal):
+    data = rows([10 if equal else 6 + n % 5 for n in range(20)])
+    model = Capacity()
+    with pytest.warns(UserWarning, match="each sequence has a batch of its own"):
+        found = gradients(tracked(model), data, loss, 20)
+    expected = weight_gradients(model, tracked(model).layers, data, plain_loss)
+    assert max(relative(found[name], x) for name, x in expected.items()) < 1e-12
 
 
 @pytest.mark.parametrize("make, together", [(OfTheLongest, "equal"), (OfItsNeighbours, "single")])
