@@ -13,8 +13,9 @@ from collections.abc import Callable
 from torch import Tensor
 from tqdm import tqdm
 
+from msif.core import checks
 from msif.core.backward import backpropagate, frozen
-from msif.core.data import Batch, Sequence, buckets, check, collate, equally_long
+from msif.core.data import Batch, Sequence, check, collate, grouped
 from msif.core.layers import Layer, Tracked, Vectors
 from msif.core.models import limits
 from msif.core.objectives import Objective
@@ -33,13 +34,8 @@ def groups(tracked: Tracked, sequences: list[Sequence], batch_size: int) -> list
     for a sequence that the model cannot read (`data.check`) and as `selfcheck.examine`.
     """
     check(sequences, *limits(tracked.model))
-    found = buckets(sequences, batch_size)
-    together = batching(tracked, sequences, batch_size)
-    if together == "single":
-        return [[n] for group in found for n in group]
-    if together == "equal":
-        return equally_long(sequences, batch_size)
-    return found
+    batch_size = checks.whole("batch size", batch_size)
+    return grouped(sequences, batch_size, batching(tracked, sequences, batch_size))
 
 
 def grouped_passes(

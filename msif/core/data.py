@@ -129,9 +129,14 @@ def buckets(sequences: list[Sequence], size: int) -> list[list[int]]:
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
-def equally_long(sequences: list[Sequence], size: int) -> list[list[int]]:
-    """As `buckets`, in groups of `size` at most of equal length."""
-    size = checks.whole("batch size", size)
+def grouped(sequences: list[Sequence], size: int, together: str = "any") -> list[list[int]]:
+    """As `buckets`, where any sequences may share a batch; else in groups of at most `size` of one
+    length ("equal"), or one by one ("single")."""
+    found = buckets(sequences, size)
+    if together == "any":
+        return found
+    if together == "single":
+        return [[n] for group in found for n in group]
     alike = defaultdict(list)
     for n, x in enumerate(sequences):
         alike[len(x.input_ids)].append(n)

@@ -209,7 +209,7 @@ def logits(model: nn.Module, batch: Batch) -> Tensor:
 
     Padding is known by the mask. Decoder classifiers of transformers pool at the last id that is
     not config.pad_token_id, so padding gets that id here; ValueError for a sequence that ends in
-    it, as it would be pooled elsewhere.
+    it, as it would be pooled elsewhere, and for a model of another kind of output.
     """
     ids = batch.input_ids
     pad = getattr(text_config(model), "pad_token_id", None)
@@ -222,7 +222,29 @@ def logits(model: nn.Module, batch: Batch) -> Tensor:
                 f"would not see its end; give the config a pad_token_id that no text uses"
             )
         ids = ids.masked_fill(batch.attention_mask == 0, pad)
-    return model(input_ids=ids, attention_mask=batch.attention_mask).logits
+    kind = type(model).__name__
+    try:
+        output = model(input_ids=ids, attention_mask=batch.attention_mask)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise ValueError(
+            f"{kind} cannot be called with input_ids and attention_mask ({error}): expected a "
+            f"model whose `forward` takes both, as those of transformers do"
+        ) from error
+    found: Any = getattr(output, "logits", None)
+    if not isinstance(found, Tensor):
+        raise ValueError(
+            f"{kind} gives a {type(output).__name__} without logits: expected an output whose "
+            f"attribute `logits` is a tensor, (n, S, V) or of a classifier (n, C)"
+        )
+    if found.shape[: 2 if found.dim() > 2 else 1] != ids.shape[: 2 if found.dim() > 2 else 1]:
+        raise ValueError(
+            f"{kind} gives logits of shape {tuple(found.shape)} for a batch of {tuple(ids.shape)}: "
+            f"expected one row a sequence, and of a language model one a position; cut off those "
+            f"of prefixes and soft prompts"
+        )
+    return found
 
 
 def text_config(model: nn.Module) -> Any:

@@ -48,6 +48,32 @@ def gradient_differences(tracked: Tracked, sequences: list[Sequence]) -> dict[st
     return compared.differences()
 
 
+@torch.no_grad()
+def precisions(tracked: Tracked, sequences: list[Sequence]) -> dict[str, torch.dtype]:
+    """{layer: what it computes in}, the lower of its weight's precision and its output's, as under
+    autocast; of experts, their weight's. The model must be `frozen`."""
+    number = tracked.model.get_parameter
+    found = {x.name: number(x.parameter).dtype for x in tracked.layers}
+
+    def seen(layer):
+        def hook(module, args, output):
+            found[layer.name] = min(found[layer.name], output.dtype, key=lambda x: x.itemsize)
+
+        return hook
+
+    plain = [x for x in tracked.layers if x.expert is None]
+    handles = [
+        tracked.model.get_submodule(x.name).register_forward_hook(seen(x), prepend=True)
+        for x in plain
+    ]
+    try:
+        logits(tracked.model, collate(sequences).to(next(tracked.model.parameters()).device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
 def _as_captured(tracked):
     """In half precision, experts computed one after the other here too: rounding alone can change
     which of them a position chooses."""

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from msif.core.backward import frozen, pattern_without
-from msif.core.data import Sequence, buckets, equally_long
+from msif.core.data import Sequence, grouped
 from msif.core.layers import Tracked
 from msif.core.outputs import (
     beside_others,
@@ -31,7 +31,7 @@ from msif.core.outputs import (
     random_numbers_watched,
     sequence_logits,
 )
-from msif.core.reference import gradient_differences
+from msif.core.reference import gradient_differences, precisions
 
 ROWS = 4  # sequences that are compared
 LENGTH = 16  # tokens that they are cut to
@@ -108,8 +108,9 @@ def examine(tracked: Tracked, sequences: list[Sequence], batch_size: int = 2) ->
             found = _function(model, rows, longest, batch_size > 1)
         alone = "single" if batch_size == 1 else found.batches
         differences = gradient_differences(tracked, _pair(rows, alone))
+        wrong = _wrong(tracked, differences, rows[-1:])
     found = replace(found, gradients=differences, drawn=drawn)
-    _refuse(tracked, found)
+    _refuse(tracked, found, wrong)
     return found
 
 
@@ -132,6 +133,7 @@ def batching(tracked: Tracked, sequences: list[Sequence], batch_size: int) -> st
         try:
             report = examine(tracked if new else tracked.only([]), sequences, batch_size)
         except FloatingPointError:  # the pass itself will name the sequences
+            _refuse_unchecked(model, sequences)
             return known.batches
         (known.layers if several else known.alone).update(tracked.names)
         known.longest = max(known.longest, longest * several)
@@ -150,9 +152,28 @@ def batching(tracked: Tracked, sequences: list[Sequence], batch_size: int) -> st
     return known.batches
 
 
+def known_batching(model: nn.Module) -> str:
+    """What `batching` has found out about a model; "any" where nobody has asked."""
+    return _known[model].batches if model in _known else "any"
+
+
+def _refuse_unchecked(model, sequences):
+    """ValueError, if only the short pieces of these sequences give NaN."""
+    order = sorted(sequences, key=lambda x: len(x.input_ids))
+    with frozen(model):
+        pieces = [x for row in _rows(sequences) for x in sequence_logits(model, [row])]
+        whole = [x for row in (order[0], order[-1]) for x in sequence_logits(model, [row])]
+    if any(x.isnan().any() for x in pieces) and not any(x.isnan().any() for x in whole):
+        raise ValueError(
+            f"the logits of {type(model).__name__} are NaN for pieces of {LENGTH} tokens, on which "
+            f"its gradients are checked, though not for whole sequences: expected a model that "
+            f"reads short ones, too"
+        )
+
+
 def _look_at_largest(model, known, sequences, batch_size):
     """Keep sequences apart, if the largest batch of these is another thing than short pieces."""
-    groups = (buckets if known.batches == "any" else equally_long)(sequences, batch_size)
+    groups = grouped(sequences, batch_size, known.batches)
     sizes = [(len(x), len(x) * len(sequences[x[0]].input_ids)) for x in groups]
     largest = max(sizes, key=lambda x: x[1])
     if largest[0] < 2 or all(x <= y for x, y in zip(largest, known.largest)):
@@ -276,16 +297,27 @@ def _other_end(x):
 
 
 def _dtype(model):
-    found = next(model.parameters()).dtype
-    return found if found in TOLERANCES else torch.float32
+    """The lowest precision of its matrices, without embeddings: looking up rounds nothing."""
+    modules = (x for x in model.modules() if not isinstance(x, nn.Embedding))
+    found = {p.dtype for x in modules for p in x.parameters(recurse=False) if p.dim() > 1}
+    return min(found & TOLERANCES.keys(), key=lambda x: x.itemsize, default=torch.float32)
 
 
 # ------------------------------------------------------------------------------------ the verdict
 
 
-def _refuse(tracked, found):
+def _wrong(tracked, differences, rows):
+    """Names of the layers whose gradients differ by more than the precision that each computes in
+    explains."""
+    gradient = TOLERANCES[_dtype(tracked.model)][2]
+    wrong = [x.name for x in tracked.layers if differences.get(x.name, 0) > gradient]
+    own = precisions(tracked, rows) if wrong else {}
+    return [x for x in wrong if differences[x] > TOLERANCES.get(own[x], (gradient,))[-1]]
+
+
+def _refuse(tracked, found, wrong):
     """ValueError where scores would be wrong."""
-    kind, (_, tight, gradient) = type(tracked.model).__name__, TOLERANCES[_dtype(tracked.model)]
+    kind, (_, tight, _) = type(tracked.model).__name__, TOLERANCES[_dtype(tracked.model)]
     if found.again > tight:
         raise ValueError(
             f"{kind} gives other logits when it reads the same sequence again (by "
@@ -309,12 +341,11 @@ def _refuse(tracked, found):
             f"that it sees the answer that it should predict; load it as a classifier, or as a "
             f"decoder (config.is_decoder = True)"
         )
-    differences = found.gradients
-    wrong = [x.name for x in tracked.layers if differences.get(x.name, 0) > gradient]
     if wrong:
+        most = max(found.gradients[x] for x in wrong)
         raise ValueError(
             f"the gradient of {', '.join(wrong[:4])}{', …' * (len(wrong) > 4)} is not autograd's: "
-            f"it differs by {max(differences[x] for x in wrong):.1%} on two short sequences. Its "
+            f"it differs by {most:.1%} on two short sequences. Its "
             f"rows are not one per position of each sequence, or its weights act elsewhere than in "
             f"its own call; leave it out of the tracked layers by a "
             f"pattern{pattern_without(tracked, wrong)}"

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from transformers import (
 )
 
 from msif.core import models
-from msif.core.data import word_tokenizer
+from msif.core.data import Sequence, collate, word_tokenizer
 from msif.core.layers import tracked_layers
 from msif.core.models import load_model, load_tokenizer, model_digest, tiny_gpt_neox
 
@@ -243,6 +244,24 @@ def test_the_digest_of_a_module_of_ones_own_sees_its_numbers_functions_and_buffe
 
 ROBERTA = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 ROBERTA |= {"intermediate_size": 12, "vocab_size": VOCAB}
+
+
+@pytest.mark.parametrize(
+    "forward, message",
+    [
+        (lambda input_ids, attention_mask: torch.zeros(2, 3, 5), "a Tensor without logits"),
+        (lambda input_ids, attention_mask: {"logits": None}, "a dict without logits"),
+        (lambda input_ids: None, "cannot be called with input_ids and attention_mask"),
+        (lambda input_ids, attention_mask: SimpleNamespace(logits=torch.zeros(2, 4, 5)), "2, 4, 5"),
+        (lambda input_ids, attention_mask: SimpleNamespace(logits=torch.zeros(1, 5)), "1, 5"),
+    ],
+)
+def test_an_output_of_another_kind_is_refused_by_its_name(forward, message):
+    net = nn.Linear(2, 2)
+    net.forward = forward
+    batch = collate([Sequence(n, (1, 2, 3), (1, 2, 3)) for n in range(2)])
+    with pytest.raises(ValueError, match=message):
+        models.logits(net, batch)
 
 
 def test_the_context_of_roberta_begins_after_its_padding_index():

@@ -383,6 +383,59 @@ def test_a_sound_model_passes_in_every_precision(make, dtype):
     assert max(found.gradients.values()) < {torch.float64: 1e-14, torch.float32: 1e-5}.get(dtype, 1)
 
 
+class UnderAutocast(Model):
+    def forward(self, input_ids, attention_mask):
+        with torch.autocast("cpu", torch.bfloat16):
+            z = super().forward(input_ids, attention_mask).logits
+        return SimpleNamespace(logits=z.float())
+
+
+class HalfInside(Model):
+    """Its second layer computes in bfloat16."""
+
+    def __init__(self):
+        super().__init__()
+        self.float().layers[1].bfloat16()
+
+    def block(self, layer, x, mask):
+        return layer(x.to(layer.weight.dtype)).tanh().to(x)
+
+
+@pytest.mark.parametrize("make", [lambda: UnderAutocast().float(), HalfInside])
+def test_layers_that_compute_in_half_precision_inside_another_are_right_to_it(make):
+    model = make()
+    found = gradients(tracked(model), rows(), loss, 8)
+    expected = weight_gradients(model, tracked(model).layers, rows(), plain_loss)
+    assert max(relative(found[name].float(), x.float()) for name, x in expected.items()) < 2e-2
+
+
+class HalfEmbeddings(Model):
+    """Later tokens leak by less than half precision would hide."""
+
+    def read(self, ids):
+        return self.emb(ids).float()
+
+    def block(self, layer, x, mask):
+        return (layer(x) + 1e-2 * x.mean(1, keepdim=True)).tanh()
+
+
+def test_embeddings_of_half_precision_do_not_loosen_the_check():
+    model = HalfEmbeddings().float()
+    model.emb.bfloat16()
+    with pytest.raises(ValueError, match="not causal"):
+        gradients(tracked(model), rows(), loss, 8)
+
+
+class NoneWhenShort(Bidirectional):
+    def read(self, ids):
+        return self.emb(ids) * (torch.nan if ids.shape[1] < 20 else 1.0)
+
+
+def test_a_model_whose_short_pieces_are_nan_is_refused_not_passed_by():
+    with pytest.raises(ValueError, match="NaN for pieces of 16 tokens"):
+        gradients(tracked(NoneWhenShort()), rows((24, 25, 30)), loss, 8)
+
+
 def test_it_looks_once_and_again_for_longer_sequences_or_other_layers(monkeypatch):
     model, looked = neox(), []
     monkeypatch.setattr(
