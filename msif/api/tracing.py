@@ -134,8 +134,9 @@ def _check_chain(stages, stage):
     for k, x in enumerate(stages, 1):
         if model_digest(x.model.tracked.model) != x.factors.header["model"]:
             raise ValueError(
-                f"the weights of {x.model.source} have changed since stage {k} was made: its "
-                f"factors are of the weights before; fit them again"
+                f"the weights of {x.model.source} have changed since stage {k} was made, or a "
+                f"number that it keeps (a count of what it reads belongs under a name that begins "
+                f"with _): its factors are of the model before; fit them again"
             )
     for k, (earlier, later) in enumerate(zip(stages, stages[1:]), 2):
         before = {x.name: (x.out_features, x.inputs) for x in earlier.model.tracked.layers}

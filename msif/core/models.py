@@ -30,6 +30,7 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from msif.core.data import Batch
+from msif.core.digests import is_of_library, plain_digest
 from msif.core.layers import MERGE
 from msif.core.parts import OTHER_MODALITIES
 
@@ -39,8 +40,9 @@ _TABLE = re.compile(r"(^|[._])(wpe|positions?_embed\w*|embed_positions?|pos_emb\
 # Fields that logits do not depend on in eval mode: names, precision, ways to compute the same.
 _SILENT = re.compile(
     r"^_|name_or_path|transformers_version|architectures|^auto_map|dtype|id2label|label2id"
-    r"|problem_type|^task_specific|finetuning_task|tokenizer_class|^use_cache|cached|^output_"
-    r"|return_dict|implementation|drop|init(ializer)?_|initializer|gradient_checkpointing"
+    r"|problem_type|^task_specific|finetuning_task|tokenizer_class|^use_cache|cached"
+    r"|^output_(attentions|hidden_states|(auxiliary_|router_)?logits|scores|past)|return_dict"
+    r"|implementation|(?<!^token_)drop(?!p)|init(ializer)?_|initializer|gradient_checkpointing"
     r"|^(bos|eos|sep|cls|mask|pad)_token_id|padding_idx|chunk_size_feed_forward|pretraining_tp"
     r"|router_aux"
 ).search
@@ -158,16 +160,19 @@ def model_digest(model: nn.Module) -> str:
     That is names, dtypes, shapes and bytes of the state dict, in the names' order; the
     configuration (positions, norms' epsilons, activations, …), less what logits do not depend on
     (`_SILENT`), or without one the buffers that the state dict lacks; and of each module its class
-    and its own numbers, such as an epsilon that was changed by hand. It does not depend on the
-    device, or on the file or folder that the model came from.
+    and its own numbers, such as an epsilon that was changed by hand. Of a module of one's own also
+    its functions, collections and records of numbers, such as a dataclass that configures it, and
+    of each module the functions hooked to it. It does not depend on the device, or on the file or
+    folder that the model came from.
     """
     sha, tensors = hashlib.sha256(), model.state_dict()
-    if not hasattr(model, "config"):
+    settings = _settings(model)
+    if settings is None:
         tensors |= dict(model.named_buffers())
     for name, tensor in sorted(tensors.items()):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    found = [_settings(model), *({name: _own(x)} for name, x in model.named_modules())]
+    found = [settings, *({name: _own(x)} for name, x in model.named_modules())]
     sha.update(json.dumps(found, sort_keys=True, default=str).encode())
     return sha.hexdigest()
 
@@ -194,13 +199,19 @@ def _speaking(x):
 def _own(module):
     """A module's class, and its numbers and functions."""
     found = {"class": type(module).__qualname__}
+    own = not is_of_library(type(module))
     for name, x in vars(module).items():
         if name.startswith("_") or name in ("training", "forward") or _SILENT(name):
             continue
         if isinstance(x, bool | int | float | str):
             found[name] = x
+        elif own and (digest := plain_digest(x)) is not None:
+            found[name] = digest
         elif isinstance(x, FunctionType | BuiltinFunctionType):
             found[name] = x.__qualname__
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    if hooked := [x for x in map(plain_digest, hooks) if x]:
+        found["hooks"] = hooked
     return found
 
 
