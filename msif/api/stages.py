@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from msif.api.models import Model
-from msif.core import data, ekfac, files, influence, store
+from msif.core import checks, data, ekfac, files, influence, store
 from msif.core.generation import log_probabilities, own_share
 from msif.core.influence import Damping
 from msif.core.models import limits, model_digest
@@ -41,7 +41,7 @@ class Stage:
     new: tuple[str, ...] = ()
 
     def __post_init__(self):
-        source, digest = self.model.source, model_digest(self.model.tracked.model)
+        source, digest = _model(self.model).source, model_digest(self.model.tracked.model)
         what = f"the factors and the tracked layers of {source}"
         influence.same_layers(self.factors.layers, self.model.tracked.names, what)
         if self.factors.header["model"] != digest:
@@ -65,10 +65,27 @@ class Stage:
         numbers = f"damping={self.damping!r}, alpha={self.alpha!r}"
         return f"<stage that ends in {self.model.source}; {numbers}>"
 
+    def check_model(self) -> None:
+        """Raise ValueError if the model is no longer the one that the factors were fitted on."""
+        if model_digest(self.model.tracked.model) != self.factors.header["model"]:
+            raise ValueError(
+                f"the weights of {self.model.source} have changed since its stage was made, or a "
+                f"number that it keeps (a count of what it reads belongs under a name that begins "
+                f"with _): factors and scores are of the model before; fit them again"
+            )
+
     @property
     def core(self) -> influence.Stage:
         """The stage as `core.influence` has it."""
         return influence.Stage(self.factors, _damping(self.damping), _damping(self.alpha), self.new)
+
+
+def _model(x):
+    if not isinstance(x, Model):
+        raise ValueError(
+            f"the model is a {type(x).__name__}: expected a msif.Model, as `msif.load` gives it"
+        )
+    return x
 
 
 def _damping(value):
@@ -99,8 +116,10 @@ def plan(
     >>> msif.plan(base, docs, questions=8).queries
     8
     """
+    data.check(sequences := list(sequences), *limits(_model(model).tracked.model))
     lengths = [len(x.input_ids) for x in sequences]
     if questions is not None:
+        questions = checks.whole("questions", questions)
         return plan_score(model.tracked, lengths, questions, batch_size=batch_size)
     return plan_fit(model.tracked, lengths, batch_size=batch_size, draws=samples, memory=memory)
 
@@ -137,7 +156,7 @@ def fit(
     True
     >>> again = msif.fit(base, docs, folder="work")  # the same call, on disk
     """
-    data.check(sequences, *limits(model.tracked.model))
+    data.check(sequences, *limits(_model(model).tracked.model))
     _look_at_answers(model, sequences)
     options: dict[str, Any] = {
         "labels": labels,

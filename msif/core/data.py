@@ -207,6 +207,9 @@ def encode_answers(
     if loss_on not in ("answer", "all"):
         raise ValueError(f"loss_on is {loss_on!r}; expected 'answer' or 'all'")
     max_length = checks.whole("max_length", max_length, 2)
+    for name, value in (("separator", separator), ("closing", closing)):
+        if value is not None:
+            checks.text(name, value)
     asked, told = checks.texts("prompt", prompts), checks.texts("answer", answers)
     if len(asked) != len(told):
         raise ValueError(f"{len(asked)} prompts and {len(told)} answers: expected as many")
