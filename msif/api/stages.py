@@ -50,8 +50,10 @@ class Stage:
                 f"{self.factors.header['model'][:12]}…, {source} has {digest[:12]}…: fit them on "
                 f"the stage's own model"
             )
-        for layer in self.model.tracked.layers if isinstance(self.factors.factors, dict) else ():
-            rows = self.factors.factors[layer.name].rows  # on disk, its reader has looked
+        found = self.factors.factors
+        for layer in self.model.tracked.layers:
+            on_disk = isinstance(found, store.LayerFiles)
+            rows = found.rows(layer.name) if on_disk else found[layer.name].rows
             if (rows is None) != (layer.rows is None) or not (
                 rows is None or torch.equal(rows, layer.rows)
             ):

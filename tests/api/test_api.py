@@ -239,8 +239,11 @@ def test_other_factors_in_the_same_folder_are_other_scores(pair, given, stages, 
         found = msif.trace(chain, ASK, docs, folder=tmp_path).values
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max())
     split = msif.load(base.source, per_head=True)
-    with pytest.raises(ValueError, match="another per_head setting"):
-        msif.Stage(base, msif.fit(split, docs), damping=0.1)
+    for place in (None, tmp_path):
+        with pytest.raises(ValueError, match="another per_head setting"):
+            msif.Stage(base, msif.fit(split, docs, folder=place), damping=0.1)
+        with pytest.raises(ValueError, match="another per_head setting"):
+            msif.Stage(split, msif.fit(base, docs, folder=place), damping=0.1)
 
 
 def test_weights_that_changed_since_are_refused(folder, given, stages):
@@ -250,6 +253,30 @@ def test_weights_that_changed_since_are_refused(folder, given, stages):
         next(tuned.tracked.model.parameters()).mul_(1.3)
     with pytest.raises(ValueError, match="weights of .* have changed since its stage was made"):
         msif.trace([stages[0], stage], ASK, given[0])
+
+
+def test_scores_are_not_told_in_words_of_weights_that_changed_since(folder, given, stages):
+    base, tuned = (msif.load(folder / x) for x in ("base", "tuned"))
+    chain = [
+        msif.Stage(base, stages[0].factors, damping=0.1),
+        msif.Stage(tuned, stages[1].factors, alpha=0.1),
+    ]
+    scores = msif.trace(chain, ASK, given[0])
+
+    def shown():
+        return msif.show(scores, folder / "x.html")
+
+    for model, tells in ((base, (shown,)), (tuned, (shown, scores.said, scores.table))):
+        weight = next(model.tracked.model.parameters())
+        kept = weight.detach().clone()
+        with torch.no_grad():
+            weight.mul_(1.3)
+        for tell in tells:
+            with pytest.raises(ValueError, match="have changed since its stage was made"):
+                tell()
+        with torch.no_grad():
+            weight.copy_(kept)
+    assert str(scores)
 
 
 def test_what_the_model_says_is_its_likeliest_words_whatever_its_files_ask_for(folder, pair):
