@@ -117,7 +117,7 @@ def _kept(path: Path, make: Callable[[], Vectors]) -> Vectors:
     return {name: x.clone().mT for name, x in found.items()}
 
 
-def _stages(stages):
+def _stages(stages: Any) -> tuple[Stage, ...]:
     found = tuple(stages) if isinstance(stages, Iterable) else (stages,)
     if wrong := [x for x in found if not isinstance(x, Stage)]:
         raise ValueError(
