@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from msif.api.models import Model
-from msif.core import data, ekfac, files, influence, store
+from msif.core import checks, data, ekfac, files, influence, store
 from msif.core.generation import log_probabilities, own_share
 from msif.core.influence import Damping
 from msif.core.models import limits, model_digest
@@ -56,8 +56,10 @@ class Stage:
                 f"{self.factors.header['model'][:12]}…, {source} has {digest[:12]}…: fit them on "
                 f"the stage's own model"
             )
-        for layer in self.model.tracked.layers if isinstance(self.factors.factors, dict) else ():
-            rows = self.factors.factors[layer.name].rows  # on disk, its reader has looked
+        found = self.factors.factors
+        for layer in self.model.tracked.layers:
+            on_disk = isinstance(found, store.LayerFiles)
+            rows = found.rows(layer.name) if on_disk else found[layer.name].rows
             if (rows is None) != (layer.rows is None) or not (
                 rows is None or torch.equal(rows, layer.rows)
             ):
@@ -71,10 +73,27 @@ class Stage:
         numbers = f"damping={self.damping!r}, alpha={self.alpha!r}"
         return f"<stage that ends in {self.model.source}; {numbers}>"
 
+    def check_model(self) -> None:
+        """Raise ValueError if the model is no longer the one that the factors were fitted on."""
+        if model_digest(self.model.tracked.model) != self.factors.header["model"]:
+            raise ValueError(
+                f"the weights of {self.model.source} have changed since its stage was made, or a "
+                f"number that it keeps (a count of what it reads belongs under a name that begins "
+                f"with _): factors and scores are of the model before; fit them again"
+            )
+
     @property
     def core(self) -> influence.Stage:
         """The stage as `core.influence` has it."""
         return influence.Stage(self.factors, _damping(self.damping), _damping(self.alpha), self.new)
+
+
+def _model(x):
+    if not isinstance(x, Model):
+        raise ValueError(
+            f"the model is a {type(x).__name__}: expected a msif.Model, as `msif.load` gives it"
+        )
+    return x
 
 
 def _damping(value):
@@ -105,8 +124,10 @@ def plan(
     >>> msif.plan(base, docs, questions=8).queries
     8
     """
+    data.check(sequences := list(sequences), *limits(_model(model).tracked.model))
     lengths = [len(x.input_ids) for x in sequences]
     if questions is not None:
+        questions = checks.whole("questions", questions)
         return plan_score(model.tracked, lengths, questions, batch_size=batch_size)
     return plan_fit(model.tracked, lengths, batch_size=batch_size, draws=samples, memory=memory)
 
@@ -145,7 +166,7 @@ def fit(
     """
     if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
         raise ValueError(f"folder is {str(folder)!r}, a file: expected a folder, or a new name")
-    data.check(sequences, *limits(model.tracked.model))
+    data.check(sequences, *limits(_model(model).tracked.model))
     _look_at_answers(model, sequences)
     options: dict[str, Any] = {
         "labels": labels,

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from msif.api.stages import Stage, layers_key, name_of
 from msif.api.streams import Stream
 from msif.core import checks, data, files, influence, queries
 from msif.core.layers import Vectors
-from msif.core.models import model_digest
 from msif.scale import processes, streaming
 
 DOUBTFUL = 10.0  # nats: more than one document can be said to change an answer by, to first order
@@ -49,8 +49,14 @@ def trace(
     >>> print(scores)  # doctest: +ELLIPSIS
     Where was Ada born? → ...
     """
-    stages, top = tuple(stages), checks.whole("top", top)
+    stages, top = _stages(stages), checks.whole("top", top)
+    batch_size = checks.whole("batch_size", batch_size)
     _check_chain(stages, stage)
+    if isinstance(documents, data.Sequence | str):
+        raise ValueError(
+            f"documents are a {type(documents).__name__}: expected a list, as `Model.documents` "
+            f"makes it, or `Model.stream`"
+        )
     asked = _asked(stages[-1].model, questions)
     documents = list(documents) if isinstance(documents, list) else documents
     chain, model = [x.core for x in stages], stages[stage].model
@@ -123,9 +129,24 @@ def _kept(path: Path, make: Callable[[], Vectors]) -> Vectors:
     return {name: x.clone().mT for name, x in found.items()}
 
 
+def _stages(stages: Any) -> tuple[Stage, ...]:
+    found = tuple(stages) if isinstance(stages, Iterable) else (stages,)
+    if wrong := [x for x in found if not isinstance(x, Stage)]:
+        raise ValueError(
+            f"a stage is a {type(wrong[0]).__name__} of {type(wrong[0]).__module__}: expected a "
+            f"list of msif.Stage, from pre-training to the model that is asked"
+        )
+    return found
+
+
 def _asked(model, questions):
     """Sequences of the questions, which may be prompts or (prompt, answer) pairs."""
     one = isinstance(questions, str)
+    if isinstance(questions, tuple) and list(map(type, questions)) == [str, str]:
+        raise ValueError(
+            f"questions are {questions!r}: expected [(prompt, answer)] for one question with its "
+            f"answer, or [prompt, prompt] for two"
+        )
     given = [questions] if one else list(checks.several("question", questions))
     if not given:
         raise ValueError("there are no questions: expected at least one")
@@ -135,20 +156,18 @@ def _asked(model, questions):
                 "questions with a class as label: expected answers of a language model; a "
                 "classifier's scores are msif.core's"
             )
+        if len({x.index for x in given}) < len(given):  # of several calls, each from 0
+            given = [replace(x, index=n) for n, x in enumerate(given)]
         return given
     return model.questions(given)
 
 
 def _check_chain(stages, stage):
     influence.check([x.core for x in stages])
-    if not 0 <= stage < len(stages):
-        raise ValueError(f"stage is {stage}: expected 0 to {len(stages) - 1}")
-    for k, x in enumerate(stages, 1):
-        if model_digest(x.model.tracked.model) != x.factors.header["model"]:
-            raise ValueError(
-                f"the weights of {x.model.source} have changed since stage {k} was made: its "
-                f"factors are of the weights before; fit them again"
-            )
+    if type(stage) is not int or not 0 <= stage < len(stages):
+        raise ValueError(f"stage is {stage!r}: expected 0 to {len(stages) - 1}")
+    for x in stages:
+        x.check_model()
     for k, (earlier, later) in enumerate(zip(stages, stages[1:]), 2):
         before = {x.name: (x.out_features, x.inputs) for x in earlier.model.tracked.layers}
         for x in later.model.tracked.layers:

@@ -15,12 +15,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from msif.core.backward import frozen
 from msif.core.data import Batch, collate
 from msif.core.data import Sequence as Row
 from msif.core.layers import Tracked
 from msif.core.models import logits
 from msif.core.objectives import Objective
-from msif.core.selfcheck import tolerances
+from msif.core.outputs import median_difference, sequence_logits, tolerances
 from msif.core.spent import timed
 
 EVERY = 500  # sequences
@@ -39,6 +40,22 @@ def unaudited() -> Iterator[None]:
         _asked[0] = before
 
 
+def asked() -> bool:
+    """Are batches looked at now?"""
+    return _asked[0]
+
+
+def apart(model: nn.Module, rows: list[Row]) -> float | None:
+    """How far the logits of a batch's last row are from what they are alone; None if they are the
+    same, and the batch is not looked at again."""
+    with timed(model), frozen(model):
+        beside, (alone,) = sequence_logits(model, rows)[-1], sequence_logits(model, rows[-1:])
+        if (found := median_difference(beside, alone)) > _most(model):
+            return found
+    _passed.setdefault(model, set()).add(_key(rows))
+    return None
+
+
 def looked_at(groups: list[list[int]]) -> dict[int, int]:
     """{number of a batch: the row of it that is read again}, of the batches of a pass."""
     sizes = [len(x) for x in groups]
@@ -55,7 +72,7 @@ def audited(
     """The objectives of a batch of these rows; the first raises ValueError where one row's logits
     are not what they are alone. The model must be `frozen`."""
     model, x = tracked.model, rows[row]
-    key = hash(tuple(x.input_ids for x in rows))
+    key = _key(rows)
     if key in (passed := _passed.setdefault(model, set())):
         return objectives
     with timed(model), torch.no_grad():
@@ -65,8 +82,8 @@ def audited(
         if due:
             alone = due.pop()
             with timed(model), torch.no_grad():
-                found = _difference(z[row][: len(alone)] if z.dim() == 3 else z[row], alone)
-            if found > 3 * tolerances(model)[0]:
+                found = median_difference(z[row][: len(alone)] if z.dim() == 3 else z[row], alone)
+            if found > _most(model):
                 raise ValueError(
                     f"sequence {x.index} has other logits in its batch of {len(rows)} than alone "
                     f"(by {found:.1%}): what {type(model).__name__} computes for it depends on "
@@ -78,15 +95,10 @@ def audited(
     return [first, *objectives[1:]]
 
 
-def _difference(x, y):
-    """‖x − y‖ of the median position over ‖y‖ of a typical one, without what all words share.
+def _key(rows):
+    return hash(tuple(x.input_ids for x in rows))
 
-    The median: at a near tie, a mixture's router may choose another expert for one position when
-    the batch has another shape.
-    """
-    both = torch.promote_types(x.dtype, torch.float32)
-    x, y = (z.to(both).nan_to_num(posinf=0, neginf=0) for z in (x, y))
-    spread = y - y.mean(-1, keepdim=True) if y.shape[-1] > 1 else y
-    errors, sizes = (z.reshape(-1, z.shape[-1]).norm(dim=1) for z in (x - y, spread))
-    typical = sizes.square().mean().sqrt().item()
-    return errors.median().item() / typical if typical else float(errors.any())
+
+def _most(model):
+    """The difference that rounding explains."""
+    return 3 * tolerances(model)[0]

@@ -8,15 +8,15 @@ letters: n sequences, s positions, o outputs, i inputs (bias included in D), q q
 Gradients are dictionaries {layer name: (n, o, i)}, in at least float32.
 """
 
-from collections import defaultdict
 from collections.abc import Callable
 
 from torch import Tensor
 from tqdm import tqdm
 
+from msif.core import checks
 from msif.core.audit import audited, looked_at
 from msif.core.backward import backpropagate, frozen
-from msif.core.data import Batch, Sequence, buckets, check, collate
+from msif.core.data import Batch, Sequence, check, collate, grouped
 from msif.core.layers import Layer, Tracked, Vectors
 from msif.core.models import classes, limits
 from msif.core.objectives import Objective
@@ -35,24 +35,8 @@ def groups(tracked: Tracked, sequences: list[Sequence], batch_size: int) -> list
     for a sequence that the model cannot read (`data.check`) and as `selfcheck.examine`.
     """
     check(sequences, *limits(tracked.model), classes(tracked.model))
-    found = buckets(sequences, batch_size)
-    together = batching(tracked, sequences, batch_size)
-    if together == "single":
-        return [[n] for group in found for n in group]
-    if together == "equal":
-        return _of_equal_length(sequences, batch_size)
-    return found
-
-
-def _of_equal_length(sequences, batch_size):
-    alike = defaultdict(list)
-    for n, x in enumerate(sequences):
-        alike[len(x.input_ids)].append(n)
-    return [
-        alike[length][first : first + batch_size]
-        for length in sorted(alike, reverse=True)
-        for first in range(0, len(alike[length]), batch_size)
-    ]
+    batch_size = checks.whole("batch size", batch_size)
+    return grouped(sequences, batch_size, batching(tracked, sequences, batch_size))
 
 
 def grouped_passes(

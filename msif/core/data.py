@@ -12,7 +12,7 @@ import json
 import math
 import operator
 import reprlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from itertools import count
@@ -131,6 +131,24 @@ def buckets(sequences: list[Sequence], size: int) -> list[list[int]]:
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
+def grouped(sequences: list[Sequence], size: int, together: str = "any") -> list[list[int]]:
+    """As `buckets`, where any sequences may share a batch; else in groups of at most `size` of one
+    length ("equal"), or one by one ("single")."""
+    found = buckets(sequences, size)
+    if together == "any":
+        return found
+    if together == "single":
+        return [[n] for group in found for n in group]
+    alike = defaultdict(list)
+    for n, x in enumerate(sequences):
+        alike[len(x.input_ids)].append(n)
+    return [
+        alike[length][first : first + size]
+        for length in sorted(alike, reverse=True)
+        for first in range(0, len(alike[length]), size)
+    ]
+
+
 def encode_documents(
     texts: Iterable[str],
     tokenizer: PreTrainedTokenizerBase,
@@ -196,6 +214,9 @@ def encode_answers(
     if loss_on not in ("answer", "all"):
         raise ValueError(f"loss_on is {loss_on!r}; expected 'answer' or 'all'")
     max_length = checks.whole("max_length", max_length, 2)
+    for name, value in (("separator", separator), ("closing", closing)):
+        if value is not None:
+            checks.text(name, value)
     asked, told = checks.texts("prompt", prompts), checks.texts("answer", answers)
     if len(asked) != len(told):
         raise ValueError(f"{len(asked)} prompts and {len(told)} answers: expected as many")

@@ -30,6 +30,7 @@ from msif.core.products import add_squares, aligned, mirrored
 from msif.core.resources import require
 from msif.core.spent import share_said
 from msif.core.sums import add_covariances, covariance_zeros, precision, unpacked
+from msif.core.watch import pattern_without
 
 # What `covariances` finds for a layer: rows, A (i, i), B (blocks, r, r), positions per sequence.
 Covariances = tuple[Tensor | None, Tensor, Tensor, float]
@@ -177,6 +178,7 @@ def corrected_eigenvalues(
         lambda *found: add_eigenvalues(sums, rotations, *found),
         title and f"{title}: eigenvalues",
     )
+    refuse_rounding(tracked, sums)
     return mean_eigenvalues(sums, tracked.layers, bases, len(sequences) * len(objectives))
 
 
@@ -215,6 +217,32 @@ def mean_eigenvalues(
         return _finite(sums[f"{layer.name}.Λ"][..., : layer.inputs] / count, layer.name)
 
     return {x.name: replace(bases[x.name], eigenvalues=mean(x)) for x in layers}
+
+
+def refuse_rounding(tracked: Tracked, sums: Mapping[str, Tensor]) -> None:
+    """ValueError, naming the layers, where all that reaches a layer is rounding error.
+
+    sums: of `add_eigenvalues`. Damping relative to such eigenvalues makes as much of a layer as of
+    any other. Found by their size beside the largest layer's: in the layers of a network that are
+    reached, even untrained, gradients were over a thousand times the bound. Not in half precision,
+    where rounding is as large as that, nor for experts, which are as small as they are rare.
+    """
+    sizes = {x.name: sums[f"{x.name}.Λ"].double().mean().sqrt().item() for x in tracked.layers}
+    largest, number = max(sizes.values()), tracked.model.get_parameter
+    epsilons = {
+        x.name: torch.finfo(number(x.parameter).dtype).eps
+        for x in tracked.layers
+        if x.expert is None and number(x.parameter).dtype in (torch.float32, torch.float64)
+    }
+    reached = [x for x, eps in epsilons.items() if 0 < sizes[x] < 4 * eps * largest]
+    if reached:
+        raise ValueError(
+            f"nothing but rounding error reaches {', '.join(reached[:4])}"
+            f"{', …' * (len(reached) > 4)}: its gradients are {sizes[reached[0]] / largest:.0e} of "
+            f"the largest layer's; the loss of these sequences does not depend on it, as it does "
+            f"not on queries and keys where a first token attends to itself: leave it out by a "
+            f"pattern{pattern_without(tracked, reached)}, or give sequences whose loss does"
+        )
 
 
 def errors(

@@ -30,6 +30,7 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from msif.core.data import Batch
+from msif.core.digests import is_of_library, plain_digest
 from msif.core.layers import MERGE
 from msif.core.origin import look_for
 from msif.core.parts import OTHER_MODALITIES
@@ -40,8 +41,9 @@ _TABLE = re.compile(r"(^|[._])(wpe|positions?_embed\w*|embed_positions?|pos_emb\
 # Fields that logits do not depend on in eval mode: names, precision, ways to compute the same.
 _SILENT = re.compile(
     r"^_|name_or_path|transformers_version|architectures|^auto_map|dtype|id2label|label2id"
-    r"|problem_type|^task_specific|finetuning_task|tokenizer_class|^use_cache|cached|^output_"
-    r"|return_dict|implementation|drop|init(ializer)?_|initializer|gradient_checkpointing"
+    r"|problem_type|^task_specific|finetuning_task|tokenizer_class|^use_cache|cached"
+    r"|^output_(attentions|hidden_states|(auxiliary_|router_)?logits|scores|past)|return_dict"
+    r"|implementation|(?<!^token_)drop(?!p)|init(ializer)?_|initializer|gradient_checkpointing"
     r"|^(bos|eos|sep|cls|mask|pad)_token_id|padding_idx|chunk_size_feed_forward|pretraining_tp"
     r"|router_aux"
 ).search
@@ -162,16 +164,19 @@ def model_digest(model: nn.Module) -> str:
     That is names, dtypes, shapes and bytes of the state dict, in the names' order; the
     configuration (positions, norms' epsilons, activations, …), less what logits do not depend on
     (`_SILENT`), or without one the buffers that the state dict lacks; and of each module its class
-    and its own numbers, such as an epsilon that was changed by hand. It does not depend on the
-    device, or on the file or folder that the model came from.
+    and its own numbers, such as an epsilon that was changed by hand. Of a module of one's own also
+    its functions, collections and records of numbers, such as a dataclass that configures it, and
+    of each module the functions hooked to it. It does not depend on the device, or on the file or
+    folder that the model came from.
     """
     sha, tensors = hashlib.sha256(), model.state_dict()
-    if not hasattr(model, "config"):
+    settings = _settings(model)
+    if settings is None:
         tensors |= dict(model.named_buffers())
     for name, tensor in sorted(tensors.items()):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    found = [_settings(model), *({name: _own(x)} for name, x in model.named_modules())]
+    found = [settings, *({name: _own(x)} for name, x in model.named_modules())]
     sha.update(json.dumps(found, sort_keys=True, default=str).encode())
     return sha.hexdigest()
 
@@ -198,13 +203,19 @@ def _speaking(x):
 def _own(module):
     """A module's class, and its numbers and functions."""
     found = {"class": type(module).__qualname__}
+    own = not is_of_library(type(module))
     for name, x in vars(module).items():
         if name.startswith("_") or name in ("training", "forward") or _SILENT(name):
             continue
         if isinstance(x, bool | int | float | str):
             found[name] = x
+        elif own and (digest := plain_digest(x)) is not None:
+            found[name] = digest
         elif isinstance(x, FunctionType | BuiltinFunctionType):
             found[name] = x.__qualname__
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    if hooked := [x for x in map(plain_digest, hooks) if x]:
+        found["hooks"] = hooked
     return found
 
 
@@ -213,7 +224,8 @@ def logits(model: nn.Module, batch: Batch) -> Tensor:
 
     Padding is known by the mask. Decoder classifiers of transformers pool at the last id that is
     not config.pad_token_id, so padding gets that id here; ValueError for a sequence that ends in
-    it, as it would be pooled elsewhere, and for several of a classifier that has none.
+    it, as it would be pooled elsewhere, for several of a classifier that has none, and for a model
+    of another kind of output.
     """
     ids = batch.input_ids
     pad = getattr(text_config(model), "pad_token_id", None)
@@ -231,7 +243,29 @@ def logits(model: nn.Module, batch: Batch) -> Tensor:
             f"{type(model).__name__} has no config.pad_token_id, by which a classifier knows where "
             f"each sequence of a batch ends: set it to an id that no text uses, or batch_size=1"
         )
-    return model(input_ids=ids, attention_mask=batch.attention_mask).logits
+    kind = type(model).__name__
+    try:
+        output = model(input_ids=ids, attention_mask=batch.attention_mask)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise ValueError(
+            f"{kind} cannot be called with input_ids and attention_mask ({error}): expected a "
+            f"model whose `forward` takes both, as those of transformers do"
+        ) from error
+    found: Any = getattr(output, "logits", None)
+    if not isinstance(found, Tensor):
+        raise ValueError(
+            f"{kind} gives a {type(output).__name__} without logits: expected an output whose "
+            f"attribute `logits` is a tensor, (n, S, V) or of a classifier (n, C)"
+        )
+    if found.shape[: 2 if found.dim() > 2 else 1] != ids.shape[: 2 if found.dim() > 2 else 1]:
+        raise ValueError(
+            f"{kind} gives logits of shape {tuple(found.shape)} for a batch of {tuple(ids.shape)}: "
+            f"expected one row a sequence, and of a language model one a position; cut off those "
+            f"of prefixes and soft prompts"
+        )
+    return found
 
 
 def text_config(model: nn.Module) -> Any:

@@ -28,12 +28,13 @@ class Pieces:
 
     rows: `ROWS` pieces, the shortest first, of different lengths where the data allows; the first
     has two tokens, and so hardly anything that the others could switch on. longest: the longest
-    sequence, whole.
+    sequence, whole. long: that one, unless it is as short as a piece.
     """
 
     def __init__(self, model: nn.Module, sequences: list[Sequence]):
         order = sorted(sequences, key=lambda x: len(x.input_ids))
         self.longest = order[-1]
+        self.long = [self.longest] if len(self.longest.input_ids) > LENGTH else []
         self._count = sum(len(x.input_ids) for x in sequences) // TOKENS_PER_PIECE
         self._words = _rarest(model, sequences, ROWS * LENGTH + WORDS * self._count)
         most, last = min(LENGTH, len(self.longest.input_ids)), len(order) - 1
@@ -82,12 +83,13 @@ def lengthened(rows: list[Sequence]) -> list[Sequence]:
 
 
 def pair(rows: list[Sequence], batches: str) -> list[Sequence]:
-    """Two that may share a batch; never as many as they have tokens."""
+    """Two that may share a batch, the first again at the end: no order of theirs is that of a model
+    that sorts them. Never as many as they have tokens."""
     if batches == "single":
         return rows[-1:]
     rows = rows if batches == "any" else equally_long(rows)
-    found = [rows[0], rows[-1]]
-    return found if len(found[-1].input_ids) != 2 else [*found, rows[1]]
+    found = [rows[0], rows[-1], rows[0]]
+    return found if len(rows[-1].input_ids) != 3 else [*found, rows[-1]]
 
 
 def other_end(x: Sequence) -> Sequence:

@@ -2,9 +2,9 @@
 
 Both are of one batch of a few short rows: the forward passes are alike, so nothing but rounding may
 differ. The scalar is a fixed combination of all logits, so that no label and no loss hides a
-position. Of the sequences, the captured gradients are added with weights 1, 2, …, and autograd
-differentiates the same sum of their scalars: one backward pass, in which none can be taken for
-another.
+position. Of the sequences, the captured gradients are added with weights 1, 2, 4, … (which round
+nothing), and autograd differentiates the same sum of their scalars: one backward pass, in which
+none can be taken for another.
 """
 
 import math
@@ -48,6 +48,32 @@ def gradient_differences(tracked: Tracked, sequences: list[Sequence]) -> dict[st
     return compared.differences()
 
 
+@torch.no_grad()
+def precisions(tracked: Tracked, sequences: list[Sequence]) -> dict[str, torch.dtype]:
+    """{layer: what it computes in}, the lower of its weight's precision and its output's, as under
+    autocast; of experts, their weight's. The model must be `frozen`."""
+    number = tracked.model.get_parameter
+    found = {x.name: number(x.parameter).dtype for x in tracked.layers}
+
+    def seen(layer):
+        def hook(module, args, output):
+            found[layer.name] = min(found[layer.name], output.dtype, key=lambda x: x.itemsize)
+
+        return hook
+
+    plain = [x for x in tracked.layers if x.expert is None]
+    handles = [
+        tracked.model.get_submodule(x.name).register_forward_hook(seen(x), prepend=True)
+        for x in plain
+    ]
+    try:
+        logits(tracked.model, collate(sequences).to(next(tracked.model.parameters()).device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
 def _as_captured(tracked):
     """In half precision, experts computed one after the other here too: rounding alone can change
     which of them a position chooses."""
@@ -67,7 +93,7 @@ def _probe(z: Tensor, batch: Batch) -> Tensor:
 
 
 def _weights(like):
-    return torch.arange(1, len(like) + 1).to(like)
+    return 2.0 ** torch.arange(len(like)).to(like)
 
 
 class _Compared:

@@ -2,6 +2,7 @@
 chain that stages make. The formulas: `msif.core.influence`."""
 
 import re
+import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -42,10 +43,13 @@ class Damping:
 
     def __post_init__(self):
         number = isinstance(self.value, Real) and not isinstance(self.value, bool)
-        if not number or not 0 <= self.value < float("inf"):
+        known = isinstance(self.value, int | float)  # not of numpy, nor a fraction
+        plain = self.value if known or not number else float(self.value)
+        if not number or not 0 <= plain <= sys.float_info.max:
             raise ValueError(f"damping or α of {self.value!r}: expected a finite number ≥ 0")
         if not isinstance(self.relative, bool):
             raise ValueError(f"relative is {self.relative!r}: expected True or False")
+        object.__setattr__(self, "value", plain)
 
     def of(self, mean: Tensor | float) -> Tensor | float:
         """The number itself, given the layer's mean eigenvalue."""

@@ -69,6 +69,7 @@ class Partition:
                 sums.eigenvalue_zeros,
                 lambda found, *rest: ekfac.add_eigenvalues(found, rotations, *rest),
             )
+            ekfac.refuse_rounding(self.tracked, squares)
             finished = (
                 (x, ekfac.mean_eigenvalues(squares, [x], bases, self.count)[x.name])
                 for x in processes.share(layers)

@@ -2,7 +2,11 @@
 
 import copy
 import json
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from support.families import FAMILIES, VOCAB, WIDTH, bert, gpt_neox, llama, multimodal
@@ -195,6 +199,11 @@ def test_the_digest_sees_what_changes_the_function_of_equal_weights(changed):
     assert model_digest(other) != model_digest(model)
 
 
+@pytest.mark.parametrize("field", ["output_multiplier", "token_dropout"])
+def test_the_digest_sees_fields_that_are_named_like_silent_ones(field):
+    assert model_digest(named(llama(), **{field: 2.0})) != model_digest(llama())
+
+
 def test_the_digest_sees_an_epsilon_or_activation_changed_by_hand():
     model = llama()
     before = model_digest(model)
@@ -248,8 +257,69 @@ def test_the_digest_of_a_module_of_ones_own_sees_its_numbers_functions_and_buffe
     assert len(set(found)) == 4 and found[0] == found[-1]
 
 
+@dataclass
+class Settings:
+    scale: float = 1.0
+    windows: tuple = (1, 2)
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        (Settings(), Settings(2.0)),
+        (Settings(), Settings(windows=(1, 3))),
+        (SimpleNamespace(scale=1.0), SimpleNamespace(scale=2.0)),
+        ({"scale": 1.0}, {"scale": 2.0}),
+        ([1, 2], [1, 3]),
+        (np.float32(1), np.float32(2)),
+        (partial(torch.mul, other=1), partial(torch.mul, other=2)),
+        (lambda x: x, lambda x: 2 * x),
+    ],
+)
+@pytest.mark.parametrize("name", ["config", "how"])
+def test_the_digest_of_a_module_of_ones_own_sees_what_configures_it(one, other, name):
+    def made(value):
+        net = OwnModule()
+        setattr(net, name, value)
+        return model_digest(net)
+
+    assert made(one) == made(copy.deepcopy(one)) != made(other)
+
+
+class OwnModule(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("table", torch.zeros(2), persistent=False)
+
+
+def test_the_digest_sees_a_hook_that_changes_the_function():
+    one, other = (tiny_gpt_neox(VOCAB, width=8, layers=1, heads=2) for _ in range(2))
+    handle = other.gpt_neox.layers[0].register_forward_hook(lambda module, args, x: 2 * x)
+    assert model_digest(one) != model_digest(other)
+    handle.remove()
+    assert model_digest(one) == model_digest(other)
+
+
 ROBERTA = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 ROBERTA |= {"intermediate_size": 12, "vocab_size": VOCAB}
+
+
+@pytest.mark.parametrize(
+    "forward, message",
+    [
+        (lambda input_ids, attention_mask: torch.zeros(2, 3, 5), "a Tensor without logits"),
+        (lambda input_ids, attention_mask: {"logits": None}, "a dict without logits"),
+        (lambda input_ids: None, "cannot be called with input_ids and attention_mask"),
+        (lambda input_ids, attention_mask: SimpleNamespace(logits=torch.zeros(2, 4, 5)), "2, 4, 5"),
+        (lambda input_ids, attention_mask: SimpleNamespace(logits=torch.zeros(1, 5)), "1, 5"),
+    ],
+)
+def test_an_output_of_another_kind_is_refused_by_its_name(forward, message):
+    net = nn.Linear(2, 2)
+    net.forward = forward
+    batch = collate([Sequence(n, (1, 2, 3), (1, 2, 3)) for n in range(2)])
+    with pytest.raises(ValueError, match=message):
+        models.logits(net, batch)
 
 
 def test_the_context_of_roberta_begins_after_its_padding_index():

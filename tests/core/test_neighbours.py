@@ -56,6 +56,25 @@ def test_a_part_that_a_neighbours_word_switches_on_keeps_sequences_apart():
     assert relative(gradients(first, data, loss, 8)["layers.0"], expected["layers.0"]) < 1e-12
 
 
+class Capacity(Model):
+    """What is beyond the first hundred positions of a batch is dropped."""
+
+    def block(self, layer, x, mask):
+        y = layer(x).tanh()
+        kept = torch.arange(y.shape[0] * y.shape[1]).view(y.shape[:2]) < 100
+        return y * kept[..., None]
+
+
+@pytest.mark.parametrize("equal", [False, True])
+def test_a_batch_that_is_more_than_the_model_holds_is_kept_apart(equal):
+    data = rows([10 if equal else 6 + n % 5 for n in range(20)])
+    model = Capacity()
+    with pytest.warns(UserWarning, match="each sequence has a batch of its own"):
+        found = gradients(tracked(model), data, loss, 20)
+    expected = weight_gradients(model, tracked(model).layers, data, plain_loss)
+    assert max(relative(found[name], x) for name, x in expected.items()) < 1e-12
+
+
 @pytest.mark.parametrize("make, together", [(OfTheLongest, "equal"), (OfItsNeighbours, "single")])
 def test_neighbours_that_matter_are_kept_apart_with_a_word(make, together):
     model = tracked(make())

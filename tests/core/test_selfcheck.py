@@ -1,6 +1,8 @@
 """The self-check finds, in models that nobody has seen, what would make scores wrong; and what can
 be made right is right: equal to autograd, one sequence at a time."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -40,7 +42,7 @@ class Reordered(Model):
 
 class Table(Model):
     def blocks(self, x, mask):
-        table = torch.stack([self.emb.weight[0], self.emb.weight[1]])  # as many as sequences
+        table = self.emb.weight[:3]  # as many as sequences
         return x + self.layers[0](x) + self.layers[1](table).sum(0)
 
 
@@ -95,6 +97,46 @@ class Remembers(Model):
         return self.emb(ids) * (1 + 0.1 * self.longest)
 
 
+class Sorted(Model):
+    """As what is packed by length, or grouped by what it says."""
+
+    def key(self, ids, mask):
+        return mask.sum(1)
+
+    def forward(self, input_ids, attention_mask):
+        order = self.key(input_ids, attention_mask).argsort(stable=True)
+        z = super().forward(input_ids[order], attention_mask[order]).logits
+        return SimpleNamespace(logits=z[order.argsort()])
+
+
+class SortedDown(Sorted):
+    def key(self, ids, mask):
+        return -mask.sum(1)
+
+
+class SortedByContent(Sorted):
+    def key(self, ids, mask):
+        return ids[:, 0]
+
+
+class ShiftsItself(Model):
+    def read(self, ids):
+        return self.emb(F.pad(ids[:, :-1], (1, 0)))
+
+
+class DrawsRarely(Model):
+    def block(self, layer, x, mask):
+        return layer(x).tanh() * (2.0 if torch.rand(()) < 1e-6 else 1.0)
+
+
+class SeesFarAhead(Model):
+    """A position sees the twentieth after it."""
+
+    def blocks(self, x, mask):
+        x = super().blocks(x, mask)
+        return x + F.pad(x[:, 20:], (0, 0, 0, min(20, x.shape[1])))
+
+
 @pytest.mark.parametrize(
     "fault, message",
     [
@@ -109,12 +151,23 @@ class Remembers(Model):
         (Conditional, "layers.1 did not run"),
         (Bidirectional, "not causal"),
         (Remembers, "reads the same sequence again"),
+        (Sorted, "not autograd's"),
+        (SortedDown, "not autograd's"),
+        (SortedByContent, "not autograd's"),
+        (ShiftsItself, "shifts its input by one itself"),
+        (DrawsRarely, "draws of torch's random numbers"),
     ],
     ids=lambda x: getattr(x, "__name__", ""),
 )
 def test_a_planted_fault_is_refused_by_name(fault, message):
     with pytest.raises(ValueError, match=message):
         gradients(tracked(fault()), rows(), loss, 8)
+
+
+def test_a_later_token_beyond_the_short_pieces_is_seen():
+    gradients(tracked(SeesFarAhead()), rows(), loss, 8)  # whose longest has 12
+    with pytest.raises(ValueError, match="not causal"):
+        gradients(tracked(SeesFarAhead()), rows((9, 30)), loss, 8)
 
 
 # ----------------------------------------------------------------------------- what is made right
@@ -191,6 +244,59 @@ def test_a_sound_model_passes_in_every_precision(make, dtype):
     found = examine(tracked(model), documents(7))
     assert found.batches == "any" and set(found.gradients) == set(tracked(model).names)
     assert max(found.gradients.values()) < {torch.float64: 1e-14, torch.float32: 1e-5}.get(dtype, 1)
+
+
+class UnderAutocast(Model):
+    def forward(self, input_ids, attention_mask):
+        with torch.autocast("cpu", torch.bfloat16):
+            z = super().forward(input_ids, attention_mask).logits
+        return SimpleNamespace(logits=z.float())
+
+
+class HalfInside(Model):
+    """Its second layer computes in bfloat16."""
+
+    def __init__(self):
+        super().__init__()
+        self.float().layers[1].bfloat16()
+
+    def block(self, layer, x, mask):
+        return layer(x.to(layer.weight.dtype)).tanh().to(x)
+
+
+@pytest.mark.parametrize("make", [lambda: UnderAutocast().float(), HalfInside])
+def test_layers_that_compute_in_half_precision_inside_another_are_right_to_it(make):
+    model = make()
+    found = gradients(tracked(model), rows(), loss, 8)
+    expected = weight_gradients(model, tracked(model).layers, rows(), plain_loss)
+    assert max(relative(found[name].float(), x.float()) for name, x in expected.items()) < 2e-2
+
+
+class HalfEmbeddings(Model):
+    """Later tokens leak by less than half precision would hide."""
+
+    def read(self, ids):
+        return self.emb(ids).float()
+
+    def block(self, layer, x, mask):
+        return (layer(x) + 1e-2 * x.mean(1, keepdim=True)).tanh()
+
+
+def test_embeddings_of_half_precision_do_not_loosen_the_check():
+    model = HalfEmbeddings().float()
+    model.emb.bfloat16()
+    with pytest.raises(ValueError, match="not causal"):
+        gradients(tracked(model), rows(), loss, 8)
+
+
+class NoneWhenShort(Bidirectional):
+    def read(self, ids):
+        return self.emb(ids) * (torch.nan if ids.shape[1] < 20 else 1.0)
+
+
+def test_a_model_whose_short_pieces_are_nan_is_refused_not_passed_by():
+    with pytest.raises(ValueError, match="NaN for pieces of 12 tokens"):
+        gradients(tracked(NoneWhenShort()), rows((24, 25, 30)), loss, 8)
 
 
 def test_it_looks_once_and_again_for_longer_sequences_or_other_layers(monkeypatch):
