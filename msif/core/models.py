@@ -1,8 +1,8 @@
 """Language models: loading, digests and logits.
 
 Any Hugging Face causal language model or sequence classifier, from a hub id or a local folder; and
-a tiny GPT-NeoX to train from scratch. Weights come from safetensors alone; code that comes with a
-model never runs.
+a tiny GPT-NeoX to train from scratch. Weights come from safetensors, or from a pickle of tensors
+alone (`msif.core.weights`); code that comes with a model never runs.
 """
 
 import contextlib
@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from msif.core import weights
 from msif.core.data import Batch
 from msif.core.layers import MERGE
 from msif.core.parts import OTHER_MODALITIES
@@ -88,6 +89,8 @@ def load_model(
 ) -> PreTrainedModel:
     """The model at `source` (hub id, or folder with config.json and *.safetensors), in eval mode.
 
+    A source without safetensors is read from pytorch_model.bin, tensors alone (`core.weights`).
+
     dtype: one of `DTYPES`. head: "causal" (language model) or "classifier" (sequence classifier; a
     classification head that the source lacks is newly drawn from torch's global random state).
     Raises ValueError for another dtype or head, and for weights that lack parameters; OSError,
@@ -102,10 +105,10 @@ def load_model(
     model, found = _from_pretrained(
         _HEADS[head],
         source,
-        "config.json and *.safetensors",
+        weights.EXPECTED,
+        weights.reading(source, revision),
         revision=revision,
         dtype=getattr(torch, dtype),
-        use_safetensors=True,
         output_loading_info=True,
     )
     body = f"{model.base_model_prefix}."
@@ -142,9 +145,12 @@ def _is_its_file(source, revision):
     return False
 
 
-def _from_pretrained(auto, source, files, **options):
+def _from_pretrained(auto, source, files, reading=None, **options):
     try:
-        return auto.from_pretrained(source, trust_remote_code=False, **options)
+        with reading or contextlib.nullcontext({}) as more:
+            return auto.from_pretrained(source, trust_remote_code=False, **options, **more)
+    except weights.Refused:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise OSError(
             f"nothing could be loaded from {str(source)!r} with {auto.__name__}: expected a hub id "
