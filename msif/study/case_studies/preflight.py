@@ -130,8 +130,9 @@ def _download(at, net, found):
 
 
 def _data(x, found):
+    answer = found.get(x["source"])
     there = {"here": "in place", "downloaded": "known to the hub's cache"}
-    where = there.get(found.get(x["source"]), "streamed")
+    where = there.get(answer, "streamed") if isinstance(answer, str) else "streamed"
     size = f"about {human(x['limit'] * DOCUMENT)} (assumed {DOCUMENT} bytes each)"
     return f"data {x['source']}", f"{x['limit']:,}", f"at most, {x['name']}; {where}; {size}"
 
