@@ -20,8 +20,6 @@ precision, which moves scores by less than 1e-6 of their norm in float32 (as tes
 1e-3). `ekfac.fit` adds everything in the model's precision: its scores differ by up to 1e-4.
 """
 
-import contextlib
-import ctypes
 import time
 from functools import partial
 from pathlib import Path
@@ -37,7 +35,7 @@ from msif.core.layers import Tracked
 from msif.core.models import limits, model_digest
 from msif.core.objectives import fisher_losses
 from msif.core.products import aligned
-from msif.core.resources import require
+from msif.core.resources import require, return_memory
 from msif.scale import processes, sums
 from msif.scale.plan import plan_fit
 from msif.scale.sizes import parse_bytes
@@ -196,7 +194,7 @@ class _Fit:
             if not self._all("bases"):
                 covariances = self._pass("covariances", sums.covariance_zeros, sums.add_covariances)
                 self._each(self._decomposed(covariances), "bases")
-            _return_memory()
+            return_memory()
             bases = _stored(self.work, layers, "bases", self.stamp["work"])
             rotations = {
                 x.name: _rotation(bases[x.name].to(_device(self.tracked.model, x))) for x in layers
@@ -276,6 +274,7 @@ class _Fit:
                     last = time.monotonic()
         processes.barrier()
         processes.add_over_processes(found)
+        return_memory()
         return found
 
     def _batch(self, kind, number, batch, consume):
@@ -323,13 +322,6 @@ class _Fit:
             desc=self.title and f"{self.title}: {kind}",
             disable=self.title is None,
         )
-
-
-def _return_memory():
-    """Freed memory back to the system, from which glibc's allocator holds it; without glibc there
-    is nothing to do."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _rotation(factors):
