@@ -6,7 +6,7 @@
     msif show --open                                         the last trace again, in a browser
     msif study make                                          the study's own notebooks and reports
 
-Models are folders or hub ids (safetensors). Documents: a .jsonl, .parquet or .txt file, a folder of
+Models are folders or hub ids. Documents: a .jsonl, .parquet or .txt file, a folder of
 such files, or a data set's hub id, read as a stream. Rows: a file of the same kinds with a prompt
 and an answer each. What is computed goes to --folder, which also remembers the pair: after one
 call, `msif trace --ask "…"` is enough. Interrupted, the same command goes on where it was.

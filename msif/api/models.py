@@ -275,7 +275,8 @@ def load(
     per_head: bool = False,
 ) -> Model:
     """The causal language model at `source`: a hub id, or a folder with config.json and
-    *.safetensors; code that comes with it never runs.
+    *.safetensors or pytorch_model.bin; code that comes with it never runs, nor does a pickle's
+    (`core.weights`).
 
     tokenizer: where to read it from, if not from `source`. dtype: of the weights, "bfloat16" halves
     the memory of large models. device: by default the GPU of this process, if there is one. pattern

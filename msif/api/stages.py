@@ -16,7 +16,9 @@ from msif.core.generation import log_probabilities, own_share
 from msif.core.influence import Damping
 from msif.core.models import limits, model_digest
 from msif.scale import fitting
-from msif.scale.plan import FitPlan, ScorePlan, plan_fit, plan_score
+from msif.scale.calibration import of_fit, of_scores
+from msif.scale.plan import plan_fit, plan_score
+from msif.scale.plans import FitPlan, ScorePlan
 
 CHECKED = 64  # fine-tuning rows on which `fit` looks whether the model gives their answers
 
@@ -105,16 +107,19 @@ def plan(
     sequences: Sequence[data.Sequence],
     *,
     questions: int | None = None,
+    labels: str = "gaussian",
     samples: int = 2,
     batch_size: int = 32,
     memory: int | str | None = None,
+    seconds: float = 0,
 ) -> FitPlan | ScorePlan:
     """What fitting the curvature on these sequences takes; or, given a number of `questions`, what
     scoring the sequences for them takes. Printed, it is readable; bytes and FLOP are fields.
 
-    From shapes alone: no weight is read. memory: bytes, "16GiB", or None for what is free: decides
-    in how many partitions the layers are fitted. Raises MemoryError, saying what would do, where
-    not even a single layer fits.
+    From shapes alone: no weight is read. With `seconds`, a few of the batches are run here, for
+    about so long (10 do): memory is then a measured batch's, and `plan.time` is there, in seconds.
+    memory: bytes, "16GiB", or None for what is free: decides in how many partitions the layers are
+    fitted. Raises MemoryError, saying what would do, where not even a single layer fits.
 
     >>> plan = msif.plan(base, docs, memory="1GiB")
     >>> len(plan.partitions)
@@ -123,13 +128,22 @@ def plan(
     True
     >>> msif.plan(base, docs, questions=8).queries
     8
+    >>> msif.plan(base, docs, seconds=1).time > 0
+    True
     """
     data.check(sequences := list(sequences), *limits(_model(model).tracked.model))
+    net, known = model.tracked, None
     lengths = [len(x.input_ids) for x in sequences]
+    how: dict[str, Any] = {"batch_size": batch_size}
     if questions is not None:
         questions = checks.whole("questions", questions)
-        return plan_score(model.tracked, lengths, questions, batch_size=batch_size)
-    return plan_fit(model.tracked, lengths, batch_size=batch_size, draws=samples, memory=memory)
+        if seconds:
+            known = of_scores(net, sequences, questions, seconds=seconds, **how)
+        return plan_score(net, lengths, questions, calibration=known, **how)
+    if seconds:
+        known = of_fit(net, sequences, labels=labels, samples=samples, seconds=seconds, **how)
+    draws = 1 if labels == "true" else samples
+    return plan_fit(net, lengths, draws=draws, memory=memory, calibration=known, **how)
 
 
 def fit(

@@ -1,8 +1,8 @@
 """Language models: loading, digests and logits.
 
 Any Hugging Face causal language model or sequence classifier, from a hub id or a local folder; and
-a tiny GPT-NeoX to train from scratch. Weights come from safetensors alone; code that comes with a
-model never runs.
+a tiny GPT-NeoX to train from scratch. Weights come from safetensors, or from a pickle of tensors
+alone (`msif.core.weights`); code that comes with a model never runs.
 """
 
 import contextlib
@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from msif.core import weights
 from msif.core.data import Batch
 from msif.core.digests import is_of_library, plain_digest
 from msif.core.layers import MERGE
@@ -91,6 +92,8 @@ def load_model(
 ) -> PreTrainedModel:
     """The model at `source` (hub id, or folder with config.json and *.safetensors), in eval mode.
 
+    A source without safetensors is read from pytorch_model.bin, tensors alone (`core.weights`).
+
     dtype: one of `DTYPES`. head: "causal" (language model) or "classifier" (sequence classifier; a
     classification head that the source lacks is newly drawn from torch's global random state).
     Raises ValueError for another dtype or head, and for weights that lack parameters; OSError,
@@ -102,15 +105,14 @@ def load_model(
         raise ValueError(f"head is {head!r}: expected one of {', '.join(_HEADS)}")
     if (Path(source) / "adapter_config.json").exists():
         raise ValueError(f"{str(source)!r} has adapters (PEFT), not a whole model: {MERGE}")
-    files = "config.json and *.safetensors"
-    look_for(source, revision, files)
+    look_for(source, revision, weights.EXPECTED)
     model, found = _from_pretrained(
         _HEADS[head],
         source,
-        files,
+        weights.EXPECTED,
+        weights.reading(source, revision),
         revision=revision,
         dtype=getattr(torch, dtype),
-        use_safetensors=True,
         output_loading_info=True,
     )
     body = f"{model.base_model_prefix}."
@@ -148,9 +150,12 @@ def _is_its_file(source, revision):
     return False
 
 
-def _from_pretrained(auto, source, files, **options):
+def _from_pretrained(auto, source, files, reading=None, **options):
     try:
-        return auto.from_pretrained(source, trust_remote_code=False, **options)
+        with reading or contextlib.nullcontext({}) as more:
+            return auto.from_pretrained(source, trust_remote_code=False, **options, **more)
+    except weights.Refused:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise OSError(
             f"nothing could be loaded from {str(source)!r} with {auto.__name__}: expected a hub id "

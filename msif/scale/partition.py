@@ -3,8 +3,6 @@
 `msif.scale.fitting` says what is kept, and for whom.
 """
 
-import contextlib
-import ctypes
 import time
 from collections.abc import Iterable
 from functools import partial
@@ -20,6 +18,7 @@ from msif.core.data import Sequence, collate
 from msif.core.layers import Layer, Tracked
 from msif.core.objectives import Objective
 from msif.core.products import aligned
+from msif.core.resources import return_memory
 from msif.scale import processes
 
 
@@ -59,7 +58,7 @@ class Partition:
             if not self._all("bases"):
                 covariances = self._pass("covariances", sums.covariance_zeros, sums.add_covariances)
                 self._each(self._decomposed(covariances), "bases")
-            _return_memory()
+            return_memory()
             bases = stored(self.work, layers, "bases", self.stamp["work"])
             rotations = {
                 x.name: _rotation(bases[x.name].to(_device(self.tracked.model, x))) for x in layers
@@ -141,6 +140,7 @@ class Partition:
                     last = time.monotonic()
         processes.barrier()
         processes.add_over_processes(found)
+        return_memory()
         return found
 
     def _batch(self, kind, number, rows, batch, consume):
@@ -190,13 +190,6 @@ class Partition:
             desc=self.title and f"{self.title}: {kind}",
             disable=self.title is None,
         )
-
-
-def _return_memory():
-    """Freed memory back to the system, from which glibc's allocator holds it; without glibc there
-    is nothing to do."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _rotation(factors):

@@ -81,14 +81,6 @@ def test_a_missing_source_is_named_with_what_was_expected(tmp_path, monkeypatch)
             load_tokenizer(source)
 
 
-def test_pickled_weights_are_never_loaded(tmp_path):
-    model = gpt_neox()
-    model.config.save_pretrained(tmp_path)
-    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(OSError, match="safetensors"):
-        load_model(tmp_path)
-
-
 def test_a_folder_of_adapters_is_refused_with_the_way_to_merge_them(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"has adapters.*merge_and_unload\(\)"):
