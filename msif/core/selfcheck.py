@@ -13,7 +13,8 @@ What cannot be known from a model's code is tried out, once per model, with piec
    words of the data, equals the one that autograd puts on the weights, without hooks
    (`msif.core.reference`). Else the layer's rows are not what they are taken for, or its weights
    act elsewhere too.
-5. One sequence of the largest batch by itself: its logits are the same. Else as in 1.
+5. One sequence of the largest batch by itself, where that costs little: its logits are the same.
+   Else as in 1.
 
 What other whole batches show, `msif.core.audit` looks for while a run goes on.
 """
@@ -36,6 +37,8 @@ from msif.core.reference import gradient_differences
 from msif.core.spent import timed
 from msif.core.verdict import Report, refuse, refuse_seeing_later, wrong_layers
 
+FEW = 256  # positions of a largest batch that is looked at beforehand, however little data there is
+PAID_BY = 128  # else: times as many tokens as it has, so that it costs a thousandth of a fit
 BATCHES = ("any", "equal", "single")
 _TOGETHER = {
     "equal": "batches hold equally long sequences alone",
@@ -156,6 +159,9 @@ def _look_at_largest(model, known, sequences, batch_size):
     largest = max(sizes, key=lambda x: x[1])
     if largest[0] < 2 or all(x <= y for x, y in zip(largest, known.largest)) or not asked():
         return
+    tokens = sum(len(x.input_ids) for x in sequences)
+    if FEW < largest[1] and tokens < PAID_BY * largest[1]:
+        return  # to the run itself, which refuses what it finds
     known.largest = largest
     changes = apart(model, [sequences[n] for n in groups[sizes.index(largest)]])
     if changes is not None:
