@@ -6,6 +6,7 @@ from support.faulty import Model, rows
 from support.tiny import plain_loss, relative, weight_gradients
 from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
+from msif.core import selfcheck
 from msif.core.capture import gradients
 from msif.core.data import Sequence
 from msif.core.layers import tracked
@@ -73,6 +74,17 @@ def test_a_batch_that_is_more_than_the_model_holds_is_kept_apart(equal):
         found = gradients(tracked(model), data, loss, 20)
     expected = weight_gradients(model, tracked(model).layers, data, plain_loss)
     assert max(relative(found[name], x) for name, x in expected.items()) < 1e-12
+
+
+def test_a_largest_batch_is_looked_at_beforehand_where_the_data_pays_for_it(monkeypatch):
+    """Else the run itself looks, and refuses."""
+    data = rows([10] * 20)
+    monkeypatch.setattr(selfcheck, "FEW", 0)
+    with pytest.raises(ValueError, match="other logits in its batch of 20 than alone"):
+        gradients(tracked(Capacity()), data, loss, 20)
+    monkeypatch.setattr(selfcheck, "PAID_BY", 1)
+    with pytest.warns(UserWarning, match="each sequence has a batch of its own"):
+        gradients(tracked(Capacity()), data, loss, 20)
 
 
 @pytest.mark.parametrize("make, together", [(OfTheLongest, "equal"), (OfItsNeighbours, "single")])
