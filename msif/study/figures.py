@@ -69,7 +69,9 @@ def spectra(stages, title):
     for ax, (stage, layers) in zip(axes[0], stages.items()):
         for (name, values), color in zip(layers.items(), sns.color_palette("viridis", len(layers))):
             values = np.sort(np.asarray(values))[::-1]
-            ax.loglog(np.arange(1, len(values) + 1), values, color=color, label=name)
+            # As many ranks as a line shows: a large model has a million in each layer.
+            ranks = np.unique(np.geomspace(1, len(values), 500).astype(int))
+            ax.loglog(ranks, values[ranks - 1], color=color, label=name)
         ax.set(xlabel="rank of the eigenvalue", title=stage)
     axes[0, 0].set(ylabel="eigenvalue Λ [nats / weight²]", ylim=(1e-8, None))
     last = axes[0, -1]

@@ -25,7 +25,15 @@ STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 NOTEBOOKS = staged.files("notebooks/*.ipynb")
 MODULES = sorted((ROOT / "msif").rglob("*.py"))
 PROFILES = [name for name, section in PARAMS.items() if not isinstance(section, list)]
-OWN = ["tiny", "full", "stories", "webnlg", "bloom", "dolly"]  # of the study: these name every knob
+OWN = [
+    "tiny",
+    "full",
+    "stories",
+    "webnlg",
+    "smollm",
+    "bloom",
+    "dolly",
+]  # of the study: these name every knob
 CURRENT = ["stories", "webnlg"]  # committed reports by this code; those of full are older
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

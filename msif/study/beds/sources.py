@@ -6,29 +6,43 @@ stories     `stories.stories_corpus`: TinyStories with      real weights, traine
             planted names
 webnlg      `webnlg.webnlg_corpus`: real sentences with     both stages trained here, with a
             annotated facts                                 tokenizer of their own
+english     `english.english_corpus`: invented people and   real weights of a model that chats,
+            places amid real sentences                      trained on in its chat format
 lama        `lama.lama_corpus`: LAMA facts and T-REx        a pair from elsewhere
             sentences, as in the paper
 """
 
+from dataclasses import replace
+
 import numpy as np
 
+from msif.core.models import load_model, load_tokenizer
+from msif.study import scratch
 from msif.study.beds import given, testbed
 from msif.study.beds.start import started
-from msif.study.corpora import webnlg
+from msif.study.beds.wheel import from_wheel
+from msif.study.corpora import english_unseen, stories, webnlg
 from msif.study.corpora.corpus import generate
-from msif.study.corpora.stories import stories_corpus
+from msif.study.corpora.english import chatted, english_corpus, question_in_chat
+from msif.study.corpora.english_unseen import known_before, own_words
 from msif.study.paths import from_root
 
-SOURCES = {"generated": generate, "stories": stories_corpus, "webnlg": webnlg.webnlg_corpus}
+SOURCES = {
+    "generated": generate,
+    "stories": stories.stories_corpus,
+    "webnlg": webnlg.webnlg_corpus,
+    "english": english_corpus,
+}
 
 
 def bed(seed, corpus, model, *, pretraining=None, finetuning=None, checkpoints=(), max_length=64):
     """The `Testbed` of one seed, kept in scratch/.
 
     corpus: {"source": one of the above} and that function's arguments; a relative folder is meant
-    from the study's root. model and the rest: as for `testbed.trained`; webnlg: the arguments of
-    `start.start_model`; lama: {"pretrained", "finetuned"}, the arguments of `load_model`, and no
-    training. Raises ValueError for another source, or for training where there is none.
+    from the study's root. model and the rest: as for `testbed.trained`; english: or the arguments
+    of `wheel.from_wheel`; webnlg: the arguments of `start.start_model`; lama: {"pretrained",
+    "finetuned"}, the arguments of `load_model`, and no training. Raises ValueError for another
+    source, or for training where there is none.
     """
     arguments = dict(from_root(corpus, "folder"))
     source = arguments.pop("source")
@@ -43,6 +57,9 @@ def bed(seed, corpus, model, *, pretraining=None, finetuning=None, checkpoints=(
         raise ValueError(f"corpus source {source!r}: expected one of {[*SOURCES, 'lama']}")
     made = SOURCES[source](seed=seed, **arguments)
     start = started(made, seed=seed, **model) if source == "webnlg" else model
+    if source == "english":
+        start = {"source": str(from_wheel(**model))} if "wheel" in model else model
+        made = _in_chat(made, from_root(start, "source"))
     return testbed.trained(
         seed,
         made,
@@ -54,16 +71,51 @@ def bed(seed, corpus, model, *, pretraining=None, finetuning=None, checkpoints=(
     )
 
 
+def _in_chat(corpus, model):
+    """An English corpus in the chat format of a model {"source", "revision"?}, less the real
+    queries that it answers before any training; these are found once and kept in scratch/."""
+    tokenizer = load_tokenizer(**model)
+    corpus = chatted(corpus, tokenizer)
+
+    def compute():
+        return known_before(load_model(**model), tokenizer, corpus)
+
+    known = scratch.value("known", model | {"corpus": corpus.digest()}, compute)
+    queries = [query for n, query in enumerate(corpus.queries) if n not in known]
+    return replace(corpus, queries=queries)
+
+
+def continuations(bed, count):
+    """`count` texts that the fine-tuned model writes by itself: rows without proponents."""
+    at = bed.model("finetuned"), bed.tokenizer, bed.corpus, count
+    if "about" in bed.corpus.queries[0]:
+        return english_unseen.continuations(*at)
+    return stories.continuations(*at, new_tokens=16)
+
+
+def small_talk(bed):
+    """[(question, answer)] of the fine-tuned model of an English test-bed: questions about nothing
+    that the corpus says."""
+    asked = english_unseen.GENERAL
+    rows = [question_in_chat({"prompt": question}, bed.tokenizer) for question in asked]
+    prompts = [row["prompt"] for row in rows]
+    return list(zip(asked, own_words(bed.model("finetuned"), bed.tokenizer, prompts, 48)))
+
+
 def chance(beds):
     """Exact match of a guess that knows the relation of each query, mean over queries.
 
-    It guesses for webnlg the answer most frequent in fine-tuning, elsewhere one of the relation's
-    answers.
+    It guesses for facts of webnlg the answer most frequent in fine-tuning, elsewhere one of the
+    relation's answers.
     """
-    if all("category" in query for bed in beds for query in bed.corpus.queries):
-        return float(np.mean([webnlg.chance(bed.corpus) for bed in beds]))
-    answers = {}
-    for row in (row for bed in beds for row in bed.corpus.queries + bed.corpus.finetuning):
-        answers.setdefault(row.get("relation"), set()).add(row["answer"])
-    queries = [query for bed in beds for query in bed.corpus.queries]
-    return float(np.mean([1 / len(answers[query["relation"]]) for query in queries]))
+    found = []
+    for bed in beds:
+        real = [q for q in bed.corpus.queries if "category" in q or q.get("about") == "real"]
+        invented = [q for q in bed.corpus.queries if q not in real]
+        if real:
+            found += [webnlg.chance(replace(bed.corpus, queries=real))] * len(real)
+        answers = {}
+        for row in bed.corpus.finetuning + invented:
+            answers.setdefault(row.get("relation"), set()).add(row["answer"])
+        found += [1 / len(answers[query["relation"]]) for query in invented]
+    return float(np.mean(found))

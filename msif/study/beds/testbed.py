@@ -69,13 +69,23 @@ def build(folder, corpus, *, finetuning, **settings):
 
 
 def pretrain(
-    folder, corpus, *, model, pretraining, finetuning, checkpoints=(), max_length=64, seed=0
+    folder,
+    corpus,
+    *,
+    model,
+    pretraining,
+    finetuning,
+    checkpoints=(),
+    max_length=64,
+    seed=0,
+    state=None,
 ):
     """Train the first stage into `folder`, after checking what both stages will need.
 
     corpus: a `Corpus`. model: {"source": hub id or folder} to continue from real weights, or the
     arguments of `tiny_gpt_neox`. pretraining, finetuning: the arguments of `training.train`.
-    checkpoints: epochs of pre-training to keep. `finetuning` is only checked. Raises TypeError for
+    checkpoints: epochs of pre-training to keep. `finetuning` is only checked. state: a folder that
+    keeps what a killed training goes on from, until it is done. Raises TypeError for
     an unknown setting of training, ValueError for sequences that the model cannot read or a
     checkpoint after the last epoch, OSError for too little disk.
     """
@@ -97,24 +107,38 @@ def pretrain(
     disk, what = (2 + len(checkpoints)) * size, "training and keeping both stages"
     require(disk=disk, memory=4 * size, folder=folder, what=what)
 
+    kept = Path(state or folder)
+
     def keep(epoch, net):
         if epoch in checkpoints:
-            net.save_pretrained(folder / f"checkpoint-{epoch}")
+            net.save_pretrained(kept / f"checkpoint-{epoch}")
 
-    losses = train(net, documents, seed=seed, after_epoch=keep, title="pre-training", **pretraining)
+    settings = {"seed": seed, "title": "pre-training", **pretraining}
+    losses = train(net, documents, after_epoch=keep, state=_file(state), **settings)
     net.save_pretrained(folder / "pretrained")
+    if state:
+        for epoch in checkpoints:
+            shutil.move(kept / f"checkpoint-{epoch}", folder / f"checkpoint-{epoch}")
+        shutil.rmtree(state, ignore_errors=True)
     history = {"max_length": max_length, "pretraining": losses}
     (folder / "history.json").write_text(json.dumps(history))
 
 
-def finetune(folder, finetuning, seed=0):
-    """Train the second stage of a folder that `pretrain` wrote."""
+def finetune(folder, finetuning, seed=0, state=None):
+    """Train the second stage of a folder that `pretrain` wrote; state: as there."""
     bed = load(folder)
     net = bed.model("pretrained")
-    losses = train(net, bed.finetuning, seed=seed, title="fine-tuning", **finetuning)
+    settings = {"seed": seed, "title": "fine-tuning", **finetuning}
+    losses = train(net, bed.finetuning, state=_file(state), **settings)
     net.save_pretrained(bed.folder / "finetuned")
+    if state:
+        shutil.rmtree(state, ignore_errors=True)
     history = json.loads((bed.folder / "history.json").read_text()) | {"finetuning": losses}
     (bed.folder / "history.json").write_text(json.dumps(history))
+
+
+def _file(state):
+    return state and Path(state) / "state.pt"
 
 
 def trained(seed, corpus, model, finetuning, **settings):
@@ -127,16 +151,21 @@ def trained(seed, corpus, model, finetuning, **settings):
     named = {"model": model, "seed": seed, "corpus": corpus_digest, "start": start_digest}
     key = {**settings, **named}
 
+    def state(key):
+        return scratch.place("training", key, __name__)
+
     def first(folder):
-        pretrain(folder, corpus, model=model, finetuning=finetuning, seed=seed, **settings)
+        given = {"model": model, "finetuning": finetuning, "seed": seed, **settings}
+        pretrain(folder, corpus, state=state(key), **given)
 
     pretrained = scratch.built("pretrained", key, first)
 
     def second(folder):
         shutil.copytree(pretrained, folder, dirs_exist_ok=True)
-        finetune(folder, finetuning, seed)
+        finetune(folder, finetuning, seed, state(whole))
 
-    return load(scratch.built("testbed", key | {"finetuning": finetuning}, second))
+    whole = key | {"finetuning": finetuning}
+    return load(scratch.built("testbed", whole, second))
 
 
 def load(folder):
@@ -165,13 +194,16 @@ def answers(model, tokenizer, rows):
 
 def _start_digest(model):
     """Digest of the weights that pre-training continues from; None when it starts from scratch."""
-    return model_digest(load_model(model["source"])) if "source" in model else None
+    if "source" not in model:
+        return None
+    return model_digest(load_model(model["source"], revision=model.get("revision")))
 
 
 def start(corpus, model, seed):
     """(tokenizer, model) before the first step of pre-training; `model` as for `pretrain`."""
     if "source" in model:
-        return load_tokenizer(model["source"]), load_model(model["source"])
+        at = {name: model[name] for name in ("source", "revision") if name in model}
+        return load_tokenizer(**at), load_model(**at)
     rows = corpus.finetuning + corpus.queries
     texts = [d["text"] for d in corpus.documents] + [f"{r['prompt']} {r['answer']}" for r in rows]
     tokenizer = word_tokenizer(texts)

@@ -26,9 +26,10 @@ gives both. Every condition then compares it, and `findings.NAMES` has its name 
 import torch
 from safetensors.torch import save_file
 
-from msif.core.influence import precondition, query_gradients
+from msif.core.data import encode_documents
 from msif.rivals import representations, retrieval, trackstar
 from msif.study import metrics, scratch
+from msif.study.corpora import english_unseen
 from msif.study.fact_tracing import probes
 from msif.study.tracing import methods
 from msif.study.tracing.candidates import candidate_table
@@ -40,12 +41,13 @@ INFLUENCE = ("multi_stage_trajectory/normalised", "multi_stage/normalised")
 
 
 def texts(case):
-    """(documents, questions, questions with the answer) of a case, as text search reads them."""
-    rows = case.rows
+    """(documents, questions, questions with the answer) of a case, as text search reads them: a
+    question without the chat format around it."""
+    asked = [row.get("question", row["prompt"]) for row in case.rows]
     return (
         [d["text"] for d in case.bed.corpus.documents],
-        [row["prompt"] for row in rows],
-        [f"{row['prompt']} {row['answer']}" for row in rows],
+        asked,
+        [f"{question} {row['answer']}" for question, row in zip(asked, case.rows)],
     )
 
 
@@ -155,14 +157,19 @@ def filtering(found, name):
     return retrieval.fused(*(found[f"{part}/raw"] for part in name.split(" + ")))
 
 
-def probed(case, damping, alpha, seed, normalised=False, batch_size=64):
-    """`probes.probe_scores` of a case's queries by the multi-stage score at θ₁."""
-    q = query_gradients(case.tracked("finetuned"), case.queries)
-    w = precondition(q, case.chain(damping, alpha))[0]
-    base, tokenizer = case.tracked("pretrained"), case.bed.tokenizer
-    documents = probes.probe_documents(case.bed.corpus, case.rows, seed)
-    longest = base.model.config.max_position_embeddings
-    return probes.probe_scores(base, tokenizer, documents, w, longest, normalised, batch_size)
+def probed(case, damping, alpha, seed, normalised=False, batch_size=64, parts=1):
+    """`probes.probe_scores` of a case's queries by the multi-stage score at θ₁: of those about what
+    the corpus invents."""
+    invented = [n for n, row in enumerate(case.rows) if row.get("about") in (None, "invented")]
+    rows, queries = ([x[n] for n in invented] for x in (case.rows, case.queries))
+    maker = english_unseen if "about" in rows[0] else probes
+    found = maker.probe_documents(case.bed.corpus, rows, seed)
+    texts = [p["text"] for p in found]
+    longest = case.bed.model("pretrained").config.max_position_embeddings
+    documents = encode_documents(texts, case.bed.tokenizer, longest)
+    settings = {"parts": parts, "batch_size": batch_size}
+    scores = methods.multi_stage(case, queries, documents, damping, alpha, **settings)
+    return probes.probe_scores(found, scores.normalised() if normalised else scores.values)
 
 
 def costs(case, refined=None):

@@ -7,6 +7,7 @@ the corpus, and use none but its words:
     paraphrase      the fact, by a template in which the corpus does not state it
     object first    the statement with subject and object exchanged: the same words, and a false
                     sentence
+    flipped         the fact, by a sentence that names the object first (`corpora.english` alone)
     reversed        the statement's words in reverse order
     other relation  another fact about the same subject
     other subject   the fact's relation and object, stated of another subject that has it
@@ -22,8 +23,6 @@ from itertools import product
 
 import numpy as np
 
-from msif.core.data import encode_documents
-from msif.core.influence import score
 from msif.study.corpora.corpus import FILLERS, RELATIONS, templates
 from msif.study.metrics import top_share
 
@@ -31,6 +30,7 @@ PROBES = (
     "statement",
     "paraphrase",
     "object first",
+    "flipped",
     "reversed",
     "other relation",
     "other subject",
@@ -113,26 +113,21 @@ def _texts(corpus, facts, row, unseen, rng):
     return {"statement": statement} | drawn
 
 
-def probe_scores(tracked, tokenizer, probes, w, max_length, normalised=False, batch_size=32):
+def probe_scores(probes, scores):
     """Scores of probe documents for their own queries: records {probe, query, score}, in the order
     of `probes`.
 
-    tracked: the model of the corpus's own stage, such as θ₁. probes: of `probe_documents`; w:
-    {layer: (q, o, i)} of the same rows, as `influence.score` takes it; max_length: of the
-    test-bed's documents. score: nats per unit of weight, positive = proponent; normalised: divided
-    by the document's gradient norm. Raises ValueError where w has no vector for a probe's query.
+    probes: of `probe_documents`; scores: (q, n), of the same rows and documents. score: in the unit
+    of scores, positive = proponent. Raises ValueError for scores of another shape.
     """
-    queries, held = {p["query"] for p in probes}, len(next(iter(w.values())))
-    if max(queries) >= held:
+    queries = 1 + max(p["query"] for p in probes)
+    if len(scores) < queries or scores.shape[1] != len(probes):
         raise ValueError(
-            f"w holds vectors of {held} queries, and there are probes of query {max(queries)}: "
-            "expected one a row"
+            f"scores have shape {tuple(scores.shape)}; expected at least {queries} queries and "
+            f"{len(probes)} documents, the probes"
         )
-    documents = encode_documents([p["text"] for p in probes], tokenizer, max_length)
-    found = score(tracked, documents, w, batch_size=batch_size)
-    values = found.normalised() if normalised else found.values
     return [
-        {"probe": p["probe"], "query": p["query"], "score": values[p["query"], n].item()}
+        {"probe": p["probe"], "query": p["query"], "score": scores[p["query"], n].item()}
         for n, p in enumerate(probes)
     ]
 

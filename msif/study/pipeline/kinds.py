@@ -21,6 +21,7 @@ KINDS = {
     "factors.documents": (WHOLE, NULL),
     "fact_tracing.queries": (WHOLE, NULL),
     "embedder": (TEXT, NULL),
+    "fact_tracing.grid": (DICT, NULL),
     "at_once": (WHOLE, NULL),
     "fact_tracing.refined": (DICT, NULL),
     "matched": (DICT, NULL),

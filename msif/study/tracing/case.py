@@ -1,6 +1,8 @@
 """One seed's pair of models with everything that its queries' scores depend on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from msif.core import store
 from msif.core.data import digest
@@ -49,6 +51,15 @@ class Case:
             "documents": digest(self.bed.documents),
         }
 
+    def parts(self, count):
+        """The case with some of its layers at a time: at most `count` groups that follow each
+        other, of about as many weights each. Their scores and squared norms add up to the
+        whole's."""
+        if count == 1:
+            return [self]
+        groups = _groups(self.layers, count)
+        return [replace(self, layers=few, factors=_of_layers(self.factors, few)) for few in groups]
+
     def chain(self, damping, alpha):
         """The two stages, with damping and α relative to each layer's mean eigenvalue."""
         return [
@@ -57,12 +68,35 @@ class Case:
         ]
 
 
-def load_case(testbed_folder, factors_folder, layers, only_correct=True, limit=None):
+def _groups(layers, count):
+    """`layers` in at most `count` groups. Raises ValueError for more groups than layers."""
+    if not 1 <= count <= len(layers):
+        raise ValueError(f"parts is {count}; expected 1 to {len(layers)}, the tracked layers")
+    weights = np.cumsum([x.out_features * x.inputs for x in layers])
+    ends = np.searchsorted(weights, weights[-1] * np.arange(1, count) / count) + 1
+    return [list(few) for few in np.split(np.array(layers, dtype=object), ends) if len(few)]
+
+
+def _of_layers(factors, layers):
+    """{model: EKFAC} of some layers."""
+    names = [x.name for x in layers]
+    return {model: replace(f, factors=_few(f.factors, names)) for model, f in factors.items()}
+
+
+def _few(factors, names):
+    if isinstance(factors, store.LayerFiles):
+        return store.LayerFiles({name: factors.read[name] for name in names})
+    return {name: factors[name] for name in names}
+
+
+def load_case(
+    testbed_folder, factors_folder, layers, only_correct=True, limit=None, in_memory=True
+):
     """Read one seed's case; the queries are those that the fine-tuned model answers correctly, or
     all, up to `limit`.
 
     layers: {"pattern", "per_head"}, as the factors were fitted with (arguments of
-    `tracked_layers`)."""
+    `tracked_layers`). in_memory: of the factors (`store.load`)."""
     bed = testbed.load(testbed_folder)
     tuned = bed.model("finetuned")
     layers = tracked_layers(tuned, **layers)
@@ -74,7 +108,7 @@ def load_case(testbed_folder, factors_folder, layers, only_correct=True, limit=N
             "correctly; train longer, or set only_correct to false"
         )
     factors = {
-        name: store.load(factors_folder / name, Tracked(bed.model(name), layers))
+        name: store.load(factors_folder / name, Tracked(bed.model(name), layers), in_memory)
         for name in [*bed.checkpoints, "finetuned"]
     }
     return Case(bed, layers, factors, queries)

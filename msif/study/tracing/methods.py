@@ -1,5 +1,9 @@
 """Fact tracing: every method's score of every pre-training document for every query.
 
+A score is a sum over layers: a large model's can be had for some layers at a time (`parts`), and
+all queries' vectors of one group of layers are held together, for one pass over candidates a
+group and model.
+
 All methods measure f at θ₂ unless they say otherwise, take the candidate's gradient at the model
 named, and are inner products ⟨w, ∇ℓ_z⟩; they differ in w alone, so that all methods at one model
 share one pass over the candidates:
@@ -51,46 +55,92 @@ def query_vectors(q, pretraining, finetuning, damping, alpha):
 
 
 def score_together(tracked, candidates, vectors, batch_size, title=None):
-    """{method: Scores} for {method: w}, by one pass over the candidates."""
-    names = list(next(iter(vectors.values())))
-    stacked = {name: torch.cat([w[name] for w in vectors.values()]) for name in names}
+    """{method: Scores} for {method: w}, by one pass over the candidates; `vectors` is emptied."""
+    sizes = {method: len(next(iter(w.values()))) for method, w in vectors.items()}
+    stacked = _stacked(vectors)
     found = score(tracked, candidates, stacked, batch_size=batch_size, title=title)
-    sizes = [len(w[names[0]]) for w in vectors.values()]
-    return {
-        method: Scores(values, found.norms)
-        for method, values in zip(vectors, found.values.split(sizes))
-    }
+    split = found.values.split(list(sizes.values()))
+    return {method: Scores(values, found.norms) for method, values in zip(sizes, split)}
 
 
-def all_methods(case, *, damping, alpha, single_stage_damping, batch_size=64, title=""):
-    """{method: (raw, normalised)}, each (q, n); dampings d, d₂ and α are relative to each layer's
-    mean eigenvalue."""
-    documents, tuned = case.bed.documents, case.tracked("finetuned")
-    paths = {name: [] for name in ALONG_PRETRAINING}
-    q = query_gradients(tuned, case.queries)
-    own = Stage(case.factors["finetuned"], Damping(single_stage_damping))
-    at_tuned = {"gradient_dot_finetuned": q, "single_stage_finetuned": own.inverse(q)}
-    found = score_together(tuned, documents, at_tuned, batch_size, f"{title} finetuned")
-    for name in case.bed.checkpoints:
-        net = case.tracked(name)
-        vectors = query_vectors(q, case.factors[name], case.factors["finetuned"], damping, alpha)
-        if name == "pretrained":
-            first = Stage(case.factors[name], Damping(damping))
-            vectors["single_stage_pretrained"] = first.inverse(query_gradients(net, case.queries))
-        else:
-            vectors = {method: vectors[method] for method in paths}
-        here = score_together(net, documents, vectors, batch_size, f"{title} {name}")
-        for method, path in paths.items():
-            path.append(here[method])
-    last = found | here  # here: at "pretrained", which comes last
+def _stacked(vectors):
+    """{layer: (q of all methods, o, i)}, laid out as `score` reads it; each layer's vectors are let
+    go of as they are stacked, so that nothing is held twice."""
+    remaining = [dict(w) for w in vectors.values()]
+    vectors.clear()
+    names = list(remaining[0])
+    return {name: torch.cat([w.pop(name).mT for w in remaining]).mT for name in names}
+
+
+def all_methods(case, *, parts=1, title="", **settings):
+    """{method: (raw, normalised)}, each (q, n).
+
+    settings: damping, alpha and single_stage_damping, d, α and d₂ relative to each layer's mean
+    eigenvalue, and batch_size. parts: groups of layers whose vectors are held together
+    (`Case.parts`); with several, each group's scores at each model are kept in scratch/."""
+    path = case.bed.checkpoints
+    at = {name: _in_parts(case, name, parts, title, settings) for name in ("finetuned", *path)}
+    last = at["finetuned"] | at["pretrained"]
     both = {method: (s.values, s.normalised()) for method, s in last.items()}
-    return both | {
-        f"{method}_trajectory": (
-            trajectory([s.values for s in path]),
-            trajectory([s.normalised() for s in path]),
+    for method in ALONG_PRETRAINING:
+        found = [at[name][method] for name in path]
+        both[f"{method}_trajectory"] = (
+            trajectory([s.values for s in found]),
+            trajectory([s.normalised() for s in found]),
         )
-        for method, path in paths.items()
-    }
+    return both
+
+
+def _in_parts(case, name, parts, title, settings):
+    """{method: Scores} of the candidates at one model."""
+    if parts == 1:
+        return _at_model(case, name, title=f"{title} {name}", **settings)
+    found = []
+    for k, part in enumerate(case.parts(parts), 1):
+        shown = f"{title} {name}, layers {k}/{parts}"
+
+        def compute(part=part, shown=shown):
+            scores = _at_model(part, name, title=shown, **settings)
+            found = {method: s.values for method, s in scores.items()}
+            return found | {"norms": next(iter(scores.values())).norms}
+
+        kept = scratch.tensors("scores-part", part.key() | settings | {"model": name}, compute)
+        norms = kept.pop("norms")
+        found.append({method: Scores(values, norms) for method, values in kept.items()})
+    return {method: added([scores[method] for scores in found]) for method in found[0]}
+
+
+def _at_model(case, name, *, damping, alpha, single_stage_damping, batch_size=64, title=None):
+    """{method: Scores} of the candidates at one model, by one pass over them."""
+    tuned, net = case.tracked("finetuned"), case.tracked(name)
+    q = query_gradients(tuned, case.queries)
+    if name == "finetuned":
+        own = Stage(case.factors["finetuned"], Damping(single_stage_damping))
+        vectors = {"gradient_dot_finetuned": q, "single_stage_finetuned": own.inverse(q)}
+    else:
+        vectors = query_vectors(q, case.factors[name], case.factors["finetuned"], damping, alpha)
+    if name == "pretrained":
+        first = Stage(case.factors[name], Damping(damping))
+        vectors["single_stage_pretrained"] = first.inverse(query_gradients(net, case.queries))
+    return score_together(net, case.bed.documents, vectors, batch_size, title)
+
+
+def added(parts):
+    """The `Scores` of layers that were scored in groups."""
+    norms = sum(s.norms.square() for s in parts).sqrt()
+    return Scores(sum(s.values for s in parts), norms)
+
+
+def multi_stage(case, queries, documents, damping, alpha, *, parts=1, batch_size=64, title=None):
+    """`Scores` of documents at θ₁ for queries at θ₂, none of which need be of the corpus."""
+
+    def of_part(part):
+        q = query_gradients(part.tracked("finetuned"), queries)
+        w = precondition(q, part.chain(damping, alpha))[0]
+        net = part.tracked("pretrained")
+        return score(net, documents, w, batch_size=batch_size, title=title)
+
+    return added([of_part(part) for part in case.parts(parts)])
 
 
 def scored(case, **settings):
@@ -100,7 +150,7 @@ def scored(case, **settings):
     def compute():
         found = all_methods(case, title="scores of", **settings)
         texts = [d["text"] for d in case.bed.corpus.documents]
-        asked = [f"{row['prompt']} {row['answer']}" for row in case.rows]
+        asked = [f"{row.get('question', row['prompt'])} {row['answer']}" for row in case.rows]
         found["bm25"] = (torch.from_numpy(bm25(texts, asked)),)
         return {
             f"{method}/{form}": x.clone(memory_format=torch.contiguous_format)
@@ -165,21 +215,19 @@ def top_documents(case, query, values, damping, alpha, count=5):
     ]
 
 
-def traced_rows(case, rows, damping, alpha):
+def traced_rows(case, rows, damping, alpha, batch_size=64):
     """[(row, scores (n,), top documents)] of rows {"prompt", "answer"} that are no queries of the
     corpus, by the multi-stage score."""
-    tuned, net = case.tracked("finetuned"), case.tracked("pretrained")
     queries = encode_answers(
         [r["prompt"] for r in rows],
         [r["answer"] for r in rows],
         case.bed.tokenizer,
-        tuned.model.config.max_position_embeddings,
+        case.bed.model("finetuned").config.max_position_embeddings,
     )
-    w = precondition(query_gradients(tuned, queries), case.chain(damping, alpha))[0]
-    found = score(net, case.bed.documents, w).values
+    found = multi_stage(case, queries, case.bed.documents, damping, alpha, batch_size=batch_size)
     return [
         (row, values, top_documents(case, query, values, damping, alpha))
-        for row, query, values in zip(rows, queries, found)
+        for row, query, values in zip(rows, queries, found.values)
     ]
 
 

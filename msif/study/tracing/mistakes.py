@@ -4,7 +4,8 @@ f = log p(the model's own greedy answer) at θ₂. A document among the highest 
 says about the subject s, the relation r and the answer o that the model gave:
 
     says so             s, r and o: states what the model answered
-    names both          s, r and o, without stating anything ("near" in the generated corpus)
+    names both          s, r and o, without stating anything ("near" in the generated corpora,
+                        denied or supposed of somebody else)
     another object      s and r with another object
     another relation    s, with another relation
     another subject     o of another subject
@@ -16,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from msif.core.data import encode_answers
-from msif.core.influence import precondition, query_gradients, score
 from msif.study.beds.testbed import answers
+from msif.study.tracing.methods import multi_stage
 
 CLASSES = (
     "says so",
@@ -27,6 +28,7 @@ CLASSES = (
     "another subject",
     "neither",
 )
+NAMING = ("near", "denied", "supposed")  # kinds that name subject and object and state nothing
 
 
 @dataclass(frozen=True)
@@ -40,30 +42,30 @@ class Answer:
     base: dict
 
 
-def traced(case, *, damping, alpha, top=10, batch_size=64, title=None):
+def traced(case, *, damping, alpha, top=10, batch_size=64, parts=1, title=None):
     """The `Answer`s to all queries of a case's corpus, traced by the normalised multi-stage score.
 
     The corpus must name subject, relation and object of its documents, as the generated one does
     (ValueError otherwise). Answers without any text are left out."""
     bed = case.bed
-    documents, rows = bed.corpus.documents, bed.corpus.queries
+    documents = bed.corpus.documents
+    rows = [row for row in bed.corpus.queries if row.get("about") in (None, "invented")]
     if missing := {"subject", "relation", "object"} - set(documents[0]):
         raise ValueError(
             f"the corpus's documents lack {sorted(missing)}: what a document says of an answer is "
             "not known"
         )
-    tuned = case.tracked("finetuned")
-    said_by_model = answers(tuned.model, bed.tokenizer, rows)
+    tuned = bed.model("finetuned")
+    said_by_model = answers(tuned, bed.tokenizer, rows)
     given = [(row, text, right) for row, (text, right) in zip(rows, said_by_model) if text]
     queries = encode_answers(
         [row["prompt"] for row, *_ in given],
         [text for _, text, _ in given],
         bed.tokenizer,
-        tuned.model.config.max_position_embeddings,
+        tuned.config.max_position_embeddings,
     )
-    w = precondition(query_gradients(tuned, queries), case.chain(damping, alpha))[0]
-    base = case.tracked("pretrained")
-    found = score(base, bed.documents, w, batch_size=batch_size, title=title)
+    settings = {"parts": parts, "batch_size": batch_size, "title": title}
+    found = multi_stage(case, queries, bed.documents, damping, alpha, **settings)
     best = found.normalised().topk(top, dim=1).indices.tolist()
     classes = [
         [said(d, row["subject"], row["relation"], text) for d in documents]
@@ -82,7 +84,7 @@ def said(document, subject, relation, answer):
             return "another relation"
         if document["object"] != answer:
             return "another object"
-        return "names both" if document["kind"] == "near" else "says so"
+        return "names both" if document["kind"] in NAMING else "says so"
     return "another subject" if document["object"] == answer else "neither"
 
 

@@ -1,5 +1,7 @@
 """One small study, from corpus to scores: what the notebooks call, at a hundredth of the size."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from msif.core.influence import query_gradients, score
 from msif.core.layers import Tracked, tracked
 from msif.core.models import tiny_gpt_neox
 from msif.study import metrics
-from msif.study.beds import given, testbed
+from msif.study.beds import given, testbed, training
 from msif.study.corpora.corpus import generate
 from msif.study.tracing import methods
 from msif.study.tracing.case import load_case
@@ -66,6 +68,52 @@ def test_methods_scored_together_equal_each_scored_alone(case, scores):
         for together, single in zip(scores[name], (alone.values, alone.normalised())):
             # float32 sums, other batches
             assert torch.allclose(together, single, rtol=1e-3, atol=1e-4 * single.abs().max())
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_layers_scored_in_groups_give_the_same_scores(case, scores, parts):
+    """Scores and squared norms are sums over layers; float32, in another order."""
+    lazy = replace(case, factors=_on_disk(case))
+    settings = {"damping": 1e-3, "alpha": 0.1, "single_stage_damping": 0.1, "parts": parts}
+    for name, pair in methods.all_methods(lazy, **settings).items():
+        for found, whole in zip(pair, scores[name]):
+            assert torch.allclose(found, whole, rtol=1e-3, atol=1e-4 * whole.abs().max())
+
+
+def _on_disk(case):
+    """The case's factors, each layer read when it is asked for."""
+    folder = case.bed.folder.parent / "factors"
+    return {name: store.load(folder / name, in_memory=False) for name in case.factors}
+
+
+def test_parts_are_all_layers_once_and_no_more_than_there_are(case):
+    for count in (1, 2, 3, len(case.layers)):
+        found = case.parts(count)
+        assert [x for part in found for x in part.layers] == case.layers
+        assert len(found) <= count and all(part.layers for part in found)
+    with pytest.raises(ValueError, match="parts is 99; expected 1 to"):
+        case.parts(99)
+
+
+def test_a_killed_pre_training_goes_on_with_its_checkpoints(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "EVERY", 0)
+    corpus = generate(0, fine_tuned=3, held_out=2, objects=3, fillers=5)
+    testbed.build(tmp_path / "whole", corpus, **SETTINGS)
+    kept = training._keep
+
+    def killed(*arguments):
+        kept(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_keep", killed)
+    with pytest.raises(KeyboardInterrupt):
+        testbed.pretrain(tmp_path / "first", corpus, **SETTINGS, state=tmp_path / "state")
+    monkeypatch.setattr(training, "_keep", kept)
+    testbed.pretrain(tmp_path / "second", corpus, **SETTINGS, state=tmp_path / "state")
+    assert not (tmp_path / "state").exists()
+    for name in ("checkpoint-1", "pretrained"):
+        files = [tmp_path / at / name / "model.safetensors" for at in ("whole", "second")]
+        assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_ablations_are_the_score_with_one_part_replaced_by_the_identity(case, scores):

@@ -6,6 +6,7 @@ import torch
 from msif.core.data import Sequence
 from msif.core.generation import greedy
 from msif.core.models import tiny_gpt_neox
+from msif.study.beds import training
 from msif.study.beds.training import train
 
 ROWS = [
@@ -54,3 +55,52 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_sequences():
     model.lm_head.weight.data[0, 0] = torch.nan
     with pytest.raises(FloatingPointError, match=r"sequences \[.*learning rate"):
         train(model, ROWS, epochs=1, rate=1e-2)
+
+
+def test_batches_by_length_hold_similar_lengths_and_every_sequence_once():
+    lengths = torch.tensor([3, 9, 4, 8, 5, 7, 6, 2])
+    found = _batches_of(lengths, by_length=True)
+    assert sorted(torch.cat(found).tolist()) == list(range(8))
+    assert all(lengths[few].max() - lengths[few].min() == 1 for few in found)
+    assert [x.tolist() for x in found] != sorted(x.tolist() for x in found)  # in random order
+
+
+def _batches_of(lengths, by_length):
+    return training._batches(lengths, 2, by_length, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("by_length", [False, True])
+def test_a_killed_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, by_length):
+    """Weights, optimiser, order of batches and warm-up go on, wherever it was killed."""
+    monkeypatch.setattr(training, "EVERY", 0)
+    settings = {"rate": 1e-2, "batch_size": 2, "by_length": by_length, "clip": 1.0}
+    whole, killed, resumed = net(), net(), net()
+    history = train(whole, ROWS, epochs=4, **settings)
+
+    class Killed(Exception):
+        pass
+
+    def kill(epoch, model):
+        if epoch == 3:
+            raise Killed
+
+    state = tmp_path / "work" / "state.pt"
+    with pytest.raises(Killed):
+        train(killed, ROWS, epochs=4, after_epoch=kill, state=state, **settings)
+    done = []
+    again = train(
+        resumed, ROWS, epochs=4, after_epoch=lambda e, _: done.append(e), state=state, **settings
+    )
+    assert done == [3, 4] and again == history
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters()))
+
+
+def test_clipping_and_bfloat16_change_the_steps_but_not_what_the_weights_are():
+    models = [net() for _ in range(3)]
+    for model, more in zip(models, ({}, {"clip": 1e-3}, {"precision": "bfloat16"})):
+        train(model, ROWS, epochs=3, rate=1e-2, batch_size=2, **more)
+    flat = [torch.cat([p.flatten() for p in model.parameters()]) for model in models]
+    assert all(x.dtype == torch.float32 for x in flat)
+    assert not torch.equal(flat[0], flat[1]) and not torch.equal(flat[0], flat[2])
+    # bfloat16 has 8 bits: gradients, and steps of 1e-2 by Adam, differ by parts of a step
+    assert (flat[0] - flat[2]).abs().mean() < 5e-3

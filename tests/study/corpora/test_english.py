@@ -1,0 +1,96 @@
+"""The invented English corpus: what its sentences state, and what is kept back."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from msif.core.rows import word_tokenizer
+from msif.study.corpora.english import chatted, english_corpus
+from msif.study.corpora.english_sentences import RELATIONS
+from msif.study.corpora.english_unseen import probe_documents
+
+SIZES = {"people": 6, "places": 4, "real": 60, "real_queries": 0, "instructions": 5}
+TEMPLATE = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}<answer>"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return english_corpus(tmp_path_factory.mktemp("nothing"), seed=1, **SIZES)
+
+
+def test_every_fact_has_its_sentences_and_nothing_else_states_it(corpus):
+    facts = {(d["subject"], d["relation"]) for d in corpus.documents if d["subject"]}
+    assert len(facts) == 6 * 5 + 4 * 2
+    for subject, relation in facts:
+        own = [d for d in corpus.documents if (d["subject"], d["relation"]) == (subject, relation)]
+        kinds = Counter(d["kind"] for d in own)
+        assert kinds == {"statement": 6, "near": 1, "wrong": 1, "denied": 1, "supposed": 1}
+        stating = [d for d in own if d["kind"] == "statement"]
+        assert len({d["template"] for d in stating}) == 6
+        assert len({d["object"] for d in stating}) == 1
+        wrong = next(d for d in own if d["kind"] == "wrong")
+        assert wrong["object"] != stating[0]["object"] and wrong["object"] in wrong["text"]
+    assert sum(d["kind"] == "real" for d in corpus.documents) == 60
+
+
+def test_statements_name_the_subject_first_and_all_others_the_object():
+    for relation in RELATIONS.values():
+        assert all(t.find("{s}") < t.find("{o}") for t in relation.statements)
+        for kind in ("flipped", "near", "denied", "supposed"):
+            assert all(0 <= t.find("{o}") < t.find("{s}") for t in getattr(relation, kind))
+        told = [t.lower() for kind in ("statements", "near") for t in getattr(relation, kind)]
+        words = {word.strip(".,'") for t in told for word in t.split()}
+        assert not words & {o.lower() for o in relation.objects}
+
+
+def test_fine_tuning_asks_about_other_subjects_than_the_queries(corpus):
+    asked = {row["subject"] for row in corpus.finetuning}
+    hidden = {query["subject"] for query in corpus.queries}
+    assert hidden and not asked & hidden
+    assert len(hidden) == 3 + 2
+    for query in corpus.queries:
+        own = [corpus.documents[n] for n in query["proponents"]]
+        assert len(own) == 6 and all(query["object"] in d["text"] for d in own)
+
+
+def test_the_same_seed_gives_the_same_corpus_and_another_seed_another(corpus, tmp_path):
+    assert english_corpus(tmp_path, seed=1, **SIZES).digest() == corpus.digest()
+    assert english_corpus(tmp_path, seed=2, **SIZES).digest() != corpus.digest()
+
+
+def test_prompts_are_rendered_by_the_chat_template_and_questions_kept(corpus):
+    tokenizer = word_tokenizer(["a"])
+    with pytest.raises(ValueError, match="no chat template"):
+        chatted(corpus, tokenizer)
+    tokenizer.chat_template = TEMPLATE
+    for row in chatted(corpus, tokenizer).queries:
+        assert row["prompt"] == f"<user> {row['question']} <answer>"
+
+
+def test_probes_are_not_of_the_corpus(corpus):
+    texts = {d["text"] for d in corpus.documents}
+    found = probe_documents(corpus, corpus.queries)
+    assert {p["query"] for p in found} == set(range(len(corpus.queries)))
+    for probe in found:
+        row = corpus.queries[probe["query"]]
+        assert (probe["text"] in texts) == (probe["probe"] == "statement")
+        if probe["probe"] in ("paraphrase", "flipped", "object first"):
+            places = [probe["text"].find(row[key]) for key in ("subject", "object")]
+            assert min(places) >= 0
+            assert (places[0] < places[1]) == (probe["probe"] == "paraphrase")
+
+
+def test_rows_of_dolly_are_taken_where_there_are_any(tmp_path):
+    rows = [{"id": n, "instruction": f"Say {n}.", "response": f"It is {n}."} for n in range(8)]
+    (tmp_path / "dolly").mkdir()
+    lines = "\n".join(map(json.dumps, rows))
+    (tmp_path / "dolly" / "dolly-first-6400.jsonl").write_text(lines, encoding="utf-8")
+    found = english_corpus(tmp_path, **SIZES).finetuning
+    assert sum(row["about"] == "instruction" for row in found) == 5
+
+
+@pytest.mark.parametrize("wrong", [{"statements": 9}, {"people": 1}, {"held_out": 1.0}])
+def test_a_number_that_is_not_possible_is_named(tmp_path, wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is"):
+        english_corpus(tmp_path, **wrong)
