@@ -10,30 +10,46 @@ Gradients are dictionaries {layer name: (n, o, i)}, in at least float32.
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
+from typing import cast
 
 from torch import Tensor
 from tqdm import tqdm
 
 from msif.core.backward import backpropagate, frozen
-from msif.core.data import Batch, Sequence, buckets, check, collate
+from msif.core.data import Batch, Sequence, buckets, collate
 from msif.core.layers import Layer, Tracked, Vectors
 from msif.core.models import limits
 from msif.core.objectives import Objective
+from msif.core.pairs import Items, are_pairs, beside, check, rows_of
 from msif.core.products import sequence_gradient
 from msif.core.selfcheck import batching
 
-__all__ = ["backpropagate", "frozen", "gradients", "grouped_passes", "groups", "passes"]
+__all__ = [
+    "backpropagate",
+    "frozen",
+    "gradients",
+    "grouped_passes",
+    "groups",
+    "mean_gradient",
+    "one_batch",
+    "passes",
+]
 
 
-def groups(tracked: Tracked, sequences: list[Sequence], batch_size: int) -> list[list[int]]:
+def groups(tracked: Tracked, sequences: Items, batch_size: int) -> list[list[int]]:
     """Positions in `sequences` of each batch.
 
     Sequences of similar length, the longest first (`data.buckets`): little is padded, and a batch
     that is too large for the memory is the first. Of equal length, or one by one, where the model
     wants that (`selfcheck.batching`, which is asked here). Raises ValueError, before anything runs,
-    for a sequence that the model cannot read (`data.check`) and as `selfcheck.examine`.
+    for a sequence that the model cannot read (`pairs.check`), pairs for such a model, and as
+    `selfcheck.examine`.
     """
     check(sequences, *limits(tracked.model))
+    if are_pairs(sequences):
+        return _of_pairs(tracked, sequences, batch_size)
+    sequences = cast(list[Sequence], sequences)
     found = buckets(sequences, batch_size)
     together = batching(tracked, sequences, batch_size)
     if together == "single":
@@ -41,6 +57,18 @@ def groups(tracked: Tracked, sequences: list[Sequence], batch_size: int) -> list
     if together == "equal":
         return _of_equal_length(sequences, batch_size)
     return found
+
+
+def _of_pairs(tracked, pairs, batch_size):
+    rows = rows_of(pairs)
+    if batching(tracked, rows, 2) != "any":
+        raise ValueError(
+            f"what {type(tracked.model).__name__} computes for a row depends on those beside it: "
+            f"the two rows of a pair, which share a batch, would change each other; preferences "
+            f"cannot be traced through it"
+        )
+    sides = zip(rows, rows[len(pairs) :])
+    return buckets([max(x, key=lambda row: len(row.input_ids)) for x in sides], batch_size)
 
 
 def _of_equal_length(sequences, batch_size):
@@ -54,9 +82,50 @@ def _of_equal_length(sequences, batch_size):
     ]
 
 
+def one_batch(
+    tracked: Tracked,
+    sequences: Items,
+    objectives: list[Objective],
+    consume: Callable[[Layer, Tensor, Tensor, int, Batch], object],
+) -> None:
+    """`backpropagate` over one batch: consume(layer, a, g, draw, batch). The model is `frozen`.
+
+    Of n pairs, the model and the objectives read 2n rows (`pairs.rows_of`), and give n numbers; a,
+    g and the batch that are consumed are those of n samples with the positions of both rows.
+    """
+    if not are_pairs(sequences):
+        rows = collate(cast(list[Sequence], sequences))
+        backpropagate(tracked, rows, objectives, partial(_with_batch, consume, rows))
+        return
+    rows = collate(rows_of(sequences))
+    ids, mask, labels = map(beside, (rows.input_ids, rows.attention_mask, rows.labels))
+    batch = Batch(rows.index[: len(sequences)], ids, mask, labels)
+
+    def consume_pairs(layer, a, g, draw):
+        consume(layer, beside(a), beside(g), draw, batch)
+
+    def of_pairs(objective):
+        def checked(logits, rows):
+            found = objective(logits, rows)
+            if len(found) != len(sequences):
+                raise ValueError(
+                    f"the objective gives {len(found)} numbers for {len(sequences)} pairs; "
+                    f"expected one that reads pairs, such as preferences.DPO's"
+                )
+            return found
+
+        return checked
+
+    backpropagate(tracked, rows, [of_pairs(x) for x in objectives], consume_pairs)
+
+
+def _with_batch(consume, batch, *found):
+    consume(*found, batch)
+
+
 def grouped_passes(
     tracked: Tracked,
-    sequences: list[Sequence],
+    sequences: Items,
     objectives: list[Objective],
     batch_size: int,
     consume: Callable[[Layer, Tensor, Tensor, int, Batch, list[int]], object],
@@ -66,23 +135,22 @@ def grouped_passes(
     batching = groups(tracked, sequences, batch_size)
     with frozen(tracked.model):
         for group in tqdm(batching, desc=title, disable=title is None):
-            batch = collate([sequences[n] for n in group])
 
-            def consume_here(layer, a, g, draw):
-                consume(layer, a, g, draw, batch, group)
+            def consume_here(*found):
+                consume(*found, group)
 
-            backpropagate(tracked, batch, objectives, consume_here)
+            one_batch(tracked, [sequences[n] for n in group], objectives, consume_here)
 
 
 def passes(
     tracked: Tracked,
-    sequences: list[Sequence],
+    sequences: Items,
     objectives: list[Objective],
     batch_size: int,
     consume: Callable[[Layer, Tensor, Tensor, int, Batch], object],
     title: str | None = None,
 ) -> None:
-    """`backpropagate` over all sequences in `groups`: consume(layer, a, g, draw, batch).
+    """`one_batch` over all sequences, or pairs, in `groups`: consume(layer, a, g, draw, batch).
 
     title: of the progress bar (None: silent). Raises as `groups` and `backpropagate`.
     """
@@ -94,7 +162,7 @@ def passes(
 
 
 def gradients(
-    tracked: Tracked, sequences: list[Sequence], objective: Objective, batch_size: int = 32
+    tracked: Tracked, sequences: Items, objective: Objective, batch_size: int = 32
 ) -> Vectors:
     """The gradient of each sequence's own scalar, {layer: (n, o, i)}, in the order given."""
     found: Vectors = {}
@@ -107,3 +175,21 @@ def gradients(
 
     grouped_passes(tracked, sequences, [objective], batch_size, consume)
     return {layer.name: found[layer.name] for layer in tracked.layers}
+
+
+def mean_gradient(
+    tracked: Tracked,
+    sequences: Items,
+    objective: Objective,
+    batch_size: int = 32,
+    title: str | None = None,
+) -> dict[str, Tensor]:
+    """The mean over the sequences of their scalars' gradients: {layer: (o, i)}."""
+    total: dict[str, Tensor] = {}
+
+    def consume(layer, a, g, draw, batch):
+        D = sequence_gradient(a.flatten(0, 1)[None], g.flatten(0, 1)[None], layer.bias)[0]
+        total[layer.name] = total[layer.name] + D if layer.name in total else D.clone()
+
+    passes(tracked, sequences, [objective], batch_size, consume, title)
+    return {layer.name: total[layer.name] / len(sequences) for layer in tracked.layers}
