@@ -30,7 +30,7 @@ from msif.core.data import Batch
 from msif.core.generation import log_probabilities
 from msif.core.kronecker import EKFAC, LayerFactors
 from msif.core.layers import Tracked, Vectors
-from msif.core.models import model_digest
+from msif.core.models import limits, model_digest
 from msif.core.objectives import log_probability
 from msif.core.pairs import Pair
 from msif.core.vectors import same_layers
@@ -131,9 +131,11 @@ def fit(
 
     Two passes over the pairs at `end`, and one at both; a batch's inputs and gradients of all
     layers are held between the models. Raises ValueError for models that do not track the same
-    layers, pairs that they cannot read, and two models that are one.
+    layers, and for pairs that they cannot read.
     """
     same_layers(end.names, start.names, "the stage's end and its start")
+    for model in (end.model, start.model):
+        pairs.check(items, *limits(model))
     loss = against(start.model, items, b, batch_size)
     weights = loss.weights(items, margins(end.model, items, batch_size))
 
