@@ -14,6 +14,7 @@ from msif.core.layers import Tracked, tracked_layers
 from msif.core.models import tiny_gpt_neox
 from msif.core.objectives import loss
 from msif.core.pairs import Pair, are_pairs
+from msif.core.products import unflatten
 from msif.core.stages import Damping, Stage
 from msif.curvature.dense import Dense, DenseCross
 from msif.curvature.lora import LoRA
@@ -97,6 +98,7 @@ KINDS = {
     "full": {"alpha": 0.1},
     "lora": {"decay": 0.05, "scale": 0.7},
     "lora without decay": {"alpha": 0.1, "scale": 0.7},
+    "lora held": {"pull": 0.05, "scale": 0.7},
     "dpo": DPO,
     "dpo by lora": {"decay": 0.02, "scale": 1.5, "b": 0.5},
 }
@@ -145,14 +147,21 @@ class Chain:
         phase, x, start = self.phases[k - 1], self.xs[k], self.xs[k - 1]
         H, X = second_derivatives(phase, x, start)
         layers = {n.name: (n.out_features, n.inputs) for n in phase.network.layers}
-        shared = {"alpha": Damping(phase.alpha, relative=False)}
-        if are_pairs(phase.data):
-            shared["cross"] = DenseCross(X, layers)
+        cross = DenseCross(X, layers) if are_pairs(phase.data) else None
+        of_weights = Damping(phase.alpha, relative=False)
         if not phase.ranks:
-            return Stage(Dense(H, layers), **shared)
+            return Stage(Dense(H, layers), alpha=of_weights, cross=cross)
         mean = capture.mean_gradient(self.model(k), phase.data, self.objective(k), batch_size)
-        more = {"adapters": self.adapters(k), "mean": mean, "decay": phase.decay}
-        return LoRA(Dense(H, layers), **shared, **more)
+        pulled = unflatten((x - start)[None], {name: y[None] for name, y in mean.items()})
+        return LoRA(
+            Dense(H, layers),
+            of_weights,
+            Damping(phase.pull, relative=False),
+            cross=cross,
+            adapters=self.adapters(k),
+            mean={name: y + phase.alpha * pulled[name][0] for name, y in mean.items()},
+            decay=phase.decay,
+        )
 
     def scores(self, batch_size=4):
         """[(q, n) for the data of each stage], by the engine."""
@@ -193,9 +202,9 @@ def chain(network, *names, rank=1):
     for k, name in enumerate(names, 1):
         data = pairs(8, k) if "dpo" in name else sequences(12, k)
         ranks = {n.name: rank for n in net.layers} if "lora" in name else {}
-        phases.append(Phase(net, data, ranks=ranks, **KINDS[name]))
         size = sum(rank * (n.out_features + n.in_features) for n in net.layers)
         start = torch.randn(size, generator=g, dtype=torch.float64) / 2 if ranks else x
+        phases.append(Phase(net, data, ranks=ranks, anchor=start, **KINDS[name]))
         starts.append(start)
     ps = kinds.trained(phases, x, starts)
     return Chain(phases, ps, kinds.ends(phases, x, ps))

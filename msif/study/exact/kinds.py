@@ -5,11 +5,11 @@ A stage has parameters p and ends in the weights x = X(p; x₀), x₀ being the 
 from: x = p where all weights are trained, x = x₀ + s·BA, layer by layer, with p = (B, A, …), where
 adapters are. It is trained to
 
-    p = argmin J(p; x₀),   J = Σ_z w_z m_z(x; x₀) + α/2 ‖x − x₀‖² + β/2 ‖(B, A)‖²,
+    p = argmin J(p; x₀),   J = Σ_z w_z m_z(x; x₀) + α/2 ‖x − x₀‖² + β/2 ‖p‖² + γ/2 ‖p − p₀‖²,
 
-m_z the loss −log p of a row, or of a pair −log σ(b[h(x) − h(x₀)]), h = log π(chosen) − log
-π(rejected): the reference of DPO is the stage's start. The optimality condition ∂_p J = 0,
-differentiated, gives with M = ∂X/∂p
+β and γ where adapters are; m_z the loss −log p of a row, or of a pair −log σ(b[h(x) − h(x₀)]), h =
+log π(chosen) − log π(rejected): the reference of DPO is the stage's start. The optimality condition
+∂_p J = 0, differentiated, gives with M = ∂X/∂p
 
     dx/dx₀ = ∂X/∂x₀ − M (∂²_pp J)⁺ ∂²_px₀ J,     dx/dw_z = −M (∂²_pp J)⁺ ∂_p m_z;
 
@@ -34,7 +34,7 @@ class Phase:
     """One stage of training.
 
     data: sequences, or pairs with DPO's b. ranks: {layer name: r} of the adapters, none where all
-    weights are trained; scale: s. alpha, decay: α and β.
+    weights are trained; scale: s. alpha, decay, pull: α, β and γ. anchor: p₀.
     """
 
     network: Network
@@ -43,6 +43,8 @@ class Phase:
     ranks: dict = field(default_factory=dict)
     scale: float = 1.0
     decay: float = 0.0
+    pull: float = 0.0
+    anchor: object = None
     b: float = 0.1
 
     def factors(self, p):
@@ -87,9 +89,10 @@ class Phase:
         x = self.end(p, start)
         n = len(self.data)
         weights = torch.full((n,), 1 / n, dtype=p.dtype) if weights is None else weights
-        pull = self.alpha / 2 * (x - start).square().sum()
-        decay = self.decay / 2 * p.square().sum() if self.ranks else 0.0
-        return weights @ self.losses(x, start) + pull + decay
+        J = weights @ self.losses(x, start) + self.alpha / 2 * (x - start).square().sum()
+        if self.decay:
+            J = J + self.decay / 2 * p.square().sum()
+        return J + self.pull / 2 * (p - self.anchor).square().sum() if self.pull else J
 
     def second(self, p, start, weights=None):
         """∂²_pp J (p, p) and ∂²_px₀ J (p, P)."""

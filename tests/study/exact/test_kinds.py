@@ -14,6 +14,7 @@ from msif.study.exact.kinds import Phase
 CHAINS = [
     ("regression", "lora"),
     ("regression", "lora without decay"),
+    ("regression", "lora held"),
     ("regression", "dpo"),
     ("regression", "lora", "dpo by lora"),
     ("mlp", "lora"),
