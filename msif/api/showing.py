@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from msif.api.scores import Scores
+from msif.core.pairs import are_pairs
 from msif.view import explorer
 
 
@@ -42,6 +43,8 @@ def show(
             'msif.show(scores, "explorer.html")',
             stacklevel=2,
         )
+    if are_pairs(scores.documents):
+        raise ValueError("these scores are of pairs, which the explorer cannot show: print them")
     given = explored(scores, count or scores.shown, opponents, beside or {}, options)
     if path is not None:
         return explorer.write(path, title, **explorer.prepared(**given))

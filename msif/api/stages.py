@@ -5,15 +5,18 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from msif.api.kinds import Fitted, of_preferences, read_beside, with_mean
 from msif.api.models import Model
-from msif.core import data, ekfac, files, influence, store
+from msif.core import data, ekfac, files, influence, pairs, preferences, store
 from msif.core.generation import log_probabilities, own_share
 from msif.core.influence import Damping
 from msif.core.models import limits, model_digest
+from msif.core.objectives import loss
+from msif.curvature.lora import LoRA
 from msif.scale import fitting
 from msif.scale.plan import FitPlan, ScorePlan, plan_fit, plan_score
 
@@ -27,7 +30,10 @@ class Stage:
     factors: of this very model (`fit`). damping d: numerical; alpha α: how firmly the stage held on
     to its start, > 0 for all stages but the first. Both are added to the curvature's eigenvalues: a
     number is relative to each layer's mean eigenvalue, `Damping(x, relative=False)` absolute. new:
-    names of layers that the stage before lacks.
+    names of layers that the stage before lacks. Of adapters (LoRA), what holds on is B and A: α is
+    relative to their own curvature, and not needed where training went to its optimum. decay: the
+    weight decay that they were trained with, of the mean loss. remainder: count also how their
+    product bends the loss, which is right near an optimum (`curvature.lora`).
 
     Raises ValueError for factors of another model or other layers, and for a negative number.
 
@@ -39,6 +45,8 @@ class Stage:
     damping: float | Damping = 0.0
     alpha: float | Damping = 0.0
     new: tuple[str, ...] = ()
+    decay: float = 0.0
+    remainder: bool = False
 
     def __post_init__(self):
         source, digest = self.model.source, model_digest(self.model.tracked.model)
@@ -68,7 +76,33 @@ class Stage:
     @property
     def core(self) -> influence.Stage:
         """The stage as `core.influence` has it."""
-        return influence.Stage(self.factors, _damping(self.damping), _damping(self.alpha), self.new)
+        more = self.factors if isinstance(self.factors, Fitted) else Fitted({}, {})
+        plain = influence.Stage(
+            self.factors, _damping(self.damping), _damping(self.alpha), self.new, more.coupling
+        )
+        if self.new and self.model.adapters:
+            raise ValueError(f"new is {self.new}, and the model has adapters: expected none")
+        if not self.model.adapters:
+            if self.decay or self.remainder:
+                raise ValueError(
+                    f"decay and remainder are for adapters, and {self.model.source} has none"
+                )
+            return plain
+        if not more.mean:
+            raise ValueError(
+                f"{self.model.source} has adapters: expected factors that `msif.fit` has fitted on "
+                f"it, with their mean gradient"
+            )
+        return LoRA(
+            plain.curvature,
+            plain.damping,
+            plain.alpha,
+            cross=plain.cross,
+            adapters=self.model.adapters,
+            mean=more.mean,
+            decay=self.decay,
+            remainder=self.remainder,
+        )
 
 
 def _damping(value):
@@ -107,8 +141,10 @@ def plan(
 
 def fit(
     model: Model,
-    sequences: list[data.Sequence],
+    sequences: list[data.Sequence] | list[pairs.Pair],
     *,
+    start: Model | None = None,
+    b: float = 0.1,
     folder: str | Path | None = None,
     memory: int | str | None = None,
     labels: str = "gaussian",
@@ -121,12 +157,14 @@ def fit(
     """The EK-FAC factors of a stage: the Gauss-Newton matrix of the model that ends it, on the
     stage's own data (`core.ekfac.fit`, `scale.fitting.fit`; Grosse et al. 2023).
 
-    sequences: `model.documents` of pre-training, `model.answers` of fine-tuning. labels, samples,
-    seed: the pseudo-gradients, so many a sequence. folder: a working folder; the factors go to
-    folder/factors-…, named by all they depend on, are found again, and are read layer by layer.
-    memory: then decides in how many partitions the layers are fitted. keep: bytes of disk, or
-    "16GiB", that may hold what the first pass saw, to save the second. title: of the plan and the
-    progress bars (None: silent).
+    sequences: `model.documents` of pre-training, `model.answers` of fine-tuning, or
+    `model.preferences` of DPO, which also takes `start`, the model that it began with and was its
+    reference, and its `b` (trl's beta; `core.preferences`). labels, samples, seed: the
+    pseudo-gradients, so many a sequence; preferences have none. folder: a working folder; the
+    factors go to folder/factors-…, named by all they depend on, are found again, and are read layer
+    by layer. memory: then decides in how many partitions the layers are fitted. keep: bytes of
+    disk, or "16GiB", that may hold what the first pass saw, to save the second. title: of the plan
+    and the progress bars (None: silent).
 
     Raises ValueError for sequences that the model cannot read, MemoryError or OSError where memory
     or disk will not do, `files.Busy` while another run writes there. Warns where the model gives
@@ -137,6 +175,11 @@ def fit(
     True
     >>> again = msif.fit(base, docs, folder="work")  # the same call, on disk
     """
+    if pairs.are_pairs(sequences):
+        return _fit_preferences(model, sequences, start, b, folder, batch_size, title)
+    if start is not None:
+        raise ValueError("start is given with sequences: only pairs have a reference model")
+    sequences = cast(list[data.Sequence], sequences)
     data.check(sequences, *limits(model.tracked.model))
     _look_at_answers(model, sequences)
     options: dict[str, Any] = {
@@ -145,12 +188,37 @@ def fit(
         "seed": seed,
         "batch_size": batch_size,
     }
+    besides: dict[str, Any] = {"batch_size": batch_size, "title": title}
     if folder is None:
-        return ekfac.fit(model.tracked, sequences, title=title, **options)
+        found = ekfac.fit(model.tracked, sequences, title=title, **options)
+        return _with_mean(model, found, sequences, None, besides)
     key = {"layers": layers_key(model), "model": model_digest(model.tracked.model), **options}
     place = Path(folder) / f"factors-{name_of({**key, 'data': data.digest(sequences)})}"
     more: dict[str, Any] = {"memory": memory, "keep": keep, "title": title}
-    return fitting.fit(place, model.tracked, sequences, **options, **more)
+    found = fitting.fit(place, model.tracked, sequences, **options, **more)
+    return _with_mean(model, found, sequences, place, besides)
+
+
+def _with_mean(model, factors, rows, place, options, objective=loss):
+    if not model.adapters:
+        return factors
+    if options["title"]:
+        options = {**options, "title": f"{options['title']}: mean gradient"}
+    return with_mean(factors, model.tracked, model.adapters, rows, place, options, objective)
+
+
+def _fit_preferences(model, items, start, b, folder, batch_size, title):
+    if start is None:
+        raise ValueError("pairs without start: expected the model that DPO began with (start=…)")
+    place = None
+    if folder is not None:
+        key = {"layers": layers_key(model), "b": b, "data": pairs.digest(items)}
+        key |= {x: model_digest(y.tracked.model) for x, y in (("model", model), ("start", start))}
+        place = Path(folder) / f"factors-{name_of(key)}"
+    options = {"batch_size": batch_size, "title": title}
+    found = of_preferences(model.tracked, start.tracked, items, b, place, options)
+    objective = preferences.against(start.tracked.model, items, b, batch_size)
+    return _with_mean(model, found, items, place, options, objective)
 
 
 def load_factors(folder: str | Path, model: Model) -> ekfac.EKFAC:
@@ -174,7 +242,7 @@ def load_factors(folder: str | Path, model: Model) -> ekfac.EKFAC:
                 f"{len(mine)} of it ({found}): name the one that you mean, or fit it"
             )
         folder = mine[0]
-    return store.load(folder, model.tracked, in_memory=False)
+    return read_beside(store.load(folder, model.tracked, in_memory=False), folder)
 
 
 def name_of(key: Any) -> str:

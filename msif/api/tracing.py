@@ -3,12 +3,15 @@
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import torch
 
 from msif.api.scores import Scores
 from msif.api.stages import Stage, layers_key, name_of
 from msif.api.streams import Stream
-from msif.core import checks, data, files, influence, queries
+from msif.core import checks, data, files, influence, pairs, preferences, queries
+from msif.core.digests import tensors_digest
 from msif.core.layers import Vectors
 from msif.core.models import model_digest
 from msif.scale import processes, streaming
@@ -32,7 +35,8 @@ def trace(
     stages: from the first to the one that ends in the model that is asked. questions:
     `stages[-1].model.answers(…)`, or prompts, or (prompt, answer) pairs; where there is no answer,
     the model's own greedy one is traced. documents: sequences of `stages[stage].model`, for
-    stage = 0 pre-training documents, for stage = 1 fine-tuning rows. folder: a working folder;
+    stage = 0 pre-training documents, for stage = 1 fine-tuning rows; of a stage of preferences its
+    pairs, in memory alone. folder: a working folder;
     scores are then written in blocks to folder/scores-…, named by all they depend on. top: how many
     documents a question the table and the explorer show. title: of the progress (None: silent).
 
@@ -53,34 +57,60 @@ def trace(
     _check_chain(stages, stage)
     asked = _asked(stages[-1].model, questions)
     documents = list(documents) if isinstance(documents, list) else documents
+    if folder is not None and pairs.are_pairs(documents):
+        raise ValueError("pairs are scored in memory: leave out the folder")
     chain, model = [x.core for x in stages], stages[stage].model
 
     def vectors():
-        options: dict[str, Any] = {"stage": stage, "batch_size": batch_size}
-        return queries.preconditioned(stages[-1].model.tracked, asked, chain, **options)
+        last = stages[-1].model.tracked
+        if all(map(queries.is_plain, chain)):
+            options: dict[str, Any] = {"stage": stage, "batch_size": batch_size}
+            return queries.preconditioned(last, asked, chain, **options)
+        gradients = influence.query_gradients(last, asked, batch_size=batch_size)
+        w = influence.precondition(gradients, chain)[stage]
+        return {name: x.mT.contiguous().mT for name, x in w.items()}  # as `influence.score` reads
 
     found: influence.Scores | Path
+    options: dict[str, Any]
     if folder is None:
         documents, w = list(documents), vectors()
-        found = influence.score(model.tracked, documents, w, batch_size=batch_size, title=title)
+        options = {"batch_size": batch_size, "title": title}
+        if pairs.are_pairs(documents):
+            options["objective"] = _dpo(stages, stage, documents, batch_size)
+        found = influence.score(model.tracked, documents, w, **options)
         largest = found.values.abs().max().item()
     else:
         name = {"stages": [_stage_key(x) for x in stages], "stage": stage}
         name |= {"questions": data.digest(asked), "documents": _source(documents)}
         found = Path(folder) / f"scores-{name_of(name)}"
         w = _kept(found / "w.safetensors", vectors)
-        options: dict[str, Any] = {"batch_size": batch_size, "top": 1, "title": title}
+        options = {"batch_size": batch_size, "top": 1, "title": title}
         best = streaming.score_corpus(model.tracked, documents, w, found, **options)
         ends = best.proponent_values, best.opponent_values
         largest = max(x.abs().max().item() for x in ends)
     _doubt(largest, stages[stage].factors.header["sequences"])
-    return Scores(stages, asked, documents, stage, w, found, top)
+    return Scores(stages, asked, cast(list, documents), stage, w, found, top)
 
 
 def _stage_key(stage):
     header = {k: v for k, v in stage.factors.header.items() if k != "versions"}
     numbers = [[x.value, x.relative] for x in (stage.core.damping, stage.core.alpha)]
-    return {"factors": header, "layers": layers_key(stage.model), "numbers": [*numbers, stage.new]}
+    found = {"factors": header, "layers": layers_key(stage.model), "numbers": [*numbers, stage.new]}
+    if adapters := stage.model.adapters:  # the same sum of weights can come of others
+        sides = {f"{name} {x.scale}": torch.cat([x.A.mT, x.B]) for name, x in adapters.items()}
+        found["adapters"] = [tensors_digest(sides), stage.decay, stage.remainder]
+    return found
+
+
+def _dpo(stages, stage, items, batch_size):
+    """The loss that pairs of a stage are scored by: against the model of the stage before."""
+    b = stages[stage].factors.header.get("b")
+    if b is None or not stage:
+        raise ValueError(
+            f"pairs for stage {stage}: expected a later stage that was fitted on preferences"
+        )
+    start = stages[stage - 1].model.tracked.model
+    return preferences.against(start, items, b, batch_size)
 
 
 def _source(documents):

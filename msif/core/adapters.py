@@ -69,12 +69,16 @@ def has_adapters(source: str | Path) -> bool:
     return (Path(source) / CONFIG).exists()
 
 
-def base_of(folder: str | Path) -> tuple[str, str | None]:
-    """Where a folder of adapters says that its base model lies, and at which revision."""
+def base_of(
+    folder: str | Path, base: str | Path | None = None, revision: str | None = None
+) -> tuple[str | Path, str | None]:
+    """Where the base model of a folder of adapters is, and at which revision: as given, or as the
+    folder says. ValueError where neither does."""
     config = _config(folder)
-    if not config.get("base_model_name_or_path"):
-        raise ValueError(f"{folder}/{CONFIG} names no base model: say where it lies (base=…)")
-    return config["base_model_name_or_path"], config.get("revision")
+    found = base or config.get("base_model_name_or_path")
+    if not found:
+        raise ValueError(f"{folder}/{CONFIG} names no base model: say where it is (base=…)")
+    return found, revision if base else revision or config.get("revision")
 
 
 def read(folder: str | Path) -> dict[str, Adapter]:
