@@ -2,8 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +18,9 @@ from msif.core.objectives import loss
 from msif.curvature.lora import LoRA
 from msif.scale import fitting
 from msif.scale.plan import FitPlan, ScorePlan, plan_fit, plan_score
+from msif.scale.solving import plan_solve, preferences_bytes
 
+QUESTIONS = 8  # for which a plan says what a stage of adapters takes
 CHECKED = 64  # fine-tuning rows on which `fit` looks whether the model gives their answers
 
 
@@ -111,7 +112,7 @@ def _damping(value):
 
 def plan(
     model: Model,
-    sequences: Sequence[data.Sequence],
+    sequences: pairs.Items,
     *,
     questions: int | None = None,
     samples: int = 2,
@@ -122,7 +123,8 @@ def plan(
     scoring the sequences for them takes. Printed, it is readable; bytes and FLOP are fields.
 
     From shapes alone: no weight is read. memory: bytes, "16GiB", or None for what is free: decides
-    in how many partitions the layers are fitted. Raises MemoryError, saying what would do, where
+    in how many partitions the layers are fitted. Of adapters, what solving for 8 questions takes is
+    told with it. Raises MemoryError, saying what would do, where
     not even a single layer fits.
 
     >>> plan = msif.plan(base, docs, memory="1GiB")
@@ -133,10 +135,20 @@ def plan(
     >>> msif.plan(base, docs, questions=8).queries
     8
     """
-    lengths = [len(x.input_ids) for x in sequences]
+    rows = pairs.rows_of(sequences) if pairs.are_pairs(sequences) else sequences
+    lengths = [len(x.input_ids) for x in cast(list[data.Sequence], rows)]
+    together = batch_size * len(rows) // max(1, len(sequences))
     if questions is not None:
-        return plan_score(model.tracked, lengths, questions, batch_size=batch_size)
-    return plan_fit(model.tracked, lengths, batch_size=batch_size, draws=samples, memory=memory)
+        return plan_score(model.tracked, lengths, questions, batch_size=together)
+    samples = samples if rows is sequences else 1
+    options: dict[str, Any] = {"batch_size": together, "draws": samples, "memory": memory}
+    found, layers = plan_fit(model.tracked, lengths, **options), model.tracked.layers
+    if rows is not sequences:
+        held = found.model + preferences_bytes(layers, batch_size, max(lengths))
+        found = replace(found, held=held)
+    if model.adapters:
+        found = replace(found, adapters=plan_solve(layers, model.adapters, QUESTIONS))
+    return found
 
 
 def fit(

@@ -26,6 +26,7 @@ from msif.core.products import WORKSPACE
 from msif.core.resources import available_memory
 from msif.scale.meta import one_pass
 from msif.scale.sizes import human, parse_bytes
+from msif.scale.solving import SolvePlan
 from msif.scale.sums import packed
 
 EIGH_COPIES = 6  # float64 matrices held at once: M, symmetrised, vectors, LAPACK's 2, 1 in and out
@@ -74,11 +75,13 @@ class FitPlan:
     eigh_flops: float
     coverage: str  # how much of the model is tracked
     how: str  # how a pass was estimated: see `msif.scale.meta`
+    held: int = 0  # bytes that preferences hold besides: their start, and a batch at both models
+    adapters: SolvePlan | None = None  # of a stage of adapters
 
     @property
     def peak(self) -> int:
         """Bytes of memory, the model included."""
-        return self.model + max(p.bytes for p in self.partitions)
+        return self.model + self.held + max(p.bytes for p in self.partitions)
 
     @property
     def disk(self) -> int:
@@ -112,6 +115,7 @@ class FitPlan:
             f"  disk {human(self.disk)} while it runs, {human(self.factors)} for the factors\n"
             f"  arithmetic {self.passes:.2f} forward + backward passes, and "
             f"{self.eigh_flops / 1e9:,.0f} GFLOP of float64 decompositions{_HOW[self.how]}"
+            + (f"\n{self.adapters}" if self.adapters else "")
         )
 
 
