@@ -39,11 +39,11 @@ from msif.curvature.tangent import Part, System
 class LoRA(Stage):
     """A stage of adapters; otherwise a `Stage`, with its curvature at the merged weights.
 
-    adapters: {layer: Adapter}. mean: D̄ {layer: (o, i), the bias's column included}, of these layers
-    at least, and of all that the stage minimises in W (`capture.mean_gradient`). alpha: the pull of
-    φ, relative to the mean eigenvalue of a layer's PᵀGP. decay: β, of the mean loss. remainder:
-    False leaves out R. Raises ValueError for adapters of layers that the curvature lacks, for
-    shapes that do not fit, new layers, and a negative β.
+    adapters: {layer: Adapter}. mean: D̄ {layer: (o, i), the bias's column included}, of all that
+    the stage minimises in W, of these layers at least (`capture.mean_gradient`). alpha: the pull of
+    φ, relative to the mean eigenvalue of a layer's Pᵀ(G + d)P. decay: β, of the mean loss.
+    remainder: False leaves out R. Raises ValueError for adapters of layers that the curvature
+    lacks, for shapes that do not fit, new layers, and a negative β.
     """
 
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
