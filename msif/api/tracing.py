@@ -12,7 +12,7 @@ from msif.api.stages import Stage, layers_key, name_of
 from msif.api.streams import Stream
 from msif.core import checks, data, files, influence, pairs, preferences, queries
 from msif.core.digests import tensors_digest
-from msif.core.layers import Vectors
+from msif.core.layers import Vectors, matrix
 from msif.core.models import model_digest
 from msif.scale import processes, streaming
 
@@ -176,12 +176,38 @@ def _check_chain(stages, stage):
                     f"{(x.out_features, x.inputs)} in stage {k} (outputs, inputs with the bias): "
                     f"is {later.model.source} fine-tuned from {earlier.model.source}?"
                 )
+        began = later.factors.header.get("start", earlier.factors.header["model"])
+        if began != earlier.factors.header["model"]:
+            raise ValueError(
+                f"the preferences of stage {k} were fitted with another start than "
+                f"{earlier.model.source}, in which stage {k - 1} ends: expected start= of that one"
+            )
+        if later.model.adapters and _foreign(earlier.model, later.model):
+            warnings.warn(
+                f"the adapters of {later.model.source} are not on the weights of "
+                f"{earlier.model.source}: is it the model that they were trained on?",
+                stacklevel=3,
+            )
         if earlier.factors.header["model"] == later.factors.header["model"]:
             warnings.warn(
                 f"stages {k - 1} and {k} end in models with equal weights "
                 f"({earlier.model.source}, {later.model.source}): nothing was fine-tuned",
                 stacklevel=3,
             )
+
+
+def _foreign(base, adapted):
+    """Do adapted weights, less what the adapters add, differ from the base's by more than a tenth
+    of that? Rounding, of bfloat16 too, is less."""
+    for name, x in adapted.adapters.items():
+        before, after = (
+            matrix(layer, layer.weight.detach()).float().cpu()
+            for layer in (m.tracked.model.get_submodule(name) for m in (base, adapted))
+        )
+        added = x.added().cpu()
+        if (after - before - added).norm() > 0.1 * added.norm() + 1e-2 * before.norm():
+            return True
+    return False
 
 
 def _doubt(largest, sequences):

@@ -158,3 +158,15 @@ def test_a_chain_ends_in_preferences_whose_pairs_can_be_scored(
         msif.trace(chain, ASK, pairs, stage=2, folder=tmp_path)
     with pytest.raises(ValueError, match="pairs for stage 1: expected a later stage"):
         msif.trace(chain, ASK, pairs, stage=1)
+
+
+def test_stages_that_do_not_follow_each_other_are_called_out(folder, models, given, stages):
+    base, tuned = models
+    pairs = base.preferences(["Where was Bo born?"], ["Paris"], ["London"])
+    other = msif.load(folder / "tuned")
+    last = msif.Stage(tuned, msif.fit(tuned, pairs, start=other), alpha=0.1)
+    with pytest.raises(ValueError, match="fitted with another start than .*base"):
+        msif.trace([stages[0], last], ASK, given[0])
+    first = msif.Stage(other, msif.fit(other, given[1]), damping=0.1)
+    with pytest.warns(UserWarning, match="lora are not on the weights of .*tuned"):
+        msif.trace([first, stages[1]], ASK, given[1])
