@@ -28,7 +28,7 @@ PAIR, TEXTS, HOW = "the pair and its texts", "reading the texts", "computing"
 QUESTIONS, SCORES = "questions", "scores"
 OPTIONS = (
     Option(PAIR, "base", None, "MODEL", "the pre-trained model"),
-    Option(PAIR, "tuned", None, "MODEL", "the model fine-tuned from it"),
+    Option(PAIR, "tuned", None, "MODEL", "the model fine-tuned from it, or its adapters (LoRA)"),
     Option(PAIR, "documents", None, "TEXTS", "pre-training documents"),
     Option(PAIR, "rows", None, "TEXTS", "fine-tuning rows, in the format that was trained on"),
     Option(TEXTS, "text_column", "text", "NAME", "column of the documents"),

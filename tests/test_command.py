@@ -13,7 +13,7 @@ import pandas
 import pytest
 import torch
 from support import ROOT
-from support.own_pair import build
+from support.own_pair import add_adapters, build
 
 import msif
 from msif.__main__ import main, parser
@@ -70,6 +70,30 @@ def test_from_files_to_a_table_on_any_architecture(kind, tmp_path, capfd):
         assert found["document"].tolist() == [x.document for x in expected]
         assert found["score"].tolist() == [x.score for x in expected]
         assert found["answer"].tolist()[0] == tuned.text(questions[0]).split()[-1]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_folder_of_adapters_stands_in_place_of_the_tuned_model(pair, tmp_path, capfd):
+    pytest.importorskip("peft")
+    lora, work = add_adapters(pair), tmp_path / "work"
+    named = [str(lora) if x == str(pair / "tuned") else x for x in files_of(pair, work)]
+    assert run("plan", *named) == 0
+    assert "adapters: 6 layers, 6 of them solved exactly" in capfd.readouterr().out
+    asked = ["--ask", "Where was Gus born?", "--answer", "Rome"]
+    assert run("trace", *named, *asked) == 0
+    assert "Where was Gus born? → Rome" in capfd.readouterr().out
+    base, tuned = msif.load(pair / "base"), msif.load(lora)
+    docs, rows = base.documents(pair / "documents.jsonl"), tuned.answers(pair / "rows.jsonl")
+    stages = [
+        msif.Stage(base, msif.fit(base, docs), damping=1e-3),
+        msif.Stage(tuned, msif.fit(tuned, rows), alpha=0.1),
+    ]
+    scores = msif.trace(stages, [("Where was Gus born?", "Rome")], docs)
+    expected = [x.document for x in scores.top()[0]]
+    assert table_of(work)["document"].tolist()[:3] == expected[:3]
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "folder of adapters (LoRA)" in capfd.readouterr().out
 
 
 def test_the_folder_remembers_and_asks_again(pair, tmp_path, capsys):

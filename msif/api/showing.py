@@ -11,6 +11,7 @@ from torch import Tensor
 
 from msif.api.scores import Scores
 from msif.core import checks
+from msif.core.pairs import are_pairs
 from msif.view import explorer
 
 
@@ -43,6 +44,8 @@ def show(
             'msif.show(scores, "explorer.html")',
             stacklevel=2,
         )
+    if are_pairs(scores.documents):
+        raise ValueError("these scores are of pairs, which the explorer cannot show: print them")
     count = scores.shown if count is None else checks.whole("count", count)
     opponents = checks.whole("opponents", opponents, 0)
     given = explored(scores, count, opponents, beside or {}, options)

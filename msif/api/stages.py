@@ -3,22 +3,21 @@
 import math
 import reprlib
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from msif.api.kinds import Fitted, of_preferences, read_beside, with_mean
 from msif.api.models import Model
-from msif.core import checks, data, ekfac, files, influence, store
+from msif.core import data, ekfac, files, influence, pairs, preferences, store
 from msif.core.generation import log_probabilities, own_share
 from msif.core.influence import Damping
 from msif.core.models import limits, model_digest
+from msif.core.objectives import loss
+from msif.curvature.lora import LoRA
 from msif.scale import fitting
-from msif.scale.calibration import of_fit, of_scores
-from msif.scale.plan import plan_fit, plan_score
-from msif.scale.plans import FitPlan, ScorePlan
 
 CHECKED = 64  # fine-tuning rows on which `fit` looks whether the model gives their answers
 
@@ -30,7 +29,10 @@ class Stage:
     factors: of this very model (`fit`). damping d: numerical; alpha α: how firmly the stage held on
     to its start, > 0 for all stages but the first. Both are added to the curvature's eigenvalues: a
     number is relative to each layer's mean eigenvalue, `Damping(x, relative=False)` absolute. new:
-    names of layers that the stage before lacks.
+    names of layers that the stage before lacks. Of adapters (LoRA), what holds on is B and A: α is
+    relative to their own curvature, and not needed where training went to its optimum. decay: the
+    weight decay that they were trained with, of the mean loss. remainder: count also how their
+    product bends the loss, which is right near an optimum (`curvature.lora`).
 
     Raises ValueError for factors of another model or other layers, and for a negative number.
 
@@ -42,6 +44,8 @@ class Stage:
     damping: float | Damping = 0.0
     alpha: float | Damping = 0.0
     new: tuple[str, ...] = ()
+    decay: float = 0.0
+    remainder: bool = False
 
     def __post_init__(self):
         if not isinstance(self.model, Model) or not isinstance(self.factors, ekfac.EKFAC):
@@ -87,10 +91,37 @@ class Stage:
     @property
     def core(self) -> influence.Stage:
         """The stage as `core.influence` has it."""
-        return influence.Stage(self.factors, _damping(self.damping), _damping(self.alpha), self.new)
+        more = self.factors if isinstance(self.factors, Fitted) else Fitted({}, {})
+        plain = influence.Stage(
+            self.factors, _damping(self.damping), _damping(self.alpha), self.new, more.coupling
+        )
+        if self.new and self.model.adapters:
+            raise ValueError(f"new is {self.new}, and the model has adapters: expected none")
+        if not self.model.adapters:
+            if self.decay or self.remainder:
+                raise ValueError(
+                    f"decay and remainder are for adapters, and {self.model.source} has none"
+                )
+            return plain
+        if not more.mean:
+            raise ValueError(
+                f"{self.model.source} has adapters: expected factors that `msif.fit` has fitted on "
+                f"it, with their mean gradient"
+            )
+        return LoRA(
+            plain.curvature,
+            plain.damping,
+            plain.alpha,
+            cross=plain.cross,
+            adapters=self.model.adapters,
+            mean=more.mean,
+            decay=self.decay,
+            remainder=self.remainder,
+        )
 
 
-def _model(x):
+def a_model(x: object) -> Model:
+    """The model; ValueError for anything else."""
     if not isinstance(x, Model):
         raise ValueError(
             f"the model is a {type(x).__name__}: expected a msif.Model, as `msif.load` gives it"
@@ -102,54 +133,12 @@ def _damping(value):
     return value if isinstance(value, Damping) else Damping(value)
 
 
-def plan(
-    model: Model,
-    sequences: Sequence[data.Sequence],
-    *,
-    questions: int | None = None,
-    labels: str = "gaussian",
-    samples: int = 2,
-    batch_size: int = 32,
-    memory: int | str | None = None,
-    seconds: float = 0,
-) -> FitPlan | ScorePlan:
-    """What fitting the curvature on these sequences takes; or, given a number of `questions`, what
-    scoring the sequences for them takes. Printed, it is readable; bytes and FLOP are fields.
-
-    From shapes alone: no weight is read. With `seconds`, a few of the batches are run here, for
-    about so long (10 do): memory is then a measured batch's, and `plan.time` is there, in seconds.
-    memory: bytes, "16GiB", or None for what is free: decides in how many partitions the layers are
-    fitted. Raises MemoryError, saying what would do, where not even a single layer fits.
-
-    >>> plan = msif.plan(base, docs, memory="1GiB")
-    >>> len(plan.partitions)
-    1
-    >>> plan.peak < 2**30
-    True
-    >>> msif.plan(base, docs, questions=8).queries
-    8
-    >>> msif.plan(base, docs, seconds=1).time > 0
-    True
-    """
-    data.check(sequences := list(sequences), *limits(_model(model).tracked.model))
-    net, known = model.tracked, None
-    lengths = [len(x.input_ids) for x in sequences]
-    how: dict[str, Any] = {"batch_size": batch_size}
-    if questions is not None:
-        questions = checks.whole("questions", questions)
-        if seconds:
-            known = of_scores(net, sequences, questions, seconds=seconds, **how)
-        return plan_score(net, lengths, questions, calibration=known, **how)
-    if seconds:
-        known = of_fit(net, sequences, labels=labels, samples=samples, seconds=seconds, **how)
-    draws = 1 if labels == "true" else samples
-    return plan_fit(net, lengths, draws=draws, memory=memory, calibration=known, **how)
-
-
 def fit(
     model: Model,
-    sequences: list[data.Sequence],
+    sequences: list[data.Sequence] | list[pairs.Pair],
     *,
+    start: Model | None = None,
+    b: float = 0.1,
     folder: str | Path | None = None,
     memory: int | str | None = None,
     labels: str = "gaussian",
@@ -162,12 +151,14 @@ def fit(
     """The EK-FAC factors of a stage: the Gauss-Newton matrix of the model that ends it, on the
     stage's own data (`core.ekfac.fit`, `scale.fitting.fit`; Grosse et al. 2023).
 
-    sequences: `model.documents` of pre-training, `model.answers` of fine-tuning. labels, samples,
-    seed: the pseudo-gradients, so many a sequence. folder: a working folder; the factors go to
-    folder/factors-…, named by all they depend on, are found again, and are read layer by layer.
-    memory: then decides in how many partitions the layers are fitted. keep: bytes of disk, or
-    "16GiB", that may hold what the first pass saw, to save the second. title: of the plan and the
-    progress bars (None: silent).
+    sequences: `model.documents` of pre-training, `model.answers` of fine-tuning, or
+    `model.preferences` of DPO, which also takes `start`, the model that it began with and was its
+    reference, and its `b` (trl's beta; `core.preferences`). labels, samples, seed: the
+    pseudo-gradients, so many a sequence; preferences have none. folder: a working folder; the
+    factors go to folder/factors-…, named by all they depend on, are found again, and are read layer
+    by layer. memory: then decides in how many partitions the layers are fitted. keep: bytes of
+    disk, or "16GiB", that may hold what the first pass saw, to save the second. title: of the plan
+    and the progress bars (None: silent).
 
     Raises ValueError for sequences that the model cannot read, MemoryError or OSError where memory
     or disk will not do, `files.Busy` while another run writes there. Warns where the model gives
@@ -180,7 +171,13 @@ def fit(
     """
     if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
         raise ValueError(f"folder is {str(folder)!r}, a file: expected a folder, or a new name")
-    data.check(sequences, *limits(_model(model).tracked.model))
+    a_model(model)
+    if pairs.are_pairs(sequences):
+        return _fit_preferences(model, sequences, start, b, folder, batch_size, title)
+    if start is not None:
+        raise ValueError("start is given with sequences: only pairs have a reference model")
+    sequences = cast(list[data.Sequence], sequences)
+    data.check(sequences, *limits(model.tracked.model))
     _look_at_answers(model, sequences)
     options: dict[str, Any] = {
         "labels": labels,
@@ -188,12 +185,38 @@ def fit(
         "seed": seed,
         "batch_size": batch_size,
     }
+    besides: dict[str, Any] = {"batch_size": batch_size, "title": title}
     if folder is None:
-        return ekfac.fit(model.tracked, sequences, title=title, **options)
+        found = ekfac.fit(model.tracked, sequences, title=title, **options)
+        return _with_mean(model, found, sequences, None, besides)
     key = {"layers": layers_key(model), "model": model_digest(model.tracked.model), **options}
     place = Path(folder) / f"factors-{name_of({**key, 'data': data.digest(sequences)})}"
     more: dict[str, Any] = {"memory": memory, "keep": keep, "title": title}
-    return fitting.fit(place, model.tracked, sequences, **options, **more)
+    found = fitting.fit(place, model.tracked, sequences, **options, **more)
+    return _with_mean(model, found, sequences, place, besides)
+
+
+def _with_mean(model, factors, rows, place, options, objective=loss):
+    if not model.adapters:
+        return factors
+    if options["title"]:
+        options = {**options, "title": f"{options['title']}: mean gradient"}
+    return with_mean(factors, model.tracked, model.adapters, rows, place, options, objective)
+
+
+def _fit_preferences(model, items, start, b, folder, batch_size, title):
+    if start is None:
+        raise ValueError("pairs without start: expected the model that DPO began with (start=…)")
+    a_model(start)
+    place = None
+    if folder is not None:
+        key = {"layers": layers_key(model), "b": b, "data": pairs.digest(items)}
+        key |= {x: model_digest(y.tracked.model) for x, y in (("model", model), ("start", start))}
+        place = Path(folder) / f"factors-{name_of(key)}"
+    options = {"batch_size": batch_size, "title": title}
+    found = of_preferences(model.tracked, start.tracked, items, b, place, options)
+    objective = preferences.against(start.tracked.model, items, b, batch_size)
+    return _with_mean(model, found, items, place, options, objective)
 
 
 def load_factors(folder: str | Path, model: Model) -> ekfac.EKFAC:
@@ -217,7 +240,7 @@ def load_factors(folder: str | Path, model: Model) -> ekfac.EKFAC:
                 f"{len(mine)} of it ({found}): name the one that you mean, or fit it"
             )
         folder = mine[0]
-    return store.load(folder, model.tracked, in_memory=False)
+    return read_beside(store.load(folder, model.tracked, in_memory=False), folder)
 
 
 def name_of(key: Any) -> str:

@@ -4,13 +4,16 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import torch
 
 from msif.api.scores import Scores
 from msif.api.stages import Stage, layers_key, name_of
 from msif.api.streams import Stream
-from msif.core import checks, data, files, influence, queries
-from msif.core.layers import Vectors
+from msif.core import checks, data, files, influence, pairs, preferences, queries
+from msif.core.digests import tensors_digest
+from msif.core.layers import Vectors, matrix
 from msif.scale import processes, streaming
 
 DOUBTFUL = 10.0  # nats: more than one document can be said to change an answer by, to first order
@@ -32,7 +35,8 @@ def trace(
     stages: from the first to the one that ends in the model that is asked. questions:
     `stages[-1].model.answers(…)`, or prompts, or (prompt, answer) pairs; where there is no answer,
     the model's own greedy one is traced. documents: sequences of `stages[stage].model`, for
-    stage = 0 pre-training documents, for stage = 1 fine-tuning rows. folder: a working folder;
+    stage = 0 pre-training documents, for stage = 1 fine-tuning rows; of a stage of preferences its
+    pairs, in memory alone. folder: a working folder;
     scores are then written in blocks to folder/scores-…, named by all they depend on. top: how many
     documents a question the table and the explorer show. title: of the progress (None: silent).
 
@@ -59,16 +63,27 @@ def trace(
         )
     asked = _asked(stages[-1].model, questions)
     documents = list(documents) if isinstance(documents, list) else documents
+    if folder is not None and pairs.are_pairs(documents):
+        raise ValueError("pairs are scored in memory: leave out the folder")
     chain, model = [x.core for x in stages], stages[stage].model
 
     def vectors():
-        options: dict[str, Any] = {"stage": stage, "batch_size": batch_size}
-        return queries.preconditioned(stages[-1].model.tracked, asked, chain, **options)
+        last = stages[-1].model.tracked
+        if all(map(queries.is_plain, chain)):
+            options: dict[str, Any] = {"stage": stage, "batch_size": batch_size}
+            return queries.preconditioned(last, asked, chain, **options)
+        gradients = influence.query_gradients(last, asked, batch_size=batch_size)
+        w = influence.precondition(gradients, chain)[stage]
+        return {name: x.mT.contiguous().mT for name, x in w.items()}  # as `influence.score` reads
 
     found: influence.Scores | Path
+    options: dict[str, Any]
     if folder is None:
         documents, w = list(documents), vectors()
-        found = influence.score(model.tracked, documents, w, batch_size=batch_size, title=title)
+        options = {"batch_size": batch_size, "title": title}
+        if pairs.are_pairs(documents):
+            options["objective"] = _dpo(stages, stage, documents, batch_size)
+        found = influence.score(model.tracked, documents, w, **options)
         largest = found.values.abs().max().item()
     else:
         name = {"stages": [_stage_key(x) for x in stages], "stage": stage}
@@ -77,7 +92,7 @@ def trace(
         kept = found / "w.safetensors"
         lost = (found / "work.json").exists() and not kept.exists()
         w = _kept(kept, vectors)
-        options: dict[str, Any] = {"batch_size": batch_size, "top": 1, "title": title}
+        options = {"batch_size": batch_size, "top": 1, "title": title}
         try:
             best = streaming.score_corpus(model.tracked, documents, w, found, **options)
         except ValueError as error:
@@ -92,13 +107,28 @@ def trace(
         ends = best.proponent_values, best.opponent_values
         largest = max(x.abs().max().item() for x in ends)
     _doubt(largest, stages[stage].factors.header["sequences"])
-    return Scores(stages, asked, documents, stage, w, found, top)
+    return Scores(stages, asked, cast(list, documents), stage, w, found, top)
 
 
 def _stage_key(stage):
     header = {k: v for k, v in stage.factors.header.items() if k != "versions"}
     numbers = [[x.value, x.relative] for x in (stage.core.damping, stage.core.alpha)]
-    return {"factors": header, "layers": layers_key(stage.model), "numbers": [*numbers, stage.new]}
+    found = {"factors": header, "layers": layers_key(stage.model), "numbers": [*numbers, stage.new]}
+    if adapters := stage.model.adapters:  # the same sum of weights can come of others
+        sides = {f"{name} {x.scale}": torch.cat([x.A.mT, x.B]) for name, x in adapters.items()}
+        found["adapters"] = [tensors_digest(sides), stage.decay, stage.remainder]
+    return found
+
+
+def _dpo(stages, stage, items, batch_size):
+    """The loss that pairs of a stage are scored by: against the model of the stage before."""
+    b = stages[stage].factors.header.get("b")
+    if b is None or not stage:
+        raise ValueError(
+            f"pairs for stage {stage}: expected a later stage that was fitted on preferences"
+        )
+    start = stages[stage - 1].model.tracked.model
+    return preferences.against(start, items, b, batch_size)
 
 
 def _source(documents):
@@ -177,12 +207,38 @@ def _check_chain(stages, stage):
                     f"{(x.out_features, x.inputs)} in stage {k} (outputs, inputs with the bias): "
                     f"is {later.model.source} fine-tuned from {earlier.model.source}?"
                 )
+        began = later.factors.header.get("start", earlier.factors.header["model"])
+        if began != earlier.factors.header["model"]:
+            raise ValueError(
+                f"the preferences of stage {k} were fitted with another start than "
+                f"{earlier.model.source}, in which stage {k - 1} ends: expected start= of that one"
+            )
+        if later.model.adapters and _foreign(earlier.model, later.model):
+            warnings.warn(
+                f"the adapters of {later.model.source} are not on the weights of "
+                f"{earlier.model.source}: is it the model that they were trained on?",
+                stacklevel=3,
+            )
         if earlier.factors.header["model"] == later.factors.header["model"]:
             warnings.warn(
                 f"stages {k - 1} and {k} end in models with equal weights "
                 f"({earlier.model.source}, {later.model.source}): nothing was fine-tuned",
                 stacklevel=3,
             )
+
+
+def _foreign(base, adapted):
+    """Do adapted weights, less what the adapters add, differ from the base's by more than a tenth
+    of that? Rounding, of bfloat16 too, is less."""
+    for name, x in adapted.adapters.items():
+        before, after = (
+            matrix(layer, layer.weight.detach()).float().cpu()
+            for layer in (m.tracked.model.get_submodule(name) for m in (base, adapted))
+        )
+        added = x.added().cpu()
+        if (after - before - added).norm() > 0.1 * added.norm() + 1e-2 * before.norm():
+            return True
+    return False
 
 
 def _doubt(largest, sequences):

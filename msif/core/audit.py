@@ -67,10 +67,14 @@ def looked_at(groups: list[list[int]]) -> dict[int, int]:
 
 
 def audited(
-    tracked: Tracked, rows: list[Row], row: int, objectives: list[Objective]
+    tracked: Tracked,
+    rows: list[Row],
+    row: int,
+    objectives: list[Objective],
+    advice: str = "with batch_size=1 every sequence has a batch of its own",
 ) -> list[Objective]:
-    """The objectives of a batch of these rows; the first raises ValueError where one row's logits
-    are not what they are alone. The model must be `frozen`."""
+    """The objectives of a batch of these rows; the first raises ValueError, with some advice, where
+    one row's logits are not what they are alone. The model must be `frozen`."""
     model, x = tracked.model, rows[row]
     key = _key(rows)
     if key in (passed := _passed.setdefault(model, set())):
@@ -87,7 +91,7 @@ def audited(
                 raise ValueError(
                     f"sequence {x.index} has other logits in its batch of {len(rows)} than alone "
                     f"(by {found:.1%}): what {type(model).__name__} computes for it depends on "
-                    f"those beside it; with batch_size=1 every sequence has a batch of its own"
+                    f"those beside it; {advice}"
                 )
             passed.add(key)
         return objectives[0](z, batch)

@@ -26,6 +26,7 @@ from msif.core.kronecker import EKFAC, LayerFactors, block_shape, factor_bytes
 from msif.core.layers import Layer, Tracked
 from msif.core.models import model_digest
 from msif.core.objectives import Objective, fisher_losses
+from msif.core.pairs import Items
 from msif.core.products import add_squares, aligned, mirrored
 from msif.core.resources import require
 from msif.core.spent import share_said
@@ -78,7 +79,7 @@ def fit(
 
 def covariances(
     tracked: Tracked,
-    sequences: list[Sequence],
+    sequences: Items,
     objectives: list[Objective],
     batch_size: int,
     title: str | None = None,
@@ -158,7 +159,7 @@ def eigh(M: Tensor) -> tuple[Tensor, Tensor]:
 
 def corrected_eigenvalues(
     tracked: Tracked,
-    sequences: list[Sequence],
+    sequences: Items,
     objectives: list[Objective],
     batch_size: int,
     bases: Mapping[str, LayerFactors],

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from msif.core.layers import Layer
 from msif.scale.sizes import duration, human
+from msif.scale.solving import SolvePlan
 
 _HOW = {
     "meta": "",
@@ -74,11 +75,13 @@ class FitPlan:
     coverage: str  # how much of the model is tracked
     how: str  # how a pass was estimated: see `msif.scale.meta`
     calibration: Calibration | None = None
+    held: int = 0  # bytes that preferences hold besides: their start, and a batch at both models
+    adapters: SolvePlan | None = None  # of a stage of adapters
 
     @property
     def peak(self) -> int:
         """Bytes of memory, the model included."""
-        return self.model + max(p.bytes for p in self.partitions)
+        return self.model + self.held + max(p.bytes for p in self.partitions)
 
     @property
     def disk(self) -> int:
@@ -124,7 +127,7 @@ class FitPlan:
             f"  disk {human(self.disk)} while it runs, {human(self.factors)} for the factors\n"
             f"  arithmetic {self.passes:.2f} forward + backward passes, and "
             f"{self.eigh_flops / 1e9:,.0f} GFLOP of float64 decompositions{_HOW[self.how]}"
-            f"{_time(self)}"
+            f"{_time(self)}" + (f"\n{self.adapters}" if self.adapters else "")
         )
 
 

@@ -99,16 +99,16 @@ def test_a_killed_pre_training_goes_on_with_its_checkpoints(tmp_path, monkeypatc
     monkeypatch.setattr(training, "EVERY", 0)
     corpus = generate(0, fine_tuned=3, held_out=2, objects=3, fillers=5)
     testbed.build(tmp_path / "whole", corpus, **SETTINGS)
-    kept = training._keep
+    kept = training.keep_state
 
     def killed(*arguments):
         kept(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_keep", killed)
+    monkeypatch.setattr(training, "keep_state", killed)
     with pytest.raises(KeyboardInterrupt):
         testbed.pretrain(tmp_path / "first", corpus, **SETTINGS, state=tmp_path / "state")
-    monkeypatch.setattr(training, "_keep", kept)
+    monkeypatch.setattr(training, "keep_state", kept)
     testbed.pretrain(tmp_path / "second", corpus, **SETTINGS, state=tmp_path / "state")
     assert not (tmp_path / "state").exists()
     for name in ("checkpoint-1", "pretrained"):
