@@ -154,11 +154,11 @@ def fit(
     sequences: `model.documents` of pre-training, `model.answers` of fine-tuning, or
     `model.preferences` of DPO, which also takes `start`, the model that it began with and was its
     reference, and its `b` (trl's beta; `core.preferences`). labels, samples, seed: the
-    pseudo-gradients, so many a sequence; preferences have none. folder: a working folder; the
-    factors go to folder/factors-…, named by all they depend on, are found again, and are read layer
-    by layer. memory: then decides in how many partitions the layers are fitted. keep: bytes of
-    disk, or "16GiB", that may hold what the first pass saw, to save the second. title: of the plan
-    and the progress bars (None: silent).
+    pseudo-gradients, so many a sequence; preferences have none, and are fitted in memory. folder: a
+    working folder; the factors go to folder/factors-…, named by all they depend on, are found
+    again, and are read layer by layer. memory: then decides in how many partitions the layers are
+    fitted. keep: bytes of disk, or "16GiB", that may hold what the first pass saw, to save the
+    second. title: of the plan and the progress bars (None: silent).
 
     Raises ValueError for sequences that the model cannot read, MemoryError or OSError where memory
     or disk will not do, `files.Busy` while another run writes there. Warns where the model gives
@@ -173,6 +173,11 @@ def fit(
         raise ValueError(f"folder is {str(folder)!r}, a file: expected a folder, or a new name")
     a_model(model)
     if pairs.are_pairs(sequences):
+        if memory is not None or keep:
+            raise ValueError(
+                f"memory is {memory!r}, keep {keep!r}, and preferences are fitted in memory, all "
+                f"layers at once: leave both out"
+            )
         return _fit_preferences(model, sequences, start, b, folder, batch_size, title)
     if start is not None:
         raise ValueError("start is given with sequences: only pairs have a reference model")

@@ -170,3 +170,24 @@ def test_stages_that_do_not_follow_each_other_are_called_out(folder, models, giv
     first = msif.Stage(other, msif.fit(other, given[1]), damping=0.1)
     with pytest.warns(UserWarning, match="lora are not on the weights of .*tuned"):
         msif.trace([first, stages[1]], ASK, given[1])
+
+
+def test_a_plan_says_what_adapters_and_preferences_take(models, given):
+    (base, tuned), (_, rows) = models, given
+    timed = msif.plan(tuned, rows, seconds=0.1)
+    assert timed.adapters.layers == 6 and timed.time > 0 and timed.held == 0
+    assert "on this machine" in str(timed) and str(timed).endswith(str(timed.adapters))
+    pairs = tuned.preferences([x for x, _ in ASK], ["Rome", "Oslo"], ["Oslo", "Rome"])
+    fit, score = msif.plan(tuned, pairs), msif.plan(tuned, pairs, questions=3)
+    assert fit.tokens == sum(len(y.input_ids) for x in pairs for y in (x.chosen, x.rejected))
+    assert fit.held > fit.model and fit.adapters == timed.adapters
+    assert (score.documents, score.queries, score.disk) == (2, 3, 0)
+    with pytest.raises(MemoryError, match="all layers at once, which needs .* the budget"):
+        msif.plan(tuned, pairs, memory=fit.peak - 1)
+    assert len(msif.plan(tuned, pairs, memory=fit.peak).partitions) == 1
+    with pytest.raises(ValueError, match="seconds is 1: pairs are not timed"):
+        msif.plan(tuned, pairs, seconds=1)
+    with pytest.raises(ValueError, match="memory is '1GiB', keep 0, and preferences are fitted in"):
+        msif.fit(tuned, pairs, start=base, memory="1GiB")
+    with pytest.raises(ValueError, match="the model is a str: expected a msif.Model"):
+        msif.fit(tuned, pairs, start="base")
