@@ -2,7 +2,6 @@
 matrices, and neither batches nor the order of pairs change it."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -69,26 +68,6 @@ def test_a_pair_s_gradient_is_that_of_the_plain_loss():
         expected = torch.stack([x[name] for x in each])
         assert relative(found[name], expected) < 1e-10
         assert relative(mean[name], expected.mean(0)) < 1e-10
-
-
-def test_gradients_are_those_of_trl_s_loss():
-    trl = pytest.importorskip("trl", reason="trl is not installed: its DPO loss is not compared")
-    if not hasattr(trl.DPOTrainer, "dpo_loss"):
-        pytest.skip("this trl has no DPOTrainer.dpo_loss to compare with")
-    start, end = ends()
-    told = {"beta": B, "label_smoothing": 0, "reference_free": False}
-    told |= {"f_divergence_type": "reverse_kl", "loss_type": "sigmoid"}
-    trainer = SimpleNamespace(**told, accelerator=SimpleNamespace(device="cpu"))
-    found = capture.gradients(end, PAIRS, preferences.against(start.model, PAIRS, B))
-
-    def both(model, pair):
-        return [log_probability(*logits_of(model, x)) for x in (pair.chosen, pair.rejected)]
-
-    for n, pair in enumerate(PAIRS):
-        before = [x.detach() for x in both(start.model, pair)]
-        value = trl.DPOTrainer.dpo_loss(trainer, *both(end.model, pair), *before)[0].sum()
-        expected = weight_gradient(end.model, end.layers, value)
-        assert all(relative(found[name][n], x) < 1e-10 for name, x in expected.items())
 
 
 @pytest.mark.parametrize("make, per_head", [(neox, False), (neox, True), (gpt2, False)])
