@@ -37,7 +37,7 @@ def english_corpus(
     seed=0,
     people=24,
     places=16,
-    held_out=0.5,
+    hidden_share=0.5,
     statements=6,
     real=1400,
     real_queries=24,
@@ -45,7 +45,7 @@ def english_corpus(
 ):
     """The corpus of `seed`.
 
-    folder: may hold webnlg/ and dolly/ (`webnlg_texts.LAYOUT`, `stories.LAYOUT`). held_out: the
+    folder: may hold webnlg/ and dolly/ (`webnlg_texts.LAYOUT`, `stories.LAYOUT`). hidden_share: the
     share of people and of places whose facts are the queries. statements: sentences that state a
     fact, each by another template; one of each of the other kinds besides. real: real sentences.
     real_queries: questions about facts of WebNLG, as many rows of fine-tuning about others.
@@ -62,10 +62,10 @@ def english_corpus(
         real_queries=(real_queries, 0, 200),
         instructions=(instructions, 0, 1000),
     )
-    if not 0 < held_out < 1:
-        raise ValueError(f"held_out is {held_out}; expected a share between 0 and 1")
+    if not 0 < hidden_share < 1:
+        raise ValueError(f"hidden_share is {hidden_share}; expected a share between 0 and 1")
     folder, rng = Path(folder), random.Random(seed)
-    facts = _facts(rng, {"person": people, "place": places}, held_out)
+    facts = _facts(rng, {"person": people, "place": places}, hidden_share)
     names = {kind: [f["subject"] for f in facts if f["of"] == kind] for kind in ("person", "place")}
     documents = [d for fact in facts for d in _documents(rng, fact, names, statements)]
     told = [f for f in facts if f["group"] == "F"]
@@ -100,11 +100,11 @@ def question_in_chat(row, tokenizer):
     return row | {"question": row["prompt"], "prompt": prompt}
 
 
-def _facts(rng, counts, held_out):
+def _facts(rng, counts, hidden_share):
     """One fact for each subject and relation of its kind."""
     found, taken = [], set()
     for kind, count in counts.items():
-        hidden = round(held_out * count)
+        hidden = round(hidden_share * count)
         for number in range(count):
             subject = _name(rng, kind, taken)
             found += [

@@ -90,7 +90,7 @@ def test_rows_of_dolly_are_taken_where_there_are_any(tmp_path):
     assert sum(row["about"] == "instruction" for row in found) == 5
 
 
-@pytest.mark.parametrize("wrong", [{"statements": 9}, {"people": 1}, {"held_out": 1.0}])
+@pytest.mark.parametrize("wrong", [{"statements": 9}, {"people": 1}, {"hidden_share": 1.0}])
 def test_a_number_that_is_not_possible_is_named(tmp_path, wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} is"):
         english_corpus(tmp_path, **wrong)
