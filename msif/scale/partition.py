@@ -193,7 +193,8 @@ class Partition:
 
 
 def _rotation(factors):
-    return aligned(factors.basis_in), factors.basis_out
+    # Copies: what was read of a file holds on to the pages of all of it.
+    return aligned(factors.basis_in).clone(), factors.basis_out.clone()
 
 
 def _device(model, layer):
