@@ -171,8 +171,8 @@ def test_words_that_mean_something_to_the_model_are_not_moved():
 
 @pytest.mark.parametrize("width, layers, least", [(64, 2, 0.01), (128, 3, 0.005)])
 def test_it_costs_less_than_a_hundredth_of_a_fit(width, layers, least, capsys, monkeypatch):
-    """Of toys of .36 and 1.1 million weights, on 1,000 documents of 20 to 60 tokens: it is said, and
-    the larger the model, the less. In seconds of the processor, whatever else it does."""
+    """Of toys of .36 and 1.1 million weights, on 1,000 documents of 20 to 60 tokens: it is said,
+    and the larger the model, the less. In seconds of the processor, whatever else it does."""
     monkeypatch.setattr(spent, "perf_counter", time.process_time)
     data, shares = sentences(1000, 20, 60, 2000), []
     for _ in range(3):

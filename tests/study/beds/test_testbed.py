@@ -116,6 +116,18 @@ def test_a_killed_pre_training_goes_on_with_its_checkpoints(tmp_path, monkeypatc
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_two_processes_may_train_the_same_at_once(tmp_path, monkeypatch):
+    """The second finds the folder taken, and keeps its checkpoints to itself."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").touch()
+    corpus = generate(0, fine_tuned=3, held_out=2, objects=3, fillers=5)
+    with testbed.resumable({"a": 1}) as first, testbed.resumable({"a": 1}) as second:
+        assert first is not None and second is None
+    bed = testbed.trained(0, corpus, **SETTINGS)
+    assert bed.checkpoints == ["checkpoint-1", "pretrained"]
+    assert not list((tmp_path / "scratch").glob("training-*/state.pt"))
+
+
 def test_ablations_are_the_score_with_one_part_replaced_by_the_identity(case, scores):
     """α → ∞ makes T₂ = I, and d → ∞ makes (H₁ + d)⁻¹ a multiple of the identity within each
     layer."""
