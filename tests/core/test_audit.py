@@ -169,6 +169,7 @@ def test_words_that_mean_something_to_the_model_are_not_moved():
 # ------------------------------------------------------------------------------------ what it costs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width, layers, least", [(64, 2, 0.01), (128, 3, 0.005)])
 def test_it_costs_less_than_a_hundredth_of_a_fit(width, layers, least, capsys, monkeypatch):
     """Of toys of .36 and 1.1 million weights, on 1,000 documents of 20 to 60 tokens: it is said,
