@@ -21,6 +21,7 @@ from transformers import AutoConfig, GPTNeoXConfig
 
 from msif.core.layers import tracked
 from msif.core.resources import available_memory
+from msif.core.weights import files_of
 from msif.scale.plan import model_bytes, plan_fit, plan_score
 from msif.scale.sizes import human, parse_bytes
 from msif.study import params, paths
@@ -116,8 +117,10 @@ def _outline(source, revision, dtype, missing):
 def _download(at, net, found):
     source, answer = at["source"], found.get(at["source"])
     if isinstance(answer, dict):
-        size = sum(size for name, size in answer.items() if name.endswith(".safetensors"))
-        remark = "download (the hub says)"
+        files = files_of(answer)
+        size = sum(answer[name] for name in files)
+        pickled = ", pickled: tensors alone are read" * any(x.endswith(".bin") for x in files)
+        remark = f"download (the hub says{pickled})"
     else:
         there = {"here": "in place", "downloaded": "in the hub's cache"}
         size = model_bytes(net) if net else 0
@@ -127,8 +130,9 @@ def _download(at, net, found):
 
 
 def _data(x, found):
+    answer = found.get(x["source"])
     there = {"here": "in place", "downloaded": "known to the hub's cache"}
-    where = there.get(found.get(x["source"]), "streamed")
+    where = there.get(answer, "streamed") if isinstance(answer, str) else "streamed"
     size = f"about {human(x['limit'] * DOCUMENT)} (assumed {DOCUMENT} bytes each)"
     return f"data {x['source']}", f"{x['limit']:,}", f"at most, {x['name']}; {where}; {size}"
 
