@@ -47,6 +47,7 @@ benchmarks: $(READY)  ## msif beside other libraries, by size and precision, int
 	python benchmarks/size.py
 	python benchmarks/precision.py
 	python benchmarks/billions.py
+	python benchmarks/planned.py
 
 lab: $(READY)  ## JupyterLab on the notebooks: what is changed and run there has a place of its own, results/by-hand
 	jupyter lab --LabApp.default_url=/lab/tree/notebooks

@@ -6,10 +6,11 @@
     msif show --open                                         the last trace again, in a browser
     msif study make                                          the study's own notebooks and reports
 
-Models are folders or hub ids (safetensors). Documents: a .jsonl, .parquet or .txt file, a folder of
-such files, or a data set's hub id, read as a stream. Rows: a file of the same kinds with a prompt
-and an answer each. What is computed goes to --folder, which also remembers the pair: after one
-call, `msif trace --ask "…"` is enough. Interrupted, the same command goes on where it was.
+Models are folders or hub ids; --tuned may be a folder of adapters (LoRA), which are put on --base
+in memory. Documents: a .jsonl, .parquet or .txt file, a folder of such files, or a data set's hub
+id, read as a stream. Rows: a file of the same kinds with a prompt and an answer each. What is
+computed goes to --folder, which also remembers the pair: after one call, `msif trace --ask "…"` is
+enough. Interrupted, the same command goes on where it was.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import runpy
 import sys
 import warnings
 import webbrowser
+from pathlib import Path
 
 from msif import options
 from msif.options import STUDY, remember, settings
@@ -41,7 +43,9 @@ class Work:
 
         shared = {"dtype": chosen.dtype, "device": chosen.device, "pattern": chosen.pattern}
         self.chosen, self.columns = chosen, (chosen.prompt_column, chosen.answer_column)
-        self.base, self.tuned = (msif.load(x, **shared) for x in (chosen.base, chosen.tuned))
+        on = {"base": chosen.base} if (Path(chosen.tuned) / "adapter_config.json").exists() else {}
+        self.base = msif.load(chosen.base, **shared)
+        self.tuned = msif.load(chosen.tuned, **on, **shared)
         self.documents = self._stream(chosen.limit)
         self.fitted = list(self._stream(chosen.fit_documents))
         self.rows = self.tuned.answers(chosen.rows, columns=self.columns)

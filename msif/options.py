@@ -28,7 +28,7 @@ PAIR, TEXTS, HOW = "the pair and its texts", "reading the texts", "computing"
 QUESTIONS, SCORES = "questions", "scores"
 OPTIONS = (
     Option(PAIR, "base", None, "MODEL", "the pre-trained model"),
-    Option(PAIR, "tuned", None, "MODEL", "the model fine-tuned from it"),
+    Option(PAIR, "tuned", None, "MODEL", "the model fine-tuned from it, or its adapters (LoRA)"),
     Option(PAIR, "documents", None, "TEXTS", "pre-training documents"),
     Option(PAIR, "rows", None, "TEXTS", "fine-tuning rows, in the format that was trained on"),
     Option(TEXTS, "text_column", "text", "NAME", "column of the documents"),
@@ -153,8 +153,12 @@ def settings(given: argparse.Namespace) -> argparse.Namespace:
         raise ValueError('no question: expected --ask "…", or --questions FILE')
     if {"ask", "questions"} <= now.keys():
         raise ValueError("--ask and --questions: expected one of them")
-    if found["top"] < 1:
-        raise ValueError(f"--top is {found['top']}: expected at least 1 document")
+    for x in OPTIONS:
+        _check(x, found[x.name], path if x.name in kept and x.name not in now else "")
+    if type(found["raw"]) is not bool:
+        raise ValueError(f"{path} is damaged (raw): remove it, and name the pair anew")
+    if found["ask"] is not None and not _are_questions(found["ask"]):
+        raise ValueError(f"{path} is damaged (ask): remove it, and name the pair anew")
     if found["among"] not in ("documents", "rows"):
         raise ValueError(f"--among is {found['among']!r}: expected documents or rows")
     again = [x for x in kept if x not in now and kept[x] != defaults[x] and x != "ask"]
@@ -164,12 +168,43 @@ def settings(given: argparse.Namespace) -> argparse.Namespace:
     return argparse.Namespace(**found)
 
 
+def _check(option, value, path):
+    """ValueError for a value that no command can mean, before it is remembered; path: where it is
+    remembered."""
+    if value is None and option.default is None:
+        return
+    right, expected = isinstance(value, str), "text"
+    if option.type is int:
+        least = 2 if option.name == "max_length" else 1
+        right = type(value) is int and value >= least
+        expected = f"a whole number, at least {least}"
+    if option.type is float:
+        right = type(value) in (int, float) and 0 <= value < float("inf")
+        expected = "a finite number, at least 0"
+    if not right:
+        flag = f"--{option.name.replace('_', '-')}"
+        place = f", in {path}" if path else ""
+        raise ValueError(f"{flag} is {value!r}{place}: expected {expected}")
+
+
+def _are_questions(asked):
+    def text(x):
+        return isinstance(x, str)
+
+    return isinstance(asked, list) and all(
+        isinstance(x, list) and len(x) == 2 and text(x[0]) and (x[1] is None or text(x[1]))
+        for x in asked
+    )
+
+
 def _remembered(path):
     """The options that a folder remembers, those that this version knows."""
     if not path.exists():
         return {}
     try:
         found = json.loads(path.read_text("utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError(f"a {type(found).__name__}")
         return {x: found[x] for x in [*(x.name for x in OPTIONS), "ask", "raw"] if x in found}
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(

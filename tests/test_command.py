@@ -1,6 +1,8 @@
 """`python -m msif` on one's own pair: table and page, equal bits after a kill, one-line errors."""
 
+import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -11,7 +13,7 @@ import pandas
 import pytest
 import torch
 from support import ROOT
-from support.own_pair import build
+from support.own_pair import add_adapters, build
 
 import msif
 from msif.__main__ import main, parser
@@ -70,6 +72,30 @@ def test_from_files_to_a_table_on_any_architecture(kind, tmp_path, capfd):
         assert found["answer"].tolist()[0] == tuned.text(questions[0]).split()[-1]
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_folder_of_adapters_stands_in_place_of_the_tuned_model(pair, tmp_path, capfd):
+    pytest.importorskip("peft")
+    lora, work = add_adapters(pair), tmp_path / "work"
+    named = [str(lora) if x == str(pair / "tuned") else x for x in files_of(pair, work)]
+    assert run("plan", *named) == 0
+    assert "adapters: 6 layers, 6 of them solved exactly" in capfd.readouterr().out
+    asked = ["--ask", "Where was Gus born?", "--answer", "Rome"]
+    assert run("trace", *named, *asked) == 0
+    assert "Where was Gus born? → Rome" in capfd.readouterr().out
+    base, tuned = msif.load(pair / "base"), msif.load(lora)
+    docs, rows = base.documents(pair / "documents.jsonl"), tuned.answers(pair / "rows.jsonl")
+    stages = [
+        msif.Stage(base, msif.fit(base, docs), damping=1e-3),
+        msif.Stage(tuned, msif.fit(tuned, rows), alpha=0.1),
+    ]
+    scores = msif.trace(stages, [("Where was Gus born?", "Rome")], docs)
+    expected = [x.document for x in scores.top()[0]]
+    assert table_of(work)["document"].tolist()[:3] == expected[:3]
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "folder of adapters (LoRA)" in capfd.readouterr().out
+
+
 def test_the_folder_remembers_and_asks_again(pair, tmp_path, capsys):
     work = tmp_path / "work"
     assert run("fit", *files_of(pair, work)) == 0
@@ -106,6 +132,37 @@ def test_only_the_pair_is_remembered_and_by_show_the_last_trace(pair, tmp_path, 
     assert "\n   10 " in asked
 
 
+def test_a_value_that_nothing_can_mean_is_not_remembered(pair, tmp_path, capsys):
+    work, ask = tmp_path / "work", ["--ask", "Where was Bo born?", "--answer", "Paris"]
+    assert run("fit", *files_of(pair, work)) == 0
+    for wrong in (("--samples", "0"), ("--batch-size", "0"), ("--max-length", "1")):
+        before = (work / "settings.json").read_bytes()
+        assert run("trace", "--folder", work, *ask, *wrong) == 1
+        assert f"{wrong[0]} is {wrong[1]}: expected" in capsys.readouterr().err
+        assert (work / "settings.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "edited, message",
+    [
+        ({"top": "10"}, "--top is '10', in .*: expected a whole number"),
+        ({"batch_size": None}, "--batch-size is None"),
+        ({"samples": True}, "--samples is True"),
+        ({"damping": "0.1"}, "--damping is '0.1'"),
+        ({"base": ["a"]}, "--base is"),
+        ({"ask": [["a"]]}, "damaged .ask."),
+        ({"raw": "false"}, "damaged .raw."),
+        ([1], "damaged .a list."),
+    ],
+)
+def test_settings_that_were_edited_wrongly_are_refused_by_name(edited, message, tmp_path, capsys):
+    kept = {x: "y" for x in ("base", "tuned", "documents", "rows")} | {"ask": [["a", None]]}
+    text = json.dumps(kept | edited if isinstance(edited, dict) else edited)
+    (tmp_path / "settings.json").write_text(text)
+    assert run("show", "--folder", tmp_path) == 1
+    assert re.search(message, capsys.readouterr().err)
+
+
 def test_a_table_says_what_the_model_itself_says(pair, tmp_path, capsys):
     asked = ["--ask", "Where was Bo born?", "--answer", "Oslo", "--ask", "Where was Bo born?"]
     assert run("trace", *files_of(pair, tmp_path / "work"), *asked) == 0
@@ -130,7 +187,7 @@ def test_an_answer_belongs_to_the_question_before_it():
         ({"tuned": "/nowhere"}, "nothing could be loaded from '/nowhere'"),
         ({"documents": "/nowhere.jsonl"}, "/nowhere.jsonl does not exist"),
         ({"rows": "{pair}/documents.jsonl"}, "no column 'prompt'; its columns are text"),
-        ({"damping": "-1"}, "damping or α of -1.0"),
+        ({"damping": "-1"}, "--damping is -1.0: expected a finite number"),
         ({"alpha": "0"}, "stage 2 has α = 0"),
         ({"memory": "1MiB x"}, "memory is '1MiB x'"),
         ({"memory": "1KiB"}, "the budget is"),

@@ -14,10 +14,12 @@ serves all of them: what is written lies below it under a name made from all tha
 that equal inputs find it again and others never meet it.
 """
 
-from msif.api.models import Model, load
+from msif.api.loading import load
+from msif.api.models import Model
+from msif.api.planning import plan
 from msif.api.scores import Ranked, Scores
 from msif.api.showing import show
-from msif.api.stages import Stage, fit, load_factors, plan
+from msif.api.stages import Stage, fit, load_factors
 from msif.api.streams import Stream
 from msif.api.tracing import trace
 from msif.core.influence import Damping

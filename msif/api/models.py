@@ -1,20 +1,20 @@
 """A language model with its tokenizer, and the texts that it reads."""
 
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from msif.api.streams import Stream, file_state, kept_apart
-from msif.core import checks, data, rows
+from msif.core import checks, data, pairs, rows
+from msif.core.adapters import Adapter
 from msif.core.generation import greedy
-from msif.core.layers import Tracked, tracked
-from msif.core.models import limits, load_model, load_tokenizer
-from msif.scale import processes
+from msif.core.layers import Tracked
+from msif.core.models import limits
 
 LONGEST = 2048  # tokens of a document, where neither the call nor the model says less
 
@@ -24,11 +24,13 @@ class Model:
     """A language model with its tokenizer and the layers that influence is computed over.
 
     tracked: the model and its layers (`core.layers.Tracked`). source: where it was loaded from.
+    adapters: those that were merged into its tracked layers, of a folder of adapters (LoRA).
     """
 
     tracked: Tracked
     tokenizer: PreTrainedTokenizerBase
     source: str
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
 
     def documents(
         self,
@@ -56,7 +58,8 @@ class Model:
         if isinstance(texts, str | Path):
             texts = data.load_texts(texts, column, limit=limit)
         chosen = _first(checks.several("document", texts), limit)
-        return data.encode_documents(chosen, self.tokenizer, self._longest(max_length))
+        context = limits(self.tracked.model)[1]
+        return data.encode_documents(chosen, self.tokenizer, self._longest(max_length), context)
 
     def stream(
         self,
@@ -181,24 +184,47 @@ class Model:
                 )
         return self._encoded(_first(pairs, limit), max_length, new_tokens, between)
 
-    def _encoded(self, pairs, max_length, new_tokens, between):
+    def preferences(
+        self,
+        prompts: Iterable[str],
+        chosen: Iterable[str],
+        rejected: Iterable[str],
+        *,
+        max_length: int | None = None,
+        separator: str | None = None,
+        closing: str | None = None,
+    ) -> list[pairs.Pair]:
+        """Pairs that a stage of preferences (DPO) was trained on: a prompt with an answer that was
+        chosen and one that was rejected, tokenised as `answers` makes rows. Raises as it does.
+
+        >>> [pair] = tuned.preferences(["Where was Bo born?"], ["Paris"], ["London"])
+        """
+        prompts = list(checks.several("prompt", prompts))
+        options: Any = {"max_length": max_length, "separator": separator, "closing": closing}
+        sides = (self.answers(prompts, told, **options) for told in (chosen, rejected))
+        return pairs.paired(*sides)
+
+    def _encoded(self, given, max_length, new_tokens, between):
         """Sequences of [(prompt, answer, or None for the model's own)]."""
         longest = self._longest(max_length, sys.maxsize)
-        prompts = checks.texts("prompt", [prompt for prompt, _ in pairs])
-        own = {n: prompts[n] for n, (_, answer) in enumerate(pairs) if answer is None}
+        prompts = checks.texts("prompt", [prompt for prompt, _ in given])
+        own = {n: prompts[n] for n, (_, answer) in enumerate(given) if answer is None}
         told = {
             n: checks.text(f"answer {n}", answer)
-            for n, (_, answer) in enumerate(pairs)
+            for n, (_, answer) in enumerate(given)
             if answer is not None
         }
         found = self._said(own, new_tokens, longest, between["closing"])
-        given = [prompts[n] for n in told], list(told.values())
-        encoded = data.encode_answers(*given, self.tokenizer, longest, numbers=told, **between)
+        asked, context = [prompts[n] for n in told], limits(self.tracked.model)[1]
+        more = {"numbers": told, "context": context, **between}
+        encoded = data.encode_answers(asked, list(told.values()), self.tokenizer, longest, **more)
         found.update({row.index: row for row in encoded})
-        return [found[n] for n in range(len(pairs))]
+        return [found[n] for n in range(len(given))]
 
-    def text(self, sequence: data.Sequence) -> str:
-        """A sequence as text, without special tokens."""
+    def text(self, sequence: data.Sequence | pairs.Pair) -> str:
+        """A sequence as text, without special tokens; of a pair, chosen ≻ rejected."""
+        if isinstance(sequence, pairs.Pair):
+            return f"{self.text(sequence.chosen)} ≻ {self.text(sequence.rejected)}"
         return str(self.tokenizer.decode(list(sequence.input_ids), skip_special_tokens=True))
 
     def tokens(self, sequence: data.Sequence) -> str:
@@ -259,33 +285,3 @@ class Model:
 
 def _first(values, limit):
     return list(islice(values, None if limit is None else checks.whole("limit", limit)))
-
-
-def load(
-    source: str | Path,
-    *,
-    tokenizer: str | Path | None = None,
-    dtype: str = "float32",
-    device: torch.device | str | None = None,
-    revision: str | None = None,
-    pattern: str | None = None,
-    per_head: bool = False,
-) -> Model:
-    """The causal language model at `source`: a hub id, or a folder with config.json and
-    *.safetensors; code that comes with it never runs.
-
-    tokenizer: where to read it from, if not from `source`. dtype: of the weights, "bfloat16" halves
-    the memory of large models. device: by default the GPU of this process, if there is one. pattern
-    and per_head: which layers are tracked (`layers.tracked_layers`); by default all linear layers
-    of attention and MLP, every other weight counts as fixed.
-
-    Raises OSError, naming the source, if nothing can be loaded from it; ValueError for weights that
-    lack parameters, and where no layer can be tracked.
-
-    >>> base = msif.load("my/base")
-    >>> len(base.tracked.layers)
-    14
-    """
-    model = load_model(source, dtype, device or processes.device(), revision)
-    words = load_tokenizer(tokenizer or source, None if tokenizer else revision)
-    return Model(tracked(model, pattern, per_head), words, str(source))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from msif.api.stages import Stage
-from msif.core import data, files, influence
+from msif.core import checks, data, files, influence
 from msif.core.extras import need
 from msif.core.generation import answer_start, log_probabilities, own_answers
 from msif.core.layers import Vectors
@@ -140,8 +140,10 @@ class Scores:
         )
 
     def said(self) -> list[Said]:
-        """The questions as text, beside what the model itself says."""
+        """The questions as text, beside what the model itself says. Raises ValueError if its
+        weights have changed."""
         model = self.stages[-1].model
+        self.stages[-1].check_model()
         f = log_probabilities(model.tracked.model, self.questions).tolist()
         closing = set(model.tokenizer.all_special_ids) - {model.tokenizer.unk_token_id}
         own = own_answers(model.tracked.model, self.questions, stop=closing)
@@ -180,8 +182,7 @@ class Scores:
 
     def extremes(self, count: int, normalised: bool, lowest: bool) -> list[list[int]]:
         """The `count` documents of highest or lowest score: q lists of their numbers."""
-        if count < 1:
-            raise ValueError(f"count is {count}; expected at least 1 document")
+        count = checks.whole("count", count)
         if isinstance(self.found, Path):
             found = streaming.top_scores(self.found, count, normalised)
             return (found.opponents if lowest else found.proponents).tolist()

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from msif.api.scores import Scores
+from msif.core import checks
+from msif.core.pairs import are_pairs
 from msif.view import explorer
 
 
@@ -42,7 +44,11 @@ def show(
             'msif.show(scores, "explorer.html")',
             stacklevel=2,
         )
-    given = explored(scores, count or scores.shown, opponents, beside or {}, options)
+    if are_pairs(scores.documents):
+        raise ValueError("these scores are of pairs, which the explorer cannot show: print them")
+    count = scores.shown if count is None else checks.whole("count", count)
+    opponents = checks.whole("opponents", opponents, 0)
+    given = explored(scores, count, opponents, beside or {}, options)
     if path is not None:
         return explorer.write(path, title, **explorer.prepared(**given))
     return explorer.show(title=title, height=height, **given)
@@ -90,6 +96,8 @@ def explored(
     place = {n: at for at, n in enumerate(index)}
     for name, values in beside.items():
         tables[name] = torch.as_tensor(values)[:, [place[n] for n in both]]
+    for stage in {scores.stage, len(scores.stages) - 1}:
+        scores.stages[stage].check_model()
     model, tuned = scores.stages[scores.stage].model, scores.stages[-1].model
     methods = TOLD | {name: "" for name in beside} | options.pop("methods", {})
     return {

@@ -1,21 +1,23 @@
 """A stage of training: its model, its curvature, and how that is fitted and inverted."""
 
 import math
+import reprlib
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from msif.api.kinds import Fitted, of_preferences, read_beside, with_mean
 from msif.api.models import Model
-from msif.core import data, ekfac, files, influence, store
+from msif.core import data, ekfac, files, influence, pairs, preferences, store
 from msif.core.generation import log_probabilities, own_share
 from msif.core.influence import Damping
 from msif.core.models import limits, model_digest
+from msif.core.objectives import loss
+from msif.curvature.lora import LoRA
 from msif.scale import fitting
-from msif.scale.plan import FitPlan, ScorePlan, plan_fit, plan_score
 
 CHECKED = 64  # fine-tuning rows on which `fit` looks whether the model gives their answers
 
@@ -27,7 +29,10 @@ class Stage:
     factors: of this very model (`fit`). damping d: numerical; alpha α: how firmly the stage held on
     to its start, > 0 for all stages but the first. Both are added to the curvature's eigenvalues: a
     number is relative to each layer's mean eigenvalue, `Damping(x, relative=False)` absolute. new:
-    names of layers that the stage before lacks.
+    names of layers that the stage before lacks. Of adapters (LoRA), what holds on is B and A: α is
+    relative to their own curvature, and not needed where training went to its optimum. decay: the
+    weight decay that they were trained with, of the mean loss. remainder: count also how their
+    product bends the loss, which is right near an optimum (`curvature.lora`).
 
     Raises ValueError for factors of another model or other layers, and for a negative number.
 
@@ -39,8 +44,15 @@ class Stage:
     damping: float | Damping = 0.0
     alpha: float | Damping = 0.0
     new: tuple[str, ...] = ()
+    decay: float = 0.0
+    remainder: bool = False
 
     def __post_init__(self):
+        if not isinstance(self.model, Model) or not isinstance(self.factors, ekfac.EKFAC):
+            raise ValueError(
+                f"a stage of {reprlib.repr(self.model)} and {reprlib.repr(self.factors)}: expected "
+                f"a model, as `load` gives it, and its factors, as `fit` or `load_factors` do"
+            )
         source, digest = self.model.source, model_digest(self.model.tracked.model)
         what = f"the factors and the tracked layers of {source}"
         influence.same_layers(self.factors.layers, self.model.tracked.names, what)
@@ -50,8 +62,10 @@ class Stage:
                 f"{self.factors.header['model'][:12]}…, {source} has {digest[:12]}…: fit them on "
                 f"the stage's own model"
             )
-        for layer in self.model.tracked.layers if isinstance(self.factors.factors, dict) else ():
-            rows = self.factors.factors[layer.name].rows  # on disk, its reader has looked
+        found = self.factors.factors
+        for layer in self.model.tracked.layers:
+            on_disk = isinstance(found, store.LayerFiles)
+            rows = found.rows(layer.name) if on_disk else found[layer.name].rows
             if (rows is None) != (layer.rows is None) or not (
                 rows is None or torch.equal(rows, layer.rows)
             ):
@@ -65,50 +79,66 @@ class Stage:
         numbers = f"damping={self.damping!r}, alpha={self.alpha!r}"
         return f"<stage that ends in {self.model.source}; {numbers}>"
 
+    def check_model(self) -> None:
+        """Raise ValueError if the model is no longer the one that the factors were fitted on."""
+        if model_digest(self.model.tracked.model) != self.factors.header["model"]:
+            raise ValueError(
+                f"the weights of {self.model.source} have changed since its stage was made, or a "
+                f"number that it keeps (a count of what it reads belongs under a name that begins "
+                f"with _): factors and scores are of the model before; fit them again"
+            )
+
     @property
     def core(self) -> influence.Stage:
         """The stage as `core.influence` has it."""
-        return influence.Stage(self.factors, _damping(self.damping), _damping(self.alpha), self.new)
+        more = self.factors if isinstance(self.factors, Fitted) else Fitted({}, {})
+        plain = influence.Stage(
+            self.factors, _damping(self.damping), _damping(self.alpha), self.new, more.coupling
+        )
+        if self.new and self.model.adapters:
+            raise ValueError(f"new is {self.new}, and the model has adapters: expected none")
+        if not self.model.adapters:
+            if self.decay or self.remainder:
+                raise ValueError(
+                    f"decay and remainder are for adapters, and {self.model.source} has none"
+                )
+            return plain
+        if not more.mean:
+            raise ValueError(
+                f"{self.model.source} has adapters: expected factors that `msif.fit` has fitted on "
+                f"it, with their mean gradient"
+            )
+        return LoRA(
+            plain.curvature,
+            plain.damping,
+            plain.alpha,
+            cross=plain.cross,
+            adapters=self.model.adapters,
+            mean=more.mean,
+            decay=self.decay,
+            remainder=self.remainder,
+        )
+
+
+def a_model(x: object) -> Model:
+    """The model; ValueError for anything else."""
+    if not isinstance(x, Model):
+        raise ValueError(
+            f"the model is a {type(x).__name__}: expected a msif.Model, as `msif.load` gives it"
+        )
+    return x
 
 
 def _damping(value):
     return value if isinstance(value, Damping) else Damping(value)
 
 
-def plan(
-    model: Model,
-    sequences: Sequence[data.Sequence],
-    *,
-    questions: int | None = None,
-    samples: int = 2,
-    batch_size: int = 32,
-    memory: int | str | None = None,
-) -> FitPlan | ScorePlan:
-    """What fitting the curvature on these sequences takes; or, given a number of `questions`, what
-    scoring the sequences for them takes. Printed, it is readable; bytes and FLOP are fields.
-
-    From shapes alone: no weight is read. memory: bytes, "16GiB", or None for what is free: decides
-    in how many partitions the layers are fitted. Raises MemoryError, saying what would do, where
-    not even a single layer fits.
-
-    >>> plan = msif.plan(base, docs, memory="1GiB")
-    >>> len(plan.partitions)
-    1
-    >>> plan.peak < 2**30
-    True
-    >>> msif.plan(base, docs, questions=8).queries
-    8
-    """
-    lengths = [len(x.input_ids) for x in sequences]
-    if questions is not None:
-        return plan_score(model.tracked, lengths, questions, batch_size=batch_size)
-    return plan_fit(model.tracked, lengths, batch_size=batch_size, draws=samples, memory=memory)
-
-
 def fit(
     model: Model,
-    sequences: list[data.Sequence],
+    sequences: list[data.Sequence] | list[pairs.Pair],
     *,
+    start: Model | None = None,
+    b: float = 0.1,
     folder: str | Path | None = None,
     memory: int | str | None = None,
     labels: str = "gaussian",
@@ -121,12 +151,14 @@ def fit(
     """The EK-FAC factors of a stage: the Gauss-Newton matrix of the model that ends it, on the
     stage's own data (`core.ekfac.fit`, `scale.fitting.fit`; Grosse et al. 2023).
 
-    sequences: `model.documents` of pre-training, `model.answers` of fine-tuning. labels, samples,
-    seed: the pseudo-gradients, so many a sequence. folder: a working folder; the factors go to
-    folder/factors-…, named by all they depend on, are found again, and are read layer by layer.
-    memory: then decides in how many partitions the layers are fitted. keep: bytes of disk, or
-    "16GiB", that may hold what the first pass saw, to save the second. title: of the plan and the
-    progress bars (None: silent).
+    sequences: `model.documents` of pre-training, `model.answers` of fine-tuning, or
+    `model.preferences` of DPO, which also takes `start`, the model that it began with and was its
+    reference, and its `b` (trl's beta; `core.preferences`). labels, samples, seed: the
+    pseudo-gradients, so many a sequence; preferences have none, and are fitted in memory. folder: a
+    working folder; the factors go to folder/factors-…, named by all they depend on, are found
+    again, and are read layer by layer. memory: then decides in how many partitions the layers are
+    fitted. keep: bytes of disk, or "16GiB", that may hold what the first pass saw, to save the
+    second. title: of the plan and the progress bars (None: silent).
 
     Raises ValueError for sequences that the model cannot read, MemoryError or OSError where memory
     or disk will not do, `files.Busy` while another run writes there. Warns where the model gives
@@ -137,6 +169,19 @@ def fit(
     True
     >>> again = msif.fit(base, docs, folder="work")  # the same call, on disk
     """
+    if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
+        raise ValueError(f"folder is {str(folder)!r}, a file: expected a folder, or a new name")
+    a_model(model)
+    if pairs.are_pairs(sequences):
+        if memory is not None or keep:
+            raise ValueError(
+                f"memory is {memory!r}, keep {keep!r}, and preferences are fitted in memory, all "
+                f"layers at once: leave both out"
+            )
+        return _fit_preferences(model, sequences, start, b, folder, batch_size, title)
+    if start is not None:
+        raise ValueError("start is given with sequences: only pairs have a reference model")
+    sequences = cast(list[data.Sequence], sequences)
     data.check(sequences, *limits(model.tracked.model))
     _look_at_answers(model, sequences)
     options: dict[str, Any] = {
@@ -145,12 +190,38 @@ def fit(
         "seed": seed,
         "batch_size": batch_size,
     }
+    besides: dict[str, Any] = {"batch_size": batch_size, "title": title}
     if folder is None:
-        return ekfac.fit(model.tracked, sequences, title=title, **options)
+        found = ekfac.fit(model.tracked, sequences, title=title, **options)
+        return _with_mean(model, found, sequences, None, besides)
     key = {"layers": layers_key(model), "model": model_digest(model.tracked.model), **options}
     place = Path(folder) / f"factors-{name_of({**key, 'data': data.digest(sequences)})}"
     more: dict[str, Any] = {"memory": memory, "keep": keep, "title": title}
-    return fitting.fit(place, model.tracked, sequences, **options, **more)
+    found = fitting.fit(place, model.tracked, sequences, **options, **more)
+    return _with_mean(model, found, sequences, place, besides)
+
+
+def _with_mean(model, factors, rows, place, options, objective=loss):
+    if not model.adapters:
+        return factors
+    if options["title"]:
+        options = {**options, "title": f"{options['title']}: mean gradient"}
+    return with_mean(factors, model.tracked, model.adapters, rows, place, options, objective)
+
+
+def _fit_preferences(model, items, start, b, folder, batch_size, title):
+    if start is None:
+        raise ValueError("pairs without start: expected the model that DPO began with (start=…)")
+    a_model(start)
+    place = None
+    if folder is not None:
+        key = {"layers": layers_key(model), "b": b, "data": pairs.digest(items)}
+        key |= {x: model_digest(y.tracked.model) for x, y in (("model", model), ("start", start))}
+        place = Path(folder) / f"factors-{name_of(key)}"
+    options = {"batch_size": batch_size, "title": title}
+    found = of_preferences(model.tracked, start.tracked, items, b, place, options)
+    objective = preferences.against(start.tracked.model, items, b, batch_size)
+    return _with_mean(model, found, items, place, options, objective)
 
 
 def load_factors(folder: str | Path, model: Model) -> ekfac.EKFAC:
@@ -174,7 +245,7 @@ def load_factors(folder: str | Path, model: Model) -> ekfac.EKFAC:
                 f"{len(mine)} of it ({found}): name the one that you mean, or fit it"
             )
         folder = mine[0]
-    return store.load(folder, model.tracked, in_memory=False)
+    return read_beside(store.load(folder, model.tracked, in_memory=False), folder)
 
 
 def name_of(key: Any) -> str:

@@ -2,15 +2,18 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import torch
 
 from msif.api.scores import Scores
 from msif.api.stages import Stage, layers_key, name_of
 from msif.api.streams import Stream
-from msif.core import checks, data, files, influence, queries
-from msif.core.layers import Vectors
-from msif.core.models import model_digest
+from msif.core import checks, data, files, influence, pairs, preferences, queries
+from msif.core.digests import tensors_digest
+from msif.core.layers import Vectors, matrix
 from msif.scale import processes, streaming
 
 DOUBTFUL = 10.0  # nats: more than one document can be said to change an answer by, to first order
@@ -32,7 +35,8 @@ def trace(
     stages: from the first to the one that ends in the model that is asked. questions:
     `stages[-1].model.answers(…)`, or prompts, or (prompt, answer) pairs; where there is no answer,
     the model's own greedy one is traced. documents: sequences of `stages[stage].model`, for
-    stage = 0 pre-training documents, for stage = 1 fine-tuning rows. folder: a working folder;
+    stage = 0 pre-training documents, for stage = 1 fine-tuning rows; of a stage of preferences its
+    pairs, in memory alone. folder: a working folder;
     scores are then written in blocks to folder/scores-…, named by all they depend on. top: how many
     documents a question the table and the explorer show. title: of the progress (None: silent).
 
@@ -49,38 +53,82 @@ def trace(
     >>> print(scores)  # doctest: +ELLIPSIS
     Where was Ada born? → ...
     """
-    stages, top = tuple(stages), checks.whole("top", top)
+    stages, top = _stages(stages), checks.whole("top", top)
+    batch_size = checks.whole("batch_size", batch_size)
     _check_chain(stages, stage)
+    if isinstance(documents, data.Sequence | str):
+        raise ValueError(
+            f"documents are a {type(documents).__name__}: expected a list, as `Model.documents` "
+            f"makes it, or `Model.stream`"
+        )
     asked = _asked(stages[-1].model, questions)
     documents = list(documents) if isinstance(documents, list) else documents
+    if folder is not None and pairs.are_pairs(documents):
+        raise ValueError("pairs are scored in memory: leave out the folder")
     chain, model = [x.core for x in stages], stages[stage].model
 
     def vectors():
-        options: dict[str, Any] = {"stage": stage, "batch_size": batch_size}
-        return queries.preconditioned(stages[-1].model.tracked, asked, chain, **options)
+        last = stages[-1].model.tracked
+        if all(map(queries.is_plain, chain)):
+            options: dict[str, Any] = {"stage": stage, "batch_size": batch_size}
+            return queries.preconditioned(last, asked, chain, **options)
+        gradients = influence.query_gradients(last, asked, batch_size=batch_size)
+        w = influence.precondition(gradients, chain)[stage]
+        return {name: x.mT.contiguous().mT for name, x in w.items()}  # as `influence.score` reads
 
     found: influence.Scores | Path
+    options: dict[str, Any]
     if folder is None:
         documents, w = list(documents), vectors()
-        found = influence.score(model.tracked, documents, w, batch_size=batch_size, title=title)
+        options = {"batch_size": batch_size, "title": title}
+        if pairs.are_pairs(documents):
+            options["objective"] = _dpo(stages, stage, documents, batch_size)
+        found = influence.score(model.tracked, documents, w, **options)
         largest = found.values.abs().max().item()
     else:
         name = {"stages": [_stage_key(x) for x in stages], "stage": stage}
         name |= {"questions": data.digest(asked), "documents": _source(documents)}
         found = Path(folder) / f"scores-{name_of(name)}"
-        w = _kept(found / "w.safetensors", vectors)
-        options: dict[str, Any] = {"batch_size": batch_size, "top": 1, "title": title}
-        best = streaming.score_corpus(model.tracked, documents, w, found, **options)
+        kept = found / "w.safetensors"
+        lost = (found / "work.json").exists() and not kept.exists()
+        w = _kept(kept, vectors)
+        options = {"batch_size": batch_size, "top": 1, "title": title}
+        try:
+            best = streaming.score_corpus(model.tracked, documents, w, found, **options)
+        except ValueError as error:
+            if lost and ": w differ " in str(error):
+                kept.unlink()
+                raise ValueError(
+                    f"{kept} is missing, and what was computed in its place differs in the last "
+                    f"digits (another batch size, or another machine): put it back, or remove "
+                    f"{found}"
+                ) from error
+            raise
         ends = best.proponent_values, best.opponent_values
         largest = max(x.abs().max().item() for x in ends)
     _doubt(largest, stages[stage].factors.header["sequences"])
-    return Scores(stages, asked, documents, stage, w, found, top)
+    return Scores(stages, asked, cast(list, documents), stage, w, found, top)
 
 
 def _stage_key(stage):
     header = {k: v for k, v in stage.factors.header.items() if k != "versions"}
     numbers = [[x.value, x.relative] for x in (stage.core.damping, stage.core.alpha)]
-    return {"factors": header, "layers": layers_key(stage.model), "numbers": [*numbers, stage.new]}
+    found = {"factors": header, "layers": layers_key(stage.model), "numbers": [*numbers, stage.new]}
+    if adapters := stage.model.adapters:  # the same sum of weights can come of others
+        sides = {f"{name} {x.scale}": torch.cat([x.A.mT, x.B]) for name, x in adapters.items()}
+        found["adapters"] = [tensors_digest(sides), stage.decay, stage.remainder]
+    return found
+
+
+def _dpo(stages, stage, items, batch_size):
+    """The loss that pairs of a stage are scored by: against the model of the stage before."""
+    b = stages[stage].factors.header.get("b")
+    if b is None or not stage:
+        raise ValueError(
+            f"pairs for stage {stage}: expected a later stage that was fitted on preferences"
+        )
+    start = stages[stage - 1].model.tracked.model
+    return preferences.against(start, items, b, batch_size)
 
 
 def _source(documents):
@@ -111,9 +159,24 @@ def _kept(path: Path, make: Callable[[], Vectors]) -> Vectors:
     return {name: x.clone().mT for name, x in found.items()}
 
 
+def _stages(stages: Any) -> tuple[Stage, ...]:
+    found = tuple(stages) if isinstance(stages, Iterable) else (stages,)
+    if wrong := [x for x in found if not isinstance(x, Stage)]:
+        raise ValueError(
+            f"a stage is a {type(wrong[0]).__name__} of {type(wrong[0]).__module__}: expected a "
+            f"list of msif.Stage, from pre-training to the model that is asked"
+        )
+    return found
+
+
 def _asked(model, questions):
     """Sequences of the questions, which may be prompts or (prompt, answer) pairs."""
     one = isinstance(questions, str)
+    if isinstance(questions, tuple) and list(map(type, questions)) == [str, str]:
+        raise ValueError(
+            f"questions are {questions!r}: expected [(prompt, answer)] for one question with its "
+            f"answer, or [prompt, prompt] for two"
+        )
     given = [questions] if one else list(checks.several("question", questions))
     if not given:
         raise ValueError("there are no questions: expected at least one")
@@ -123,20 +186,18 @@ def _asked(model, questions):
                 "questions with a class as label: expected answers of a language model; a "
                 "classifier's scores are msif.core's"
             )
+        if len({x.index for x in given}) < len(given):  # of several calls, each from 0
+            given = [replace(x, index=n) for n, x in enumerate(given)]
         return given
     return model.questions(given)
 
 
 def _check_chain(stages, stage):
     influence.check([x.core for x in stages])
-    if not 0 <= stage < len(stages):
-        raise ValueError(f"stage is {stage}: expected 0 to {len(stages) - 1}")
-    for k, x in enumerate(stages, 1):
-        if model_digest(x.model.tracked.model) != x.factors.header["model"]:
-            raise ValueError(
-                f"the weights of {x.model.source} have changed since stage {k} was made: its "
-                f"factors are of the weights before; fit them again"
-            )
+    if type(stage) is not int or not 0 <= stage < len(stages):
+        raise ValueError(f"stage is {stage!r}: expected 0 to {len(stages) - 1}")
+    for x in stages:
+        x.check_model()
     for k, (earlier, later) in enumerate(zip(stages, stages[1:]), 2):
         before = {x.name: (x.out_features, x.inputs) for x in earlier.model.tracked.layers}
         for x in later.model.tracked.layers:
@@ -146,12 +207,38 @@ def _check_chain(stages, stage):
                     f"{(x.out_features, x.inputs)} in stage {k} (outputs, inputs with the bias): "
                     f"is {later.model.source} fine-tuned from {earlier.model.source}?"
                 )
+        began = later.factors.header.get("start", earlier.factors.header["model"])
+        if began != earlier.factors.header["model"]:
+            raise ValueError(
+                f"the preferences of stage {k} were fitted with another start than "
+                f"{earlier.model.source}, in which stage {k - 1} ends: expected start= of that one"
+            )
+        if later.model.adapters and _foreign(earlier.model, later.model):
+            warnings.warn(
+                f"the adapters of {later.model.source} are not on the weights of "
+                f"{earlier.model.source}: is it the model that they were trained on?",
+                stacklevel=3,
+            )
         if earlier.factors.header["model"] == later.factors.header["model"]:
             warnings.warn(
                 f"stages {k - 1} and {k} end in models with equal weights "
                 f"({earlier.model.source}, {later.model.source}): nothing was fine-tuned",
                 stacklevel=3,
             )
+
+
+def _foreign(base, adapted):
+    """Do adapted weights, less what the adapters add, differ from the base's by more than a tenth
+    of that? Rounding, of bfloat16 too, is less."""
+    for name, x in adapted.adapters.items():
+        before, after = (
+            matrix(layer, layer.weight.detach()).float().cpu()
+            for layer in (m.tracked.model.get_submodule(name) for m in (base, adapted))
+        )
+        added = x.added().cpu()
+        if (after - before - added).norm() > 0.1 * added.norm() + 1e-2 * before.norm():
+            return True
+    return False
 
 
 def _doubt(largest, sequences):

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import operator
 import reprlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from itertools import count
@@ -24,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from msif.core import checks, rows
 from msif.core.rows import split_answer as split_answer
 from msif.core.rows import word_tokenizer as word_tokenizer
+from msif.core.shown import row_table as row_table
 from msif.core.sources import FORMATS as FORMATS
 from msif.core.sources import load_rows as load_rows
 from msif.core.sources import load_texts as load_texts
@@ -129,11 +131,32 @@ def buckets(sequences: list[Sequence], size: int) -> list[list[int]]:
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
+def grouped(sequences: list[Sequence], size: int, together: str = "any") -> list[list[int]]:
+    """As `buckets`, where any sequences may share a batch; else in groups of at most `size` of one
+    length ("equal"), or one by one ("single")."""
+    found = buckets(sequences, size)
+    if together == "any":
+        return found
+    if together == "single":
+        return [[n] for group in found for n in group]
+    alike = defaultdict(list)
+    for n, x in enumerate(sequences):
+        alike[len(x.input_ids)].append(n)
+    return [
+        alike[length][first : first + size]
+        for length in sorted(alike, reverse=True)
+        for first in range(0, len(alike[length]), size)
+    ]
+
+
 def encode_documents(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, max_length: int
+    texts: Iterable[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    context: float = math.inf,
 ) -> list[Sequence]:
     """Documents with the tokenizer's own special tokens, each once (`rows`), and a loss on every
-    token, cut to `max_length`.
+    token, cut to `max_length`. context: the longest that the model reads, for the advice.
 
     An index is the text's number in `texts`: blank ones are passed over, but counted. Raises
     ValueError for what is no list of texts, an empty corpus, another document of fewer than 2
@@ -155,8 +178,9 @@ def encode_documents(
     if (shortest := min(map(len, found))) > max_length:
         raise ValueError(
             f"all {len(found)} documents are longer than max_length = {max_length} tokens "
-            f"(the shortest has {shortest}); raise max_length or split the documents"
+            f"(the shortest has {shortest}); {_more(max_length, context)}split the documents"
         )
+    rows.warn_of_nothing_known("document", dict(zip(numbers, found)), tokenizer)
     return [
         Sequence(number, row[:max_length], row[:max_length]) for number, row in zip(numbers, found)
     ]
@@ -172,6 +196,7 @@ def encode_answers(
     separator: str | None = None,
     closing: str | None = None,
     numbers: Iterable[int] | None = None,
+    context: float = math.inf,
 ) -> list[Sequence]:
     """Rows of a prompt and its answer, with a loss on the answer's tokens alone, or on "all".
 
@@ -180,7 +205,7 @@ def encode_answers(
     answer in the chat format and the tokenizer's (`rows` says it; `row_table` shows it). separator,
     closing: texts to have in their place, "" for none. It begins with the tokens of the prompt by
     itself, so that a model given the prompt alone sees what it was trained on. numbers: the rows'
-    indices, by default from 0.
+    indices, by default from 0. context: as in `encode_documents`.
 
     Raises ValueError, naming the row, for what is no text, for a prompt or an answer without
     tokens, for an answer of words that the tokenizer does not know, and for a row longer than
@@ -189,11 +214,15 @@ def encode_answers(
     if loss_on not in ("answer", "all"):
         raise ValueError(f"loss_on is {loss_on!r}; expected 'answer' or 'all'")
     max_length = checks.whole("max_length", max_length, 2)
+    for name, value in (("separator", separator), ("closing", closing)):
+        if value is not None:
+            checks.text(name, value)
     asked, told = checks.texts("prompt", prompts), checks.texts("answer", answers)
     if len(asked) != len(told):
         raise ValueError(f"{len(asked)} prompts and {len(told)} answers: expected as many")
     form, sequences = rows.format_of(tokenizer), []
     unknown: dict[int, list[str]] = {}
+    heads: dict[int, rows.Ids] = {}
     for number, (prompt, answer) in zip(count() if numbers is None else numbers, zip(asked, told)):
         head, tail = rows.split_answer(prompt, answer, tokenizer, separator=separator, form=form)
         if not head:
@@ -210,7 +239,7 @@ def encode_answers(
         if (length := len(head + tail)) > max_length:
             raise ValueError(
                 f"row {number} has {length} tokens, max_length is {max_length}; "
-                "raise max_length or shorten the prompt"
+                f"{_more(max_length, context)}shorten the prompt"
             )
         if words := rows.unknown_words(answer, said, tokenizer):
             if set(said) == {tokenizer.unk_token_id}:
@@ -222,31 +251,24 @@ def encode_answers(
             unknown[number] = words
         labels = (head if loss_on == "all" else (NO_LOSS,) * len(head)) + tail
         sequences.append(Sequence(number, head + tail, labels))
+        heads[number] = head
     rows.warn_of_unknown(unknown, tokenizer)
+    rows.warn_of_nothing_known("prompt", heads, tokenizer)
     return sequences
 
 
-def row_table(sequence: Sequence, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A sequence token by token, to read: position, id, text, and the label to be predicted there
-    from all tokens before, "–" where there is none. A class stands in a line of its own.
-    """
-    labels = sequence.labels
-    classed = isinstance(labels, int)
-    each = (NO_LOSS,) * len(sequence.input_ids) if isinstance(labels, int) else labels
-    lines = [f"{'':>5} {'id':>7}  {'token':24} label"]
-    pieces = rows.words(tokenizer, sequence.input_ids)
-    for n, (token, piece, label) in enumerate(zip(sequence.input_ids, pieces, each, strict=True)):
-        shown = repr(piece if label == token else tokenizer.decode([label])) if label >= 0 else "–"
-        lines.append(f"{n:>5} {token:>7}  {piece!r:24} {shown if n else '–'}")
-    return "\n".join(lines + [f"class {labels}"] * classed)
+def _more(max_length, context):
+    return "raise max_length or " if max_length < context else "the model reads no more: "
 
 
-def check(sequences: list[Sequence], vocab_size: float, context: float) -> None:
+def check(
+    sequences: list[Sequence], vocab_size: float, context: float, classes: float = math.inf
+) -> None:
     """Raise ValueError, naming the sequence and the value, for what the model cannot read.
 
     That is ids or labels beyond its vocabulary, more tokens than its context, no label with a
-    prediction (labels[0] has none), a class below 0, or an index that two sequences share; and what
-    is no list of sequences. Either limit may be infinite (`models.limits`).
+    prediction (labels[0] has none), a class that it does not have, or an index that two sequences
+    share; and what is no list of sequences. Limits may be infinite (`models.limits`, `classes`).
     """
     if not isinstance(sequences, list | tuple):
         raise ValueError(
@@ -277,8 +299,11 @@ def check(sequences: list[Sequence], vocab_size: float, context: float) -> None:
                 )
         if not isinstance(s.labels, int):
             _check_labels(s, s.labels)
-        elif s.labels < 0:
-            raise ValueError(f"sequence {s.index} has the class {s.labels}; expected one from 0")
+        elif not 0 <= s.labels < classes:
+            below = f", below {classes}" if classes < math.inf else ""
+            raise ValueError(
+                f"sequence {s.index} has the class {s.labels}; expected one from 0{below}"
+            )
 
 
 def distinct(sequences: Iterable[Sequence]) -> None:

@@ -9,6 +9,8 @@ import json
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import is_dataclass
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from types import (
@@ -17,9 +19,11 @@ from types import (
     FunctionType,
     MethodType,
     ModuleType,
+    SimpleNamespace,
 )
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,6 +70,39 @@ def function_digest(function: Callable[..., Any]) -> str:
             f"{name} holds a {error}, which cannot be told from another one in a later run: let it "
             f"hold numbers, texts, tensors, models and functions alone"
         ) from None
+
+
+def plain_digest(x: Any) -> str | None:
+    """A digest of numbers, texts, functions, collections and records of such; None for what may
+    hold something else, such as tensors, modules and open files."""
+    try:
+        return _digest(x, {}) if _plain(x) else None
+    except _Unknown:
+        return None
+
+
+def is_of_library(kind: type) -> bool:
+    """Is a class of an installed package, and known by its name?"""
+    return _of_library(_file_of(kind))
+
+
+def _plain(x, depth=8):
+    def each(parts):
+        return depth > 0 and all(_plain(part, depth - 1) for part in parts)
+
+    if isinstance(x, (*PLAIN, np.generic, Enum, torch.dtype, BuiltinFunctionType)):
+        return True
+    if isinstance(x, FunctionType):
+        held = [y for cell in x.__closure__ or () for y in _filled(cell)]
+        return each((*(x.__defaults__ or ()), *held))
+    if isinstance(x, partial):
+        return each((x.func, *x.args, *x.keywords.values()))
+    if isinstance(x, Mapping):
+        return each((*x, *x.values()))
+    if isinstance(x, list | tuple | set | frozenset):
+        return each(x)
+    record = is_dataclass(x) or isinstance(x, SimpleNamespace)
+    return record and not isinstance(x, type) and each(vars(x).values())
 
 
 class _Unknown(Exception):

@@ -26,8 +26,12 @@ from msif.core.kronecker import EKFAC, LayerFactors, block_shape, factor_bytes
 from msif.core.layers import Layer, Tracked
 from msif.core.models import model_digest
 from msif.core.objectives import Objective, fisher_losses
-from msif.core.products import add_gram, add_input_gram, add_squares, aligned, mirrored, split
+from msif.core.pairs import Items
+from msif.core.products import add_squares, aligned, mirrored
 from msif.core.resources import require
+from msif.core.spent import share_said
+from msif.core.sums import add_covariances, covariance_zeros, precision, unpacked
+from msif.core.watch import pattern_without
 
 # What `covariances` finds for a layer: rows, A (i, i), B (blocks, r, r), positions per sequence.
 Covariances = tuple[Tensor | None, Tensor, Tensor, float]
@@ -61,11 +65,12 @@ def fit(
     objectives = fisher_losses(labels, samples, seed)
     factors: dict[str, LayerFactors] = {}
     size = -(-len(tracked.layers) // partitions)
-    for first in range(0, len(tracked.layers), size):
-        part = tracked.only(tracked.layers[first : first + size])
-        run = (part, sequences, objectives, batch_size)
-        bases = {name: eigenbases(*found) for name, found in covariances(*run, title).items()}
-        factors |= corrected_eigenvalues(*run, bases, title)
+    with share_said(tracked.model, title, "fit"):
+        for first in range(0, len(tracked.layers), size):
+            part = tracked.only(tracked.layers[first : first + size])
+            run = (part, sequences, objectives, batch_size)
+            bases = {name: eigenbases(*found) for name, found in covariances(*run, title).items()}
+            factors |= corrected_eigenvalues(*run, bases, title)
     return EKFAC(
         {layer.name: factors[layer.name] for layer in tracked.layers},
         header(tracked, sequences, labels, len(objectives), seed),
@@ -74,46 +79,34 @@ def fit(
 
 def covariances(
     tracked: Tracked,
-    sequences: list[Sequence],
+    sequences: Items,
     objectives: list[Objective],
     batch_size: int,
     title: str | None = None,
 ) -> dict[str, Covariances]:
     """First pass: {layer: (rows, A (i, i), B (blocks, r, r), positions)}.
 
-    A and B are means over unmasked positions (B also over draws); positions is how many of them a
-    sequence has on average. Raises as `mean_covariances`.
+    A and B are means over unmasked positions (B also over draws), added in float64; positions is
+    how many of them a sequence has on average. Raises as `mean_covariances`.
     """
-    sums: dict[str, Tensor] = {}
+    model, found = tracked.model, dict[str, Tensor]()
+    for layer in tracked.layers:
+        found |= covariance_zeros(model, layer)
     passes(
         tracked,
         sequences,
         objectives,
         batch_size,
-        lambda *found: add_covariances(sums, *found),
+        lambda *seen: add_covariances(found, *seen),
         title and f"{title}: covariances",
     )
-    return mean_covariances(sums, tracked.layers, len(sequences), len(objectives))
-
-
-def add_covariances(
-    sums: dict[str, Tensor], layer: Layer, a: Tensor, g: Tensor, draw: int, batch: Batch
-) -> None:
-    """Add one batch's a aᵀ and g gᵀ of a layer to `sums`, which `mean_covariances` reads.
-
-    a: (n, s, inputs without the bias), the same for every draw. g: (n, s, o).
-    """
-    blocks, r = block_shape(layer)
-    A = _start(sums, f"{layer.name}.A", g, layer.inputs, layer.inputs)
-    B = _start(sums, f"{layer.name}.B", g, blocks, r, r)
-    positions = _start(sums, f"{layer.name}.positions", g)
-    if draw == 0:
-        whole = a.shape[1] == 1 or batch.attention_mask.all()
-        a = a.flatten(0, 1) if whole else a[batch.attention_mask.to(a.device).bool()]
-        add_input_gram(A, a, layer.bias)
-        positions += len(a) if layer.expert is None else a.any(1).sum()
-    for total, x in zip(B, split(g.flatten(0, 1), layer.rows, 1).unbind(1)):
-        add_gram(total, x)
+    means: dict[str, Covariances] = {}
+    for layer in tracked.layers:
+        whole = unpacked(found, [layer], precision(model))
+        means |= mean_covariances(whole, [layer], len(sequences), len(objectives))
+        for what in ("A", "B"):
+            del found[f"{layer.name}.{what}"]
+    return means
 
 
 def mean_covariances(
@@ -166,7 +159,7 @@ def eigh(M: Tensor) -> tuple[Tensor, Tensor]:
 
 def corrected_eigenvalues(
     tracked: Tracked,
-    sequences: list[Sequence],
+    sequences: Items,
     objectives: list[Objective],
     batch_size: int,
     bases: Mapping[str, LayerFactors],
@@ -186,6 +179,7 @@ def corrected_eigenvalues(
         lambda *found: add_eigenvalues(sums, rotations, *found),
         title and f"{title}: eigenvalues",
     )
+    refuse_rounding(tracked, sums)
     return mean_eigenvalues(sums, tracked.layers, bases, len(sequences) * len(objectives))
 
 
@@ -224,6 +218,32 @@ def mean_eigenvalues(
         return _finite(sums[f"{layer.name}.Λ"][..., : layer.inputs] / count, layer.name)
 
     return {x.name: replace(bases[x.name], eigenvalues=mean(x)) for x in layers}
+
+
+def refuse_rounding(tracked: Tracked, sums: Mapping[str, Tensor]) -> None:
+    """ValueError, naming the layers, where all that reaches a layer is rounding error.
+
+    sums: of `add_eigenvalues`. Damping relative to such eigenvalues makes as much of a layer as of
+    any other. Found by their size beside the largest layer's: in the layers of a network that are
+    reached, even untrained, gradients were over a thousand times the bound. Not in half precision,
+    where rounding is as large as that, nor for experts, which are as small as they are rare.
+    """
+    sizes = {x.name: sums[f"{x.name}.Λ"].double().mean().sqrt().item() for x in tracked.layers}
+    largest, number = max(sizes.values()), tracked.model.get_parameter
+    epsilons = {
+        x.name: torch.finfo(number(x.parameter).dtype).eps
+        for x in tracked.layers
+        if x.expert is None and number(x.parameter).dtype in (torch.float32, torch.float64)
+    }
+    reached = [x for x, eps in epsilons.items() if 0 < sizes[x] < 4 * eps * largest]
+    if reached:
+        raise ValueError(
+            f"nothing but rounding error reaches {', '.join(reached[:4])}"
+            f"{', …' * (len(reached) > 4)}: its gradients are {sizes[reached[0]] / largest:.0e} of "
+            f"the largest layer's; the loss of these sequences does not depend on it, as it does "
+            f"not on queries and keys where a first token attends to itself: leave it out by a "
+            f"pattern{pattern_without(tracked, reached)}, or give sequences whose loss does"
+        )
 
 
 def errors(

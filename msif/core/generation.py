@@ -11,6 +11,7 @@ from msif.core import checks, data
 from msif.core.backward import frozen
 from msif.core.models import logits
 from msif.core.objectives import align, log_probability
+from msif.core.selfcheck import known_batching
 
 
 @torch.no_grad()
@@ -34,6 +35,10 @@ def greedy(
         raise ValueError(f"prompt {empty} has no tokens; expected at least one to continue")
     ends = {"eos_token_id": sorted(stop)} if stop else {"min_new_tokens": new_tokens}
     found: list[list[int]] = [[]] * len(prompts)
+    if not hasattr(model, "generate"):
+        return [_continued(model, list(p), new_tokens, stop) for p in prompts]
+    if known_batching(model) == "single":
+        batch_size = 1
     with _plainly(model):
         for length in sorted({len(p) for p in prompts}):
             rows = [i for i, p in enumerate(prompts) if len(p) == length]
@@ -53,6 +58,19 @@ def greedy(
                     end = next((n for n, token in enumerate(row) if token in stop), len(row))
                     found[i] = row[:end]
     return found
+
+
+def _continued(model, prompt, new_tokens, stop):
+    """What a model that has only logits writes."""
+    ids = list(prompt)
+    with frozen(model):
+        while len(ids) < len(prompt) + new_tokens:
+            batch = data.collate([data.Sequence(0, tuple(ids), tuple(ids))])
+            token = int(logits(model, batch.to(next(model.parameters()).device))[0, -1].argmax())
+            if token in stop:
+                break
+            ids.append(token)
+    return ids[len(prompt) :]
 
 
 @contextmanager
@@ -95,12 +113,19 @@ def log_probabilities(
 ) -> torch.Tensor:
     """f of each sequence, the log-probability of its labelled tokens: (q,) float64, nats."""
     device = next(model.parameters()).device
+    found: dict[int, torch.Tensor] = {}
     with frozen(model):
-        found = [
-            log_probability(logits(model, batch.to(device)), batch.to(device)).double().cpu()
-            for batch in data.batches(list(sequences), batch_size)
-        ]
-    return torch.cat(found)
+        for group, batch in _batches(model, list(sequences), batch_size):
+            batch = batch.to(device)
+            values = log_probability(logits(model, batch), batch).double().cpu()
+            found.update(zip(group, values))
+    return torch.stack([found[n] for n in range(len(found))])
+
+
+def _batches(model, sequences, batch_size):
+    """(positions in `sequences`, batch), where none changes what the model says of another."""
+    for group in data.grouped(sequences, batch_size, known_batching(model)):
+        yield group, data.collate([sequences[n] for n in group])
 
 
 @torch.no_grad()
@@ -113,7 +138,7 @@ def own_share(model: nn.Module, sequences: list[data.Sequence], batch_size: int 
     right = total = 0
     device = next(model.parameters()).device
     with frozen(model):
-        for batch in data.batches(sequences, batch_size):
+        for _, batch in _batches(model, sequences, batch_size):
             batch = batch.to(device)
             z, y = align(logits(model, batch), batch.labels)
             labelled = y != data.NO_LOSS

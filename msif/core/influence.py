@@ -23,14 +23,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from msif.core import checks, data
+from msif.core import checks, data, pairs
 from msif.core.capture import gradients, grouped_passes, passes
 from msif.core.layers import Tracked, Vectors
 from msif.core.models import limits
 from msif.core.objectives import Objective, log_probability, loss
 from msif.core.products import transposed_gradient
 from msif.core.resources import require
+from msif.core.spent import share_said
 from msif.core.stages import NONE as NONE
+from msif.core.stages import Cross as Cross
 from msif.core.stages import Curvature as Curvature
 from msif.core.stages import Damping as Damping
 from msif.core.stages import Stage as Stage
@@ -111,7 +113,7 @@ class Scores:
 
 def score(
     tracked: Tracked,
-    candidates: list[data.Sequence],
+    candidates: pairs.Items,
     w: Vectors,
     *,
     batch_size: int = 32,
@@ -119,15 +121,15 @@ def score(
     objective: Objective = loss,
     title: str | None = None,
 ) -> Scores:
-    """Scores of every candidate (n sequences) for every query vector of w ({layer: (q, o, i)}).
+    """Scores of every candidate for every query vector of w ({layer: (q, o, i)}).
 
-    One forward and backward each. `tracked` is the model of the candidates' own stage. Vectors of
-    several methods can be stacked along q: one pass serves all. Raises ValueError for other layers
-    or shapes than w's, and for candidates that share an index; FloatingPointError for w that is not
-    finite.
+    candidates: n sequences; or pairs, with the objective of their stage. One forward and backward
+    each. `tracked` is the model of the candidates' own stage. Vectors of several methods can be
+    stacked along q: one pass serves all. Raises ValueError for other layers or shapes than w's, and
+    for candidates that share an index; FloatingPointError for w that is not finite.
     """
     check_vectors(w, tracked)
-    data.check(candidates, *limits(tracked.model))
+    pairs.check(candidates, *limits(tracked.model))
     # No copy of w where `queries.preconditioned` made it.
     weights = {name: x.mT.flatten(1) for name, x in w.items()}
     first = next(iter(weights.values()))
@@ -144,7 +146,8 @@ def score(
         found[layer.name if per_layer else "all"][:, here] += scores.to(first.device)
         squares[here] += torch.linalg.vector_norm(D, dim=1).square().to(first.device)
 
-    passes(tracked, candidates, [objective], batch_size, consume, title)
+    with share_said(tracked.model, title, "pass"):
+        passes(tracked, candidates, [objective], batch_size, consume, title)
     values = sum(found.values(), first.new_zeros(()))
     return Scores(values, squares.sqrt(), found if per_layer else {})
 

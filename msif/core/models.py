@@ -1,8 +1,8 @@
 """Language models: loading, digests and logits.
 
 Any Hugging Face causal language model or sequence classifier, from a hub id or a local folder; and
-a tiny GPT-NeoX to train from scratch. Weights come from safetensors alone; code that comes with a
-model never runs.
+a tiny GPT-NeoX to train from scratch. Weights come from safetensors, or from a pickle of tensors
+alone (`msif.core.weights`); code that comes with a model never runs.
 """
 
 import contextlib
@@ -29,8 +29,11 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from msif.core import weights
 from msif.core.data import Batch
+from msif.core.digests import is_of_library, plain_digest
 from msif.core.layers import MERGE
+from msif.core.origin import look_for
 from msif.core.parts import OTHER_MODALITIES
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -39,8 +42,9 @@ _TABLE = re.compile(r"(^|[._])(wpe|positions?_embed\w*|embed_positions?|pos_emb\
 # Fields that logits do not depend on in eval mode: names, precision, ways to compute the same.
 _SILENT = re.compile(
     r"^_|name_or_path|transformers_version|architectures|^auto_map|dtype|id2label|label2id"
-    r"|problem_type|^task_specific|finetuning_task|tokenizer_class|^use_cache|cached|^output_"
-    r"|return_dict|implementation|drop|init(ializer)?_|initializer|gradient_checkpointing"
+    r"|problem_type|^task_specific|finetuning_task|tokenizer_class|^use_cache|cached"
+    r"|^output_(attentions|hidden_states|(auxiliary_|router_)?logits|scores|past)|return_dict"
+    r"|implementation|(?<!^token_)drop(?!p)|init(ializer)?_|initializer|gradient_checkpointing"
     r"|^(bos|eos|sep|cls|mask|pad)_token_id|padding_idx|chunk_size_feed_forward|pretraining_tp"
     r"|router_aux"
 ).search
@@ -88,6 +92,8 @@ def load_model(
 ) -> PreTrainedModel:
     """The model at `source` (hub id, or folder with config.json and *.safetensors), in eval mode.
 
+    A source without safetensors is read from pytorch_model.bin, tensors alone (`core.weights`).
+
     dtype: one of `DTYPES`. head: "causal" (language model) or "classifier" (sequence classifier; a
     classification head that the source lacks is newly drawn from torch's global random state).
     Raises ValueError for another dtype or head, and for weights that lack parameters; OSError,
@@ -99,13 +105,14 @@ def load_model(
         raise ValueError(f"head is {head!r}: expected one of {', '.join(_HEADS)}")
     if (Path(source) / "adapter_config.json").exists():
         raise ValueError(f"{str(source)!r} has adapters (PEFT), not a whole model: {MERGE}")
+    look_for(source, revision, weights.EXPECTED)
     model, found = _from_pretrained(
         _HEADS[head],
         source,
-        "config.json and *.safetensors",
+        weights.EXPECTED,
+        weights.reading(source, revision),
         revision=revision,
         dtype=getattr(torch, dtype),
-        use_safetensors=True,
         output_loading_info=True,
     )
     body = f"{model.base_model_prefix}."
@@ -128,8 +135,9 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
     One that says of itself that it is what its tokenizer.json says is read so. Raises OSError,
     naming the source, if none can be loaded from it.
     """
-    auto = PreTrainedTokenizerFast if _is_its_file(source, revision) else AutoTokenizer
     files = "tokenizer.json or tokenizer_config.json"
+    look_for(source, revision, files)
+    auto = PreTrainedTokenizerFast if _is_its_file(source, revision) else AutoTokenizer
     return _from_pretrained(auto, source, files, revision=revision)
 
 
@@ -142,9 +150,12 @@ def _is_its_file(source, revision):
     return False
 
 
-def _from_pretrained(auto, source, files, **options):
+def _from_pretrained(auto, source, files, reading=None, **options):
     try:
-        return auto.from_pretrained(source, trust_remote_code=False, **options)
+        with reading or contextlib.nullcontext({}) as more:
+            return auto.from_pretrained(source, trust_remote_code=False, **options, **more)
+    except weights.Refused:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise OSError(
             f"nothing could be loaded from {str(source)!r} with {auto.__name__}: expected a hub id "
@@ -158,16 +169,19 @@ def model_digest(model: nn.Module) -> str:
     That is names, dtypes, shapes and bytes of the state dict, in the names' order; the
     configuration (positions, norms' epsilons, activations, …), less what logits do not depend on
     (`_SILENT`), or without one the buffers that the state dict lacks; and of each module its class
-    and its own numbers, such as an epsilon that was changed by hand. It does not depend on the
-    device, or on the file or folder that the model came from.
+    and its own numbers, such as an epsilon that was changed by hand. Of a module of one's own also
+    its functions, collections and records of numbers, such as a dataclass that configures it, and
+    of each module the functions hooked to it. It does not depend on the device, or on the file or
+    folder that the model came from.
     """
     sha, tensors = hashlib.sha256(), model.state_dict()
-    if not hasattr(model, "config"):
+    settings = _settings(model)
+    if settings is None:
         tensors |= dict(model.named_buffers())
     for name, tensor in sorted(tensors.items()):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    found = [_settings(model), *({name: _own(x)} for name, x in model.named_modules())]
+    found = [settings, *({name: _own(x)} for name, x in model.named_modules())]
     sha.update(json.dumps(found, sort_keys=True, default=str).encode())
     return sha.hexdigest()
 
@@ -194,13 +208,19 @@ def _speaking(x):
 def _own(module):
     """A module's class, and its numbers and functions."""
     found = {"class": type(module).__qualname__}
+    own = not is_of_library(type(module))
     for name, x in vars(module).items():
         if name.startswith("_") or name in ("training", "forward") or _SILENT(name):
             continue
         if isinstance(x, bool | int | float | str):
             found[name] = x
+        elif own and (digest := plain_digest(x)) is not None:
+            found[name] = digest
         elif isinstance(x, FunctionType | BuiltinFunctionType):
             found[name] = x.__qualname__
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    if hooked := [x for x in map(plain_digest, hooks) if x]:
+        found["hooks"] = hooked
     return found
 
 
@@ -209,7 +229,8 @@ def logits(model: nn.Module, batch: Batch) -> Tensor:
 
     Padding is known by the mask. Decoder classifiers of transformers pool at the last id that is
     not config.pad_token_id, so padding gets that id here; ValueError for a sequence that ends in
-    it, as it would be pooled elsewhere.
+    it, as it would be pooled elsewhere, for several of a classifier that has none, and for a model
+    of another kind of output.
     """
     ids = batch.input_ids
     pad = getattr(text_config(model), "pad_token_id", None)
@@ -222,7 +243,34 @@ def logits(model: nn.Module, batch: Batch) -> Tensor:
                 f"would not see its end; give the config a pad_token_id that no text uses"
             )
         ids = ids.masked_fill(batch.attention_mask == 0, pad)
-    return model(input_ids=ids, attention_mask=batch.attention_mask).logits
+    if hasattr(model, "score") and hasattr(model, "config") and pad is None and len(ids) > 1:
+        raise ValueError(
+            f"{type(model).__name__} has no config.pad_token_id, by which a classifier knows where "
+            f"each sequence of a batch ends: set it to an id that no text uses, or batch_size=1"
+        )
+    kind = type(model).__name__
+    try:
+        output = model(input_ids=ids, attention_mask=batch.attention_mask)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise ValueError(
+            f"{kind} cannot be called with input_ids and attention_mask ({error}): expected a "
+            f"model whose `forward` takes both, as those of transformers do"
+        ) from error
+    found: Any = getattr(output, "logits", None)
+    if not isinstance(found, Tensor):
+        raise ValueError(
+            f"{kind} gives a {type(output).__name__} without logits: expected an output whose "
+            f"attribute `logits` is a tensor, (n, S, V) or of a classifier (n, C)"
+        )
+    if found.shape[: 2 if found.dim() > 2 else 1] != ids.shape[: 2 if found.dim() > 2 else 1]:
+        raise ValueError(
+            f"{kind} gives logits of shape {tuple(found.shape)} for a batch of {tuple(ids.shape)}: "
+            f"expected one row a sequence, and of a language model one a position; cut off those "
+            f"of prefixes and soft prompts"
+        )
+    return found
 
 
 def text_config(model: nn.Module) -> Any:
@@ -245,6 +293,12 @@ def limits(model: nn.Module) -> tuple[float, float]:
     vocabulary = [x for x in tables if x] or [_positive(config, "vocab_size")]
     context = [_positive(config, name) for name in _CONTEXTS]
     return min(vocabulary), min([*context, *_positions(model)])
+
+
+def classes(model: nn.Module) -> float:
+    """How many classes a classifier has, by its head; infinite where there is none."""
+    heads = (getattr(model, name, None) for name in ("score", "classifier"))
+    return min((x.out_features for x in heads if isinstance(x, nn.Linear)), default=math.inf)
 
 
 def _positive(config, name):

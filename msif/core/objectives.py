@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from msif.core import checks
 from msif.core.data import NO_LOSS, Batch
 
 # (logits, batch) -> (n,).
@@ -157,6 +158,5 @@ def fisher_losses(labels: str, samples: int, seed: int | str) -> list[Objective]
     kinds = {"sampled": sampled_loss, "gaussian": gaussian_loss}
     if labels not in kinds:
         raise ValueError(f"labels={labels!r}: expected 'gaussian', 'sampled' or 'true'")
-    if samples < 1:
-        raise ValueError(f"samples is {samples}; expected at least 1")
-    return [partial(kinds[labels], seed=seed, draw=draw) for draw in range(samples)]
+    draws = range(checks.whole("samples", samples))
+    return [partial(kinds[labels], seed=seed, draw=draw) for draw in draws]

@@ -19,6 +19,7 @@ ALIGNED = 8  # columns
 
 # Numbers that a chunk of per-sequence products may hold: it stays in a processor's cache.
 WORKSPACE = 2**20
+LARGE = 2**14  # numbers of a matrix that one call of a kernel is worth
 
 
 def sequence_gradient(a: Tensor, g: Tensor, bias: bool) -> Tensor:
@@ -102,14 +103,25 @@ def add_squares(
     g = g.transpose(1, 2)
     if g_first:
         g = g @ basis_out if len(basis_out) > 1 else (g[:, 0] @ basis_out[0])[:, None]
+    both = a_first and g_first and len(basis_out) == 1
+    # The same memory for every chunk: fresh pages cost as much as the product.
+    space = a.new_empty(min(chunk, len(a)) if both else 0, *total.shape[1:])
     for few_a, few_g in zip(a.split(chunk), g.split(chunk)):
-        if a_first and len(basis_out) == 1:
-            D = torch.bmm(few_g[:, 0].mT, few_a)[:, None]
+        if both:
+            D = torch.bmm(few_g[:, 0].mT, few_a, out=space[: len(few_a)])[:, None]
         else:
             D = few_g.mT @ few_a[:, None]
         if not a_first:
             D = (torch.cat([D, few_g.sum(2)[..., None]], 3) if bias else D) @ basis_in
-        D = D if g_first else basis_out.mT @ D
+        _add_square(total, D if g_first else basis_out.mT @ D)
+
+
+def _add_square(total, D):
+    """total += Σ_n D_n². What D holds is lost."""
+    if len(D) == 1 or (total.numel() >= LARGE and not total.is_cuda):  # a read of D, and no copy
+        for x in D:
+            total.addcmul_(x, x)
+    else:
         total += D.square_().sum(0)
 
 

@@ -41,10 +41,11 @@ def preconditioned(
     if checks.whole("stage", stage, 0) >= len(stages):
         raise ValueError(f"stage is {stage}; expected 0 to {len(stages) - 1}")
     for x in stages:
-        if type(x) is not Stage or not isinstance(x.curvature, EKFAC):
+        if not is_plain(x):
             raise TypeError(
                 f"{type(x).__name__} with {type(x.curvature).__name__}: expected influence.Stage "
-                f"with ekfac.EKFAC; others go through influence.query_gradients and precondition"
+                f"with ekfac.EKFAC, without a cross term; others go through "
+                f"influence.query_gradients and precondition"
             )
     data.check(queries, *limits(tracked.model))
     largest = max(x.out_features * x.inputs for x in tracked.layers)
@@ -67,6 +68,12 @@ def preconditioned(
 
     grouped_passes(tracked, queries, [objective], batch_size, consume, title)
     return {x.name: found[x.name] for x in tracked.layers if x.name in found}
+
+
+def is_plain(stage: Stage) -> bool:
+    """Is it a stage that `preconditioned` takes?"""
+    plain = type(stage) is Stage and stage.cross is None
+    return plain and isinstance(stage.curvature, EKFAC)
 
 
 def _solve(layer, a, g, stages, stage):

@@ -1,8 +1,10 @@
 """Captured gradients beside those that autograd puts on the weights.
 
-Both are of one batch of a few short rows, for each of its sequences: the forward passes are alike,
-so nothing but rounding may differ. The scalar is a fixed combination of all logits, so that no
-label and no loss hides a position.
+Both are of one batch of a few short rows: the forward passes are alike, so nothing but rounding may
+differ. The scalar is a fixed combination of all logits, so that no label and no loss hides a
+position. Of the sequences, the captured gradients are added with weights 1, 2, 4, … (which round
+nothing), and autograd differentiates the same sum of their scalars: one backward pass, in which
+none can be taken for another.
 """
 
 import math
@@ -12,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from msif.core.backward import backpropagate, find_overwritten, inputs_copied
+from msif.core.backward import backpropagate, inputs_copied
 from msif.core.data import Batch, Sequence, collate
 from msif.core.experts import followed
 from msif.core.layers import Tracked, matrix
@@ -21,11 +23,12 @@ from msif.core.products import sequence_gradient
 
 
 def gradient_differences(tracked: Tracked, sequences: list[Sequence]) -> dict[str, float]:
-    """{layer: ‖D − D′‖ / ‖D′‖, D captured, D′ autograd's}, the largest over a batch's sequences.
+    """{layer: ‖D − D′‖ / ‖D′‖, D captured, D′ autograd's}, of the batch of these sequences.
 
     Where a layer's D′ is nearly 0, over a thousandth of the largest of any layer. The model must be
-    `frozen`. No weight gradient is kept: each is compared as it comes. Raises as `backpropagate`,
-    and ValueError for a weight that is no parameter.
+    `frozen`, and its `backward.overwritten` inputs known. No weight gradient is kept: each is
+    compared as it comes. Raises as `backpropagate`, and ValueError for a weight that is no
+    parameter.
     """
     if not tracked.layers:
         return {}
@@ -35,17 +38,40 @@ def gradient_differences(tracked: Tracked, sequences: list[Sequence]) -> dict[st
         seen[layer.name] = a, g
 
     batch = collate(sequences).to(next(tracked.model.parameters()).device)
-    find_overwritten(tracked, batch)
     backpropagate(tracked, batch, [_probe], keep)
     compared = _Compared(tracked, seen)
     with compared.watching(), inputs_copied(tracked), _as_captured(tracked), torch.enable_grad():
         scalars = _probe(logits(tracked.model, batch), batch)
-        for row in range(len(sequences)):
-            compared.row = row
-            if scalars.requires_grad:
-                scalars[row].backward(retain_graph=row + 1 < len(sequences))
-            compared.finish()
+        if scalars.requires_grad:
+            (scalars @ _weights(scalars)).backward()
+        compared.finish()
     return compared.differences()
+
+
+@torch.no_grad()
+def precisions(tracked: Tracked, sequences: list[Sequence]) -> dict[str, torch.dtype]:
+    """{layer: what it computes in}, the lower of its weight's precision and its output's, as under
+    autocast; of experts, their weight's. The model must be `frozen`."""
+    number = tracked.model.get_parameter
+    found = {x.name: number(x.parameter).dtype for x in tracked.layers}
+
+    def seen(layer):
+        def hook(module, args, output):
+            found[layer.name] = min(found[layer.name], output.dtype, key=lambda x: x.itemsize)
+
+        return hook
+
+    plain = [x for x in tracked.layers if x.expert is None]
+    handles = [
+        tracked.model.get_submodule(x.name).register_forward_hook(seen(x), prepend=True)
+        for x in plain
+    ]
+    try:
+        logits(tracked.model, collate(sequences).to(next(tracked.model.parameters()).device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def _as_captured(tracked):
@@ -66,15 +92,18 @@ def _probe(z: Tensor, batch: Batch) -> Tensor:
     return (z * u).flatten(1).sum(1)
 
 
+def _weights(like):
+    return 2.0 ** torch.arange(len(like)).to(like)
+
+
 class _Compared:
     """Captured gradients beside autograd's, layer by layer as these arrive: none is kept."""
 
     def __init__(self, tracked, seen):
         self.tracked = tracked
         self.seen = seen
-        self.row = 0
-        self.error: dict[tuple[str, int], float] = defaultdict(float)
-        self.size: dict[tuple[str, int], float] = defaultdict(float)
+        self.error: dict[str, float] = defaultdict(float)
+        self.size: dict[str, float] = defaultdict(float)
         self.met: set[tuple[str, str]] = set()
         self.owned = {}  # {parameter: [(layer, "weight" or "bias")]}
         there = {name for name, _ in tracked.model.named_parameters()}
@@ -118,17 +147,18 @@ class _Compared:
         return mine.mT if what == "weight" and module.is_transposed else mine
 
     def _compare(self, layer, what, expected):
-        a, g = (x[self.row : self.row + 1] for x in self.seen[layer.name])
+        a, g = self.seen[layer.name]
+        g = g * _weights(g)[:, None, None]
+        a, g = (x.flatten(0, 1)[None] for x in (a, g))
         D = sequence_gradient(a, g, layer.bias)[0]  # (o, i), a bias in its last column
         found = D[:, -1] if what == "bias" else D[:, :-1] if _has_bias(self.tracked, layer) else D
-        key = layer.name, self.row
         self.met.add((layer.name, what))
         if layer.expert is not None and what == "weight":  # whose inputs may end in a bias's 1
             found = found[:, : self._columns(layer)]
         if expected is not None:
-            self.size[key] += expected.square().sum(dtype=torch.float64).item()
+            self.size[layer.name] += expected.square().sum(dtype=torch.float64).item()
             found = found - expected
-        self.error[key] += found.square().sum(dtype=torch.float64).item()
+        self.error[layer.name] += found.square().sum(dtype=torch.float64).item()
 
     def _columns(self, layer):
         module = self.tracked.model.get_submodule(layer.module)
@@ -140,16 +170,14 @@ class _Compared:
             for layer, what in owned:
                 if (layer.name, what) not in self.met:
                     self._compare(layer, what, None)
-        self.met = set()
 
     def differences(self):
         """{layer: ‖D − D′‖ over ‖D′‖}; where a D′ is nearly 0 over the largest of any layer."""
         floor = 1e-6 * max(self.size.values(), default=0.0)
-        found: dict[str, float] = defaultdict(float)
-        for (name, row), error in self.error.items():
-            size = max(self.size[name, row], floor)
-            found[name] = max(found[name], _root_of_ratio(error, size))
-        return dict(found)
+        return {
+            name: _root_of_ratio(error, max(self.size[name], floor))
+            for name, error in self.error.items()
+        }
 
 
 def _root_of_ratio(error, size):

@@ -1,8 +1,13 @@
-"""Is there room for what is about to be computed? Asked before it starts."""
+"""Is there room for what is about to be computed? Asked before it starts; and what it took."""
 
+import contextlib
+import ctypes
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 
 def available_memory() -> int | None:
@@ -34,6 +39,38 @@ def require(*, what: str, memory: int = 0, disk: int = 0, folder: str | Path = "
             f"{what}: needs {gib(disk)} of disk at {folder}, {gib(free)} is free. Free some, or "
             f"use another folder."
         )
+
+
+def return_memory() -> None:
+    """Freed memory back to the system, from which glibc's allocator holds it; without glibc there
+    is nothing to do."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def memory_taken(call: Callable[[], object], device: torch.device) -> int | None:
+    """Bytes that the process (on a GPU: its allocator) took at the peak of call(), above what it
+    held before; None where the system does not say."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_reserved(device)
+        call()
+        return torch.cuda.max_memory_reserved(device) - before
+    return_memory()
+    try:  # Linux: forget the peak so far
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+    except OSError:
+        call()
+        return None
+    call()
+    return _status("VmHWM") - before
+
+
+def _status(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(x.split()[1]) * 1024 for x in lines if x.startswith(f"{key}:"))
 
 
 def _left_in_container(folder=Path("/sys/fs/cgroup")):

@@ -168,6 +168,21 @@ def warn_of_unknown(unknown: dict[int, list[str]], tokenizer: PreTrainedTokenize
         )
 
 
+def warn_of_nothing_known(
+    what: str, texts: dict[int, Ids], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Warn, in one sentence, of texts ({number: ids}) of which the tokenizer knows no word."""
+    unk, special = tokenizer.unk_token_id, set(tokenizer.all_special_ids)
+    nothing = [n for n, ids in texts.items() if unk in ids and set(ids) <= special]
+    if nothing:
+        named = ", ".join(map(str, nothing[:5])) + ", …" * (len(nothing) > 5)
+        warnings.warn(
+            f"{len(nothing)} of {len(texts)} {what}s have no word that the tokenizer knows: all is "
+            f"{tokenizer.unk_token} ({what} {named}); is this the model's tokenizer?",
+            stacklevel=3,
+        )
+
+
 def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """One token per space-separated word: <pad>, <unk>, then the words of `texts` by alphabet."""
     words = sorted(

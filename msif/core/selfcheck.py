@@ -1,65 +1,49 @@
 """Does the engine see this model's gradients right? Asked of the model itself, on a few short rows.
 
-What cannot be known from a model's code is tried out, once per model, with pieces of its own data:
+What cannot be known from a model's code is tried out, once per model, with pieces of its own data
+(`msif.core.pieces`):
 
 1. A sequence by itself, and padded beside others up to the longest of the data: the logits are the
    same. Else neighbours change a sequence, and only equally long ones share a batch, or none.
-2. The last token changed: earlier logits stay. Else the answer is visible to what predicts it.
-3. The same sequence again, at the end: the same logits. Else the model remembers, or draws.
-4. The gradient of each tracked layer as captured, for each of two sequences of one batch, equals
-   the one that autograd puts on the weights, without hooks (`msif.core.reference`). Else the
-   layer's rows are not what they are taken for, or its weights act elsewhere too.
+2. The last token changed, of a piece and of the longest sequence: earlier logits stay. Else the
+   answer is visible to what predicts it. The last logits change: else they say that very token.
+3. The same sequence again, at the end: the same logits, and no random number drawn. Else the model
+   remembers, or draws.
+4. The gradient of each tracked layer as captured, of a few sequences of one batch and of the rarest
+   words of the data, equals the one that autograd puts on the weights, without hooks
+   (`msif.core.reference`). Else the layer's rows are not what they are taken for, or its weights
+   act elsewhere too.
+5. One sequence of the largest batch by itself, where that costs little: its logits are the same.
+   Else as in 1.
+
+What other whole batches show, `msif.core.audit` looks for while a run goes on.
 """
 
 import math
 import warnings
 import weakref
+from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import nn
 
-from msif.core.backward import frozen, pattern_without
-from msif.core.data import Sequence, collate
+from msif.core.audit import apart, asked
+from msif.core.backward import frozen, overwritten
+from msif.core.data import Sequence, grouped
 from msif.core.layers import Tracked
-from msif.core.models import logits
+from msif.core.outputs import difference, random_numbers_watched, sequence_logits, tolerances
+from msif.core.pieces import LENGTH, Pieces, equally_long, lengthened, other_end, pair
 from msif.core.reference import gradient_differences
+from msif.core.spent import timed
+from msif.core.verdict import Report, refuse, refuse_seeing_later, wrong_layers
 
-ROWS = 4  # sequences that are compared
-LENGTH = 16  # tokens that they are cut to
-
-# Relative differences that rounding explains: of logits in batches of another shape, of logits in
-# batches of one shape, of gradients. Half precision hides faults below these.
-TOLERANCES = {
-    torch.float64: (1e-7, 1e-8, 1e-8),
-    torch.float32: (1e-3, 1e-4, 1e-3),
-    torch.bfloat16: (0.1, 0.05, 0.05),
-    torch.float16: (0.1, 0.05, 0.05),
-}
+FEW = 256  # positions of a largest batch that is looked at beforehand, however little data there is
+PAID_BY = 128  # else: times as many tokens as it has, so that it costs a thousandth of a fit
 BATCHES = ("any", "equal", "single")
 _TOGETHER = {
     "equal": "batches hold equally long sequences alone",
     "single": "each sequence has a batch of its own",
 }
-
-
-@dataclass(frozen=True)
-class Report:
-    """What `examine` measured: relative differences, about 1e-6 where all is right in float32.
-
-    neighbours: of a sequence's logits, padded beside others; None where none may stand beside it.
-    equal: beside equally long ones; None where that need not be known. later: of logits when a
-    later token changes; None for a classifier. again: when a sequence comes again. gradients:
-    {layer: of its gradient, from autograd's}. batches: which sequences may share one: "any",
-    "equal" (equally long ones), or "single".
-    """
-
-    neighbours: float | None
-    equal: float | None
-    later: float | None
-    again: float
-    gradients: dict[str, float] = field(repr=False)
-    batches: str
 
 
 @dataclass
@@ -70,6 +54,7 @@ class _Known:
     layers: set[str] = field(default_factory=set)
     alone: set[str] = field(default_factory=set)  # layers looked at with one sequence a batch
     longest: int = 0
+    largest: tuple[int, int] = (0, 0)  # sequences of a batch, and its positions
     batches: str = "any"
     changes: float | None = 0.0
     told: bool = False
@@ -83,27 +68,35 @@ def examine(tracked: Tracked, sequences: list[Sequence], batch_size: int = 2) ->
 
     batch_size: 1 for a model that is to read one sequence at a time; any other is as good as 2.
 
-    It takes about 15 passes over `LENGTH` tokens, and one forward pass over twice the longest
-    sequence. Raises ValueError, naming what differs, where scores would be wrong: a layer whose
-    gradient is not autograd's, a model that sees later tokens, one that remembers earlier
-    sequences. A model whose sequences depend on their neighbours is no error: see
-    `Report.batches`, which `capture.groups` follows.
+    It takes three forward passes and two with gradients over a few short rows, one forward pass
+    over three times the longest sequence, and, of more data, two with gradients over each piece of
+    its rare words (`pieces.TOKENS_PER_PIECE`). Raises ValueError, naming what differs, where scores
+    would be wrong: a layer whose gradient is not autograd's, a model that sees later tokens, one
+    that remembers earlier sequences. A model whose sequences depend on their neighbours is no
+    error: see `Report.batches`, which `capture.groups` follows.
     """
     model = tracked.model
-    rows, longest = _rows(sequences), max(sequences, key=lambda x: len(x.input_ids))
-    with frozen(model):
-        found = _function(model, rows, longest, batch_size > 1)
+    pieces = Pieces(model, sequences)
+    with timed(model), frozen(model):
+        with random_numbers_watched() as drawn:
+            found = _function(tracked, pieces, batch_size > 1)
         alone = "single" if batch_size == 1 else found.batches
-        differences = gradient_differences(tracked, _pair(rows, alone))
-    _refuse(tracked, found, differences)
-    return replace(found, gradients=differences)
+        differences: dict[str, float] = defaultdict(float)
+        for few in (pair(pieces.rows, alone), *([x] for x in pieces.of_words())):
+            for name, difference in gradient_differences(tracked, few).items():
+                differences[name] = max(differences[name], difference)
+        wrong = wrong_layers(tracked, differences, pieces.rows[-1:])
+    found = replace(found, gradients=dict(differences), drawn=drawn)
+    refuse(tracked, found, wrong)
+    return found
 
 
 def batching(tracked: Tracked, sequences: list[Sequence], batch_size: int) -> str:
     """Which sequences may share a batch ("any", "equal", "single"), by `examine` if not known.
 
     The model is examined once for its layers, and again for longer sequences. Raises as `examine`,
-    and warns where neighbours matter.
+    and warns where neighbours matter. Without layers, who reads states or logits alone asks: then
+    tokens may see later ones.
     """
     model = tracked.model
     longest = max(len(x.input_ids) for x in sequences)
@@ -118,12 +111,17 @@ def batching(tracked: Tracked, sequences: list[Sequence], batch_size: int) -> st
         try:
             report = examine(tracked if new else tracked.only([]), sequences, batch_size)
         except FloatingPointError:  # the pass itself will name the sequences
+            _refuse_unchecked(model, sequences)
             return known.batches
+        if tracked.layers:
+            refuse_seeing_later(model, report)
         (known.layers if several else known.alone).update(tracked.names)
         known.longest = max(known.longest, longest * several)
         if BATCHES.index(report.batches) > BATCHES.index(known.batches):
             known.batches, known.changes = report.batches, report.neighbours
         _known[model] = known
+    if several and known.batches != "single":
+        _look_at_largest(model, known, sequences, batch_size)
     if several and known.batches != "any" and not known.told:
         known.told = True
         warnings.warn(
@@ -132,6 +130,42 @@ def batching(tracked: Tracked, sequences: list[Sequence], batch_size: int) -> st
             stacklevel=2,
         )
     return known.batches
+
+
+def known_batching(model: nn.Module) -> str:
+    """What `batching` has found out about a model; "any" where nobody has asked."""
+    return _known[model].batches if model in _known else "any"
+
+
+def _refuse_unchecked(model, sequences):
+    """ValueError, if only the short pieces of these sequences give NaN."""
+    order = sorted(sequences, key=lambda x: len(x.input_ids))
+    with frozen(model):
+        rows = Pieces(model, sequences).rows
+        pieces = [x for row in rows for x in sequence_logits(model, [row])]
+        whole = [x for row in (order[0], order[-1]) for x in sequence_logits(model, [row])]
+    if any(x.isnan().any() for x in pieces) and not any(x.isnan().any() for x in whole):
+        raise ValueError(
+            f"the logits of {type(model).__name__} are NaN for pieces of {LENGTH} tokens, on which "
+            f"its gradients are checked, though not for whole sequences: expected a model that "
+            f"reads short ones, too"
+        )
+
+
+def _look_at_largest(model, known, sequences, batch_size):
+    """Keep sequences apart, if the largest batch of these is another thing than short pieces."""
+    groups = grouped(sequences, batch_size, known.batches)
+    sizes = [(len(x), len(x) * len(sequences[x[0]].input_ids)) for x in groups]
+    largest = max(sizes, key=lambda x: x[1])
+    if largest[0] < 2 or all(x <= y for x, y in zip(largest, known.largest)) or not asked():
+        return
+    tokens = sum(len(x.input_ids) for x in sequences)
+    if FEW < largest[1] and tokens < PAID_BY * largest[1]:
+        return  # to the run itself, which refuses what it finds
+    known.largest = largest
+    changes = apart(model, [sequences[n] for n in groups[sizes.index(largest)]])
+    if changes is not None:
+        known.batches, known.changes, known.told = "single", changes, False
 
 
 def refuse_growing_positions(model: nn.Module, longest: int) -> None:
@@ -154,139 +188,59 @@ def refuse_growing_positions(model: nn.Module, longest: int) -> None:
             )
 
 
-# ------------------------------------------------------------------------------------ the sequences
-
-
-def _rows(sequences):
-    """`ROWS` sequences from all over the data, the shortest first, cut to different lengths."""
-    order = sorted(sequences, key=lambda x: len(x.input_ids))
-    most, last = min(LENGTH, len(order[-1].input_ids)), len(order) - 1
-    lengths = [most - k * max(1, most // (ROWS + 1)) for k in reversed(range(ROWS))]
-    return [_cut(order[round(k * last / (ROWS - 1))], max(1, lengths[k])) for k in range(ROWS)]
-
-
-def _cut(x, length):
-    """A sequence of at most so many tokens that ends as it did, with a label on every token."""
-    ids = x.input_ids
-    if len(ids) > length:
-        ids = (*ids[: length - 1], ids[-1])
-    return replace(x, input_ids=ids, labels=x.labels if isinstance(x.labels, int) else ids)
-
-
-def _equally_long(rows):
-    shortest = min(len(x.input_ids) for x in rows)
-    return [_cut(x, shortest) for x in rows]
-
-
-def _lengthened(rows):
-    """As long as the longest, by repeating what they have: no token that matters is cut off."""
-    longest = max(len(x.input_ids) for x in rows)
-
-    def longer(x):
-        repeated = x.input_ids * longest
-        ids = (*repeated[: longest - 1], x.input_ids[-1])
-        return replace(x, input_ids=ids, labels=x.labels if isinstance(x.labels, int) else ids)
-
-    return [x if len(x.input_ids) == longest else longer(x) for x in rows]
-
-
-def _pair(rows, batches):
-    """Two sequences that may share a batch; never as many as they have tokens."""
-    if batches == "single":
-        return rows[-1:]
-    rows = rows if batches == "any" else _equally_long(rows)
-    pair = [rows[0], rows[-1]]
-    return pair if len(pair[-1].input_ids) != 2 else [*pair, rows[1]]
-
-
 # ----------------------------------------------------------------------------------- the function
 
 
-def _function(model, rows, longest, several):
+def _function(tracked, pieces, several):
     """What the logits say: a `Report` without gradients."""
-    alone = [x for row in rows for x in _logits(model, [row])]
-    if any(x.isnan().any() for x in alone):
-        raise FloatingPointError(f"logits are NaN for {rows}")
+    model, (first, *_, last) = tracked.model, pieces.rows
+    loose, tight, _ = tolerances(model)
+    with overwritten(tracked):
+        (alone,) = sequence_logits(model, [first])
+    if alone.isnan().any():
+        raise FloatingPointError(f"logits are NaN for {first}")
+    changed = []  # (sequence, itself with another end)
+    if not isinstance(last.labels, int) and len(last.input_ids) > 1:
+        changed = [(x, other_end(x)) for x in (last, *pieces.long)]
     neighbours, equal, together = None, None, "any"
+    found = []
     if several:
-        neighbours = _beside(model, rows, alone)
-        if len(longest.input_ids) > LENGTH:
-            beside = _logits(model, [rows[0], longest])
-            neighbours = max(neighbours, _difference(beside[0], alone[0]))
-    if neighbours is not None and neighbours > (loose := TOLERANCES[_dtype(model)][0]):
-        equal = max(
-            _beside(model, few, [x for row in few for x in _logits(model, [row])])
-            for few in (_equally_long(rows), _lengthened(rows))
-        )
-        together = "equal" if equal <= loose else "single"
-    later = None
-    if not isinstance(rows[-1].labels, int) and len(rows[-1].input_ids) > 1:
-        later = _difference(_logits(model, [_other_end(rows[-1])])[0][:-1], alone[-1][:-1])
-    again = max(_difference(_logits(model, [rows[k]])[0], alone[k]) for k in (0, -1))
-    return Report(neighbours, equal, later, again, {}, together)
+        found = [sequence_logits(model, rows) for rows in _companies(pieces, changed)]
+        neighbours = max(difference(x[0], alone) for x in found)
+        if neighbours > loose:
+            equal = max(_beside(model, f(pieces.rows)) for f in (equally_long, lengthened))
+            together = "equal" if equal <= loose else "single"
+    later = end = None
+    if changed:
+        later, end = _of_another_end([x[-2:] for x in found])
+        if later > tight or end <= tight:  # the others matter, or there were none, or it is a fault
+            alone_too = [[sequence_logits(model, [x])[0] for x in two] for two in changed]
+            later, end = _of_another_end(alone_too)
+    again = difference(sequence_logits(model, [first])[0], alone)
+    return Report(neighbours, equal, later, end, again, [], {}, together)
 
 
-def _beside(model, rows, alone):
-    return max(map(_difference, _logits(model, rows), alone))
+def _companies(pieces, changed):
+    """Batches whose first sequence is the first piece: all pieces, and the longest sequence of the
+    data, which has a batch of its own if it is long; in each, at the end, with another last
+    token."""
+    found = [list(pieces.rows), *([pieces.rows[0], x] for x in pieces.long)]
+    for rows, (_, other) in zip(found, changed):
+        rows.append(other)
+    return found
 
 
-def _other_end(x):
-    """The sequence with another last token, one that it has, or one that is near."""
-    *start, last = x.input_ids
-    others = [token for token in start if token != last]
-    return replace(x, input_ids=(*start, others[0] if others else last - 1 if last else 1))
+def _of_another_end(pairs):
+    """How much logits before the end differ in these pairs, and those at the end."""
+    if not pairs:
+        return math.inf, 0.0
+    before, at_end = (
+        [difference(y[k], x[k]) for x, y in pairs] for k in (slice(-1), slice(-1, None))
+    )
+    return max(before), max(at_end)
 
 
-@torch.no_grad()
-def _logits(model, rows):
-    """Each sequence's logits: (s, V), or (C,) of a classifier."""
-    batch = collate(rows).to(next(model.parameters()).device)
-    z = logits(model, batch)
-    z = z.to(torch.promote_types(z.dtype, torch.float32))
-    lengths = [len(x.input_ids) for x in rows]
-    return [x[:s] if z.dim() == 3 else x for x, s in zip(z, lengths)]
-
-
-def _difference(x, y):
-    """‖x − y‖ over ‖y‖, without what all words have in common; masked words (−∞) count as 0."""
-    x, y = (z.nan_to_num(posinf=0, neginf=0) for z in (x, y))
-    spread = y - y.mean(-1, keepdim=True) if y.shape[-1] > 1 else y
-    return _over((x - y).norm().item(), spread.norm().item())
-
-
-def _over(error, size):
-    return error / size if size else 0.0 if not error else math.inf
-
-
-def _dtype(model):
-    found = next(model.parameters()).dtype
-    return found if found in TOLERANCES else torch.float32
-
-
-# ------------------------------------------------------------------------------------ the verdict
-
-
-def _refuse(tracked, found, differences):
-    """ValueError where scores would be wrong."""
-    kind, (_, tight, gradient) = type(tracked.model).__name__, TOLERANCES[_dtype(tracked.model)]
-    if found.again > tight:
-        raise ValueError(
-            f"{kind} gives other logits when it reads the same sequence again (by "
-            f"{found.again:.2%}): it keeps something of what it has read, or draws at random; "
-            f"scores would depend on the order of the data"
-        )
-    if found.later is not None and found.later > tight:
-        raise ValueError(
-            f"{kind} is not causal: logits change by {found.later:.2%} when a later token does, so "
-            f"that it sees the answer that it should predict; load it as a classifier, or as a "
-            f"decoder (config.is_decoder = True)"
-        )
-    wrong = [x.name for x in tracked.layers if differences.get(x.name, 0) > gradient]
-    if wrong:
-        raise ValueError(
-            f"the gradient of {', '.join(wrong[:4])}{', …' * (len(wrong) > 4)} is not autograd's: "
-            f"it differs by {max(differences[x] for x in wrong):.1%} on two short sequences. Its "
-            f"rows are not one per position of each sequence, or its weights act elsewhere than in "
-            f"its own call; leave it out of the tracked layers by a "
-            f"pattern{pattern_without(tracked, wrong)}"
-        )
+def _beside(model, rows):
+    """How much sequences differ in a batch from what each is alone."""
+    alone = [x for row in rows for x in sequence_logits(model, [row])]
+    return max(map(difference, sequence_logits(model, rows), alone))

@@ -7,6 +7,7 @@ is guessed from a value (a date stays the text that it is).
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Collection, Iterator
 from functools import partial
@@ -20,6 +21,8 @@ from msif.core.extras import need
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
 # Data in formats that are not read: a folder with them would be read in part.
 _OTHERS = {".arrow", ".csv", ".tsv", ".xml", ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar"}
+_OTHERS |= {".ndjson", ".jsonlines", ".jl", ".feather", ".orc", ".avro", ".tgz", ".lz4", ".7z"}
+_OTHERS |= {".rar", ".pkl", ".pickle", ".npy", ".npz", ".h5", ".hdf5", ".db", ".sqlite", ".part"}
 _SPLITS = {
     "train": {"train", "training"},
     "validation": {"validation", "valid", "val", "dev"},
@@ -139,12 +142,18 @@ def _reader(path):
 
 def _files(folder, split):
     """The data files of a folder that belong to a split, by name."""
-    inside = {path.relative_to(folder): path for path in sorted(folder.rglob("*"))}
+    inside = {path.relative_to(folder): path for path in sorted(_inside(folder))}
     inside = {
         name: path
         for name, path in inside.items()
-        if path.is_file() and not any(part.startswith((".", "__")) for part in name.parts)
+        if not any(part.startswith((".", "__")) for part in name.parts)
     }
+    if broken := [path for path in inside.values() if not path.exists()]:
+        raise FileNotFoundError(
+            f"{broken[0]} is a link to {broken[0].readlink()}, which is not there: mend or remove "
+            f"it"
+        )
+    inside = {name: path for name, path in inside.items() if path.is_file()}
     if len(configs := _configs(folder)) > 1:
         raise ValueError(
             f"{folder} has several configurations ({', '.join(configs)}); expected the folder or "
@@ -170,6 +179,15 @@ def _files(folder, split):
             f"{', '.join(sorted(set(splits.values())))}"
         )
     return [path for name, path in found.items() if splits[name] == split]
+
+
+def _inside(folder):
+    """All files below a folder, those of linked folders too; ValueError for links in a circle."""
+    for place, folders, names in os.walk(folder, followlinks=True):
+        for linked in (Path(place, name) for name in folders if Path(place, name).is_symlink()):
+            if linked.resolve() in {x.resolve() for x in linked.parents}:
+                raise ValueError(f"{linked} is a link to a folder that it lies in: remove it")
+        yield from (Path(place, name) for name in names)
 
 
 def _split_of(name, asked):
@@ -222,7 +240,11 @@ def _json(path, wanted) -> Iterator[Row]:
 
 def _object(path, number, line, kind=dict):
     try:
-        found = json.loads(line)
+        found = json.loads(line, object_pairs_hook=_distinct)
+    except _Twice as error:
+        raise ValueError(
+            f"{path}, line {number} has the key {str(error)!r} twice; expected each once"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path}, line {number} is not JSON ({error}); expected one whole object a line"
@@ -232,6 +254,17 @@ def _object(path, number, line, kind=dict):
             f"{path}, line {number} is {line.strip()[:60]!r}; expected an object, "
             f'such as {{"text": "…"}}'
         )
+    return found
+
+
+class _Twice(Exception):
+    """A key of a JSON object."""
+
+
+def _distinct(pairs):
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _Twice(next(key for n, (key, _) in enumerate(pairs) if key in dict(pairs[:n])))
     return found
 
 
@@ -246,7 +279,10 @@ def _parquet(path, wanted) -> Iterator[Row]:
     pq, arrow = need("pyarrow.parquet"), need("pyarrow")
     try:
         with pq.ParquetFile(path) as file:
-            all_there = set(wanted) <= set(file.schema_arrow.names)
+            names = file.schema_arrow.names
+            if twice := [name for name in wanted if names.count(name) > 1]:
+                raise ValueError(f"{path} has several columns {twice[0]!r}; expected one")
+            all_there = set(wanted) <= set(names)
             columns = list(dict.fromkeys(wanted)) if all_there else None
             for batch in file.iter_batches(1024, columns=columns):
                 yield from batch.to_pylist()

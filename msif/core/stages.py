@@ -2,6 +2,7 @@
 chain that stages make. The formulas: `msif.core.influence`."""
 
 import re
+import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -26,6 +27,14 @@ class Curvature(Protocol):
         """f(H) v, and f_new in place of f on the layers in `new`; v: {layer: (q, o, i)}."""
 
 
+class Cross(Protocol):
+    """X = −∂²J/∂θ∂θ_start of a stage whose loss itself depends on where the stage starts, as that
+    of preferences does (`core.preferences`); a proximal term is α, and not in it."""
+
+    def transposed(self, v: Vectors) -> Vectors:
+        """Xᵀ v; v: {layer: (q, o, i)}."""
+
+
 @dataclass(frozen=True)
 class Damping:
     """A number added to the eigenvalues.
@@ -42,10 +51,13 @@ class Damping:
 
     def __post_init__(self):
         number = isinstance(self.value, Real) and not isinstance(self.value, bool)
-        if not number or not 0 <= self.value < float("inf"):
+        known = isinstance(self.value, int | float)  # not of numpy, nor a fraction
+        plain = self.value if known or not number else float(self.value)
+        if not number or not 0 <= plain <= sys.float_info.max:
             raise ValueError(f"damping or α of {self.value!r}: expected a finite number ≥ 0")
         if not isinstance(self.relative, bool):
             raise ValueError(f"relative is {self.relative!r}: expected True or False")
+        object.__setattr__(self, "value", plain)
 
     def of(self, mean: Tensor | float) -> Tensor | float:
         """The number itself, given the layer's mean eigenvalue."""
@@ -61,15 +73,17 @@ class Stage:
 
     curvature: H. damping d: numerical. alpha α: how strongly the stage stays near its start (for
     stage 1: its L2 regularisation). new: layers that earlier stages lack, such as a classification
-    head; they carry no α. P below is 1 on all other layers, and 0 on the new ones. Stages may
-    differ in precision: the higher one is kept. Raises ValueError for a damping or alpha that is no
-    `Damping`, and for `new` as one string.
+    head; they carry no α. P below is 1 on all other layers, and 0 on the new ones. cross: X, where
+    the loss itself depends on the stage's start. Stages may differ in precision: the higher one is
+    kept. Raises ValueError for a damping or alpha that is no `Damping`, for `new` as one string,
+    and for new layers beside a cross term.
     """
 
     curvature: Curvature
     damping: Damping = NONE
     alpha: Damping = NONE
     new: tuple[str, ...] = ()
+    cross: Cross | None = None
 
     def __post_init__(self):
         for name, x in (("damping", self.damping), ("alpha", self.alpha)):
@@ -80,19 +94,27 @@ class Stage:
                 )
         if isinstance(self.new, str):
             raise ValueError(f"new is {self.new!r}: expected names of layers, ({self.new!r},)")
+        if self.new and self.cross is not None:
+            raise ValueError(
+                f"the new layers {self.new} and a cross term: expected a stage of preferences to "
+                f"train the layers of its reference, and no others"
+            )
 
     @property
     def forgets(self) -> bool:
         """Does nothing of where the stage starts reach its end?"""
-        return self.alpha.value == 0
+        return self.alpha.value == 0 and self.cross is None
 
     def inverse(self, v: Vectors) -> Vectors:
         """(H + αP + d)⁻¹ v."""
         return self.curvature.apply(self.inverse_filter, v, self.new, self.inverse_filter_of_new)
 
     def transfer(self, v: Vectors) -> Vectors:
-        """T v = α (H + αP + d)⁻¹ v on the layers that earlier stages have."""
+        """T v = (X + α)ᵀ (H + αP + d)⁻¹ v on the layers that earlier stages have."""
         moved = self.curvature.apply(self.transfer_filter, v, self.new, self.inverse_filter_of_new)
+        if self.cross is not None:
+            crossed = self.cross.transposed(self.inverse(v))
+            return {name: x + crossed[name] for name, x in moved.items()}
         return {name: x for name, x in moved.items() if name not in self.new}
 
     def inverse_filter(self, eigenvalues: Tensor, mean: Tensor) -> Tensor:

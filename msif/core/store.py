@@ -114,18 +114,28 @@ def load(folder: str | Path, tracked: Tracked | None = None, in_memory: bool = T
         for layer in tracked.layers:
             _check_shape(folder, layer, paths[layer.name])
     read = {name: partial(_read_layer, paths[name], x["sha256"]) for name, x in stored.items()}
-    found = LayerFiles(read)
+    found = LayerFiles(read, {name: partial(_rows, path) for name, path in paths.items()})
     return EKFAC(dict(found) if in_memory else found, header)
 
 
 class LayerFiles(Mapping[str, LayerFactors]):
     """{layer name: LayerFactors} read from one file a layer, each time that it is asked for.
 
-    read: {layer name: a function that reads its tensors}.
+    read: {layer name: a function that reads its tensors}. read_rows: those that read its rows
+    alone.
     """
 
-    def __init__(self, read: Mapping[str, Callable[[], dict[str, Tensor]]]):
+    def __init__(
+        self,
+        read: Mapping[str, Callable[[], dict[str, Tensor]]],
+        read_rows: Mapping[str, Callable[[], Tensor | None]] | None = None,
+    ):
         self.read = read
+        self.read_rows = read_rows
+
+    def rows(self, name: str) -> Tensor | None:
+        """The rows of a layer's blocks; None for one block."""
+        return self[name].rows if self.read_rows is None else self.read_rows[name]()
 
     def __getitem__(self, name: str) -> LayerFactors:
         tensors: dict[str, Any] = {"rows": None, **self.read[name]()}
@@ -183,7 +193,7 @@ def _check_shape(folder, layer, path):
     """From what the file says of itself and its rows, without its large tensors."""
     with _opened(path) as file:
         shape = tuple(file.get_slice("eigenvalues").get_shape())
-        rows = file.get_tensor("rows") if "rows" in file.keys() else None
+    rows = _rows(path)
     expected = (*block_shape(layer), layer.inputs)
     if shape != expected:
         raise FactorsError(
@@ -195,6 +205,11 @@ def _check_shape(folder, layer, path):
             f"{folder}: {layer.name} was fitted with other output rows in its heads; fit the "
             f"factors again"
         )
+
+
+def _rows(path):
+    with _opened(path) as file:
+        return file.get_tensor("rows") if "rows" in file.keys() else None
 
 
 @contextmanager

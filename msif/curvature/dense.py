@@ -9,6 +9,8 @@ from math import prod
 
 import torch
 
+from msif.core.products import unflatten
+
 
 @dataclass(frozen=True)
 class Dense:
@@ -54,6 +56,19 @@ class Dense:
         return torch.cat(
             [torch.full((prod(shape),), name in new) for name, shape in self.layers.items()]
         )
+
+
+@dataclass(frozen=True)
+class DenseCross:
+    """X of a stage (`core.stages.Cross`) as a matrix (P, P), the rows as in `Dense`."""
+
+    matrix: torch.Tensor
+    layers: dict
+
+    def transposed(self, v):
+        """Xᵀ v; v: {layer: (n, out, in)}."""
+        x = torch.cat([v[name].flatten(1).to(self.matrix.dtype) for name in self.layers], 1)
+        return unflatten(x @ self.matrix, {name: v[name] for name in self.layers})
 
 
 def spectral(f, matrix):

@@ -15,10 +15,11 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from msif.core.capture import frozen
-from msif.core.data import NO_LOSS, batches, check
+from msif.core.data import NO_LOSS, batches, check, collate, grouped
 from msif.core.layers import Tracked, matrix, own_module
 from msif.core.models import limits, logits
 from msif.core.objectives import align
+from msif.core.selfcheck import batching
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,22 @@ class GaussNewton:
         found = {name: torch.zeros_like(x) for name, x in v.items()}
         with _differentiable(self.tracked) as parameters:
             vectors = [part for layer in layers for part in _parts(model, layer, v[layer.name])]
-            for batch in batches(self.sequences, self.batch_size):
-                products = iter(_product(model, parameters, batch.to(model.device), vectors))
+            for batch in self._batches():
+                products = iter(_product(model, parameters, batch, vectors))
                 for layer in layers:
                     found[layer.name] += _joined(model, layer, products)
         return {name: x / len(self.sequences) for name, x in found.items()}
+
+    def _batches(self):
+        """In the given order, unless neighbours change what the model says of a sequence."""
+        together = batching(self.tracked, self.sequences, self.batch_size)
+        if together == "any":
+            found = batches(self.sequences, self.batch_size)
+        else:
+            groups = grouped(self.sequences, self.batch_size, together)
+            found = (collate([self.sequences[n] for n in group]) for group in groups)
+        device = next(self.tracked.model.parameters()).device
+        return (batch.to(device) for batch in found)
 
 
 def _product(model, parameters, batch, vectors):

@@ -7,9 +7,9 @@ influence and no unit.
 
 import torch
 
-from msif.core.capture import frozen
-from msif.core.data import buckets, check, collate
-from msif.core.models import limits
+from msif.core.capture import frozen, groups
+from msif.core.data import collate
+from msif.core.layers import Tracked
 
 
 def states(model, sequences, kind="mean", layer=-1, batch_size=64):
@@ -17,16 +17,16 @@ def states(model, sequences, kind="mean", layer=-1, batch_size=64):
     given.
 
     kind: "mean" over a sequence's tokens, or "last" of them. layer: of transformers' hidden_states,
-    0 the embeddings, −1 after the last block and norm. Padding never enters, for a model whose
-    tokens look to the left or that reads its attention mask. Raises ValueError for another kind or
-    layer, and for a sequence that the model cannot read.
+    0 the embeddings, −1 after the last block and norm. Padding never enters, and sequences that
+    depend on their neighbours are kept apart (`capture.groups`). Raises ValueError for another kind
+    or layer, and for a sequence that the model cannot read.
     """
     if kind not in ("mean", "last"):
         raise ValueError(f"kind is {kind!r}: expected 'mean' or 'last'")
-    check(sequences, *limits(model))
+    batches = groups(Tracked(model, []), sequences, batch_size)
     found = [None] * len(sequences)
     with frozen(model), torch.no_grad():
-        for group in buckets(sequences, batch_size):
+        for group in batches:
             rows = _batch(model, collate([sequences[n] for n in group]), kind, layer)
             for n, row in zip(group, rows):
                 found[n] = row

@@ -14,31 +14,25 @@ many wrote it: sums and what is kept of batches are read by that one alone.
 
 With several processes (see `msif.scale.processes`), process k takes every k-th batch and every k-th
 decomposition, and sums are added over processes; one that has no batch adds zeros. Another number
-of processes is another order of addition. A and B are added in float64 (`msif.scale.sums`), so that
+of processes is another order of addition. A and B are added in float64 (`msif.core.sums`), so that
 their eigenvectors, which follow the last digits, come out the same; Λ is added in the model's
 precision, which moves scores by less than 1e-6 of their norm in float32 (as tested, with damping
-1e-3). `ekfac.fit` adds everything in the model's precision: its scores differ by up to 1e-4.
+1e-3). `ekfac.fit` adds the same numbers: its bases are the same to the bit, its Λ to rounding.
 """
 
-import contextlib
-import ctypes
-import time
-from functools import partial
 from pathlib import Path
 
-import torch
-from tqdm import tqdm
-
 from msif.core import checks, ekfac, files, store
-from msif.core.capture import backpropagate, frozen, groups
-from msif.core.data import Sequence, check, collate, digest
+from msif.core.capture import groups
+from msif.core.data import Sequence, check, digest
 from msif.core.digests import layers_key
 from msif.core.layers import Tracked
 from msif.core.models import limits, model_digest
 from msif.core.objectives import fisher_losses
-from msif.core.products import aligned
 from msif.core.resources import require
-from msif.scale import processes, sums
+from msif.core.spent import share_said
+from msif.scale import processes
+from msif.scale.partition import Partition, stored
 from msif.scale.plan import plan_fit
 from msif.scale.sizes import parse_bytes
 
@@ -96,20 +90,21 @@ def fit(
                 print(f"{title}: {plan}", flush=True)
             kept = _kept_bytes(tracked, sequences, batch_size, len(objectives))
             _begin(work, key, plan, min(keep, kept), rank)
-            for number, partition in enumerate(plan.partitions, 1):
-                _Fit(
-                    work,
-                    files.sha256_of(key),
-                    tracked.only(partition.layers),
-                    sequences,
-                    objectives,
-                    batch_size,
-                    keep // size,
-                    every,
-                    title and f"{title} {number}/{len(plan.partitions)}",
-                ).run()
+            with share_said(tracked.model, title if rank == 0 else None, "fit"):
+                for number, part in enumerate(plan.partitions, 1):
+                    Partition(
+                        work,
+                        files.sha256_of(key),
+                        tracked.only(part.layers),
+                        sequences,
+                        objectives,
+                        batch_size,
+                        keep // size,
+                        every,
+                        title and f"{title} {number}/{len(plan.partitions)}",
+                    ).run()
             if rank == 0:
-                factors = _stored(work, tracked.layers, "factors", files.sha256_of(key))
+                factors = stored(work, tracked.layers, "factors", files.sha256_of(key))
                 header = ekfac.header(tracked, sequences, labels, len(objectives), seed)
                 store.save(ekfac.EKFAC(factors, {**header, "processes": size}), folder)
         processes.barrier()
@@ -153,189 +148,8 @@ def _kept_bytes(tracked, sequences, batch_size, draws):
     return positions * width * next(tracked.model.parameters()).element_size()
 
 
-def _file(work, layer, kind):
-    return work / f"{layer.name}.{kind}.safetensors"
-
-
-def _stored(work, layers, kind, key):
-    """The layers' "bases" or "factors" that lie in `work`, read when they are asked for."""
-
-    def read(layer):
-        return files.load(_file(work, layer, kind), work=key)[0]
-
-    return store.LayerFiles({x.name: partial(read, x) for x in layers})
-
-
 def _clear(work):
     """Leave nothing but the locks."""
     files.sweep(work)
     for path in (*work.glob("*.safetensors"), work / "work.json"):
         path.unlink(missing_ok=True)
-
-
-class _Fit:
-    """One partition: its two passes and what lies between and after them."""
-
-    def __init__(self, work, key, tracked, sequences, objectives, batch_size, keep, every, title):
-        self.work = work
-        self.process = "{}of{}".format(*processes.rank_and_size())
-        self.stamp = {"work": key, "process": self.process}
-        self.tracked = tracked
-        self.sequences = sequences
-        self.objectives = objectives
-        self.batches = processes.share(groups(tracked, sequences, batch_size))
-        before = work.glob(f"kept.{self.process}.*")
-        self.keep = keep - sum(x.stat().st_size for x in before)  # bytes left for a and g
-        self.every = every
-        self.title = title
-        self.count = len(sequences) * len(objectives)
-
-    def run(self):
-        layers = self.tracked.layers
-        if not self._all("factors"):
-            if not self._all("bases"):
-                covariances = self._pass("covariances", sums.covariance_zeros, sums.add_covariances)
-                self._each(self._decomposed(covariances), "bases")
-            _return_memory()
-            bases = _stored(self.work, layers, "bases", self.stamp["work"])
-            rotations = {
-                x.name: _rotation(bases[x.name].to(_device(self.tracked.model, x))) for x in layers
-            }
-            squares = self._pass(
-                "eigenvalues",
-                sums.eigenvalue_zeros,
-                lambda found, *rest: ekfac.add_eigenvalues(found, rotations, *rest),
-            )
-            finished = (
-                (x, ekfac.mean_eigenvalues(squares, [x], bases, self.count)[x.name])
-                for x in processes.share(layers)
-            )
-            self._each(finished, "factors")
-        if processes.rank_and_size()[0] == 0:
-            passing = (*self.work.glob("sums.*"), *self.work.glob("kept.*"))
-            for path in (*passing, *(_file(self.work, x, "bases") for x in layers)):
-                path.unlink(missing_ok=True)
-        processes.barrier()
-
-    def _all(self, kind):
-        """Is this file there for every layer? All processes answer before any goes on to write."""
-        found = all(_file(self.work, x, kind).exists() for x in self.tracked.layers)
-        processes.barrier()
-        return found
-
-    def _each(self, found, kind):
-        """Write one file a layer, and wait until every process has."""
-        for layer, factors in found:
-            files.save(_file(self.work, layer, kind), store.tensors_of(factors), **self.stamp)
-        processes.barrier()
-
-    def _decomposed(self, found):
-        """(layer, its eigenbases) of this process's layers; each layer's sums are let go of as it
-        is done."""
-        whats, model = ("A", "B", "positions"), self.tracked.model
-        mine = [
-            x
-            for x in processes.share(self.tracked.layers)
-            if not _file(self.work, x, "bases").exists()
-        ]
-        for name in set(found) - {f"{x.name}.{what}" for x in mine for what in whats}:
-            del found[name]
-        desc = self.title and f"{self.title}: decompositions"
-        for layer in tqdm(mine, desc=desc, disable=self.title is None):
-            whole = sums.unpacked(found, [layer], sums.precision(model))
-            for what in whats:
-                del found[f"{layer.name}.{what}"]
-            count = len(self.sequences), len(self.objectives)
-            means = ekfac.mean_covariances(whole, [layer], *count)
-            del whole
-            yield layer, ekfac.eigenbases(*means[layer.name])
-
-    def _pass(self, kind, zeros, add):
-        """Sums over all batches of all processes: {name: tensor}. They start at zeros(model, layer)
-        of each layer, and grow by add(sums, layer, a, g, draw, batch).
-
-        Checkpoints on the way, and goes on from one that is there."""
-        names, last = [x.name for x in self.tracked.layers], time.monotonic()
-        found, done = {}, 0
-        for layer in self.tracked.layers:
-            found |= zeros(self.tracked.model, layer)
-        path = self.work / f"sums.{names[0]}.{kind}.{self.process}.safetensors"
-        before, state = files.load(path, **self.stamp)
-        if state.get("layers") == names:  # else none, or of another partition
-            done = state["batches"]
-            for name, x in before.items():
-                found[name].copy_(x)
-        del before
-        with frozen(self.tracked.model), self._progress(kind, done) as progress:
-            for number, group in enumerate(self.batches[done:], done + 1):
-                batch = collate([self.sequences[n] for n in group])
-                self._batch(kind, number, batch, lambda *seen: add(found, *seen, batch))
-                progress.update(int(batch.attention_mask.sum()))
-                if number == len(self.batches) or time.monotonic() - last >= self.every:
-                    files.save(path, found, batches=number, layers=names, **self.stamp)
-                    last = time.monotonic()
-        processes.barrier()
-        processes.add_over_processes(found)
-        return found
-
-    def _batch(self, kind, number, batch, consume):
-        """One batch through the model, or from what is kept of it."""
-        dtype = next(self.tracked.model.parameters()).dtype
-        kept = {
-            (x.name, draw): self.work / f"kept.{self.process}.{number}.{x.name}.{draw}.safetensors"
-            for x in self.tracked.layers
-            for draw in range(len(self.objectives))
-        }
-        if kind == "eigenvalues" and all(path.exists() for path in kept.values()):
-            return self._read(kept, consume)
-
-        def keeping(layer, a, g, draw):
-            path = kept[layer.name, draw]
-            if not path.exists():
-                found = {"g": g.to(dtype)} | ({"a": a.to(dtype)} if draw == 0 else {})
-                self.keep -= sum(x.nbytes for x in found.values())
-                if self.keep >= 0:
-                    files.save(path, found, durable=False, **self.stamp)
-            consume(layer, a, g, draw)
-
-        keeps = kind == "covariances" and self.keep > 0
-        backpropagate(self.tracked, batch, self.objectives, keeping if keeps else consume)
-
-    def _read(self, kept, consume):
-        for layer in self.tracked.layers:
-            device = _device(self.tracked.model, layer)
-            a = None  # kept once, with the first draw
-            for draw in range(len(self.objectives)):
-                found = {
-                    name: x.to(device, torch.promote_types(x.dtype, torch.float32))
-                    for name, x in files.load(kept[layer.name, draw], **self.stamp)[0].items()
-                }
-                a = found.get("a", a)
-                consume(layer, a, found["g"], draw)
-
-    def _progress(self, kind, done):
-        tokens = [sum(len(self.sequences[n].input_ids) for n in group) for group in self.batches]
-        return tqdm(
-            total=sum(tokens),
-            initial=sum(tokens[:done]),
-            unit=" tokens",
-            unit_scale=True,
-            desc=self.title and f"{self.title}: {kind}",
-            disable=self.title is None,
-        )
-
-
-def _return_memory():
-    """Freed memory back to the system, from which glibc's allocator holds it; without glibc there
-    is nothing to do."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def _rotation(factors):
-    return aligned(factors.basis_in), factors.basis_out
-
-
-def _device(model, layer):
-    """Where a layer's weight lies."""
-    return model.get_parameter(layer.parameter).device

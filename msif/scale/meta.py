@@ -9,7 +9,7 @@ of its layers give an upper bound. So an estimate never keeps a fit from being t
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from msif.core.parts import matrices
 
 SHORT = 16  # tokens of a measured sequence, at most; the second is half as long
 BOUND = 3  # times what layers read and write: norms, gates and activations between them
-LOGIT_COPIES = 4  # float32 tensors of the logits' size that a loss holds at once, beside the logits
+LOGIT_COPIES = 5  # float32 tensors of the logits' size that a loss holds at once, logits included
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,24 @@ class MetaPass:
     """What one forward pass over a batch keeps for its backward pass, and what it costs.
 
     kept: {layer: bytes that autograd keeps from its output on}. logits: bytes of the logits and of
-    what the loss holds. flops: of the pass. how: "meta", "measured" or "bound"."""
+    what the loss holds. flops: of the pass. how: "meta", "measured" or "bound". inputs: {layer:
+    (which tensor it reads, its bytes, 0 where autograd keeps it)} of the layers of which that is
+    known."""
 
     kept: dict[str, int]
     logits: int
     flops: int
     how: str = "meta"
+    inputs: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def kept_by(self, layers: Iterable[Layer]) -> int:
         """Bytes that autograd keeps when the backward pass goes down to these layers."""
         return max(self.kept[x.name] for x in layers)
+
+    def waiting(self, layers: Iterable[Layer]) -> int:
+        """Bytes of those of these layers' inputs that are known, beside what autograd keeps, each
+        tensor once."""
+        return sum(dict(self.inputs[x.name] for x in layers if x.name in self.inputs).values())
 
 
 def one_pass(tracked: Tracked, n: int, s: int) -> MetaPass:
@@ -62,8 +70,8 @@ def meta_pass(tracked: Tracked, n: int, s: int) -> MetaPass:
     def run():
         return model(input_ids=torch.zeros(n, s, dtype=torch.long, device="meta")).logits
 
-    kept, logits, flops = _watched(model, tracked.layers, run)
-    return MetaPass(kept, _logit_bytes(logits), flops)
+    kept, inputs, logits, flops = _watched(model, tracked.layers, run)
+    return MetaPass(kept, _logit_bytes(logits), flops, inputs=inputs)
 
 
 def measured_pass(tracked: Tracked, n: int, s: int) -> MetaPass:
@@ -82,7 +90,7 @@ def measured_pass(tracked: Tracked, n: int, s: int) -> MetaPass:
         with frozen(model):
             return _watched(model, tracked.layers, lambda: logits(model, _sequence(model, length)))
 
-    (few, _, few_flops), (many, shape, many_flops) = measured(short), measured(long)
+    (few, _, _, few_flops), (many, _, shape, many_flops) = measured(short), measured(long)
 
     def grown(x, y):
         square = max(0.0, (y - x * long / short) / (long * (long - short)))
@@ -121,26 +129,35 @@ def bound_pass(tracked: Tracked, n: int, s: int) -> MetaPass:
     kept = n * s * (BOUND * size * sides + 2 * max(4, size) * depth * heads * s)
     weights = sum(x for _, x in matrices(tracked.model)) + vocabulary * width
     flops = 2 * n * s * (weights + 2 * depth * width * s)
-    logits = n * s * vocabulary * (2 * size + 4 * LOGIT_COPIES)
+    logits = n * s * vocabulary * _logit_size(size)
     return MetaPass({x.name: kept for x in tracked.layers}, logits, flops, "bound")
 
 
 def _logit_bytes(logits):
-    return logits.numel() * (2 * logits.element_size() + 4 * LOGIT_COPIES)
+    return logits.numel() * _logit_size(logits.element_size())
+
+
+def _logit_size(size):
+    """Bytes of one logit; half-precision ones are there beside their copy in float32."""
+    return max(4, size) * LOGIT_COPIES + (size if size < 4 else 0)
 
 
 def _watched(model, layers, run):
-    """({layer: bytes kept from its output on}, logits, FLOP) of run(), one forward pass.
+    """({layer: bytes kept from its output on}, `MetaPass.inputs`, logits, FLOP) of run(), one
+    forward pass.
 
     Every activation asks for a gradient here, wherever the first tracked layer is. Else what is
     counted for a layer would depend on the others: a product keeps both of its factors only if both
     ask for one, as the two halves of a gated MLP do. A layer that is not called keeps all.
     """
     kept, modules, starts = _Kept(), dict(model.named_modules()), {x.name: 0 for x in layers}
+    read: dict[str, Tensor] = {}  # held on to, as else another tensor takes its place
 
     def starting(name):
-        def hook(*_):
+        def hook(module, args, *_):
             starts[name] = len(kept.saved)
+            if args and isinstance(args[0], Tensor):
+                read[name] = args[0].detach()
 
         return hook
 
@@ -158,7 +175,16 @@ def _watched(model, layers, run):
             handle.remove()
     bytes_from = kept.bytes_from()
     found = {name: bytes_from[start] for name, start in starts.items()}
-    return found, logits.detach(), flops.get_total_flops()
+    return found, _inputs(layers, read, kept), logits.detach(), flops.get_total_flops()
+
+
+def _inputs(layers, read, kept):
+    """`MetaPass.inputs`, without experts."""
+    saved, found = {storage for storage, _ in kept.saved}, {}
+    for name in {x.name for x in layers if x.expert is None} & set(read):
+        storage = read[name].untyped_storage()
+        found[name] = storage._cdata, 0 if storage._cdata in saved else read[name].nbytes
+    return found
 
 
 def on_meta(model: nn.Module) -> nn.Module:

@@ -8,13 +8,15 @@ t = n·s positions,
 
     the model; the activations that the backward pass to the partition's first layer needs;
     the partition's inputs a; logits, with what the loss makes of them;
-    and the larger of  Σ_layers (A, B) + one decomposition in float64
-                  and  Σ_layers (Q_A, Q_B, Λ) + one layer's rotated a, g.
+    and the larger of  Σ_layers (A, B) + one layer's products
+                  and  Σ_layers (Q_A, Q_B, Λ) + one layer's rotated a, g;
+
+or between the passes Σ_layers (A, B) + one decomposition in float64. What a batch takes of memory
+besides is `SLACK` of its activations, or what a `Calibration` has measured.
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
 
 from torch import nn
 
@@ -24,95 +26,15 @@ from msif.core.layers import Layer, Tracked
 from msif.core.models import text_config
 from msif.core.products import WORKSPACE
 from msif.core.resources import available_memory
-from msif.scale.meta import one_pass
+from msif.core.sums import packed
+from msif.scale.meta import MetaPass, one_pass
+from msif.scale.plans import Calibration, FitPlan, Partition, ScorePlan
 from msif.scale.sizes import human, parse_bytes
-from msif.scale.sums import packed
 
 EIGH_COPIES = 6  # float64 matrices held at once: M, symmetrised, vectors, LAPACK's 2, 1 in and out
 SLACK = 1.2  # what allocators hold for tensors that come and go, over what is in use at once
 _PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk")
-_HOW = {
-    "meta": "",
-    "measured": "\n  activations and arithmetic of a pass measured on a short sequence",
-    "bound": "\n  activations and arithmetic of a pass bounded by the sizes of the layers",
-}
 EIGH_FLOPS = 9  # × d³: tridiagonalisation, divide and conquer, back-transformation
-
-
-@dataclass(frozen=True)
-class Partition:
-    """Layers fitted together.
-
-    Bytes: activations (with inputs and logits), covariances and eigenvalues (sums and
-    workspace)."""
-
-    layers: tuple[Layer, ...]
-    activations: int
-    covariances: int
-    eigenvalues: int
-
-    @property
-    def bytes(self) -> int:
-        """The most that it holds at once, besides the model."""
-        return self.activations + max(self.covariances, self.eigenvalues)
-
-
-@dataclass(frozen=True)
-class FitPlan:
-    """What a fit takes: sizes in bytes, arithmetic in floating-point operations, a multiplication
-    with its addition counting as 2."""
-
-    parameters: int
-    model: int
-    partitions: tuple[Partition, ...]
-    factors: int
-    tokens: int
-    draws: int
-    forward: float  # one forward pass over the tokens
-    model_flops: float  # forward and activation-gradient passes, all partitions
-    product_flops: float  # covariances and rotated squares
-    eigh_flops: float
-    coverage: str  # how much of the model is tracked
-    how: str  # how a pass was estimated: see `msif.scale.meta`
-
-    @property
-    def peak(self) -> int:
-        """Bytes of memory, the model included."""
-        return self.model + max(p.bytes for p in self.partitions)
-
-    @property
-    def disk(self) -> int:
-        """Factors twice (work and result), and the sums of one partition for as long as it is
-        fitted."""
-        return 2 * self.factors + max(p.covariances for p in self.partitions)
-
-    @property
-    def passes(self) -> float:
-        """In units of a plain forward + backward pass over the data (three forward passes), without
-        decompositions."""
-        return (self.model_flops + self.product_flops) / (3 * self.forward)
-
-    def seconds(self, model_rate: float, product_rate: float, eigh_rate: float) -> float:
-        """Predicted time at these rates, in operations per second."""
-        return (
-            self.model_flops / model_rate
-            + self.product_flops / product_rate
-            + self.eigh_flops / eigh_rate
-        )
-
-    def __str__(self) -> str:
-        layers = sum(len(p.layers) for p in self.partitions)
-        draws = f"{self.draws} draw{'s' * (self.draws > 1)}"
-        return (
-            f"plan: {layers} layers of a model of {self.parameters:,} parameters "
-            f"({human(self.model)}), {self.tokens:,} tokens, {draws}\n"
-            f"  {self.coverage}\n"
-            f"  partitions {len(self.partitions)}: two passes over the data each; "
-            f"peak memory {human(self.peak)}, model included\n"
-            f"  disk {human(self.disk)} while it runs, {human(self.factors)} for the factors\n"
-            f"  arithmetic {self.passes:.2f} forward + backward passes, and "
-            f"{self.eigh_flops / 1e9:,.0f} GFLOP of float64 decompositions{_HOW[self.how]}"
-        )
 
 
 def plan_fit(
@@ -122,16 +44,18 @@ def plan_fit(
     batch_size: int = 32,
     draws: int = 1,
     memory: int | str | None = None,
+    calibration: Calibration | None = None,
 ) -> FitPlan:
     """The `FitPlan` of fitting the tracked layers on sequences of these lengths (tokens) within
     `memory` (bytes, "16GiB", or what is free).
 
-    The layers go, in the model's order, into as few partitions as the memory allows. Raises
+    The layers go, in the model's order, into as few partitions as the memory allows. calibration:
+    of these layers, sequences and draws (`calibration.of_fit`), gives memory and time. Raises
     MemoryError below `least_memory`, naming it and the layer that needs it, ValueError for no
     lengths."""
     budget = available_memory() if memory is None else parse_bytes(memory)
     lengths = list(lengths)
-    needs = _Needs(tracked, lengths, batch_size)
+    needs = Needs(tracked, lengths, batch_size, calibration)
     if budget is not None and budget < needs.least:
         raise MemoryError(needs.refusal(budget))
     parts: list[Partition] = []
@@ -142,7 +66,7 @@ def plan_fit(
         else:
             parts.append(needs.partition([layer]))
     tokens = sum(lengths)
-    forward = needs.found.flops * tokens / (needs.n * needs.s)
+    forward = needs.forward(tokens)
     return FitPlan(
         parameters=sum(p.numel() for p in tracked.model.parameters()),
         model=needs.model,
@@ -152,40 +76,68 @@ def plan_fit(
         draws=draws,
         forward=forward,
         model_flops=sum(2 * forward * (1 + draws * _above(tracked.layers, p)) for p in parts),
-        product_flops=sum(_products(x, lengths, draws) for x in tracked.layers),
+        product_flops=fit_products(tracked.layers, lengths, draws),
         eigh_flops=sum(_eigh(x) for x in tracked.layers),
         coverage=str(coverage(tracked)),
         how=needs.found.how,
+        calibration=calibration,
     )
 
 
 def least_memory(tracked: Tracked, lengths: Iterable[int], *, batch_size: int = 32) -> int:
     """The smallest `memory`, in bytes, that `plan_fit` accepts: of the model and of the layer that
     needs the most alone. ValueError for no lengths."""
-    return _Needs(tracked, list(lengths), batch_size).least
+    return Needs(tracked, list(lengths), batch_size).least
 
 
-class _Needs:
+class Needs:
     """What a fit of these layers takes in memory, by partition; n sequences of s tokens are its
     largest batch."""
 
-    def __init__(self, tracked, lengths, batch_size):
+    def __init__(
+        self,
+        tracked: Tracked,
+        lengths: list[int],
+        batch_size: int,
+        calibration: Calibration | None = None,
+    ) -> None:
         if not lengths:
             raise ValueError("there are no sequences to plan for; expected at least one length")
         self.tracked = tracked
         self.n, self.s = min(batch_size, len(lengths)), max(lengths)
         self.model = model_bytes(tracked.model)
         self.found = one_pass(tracked, self.n, self.s)
+        self.measured = calibration and calibration.memory
         self.largest = max((self.partition([x]) for x in tracked.layers), key=lambda p: p.bytes)
         self.least = self.model + self.largest.bytes
 
-    def partition(self, chosen):
-        """The `Partition` of these layers."""
-        inputs = _inputs(self.tracked.only(chosen), self.n * self.s)
-        activations = self.found.kept_by(chosen) + self.found.logits + inputs
-        return Partition(tuple(chosen), int(SLACK * activations), *_sums(chosen, self.n, self.s))
+    def batch(self, chosen: Collection[Layer]) -> int:
+        """Bytes of the activations, inputs and logits of the largest batch, in a fit of these
+        layers."""
+        inputs = inputs_bytes(self.tracked.only(chosen), self.n * self.s, self.found)
+        return self.found.kept_by(chosen) + self.found.logits + inputs
 
-    def refusal(self, budget):
+    def partition(self, chosen: list[Layer]) -> Partition:
+        """The `Partition` of these layers."""
+        moments, eigh, first, factors, second = _sums(chosen, self.n, self.s)
+        slack = self.measured or SLACK
+        if self.measured:  # what was measured has the workspace in it
+            first = second = 0
+        return Partition(
+            layers=tuple(chosen),
+            activations=int(slack * self.batch(chosen)),
+            covariances=moments + int(SLACK * first),
+            eigenvalues=factors + int(SLACK * second),
+            decompositions=moments + eigh,
+            sums=moments,
+            factors=factors,
+        )
+
+    def forward(self, tokens: int) -> float:
+        """FLOP of one forward pass over so many tokens."""
+        return self.found.flops * tokens / (self.n * self.s)
+
+    def refusal(self, budget: int) -> str:
         """What to say of a budget below the least."""
         return (
             f"{self.largest.layers[0].name} alone needs {human(self.least)} "
@@ -196,63 +148,42 @@ class _Needs:
         )
 
 
-@dataclass(frozen=True)
-class ScorePlan:
-    """Scoring documents for some queries: sizes in bytes, arithmetic in FLOP over all documents."""
-
-    documents: int
-    queries: int
-    peak: int
-    vectors: int  # w, held throughout
-    disk: int  # of float32 scores, norms and indices
-    forward: float
-    model_flops: float
-    product_flops: float
-
-    @property
-    def passes(self) -> float:
-        """In units of a plain forward + backward pass over the documents."""
-        return (self.model_flops + self.product_flops) / (3 * self.forward)
-
-    def seconds(self, model_rate: float, product_rate: float) -> float:
-        """Predicted time at these rates, in operations per second."""
-        return self.model_flops / model_rate + self.product_flops / product_rate
-
-    def __str__(self) -> str:
-        return (
-            f"plan: {self.documents:,} documents for {self.queries} queries\n"
-            f"  peak memory {human(self.peak)}, {human(self.vectors)} of it "
-            f"for the queries' vectors; disk {human(self.disk)}\n"
-            f"  arithmetic {self.passes:.2f} forward + backward passes"
-        )
-
-
 def plan_score(
-    tracked: Tracked, lengths: list[int], queries: int, *, batch_size: int = 32
+    tracked: Tracked,
+    lengths: list[int],
+    queries: int,
+    *,
+    batch_size: int = 32,
+    calibration: Calibration | None = None,
 ) -> ScorePlan:
     """The `ScorePlan` of `influence.score` on documents of these lengths (tokens) for that many
-    queries, in float32."""
-    n, s, tokens = min(batch_size, len(lengths)), max(lengths), sum(lengths)
-    found = one_pass(tracked, n, s)
-    weights = tracked.weights
+    queries, in float32. calibration: of these layers, documents and queries
+    (`calibration.of_scores`)."""
+    needs, tokens = Needs(tracked, list(lengths), batch_size), sum(lengths)
+    n, s, weights = needs.n, needs.s, tracked.weights
 
     def gradient(layer):
         """Bytes of a batch's D, a and g."""
         sides = layer.in_features + layer.out_features
         return 4 * n * (layer.inputs * layer.out_features + s * sides)
 
-    D = max(map(gradient, tracked.layers))
-    held = found.kept_by(tracked.layers) + found.logits + _inputs(tracked, n * s) + D
-    vectors, forward = 4 * queries * weights, found.flops * tokens / (n * s)
+    held = needs.batch(tracked.layers)
+    if calibration and calibration.memory:
+        batch = int(calibration.memory * held)
+    else:
+        batch = int(SLACK * (held + max(map(gradient, tracked.layers))))
+    vectors = 4 * queries * weights
+    forward = needs.forward(tokens)
     return ScorePlan(
         documents=len(lengths),
         queries=queries,
-        peak=model_bytes(tracked.model) + int(SLACK * held) + vectors,
+        peak=needs.model + batch + vectors,
         vectors=vectors,
         disk=len(lengths) * (4 * queries + 12),
         forward=forward,
         model_flops=2 * forward,
-        product_flops=2.0 * weights * (tokens + len(lengths) * queries),
+        product_flops=score_products(weights, lengths, queries),
+        calibration=calibration,
     )
 
 
@@ -261,20 +192,23 @@ def model_bytes(model: nn.Module) -> int:
     return sum(x.numel() * x.element_size() for x in (*model.parameters(), *model.buffers()))
 
 
-def _inputs(tracked, tokens):
+def inputs_bytes(tracked: Tracked, tokens: int, found: MetaPass) -> int:
     """Bytes of the a of every layer of a partition, which wait, in the model's dtype, for their
-    gradients."""
-    chosen, config = {}, text_config(tracked.model)
+    gradients; what several layers read, or autograd keeps, counts once where the pass knows it."""
+    chosen: dict[str, list[int]] = {}
+    config = text_config(tracked.model)
     per_token = next((n for x in _PER_TOKEN if (n := getattr(config, x, None))), math.inf)
     for x in tracked.layers:  # a token reads a few of the experts of a parameter
-        chosen.setdefault(x.parameter, []).append(x.in_features)
+        if x.name not in found.inputs:
+            chosen.setdefault(x.parameter, []).append(x.in_features)
     width = sum(x[0] * min(len(x), per_token) for x in chosen.values())
-    return width * tokens * next(tracked.model.parameters()).element_size()
+    size = next(tracked.model.parameters()).element_size()
+    return found.waiting(tracked.layers) + int(width * tokens * size)
 
 
 def _sums(layers, n, s):
-    """Bytes of sums and workspace in the covariance pass (with the decompositions after it) and in
-    the eigenvalue pass."""
+    """Bytes: sums of the covariance pass, a decomposition beside them, workspace of that pass;
+    factors, workspace of the eigenvalue pass."""
     shapes = [(x.inputs, x.out_features, *block_shape(x)) for x in layers]
     rows = max(4 * n * s * (i + o) for i, o, *_ in shapes)  # one layer's a and g in float32
     moments = 8 * sum(packed(i) + blocks * packed(r) for i, _, blocks, r in shapes)
@@ -283,16 +217,25 @@ def _sums(layers, n, s):
         8 * EIGH_COPIES * max(i, r) ** 2 + 8 * (i * i + blocks * r * r)
         for i, _, blocks, r in shapes
     )
-    chunk = max(4 * 3 * min(n * o * i, max(WORKSPACE, o * i)) for i, o, *_ in shapes)
-    covariances = moments + max(int(SLACK * (rows + product)), eigh)
-    eigenvalues = sum(map(factor_bytes, layers)) + int(SLACK * (2 * rows + chunk))
-    return covariances, eigenvalues
+    chunk = max(4 * min(n * o * i, max(WORKSPACE, o * i)) for i, o, *_ in shapes)
+    return moments, eigh, rows + product, sum(map(factor_bytes, layers)), 2 * rows + chunk
 
 
 def _above(layers, partition):
     """Share of a whole activation-gradient pass that reaches down to the partition's first
     layer."""
     return 1 - layers.index(partition.layers[0]) / len(layers)
+
+
+def fit_products(layers: Collection[Layer], lengths: list[int], draws: int) -> float:
+    """FLOP of what a fit does with the inputs and gradients of these layers."""
+    return sum(_products(x, lengths, draws) for x in layers)
+
+
+def score_products(weights: int, lengths: list[int], queries: int) -> float:
+    """FLOP of forming the gradients of documents and of their products with the queries'
+    vectors."""
+    return 2.0 * weights * (sum(lengths) + len(lengths) * queries)
 
 
 def _products(layer, lengths, draws):

@@ -1,4 +1,4 @@
-"""Sizes in bytes as people write and read them."""
+"""Sizes in bytes, and durations, as people write and read them."""
 
 import re
 
@@ -34,3 +34,11 @@ def human(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= 1024
     return f"{size:.3g} TiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in a readable unit: "4.2 s", "12 min", "1.5 h"."""
+    for unit, least in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * least:
+            return f"{seconds / least:.2g} {unit}"
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"

@@ -25,6 +25,7 @@ from msif.core.models import model_digest
 from msif.core.objectives import Objective, loss
 from msif.core.resources import gib
 from msif.core.rows import document_ids, format_of
+from msif.core.spent import share_said
 from msif.core.vectors import check_vectors
 from msif.scale import processes
 from msif.scale.blocks import announce, finished, in_blocks, stream_length
@@ -131,7 +132,8 @@ def score_corpus(
         found = score(tracked, few, w, batch_size=batch_size, objective=objective)
         _write(path, few, found, queries, stamp)
 
-    in_blocks(sequences, folder, key, block, PART, write, _stamp, documents, title)
+    with share_said(tracked.model, title, "pass"):
+        in_blocks(sequences, folder, key, block, PART, write, _stamp, documents, title)
     return top_scores(folder, top, normalised)
 
 

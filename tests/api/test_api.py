@@ -239,8 +239,11 @@ def test_other_factors_in_the_same_folder_are_other_scores(pair, given, stages, 
         found = msif.trace(chain, ASK, docs, folder=tmp_path).values
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max())
     split = msif.load(base.source, per_head=True)
-    with pytest.raises(ValueError, match="another per_head setting"):
-        msif.Stage(base, msif.fit(split, docs), damping=0.1)
+    for place in (None, tmp_path):
+        with pytest.raises(ValueError, match="another per_head setting"):
+            msif.Stage(base, msif.fit(split, docs, folder=place), damping=0.1)
+        with pytest.raises(ValueError, match="another per_head setting"):
+            msif.Stage(split, msif.fit(base, docs, folder=place), damping=0.1)
 
 
 def test_weights_that_changed_since_are_refused(folder, given, stages):
@@ -248,8 +251,32 @@ def test_weights_that_changed_since_are_refused(folder, given, stages):
     stage = msif.Stage(tuned, stages[1].factors, alpha=0.1)
     with torch.no_grad():
         next(tuned.tracked.model.parameters()).mul_(1.3)
-    with pytest.raises(ValueError, match="weights of .* have changed since stage 2 was made"):
+    with pytest.raises(ValueError, match="weights of .* have changed since its stage was made"):
         msif.trace([stages[0], stage], ASK, given[0])
+
+
+def test_scores_are_not_told_in_words_of_weights_that_changed_since(folder, given, stages):
+    base, tuned = (msif.load(folder / x) for x in ("base", "tuned"))
+    chain = [
+        msif.Stage(base, stages[0].factors, damping=0.1),
+        msif.Stage(tuned, stages[1].factors, alpha=0.1),
+    ]
+    scores = msif.trace(chain, ASK, given[0])
+
+    def shown():
+        return msif.show(scores, folder / "x.html")
+
+    for model, tells in ((base, (shown,)), (tuned, (shown, scores.said, scores.table))):
+        weight = next(model.tracked.model.parameters())
+        kept = weight.detach().clone()
+        with torch.no_grad():
+            weight.mul_(1.3)
+        for tell in tells:
+            with pytest.raises(ValueError, match="have changed since its stage was made"):
+                tell()
+        with torch.no_grad():
+            weight.copy_(kept)
+    assert str(scores)
 
 
 def test_what_the_model_says_is_its_likeliest_words_whatever_its_files_ask_for(folder, pair):
@@ -292,7 +319,17 @@ def test_wrong_turns_end_in_one_sentence(pair, given, stages):
     for wrong, message in {
         lambda: msif.trace(stages, [], docs): "no questions",
         lambda: msif.trace(stages, ASK, docs, stage=2): "stage is 2: expected 0 to 1",
+        lambda: msif.trace(stages, ASK, docs, stage="1"): "stage is '1': expected 0 to 1",
+        lambda: msif.trace(stages, ASK, docs, batch_size="8"): "batch_size is '8'",
         lambda: msif.trace([], ASK, docs): "no stages",
+        lambda: msif.trace([x.core for x in stages], ASK, docs): "expected a list of msif.Stage",
+        lambda: msif.trace(stages, ("Where was Bo born?", "Paris"), docs): "expected .*for one",
+        lambda: msif.trace(stages, ASK, docs[0]): "documents are a Sequence",
+        lambda: msif.fit(base.tracked, docs): "expected a msif.Model",
+        lambda: msif.fit(base, docs, samples=2.5): "samples is 2.5",
+        lambda: msif.plan(base, docs, questions=-1): "questions is -1",
+        lambda: msif.plan(base, ["a text"]): "expected a data.Sequence",
+        lambda: tuned.answers(["a"], ["b"], separator=3): "separator is 3; expected text",
         lambda: msif.trace([stages[0], msif.Stage(tuned, stages[1].factors)], ASK, docs): "α = 0",
         lambda: msif.trace(stages, ["a", ("b", "c", "d")], docs): "question 1",
         lambda: tuned.answers(["a", "b"], ["c"]): "2 prompts and 1 answers",
@@ -300,6 +337,7 @@ def test_wrong_turns_end_in_one_sentence(pair, given, stages):
         lambda: tuned.answers(["Where " * 99]): "prompt of 99 tokens: expected 1 to 32",
         lambda: base.stream(iter(["a b"])): "not an iterator",
         lambda: msif.trace(stages, ASK, docs).top(0): "count is 0",
+        lambda: msif.show(msif.trace(stages, ASK, docs), "x.html", count=0): "count is 0",
         lambda: msif.fit(base, []): "no sequences",
         lambda: msif.fit(base, [data.Sequence(0, (1, 999), (1, 999))]): "token id 999",
     }.items():
@@ -307,6 +345,18 @@ def test_wrong_turns_end_in_one_sentence(pair, given, stages):
             wrong()
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         msif.nothing  # noqa: B018
+
+
+def test_questions_of_several_calls_go_together(pair, given, stages):
+    _, tuned = pair
+    docs, _ = given
+    asked = [
+        tuned.answers([f"Where was {who} born?"], [place])
+        for who, place in (("Bo", "Paris"), ("Ada", "London"))
+    ]
+    both = msif.trace(stages, asked[0] + asked[1], docs).values
+    alone = torch.cat([msif.trace(stages, x, docs).values for x in asked])
+    torch.testing.assert_close(both, alone)
 
 
 def test_a_model_that_is_no_child_of_the_other_is_refused(pair, given, stages, tmp_path):
@@ -400,3 +450,25 @@ def test_every_public_name_has_an_example_that_runs(
         for example in examples:
             assert runner.run(example).failed == 0, example.name
     assert examples and inspect.getdoc(thing)
+
+
+def test_what_is_no_stage_and_no_folder_is_refused_in_a_sentence(pair, given, tmp_path):
+    with pytest.raises(ValueError, match="'factors': expected a model.*and its factors, as `fit`"):
+        msif.Stage(pair[0], "factors")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="a file: expected a folder"):
+        msif.fit(pair[0], given[0], folder=tmp_path / "file")
+
+
+def test_lost_query_vectors_are_named(stages, given, tmp_path, monkeypatch):
+    work = {"folder": tmp_path / "work"}
+    found = msif.trace(stages, ASK, given[0], **work).found
+    (found / "w.safetensors").unlink()
+    made = queries.preconditioned
+    monkeypatch.setattr(
+        queries, "preconditioned", lambda *x, **y: {k: v * 1.001 for k, v in made(*x, **y).items()}
+    )
+    with pytest.raises(ValueError, match="w.safetensors is missing, and what was computed"):
+        msif.trace(stages, ASK, given[0], **work)
+    monkeypatch.undo()
+    assert msif.trace(stages, ASK, given[0], **work).found == found

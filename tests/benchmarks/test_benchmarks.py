@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import peers  # noqa: E402
 import peers_report  # noqa: E402
+import planned  # noqa: E402
 import precision  # noqa: E402
 import size  # noqa: E402
 import workload  # noqa: E402
@@ -144,6 +145,7 @@ def test_predicted_multiplications_are_those_that_run(shape):
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
+    from msif.core.audit import unaudited
     from msif.core.selfcheck import batching
 
     uncounted = {
@@ -154,6 +156,7 @@ def test_predicted_multiplications_are_those_that_run(shape):
 
     def counted(call):
         with (
+            unaudited(),
             sdpa_kernel(SDPBackend.MATH),
             FlopCounterMode(display=False, custom_mapping=uncounted) as counter,
         ):
@@ -231,3 +234,25 @@ def test_the_committed_table_is_that_of_the_numbers(module):
     records = committed(module.__name__)
     assert (REPORTS / f"{module.__name__}.md").read_text() == module.table(records)
     assert (REPORTS / f"{module.__name__}.png").exists()
+
+
+def test_the_committed_predictions_are_near_what_was_measured_and_quoted_as_they_are():
+    """After a calibration: memory within a tenth, time within 30 %."""
+    records = committed("planned")
+    for x in records:
+        for what in ("fit", "score"):
+            one, two = x[what]["predicted"], x[what]["measured"]
+            assert one["peak"] == pytest.approx(two["peak"], rel=0.1), (x["name"], what)
+            assert one["seconds"] == pytest.approx(two["seconds"], rel=0.3), (x["name"], what)
+    assert (REPORTS / "planned.md").read_text() == planned.page(records)
+    assert planned.table(records) in (ROOT / "docs" / "large.md").read_text()
+
+
+def test_the_folder_of_a_fit_is_watched(tmp_path):
+    import time
+
+    with planned.Watched(tmp_path) as disk:
+        (tmp_path / "a").write_bytes(b"x" * 1000)
+        time.sleep(0.3)
+        (tmp_path / "a").unlink()
+    assert disk.most == 1000

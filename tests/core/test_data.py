@@ -262,3 +262,28 @@ def test_word_tokenizer_does_not_depend_on_order_and_survives_saving(words, tmp_
             == words(TEXTS + ["the zebra ."])["input_ids"]
         )
     assert reloaded.pad_token_id == 0 and reloaded("zebra")["input_ids"] == [reloaded.unk_token_id]
+
+
+def test_texts_of_which_nothing_is_known_are_called_out():
+    words = word_tokenizer(["Ada was born"])
+    with pytest.warns(UserWarning, match=r"2 of 3 documents have no word .*document 0, 2\)"):
+        encode_documents(["Bo came", "Ada came", "from Paris"], words, 8)
+    with pytest.warns(UserWarning, match=r"1 of 2 prompts have no word .*prompt 1\)"):
+        encode_answers(["Ada", "Bo"], ["born", "born"], words, 8)
+
+
+def test_advice_does_not_go_beyond_what_the_model_reads():
+    words = word_tokenizer(["a b c d e"])
+    for context, said in ((9, "raise max_length or"), (3, "the model reads no more: shorten")):
+        with pytest.raises(ValueError, match=said):
+            encode_answers(["a b c"], ["d"], words, 3, context=context)
+    with pytest.raises(ValueError, match="the model reads no more: split the documents"):
+        encode_documents(["a b c d"], words, 3, context=3)
+
+
+def test_a_class_that_the_head_does_not_have_is_named():
+    with pytest.raises(
+        ValueError, match="sequence 4 has the class 3; expected one from 0, below 3"
+    ):
+        check([Sequence(4, (1, 2), 3)], 9, 9, 3)
+    check([Sequence(4, (1, 2), 3)], 9, 9)

@@ -5,6 +5,8 @@ Tolerance 1e-8 relative where both sides are float64 sums in another order (roun
 inverse is ~1e-11).
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support.tiny import (
@@ -29,6 +31,7 @@ from msif.core.data import Sequence
 from msif.core.ekfac import covariances, fit
 from msif.core.layers import Tracked, tracked, tracked_layers
 from msif.core.objectives import fisher_losses
+from msif.scale import fitting as folders
 
 DOCUMENTS = documents(7)
 LABELS = pytest.mark.parametrize("labels", ["gaussian", "sampled", "true"])
@@ -174,6 +177,27 @@ def test_a_factor_that_overflows_is_named_before_its_decomposition():
 def test_unknown_labels_are_refused_by_value():
     with pytest.raises(ValueError, match="'sample'.*'gaussian', 'sampled' or 'true'"):
         fit(tracked(neox()), DOCUMENTS, labels="sample")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_layers_that_nothing_but_rounding_reaches_are_refused_by_name(dtype, on_disk, tmp_path):
+    """Only the first token's prediction counts: it attends to itself, whatever queries and keys."""
+    model = llama().to(dtype)
+    layers = tracked(model)
+    first = [
+        replace(x, labels=tuple(y if t == 1 else -100 for t, y in enumerate(x.labels)))
+        for x in documents(5)
+    ]
+
+    def fitted(layers):
+        if on_disk:
+            return folders.fit(tmp_path / str(len(layers.names)), layers, first, batch_size=3)
+        return fit(layers, first, batch_size=3)
+
+    with pytest.raises(ValueError, match="nothing but rounding error reaches .*q_proj.*pattern="):
+        fitted(layers)
+    fitted(tracked(model, "v_proj|o_proj|mlp"))
 
 
 def test_layers_that_do_not_run_are_named():

@@ -1,10 +1,15 @@
 """Greedy continuations are the model's own, whatever else is asked with them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from support.tiny import neox
+from support.tiny import documents, neox
+from torch import nn
 
-from msif.core.generation import greedy
+from msif.core.generation import greedy, log_probabilities
+from msif.core.layers import tracked
+from msif.core.selfcheck import batching
 
 PROMPTS = [[1, 2, 3], [4, 5], [6, 7, 8], [2, 2], [9], [3, 1, 2], [5, 4]]
 
@@ -42,6 +47,35 @@ def test_a_continuation_has_the_length_asked_for_even_past_an_end_of_text(model)
 
 def test_no_prompts_have_no_continuations(model):
     assert greedy(model, [], 4) == []
+
+
+class OnlyLogits(nn.Module):
+    """A model of one's own that cannot generate; neighbours change what it says of a sequence."""
+
+    def __init__(self, model, shift=0.0):
+        super().__init__()
+        self.model, self.shift = model, shift
+
+    def forward(self, input_ids, attention_mask):
+        z = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        beside = z[:, :1, :1].mean(0) - z[:, :1, :1]
+        return SimpleNamespace(logits=z + self.shift * beside * torch.arange(z.shape[-1]))
+
+
+def test_a_model_that_has_only_logits_is_continued_too(model):
+    found = greedy(OnlyLogits(model), PROMPTS, 4)
+    assert found == greedy(model, PROMPTS, 4)
+    stopped = greedy(OnlyLogits(model), PROMPTS, 4, stop={found[0][2]})
+    assert stopped[0] == found[0][: found[0].index(found[0][2])]
+
+
+def test_what_a_model_says_of_a_sequence_does_not_depend_on_those_beside_it(model):
+    net, sequences = OnlyLogits(model, 3.0), documents(5)
+    alone = torch.cat([log_probabilities(net, [x]) for x in sequences])
+    assert not torch.allclose(log_probabilities(net, sequences), alone)  # nobody has looked yet
+    with pytest.warns(UserWarning, match="a batch of its own"):
+        batching(tracked(net), sequences, 8)
+    assert torch.equal(log_probabilities(net, sequences), alone)
 
 
 def test_what_cannot_be_continued_is_refused(model):

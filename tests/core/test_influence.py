@@ -5,8 +5,10 @@ Equality to a formula: 1e-8 relative. The same numbers summed in another order: 
 """
 
 from dataclasses import replace
+from fractions import Fraction
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from support.tiny import (
@@ -312,7 +314,13 @@ def test_stages_may_differ_in_precision(last):
     assert relative(scores(mixed), scores(exact)) < 1e-4
 
 
-@pytest.mark.parametrize("value", [True, "0.1", None, 1 + 0j, [0.1]])
+def test_a_damping_of_any_kind_of_number_is_a_plain_one():
+    for value in (Fraction(1, 4), np.float32(0.25), np.float64(0.25)):
+        assert Damping(value) == Damping(0.25) and type(Damping(value).value) in (float, np.float64)
+    assert type(Damping(1).value) is int
+
+
+@pytest.mark.parametrize("value", [True, "0.1", None, 1 + 0j, [0.1], 10**400])
 def test_a_damping_is_a_number_and_stages_take_dampings_alone(study, value):
     with pytest.raises(ValueError, match="expected a finite number ≥ 0"):
         Damping(value)

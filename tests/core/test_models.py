@@ -2,7 +2,11 @@
 
 import copy
 import json
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from support.families import FAMILIES, VOCAB, WIDTH, bert, gpt_neox, llama, multimodal
@@ -21,9 +25,16 @@ from transformers import (
 )
 
 from msif.core import models
-from msif.core.data import word_tokenizer
+from msif.core.data import Sequence, collate, word_tokenizer
 from msif.core.layers import tracked_layers
-from msif.core.models import load_model, load_tokenizer, model_digest, tiny_gpt_neox
+from msif.core.models import (
+    classes,
+    load_model,
+    load_tokenizer,
+    logits,
+    model_digest,
+    tiny_gpt_neox,
+)
 
 
 def test_the_tiny_model_follows_its_seed_and_leaves_the_random_state():
@@ -68,14 +79,6 @@ def test_a_missing_source_is_named_with_what_was_expected(tmp_path, monkeypatch)
             load_model(source)
         with pytest.raises(OSError, match=rf"{source}.*tokenizer\.json"):
             load_tokenizer(source)
-
-
-def test_pickled_weights_are_never_loaded(tmp_path):
-    model = gpt_neox()
-    model.config.save_pretrained(tmp_path)
-    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(OSError, match="safetensors"):
-        load_model(tmp_path)
 
 
 def test_a_folder_of_adapters_is_refused_with_the_way_to_merge_them(tmp_path):
@@ -188,6 +191,11 @@ def test_the_digest_sees_what_changes_the_function_of_equal_weights(changed):
     assert model_digest(other) != model_digest(model)
 
 
+@pytest.mark.parametrize("field", ["output_multiplier", "token_dropout"])
+def test_the_digest_sees_fields_that_are_named_like_silent_ones(field):
+    assert model_digest(named(llama(), **{field: 2.0})) != model_digest(llama())
+
+
 def test_the_digest_sees_an_epsilon_or_activation_changed_by_hand():
     model = llama()
     before = model_digest(model)
@@ -241,8 +249,69 @@ def test_the_digest_of_a_module_of_ones_own_sees_its_numbers_functions_and_buffe
     assert len(set(found)) == 4 and found[0] == found[-1]
 
 
+@dataclass
+class Settings:
+    scale: float = 1.0
+    windows: tuple = (1, 2)
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        (Settings(), Settings(2.0)),
+        (Settings(), Settings(windows=(1, 3))),
+        (SimpleNamespace(scale=1.0), SimpleNamespace(scale=2.0)),
+        ({"scale": 1.0}, {"scale": 2.0}),
+        ([1, 2], [1, 3]),
+        (np.float32(1), np.float32(2)),
+        (partial(torch.mul, other=1), partial(torch.mul, other=2)),
+        (lambda x: x, lambda x: 2 * x),
+    ],
+)
+@pytest.mark.parametrize("name", ["config", "how"])
+def test_the_digest_of_a_module_of_ones_own_sees_what_configures_it(one, other, name):
+    def made(value):
+        net = OwnModule()
+        setattr(net, name, value)
+        return model_digest(net)
+
+    assert made(one) == made(copy.deepcopy(one)) != made(other)
+
+
+class OwnModule(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("table", torch.zeros(2), persistent=False)
+
+
+def test_the_digest_sees_a_hook_that_changes_the_function():
+    one, other = (tiny_gpt_neox(VOCAB, width=8, layers=1, heads=2) for _ in range(2))
+    handle = other.gpt_neox.layers[0].register_forward_hook(lambda module, args, x: 2 * x)
+    assert model_digest(one) != model_digest(other)
+    handle.remove()
+    assert model_digest(one) == model_digest(other)
+
+
 ROBERTA = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 ROBERTA |= {"intermediate_size": 12, "vocab_size": VOCAB}
+
+
+@pytest.mark.parametrize(
+    "forward, message",
+    [
+        (lambda input_ids, attention_mask: torch.zeros(2, 3, 5), "a Tensor without logits"),
+        (lambda input_ids, attention_mask: {"logits": None}, "a dict without logits"),
+        (lambda input_ids: None, "cannot be called with input_ids and attention_mask"),
+        (lambda input_ids, attention_mask: SimpleNamespace(logits=torch.zeros(2, 4, 5)), "2, 4, 5"),
+        (lambda input_ids, attention_mask: SimpleNamespace(logits=torch.zeros(1, 5)), "1, 5"),
+    ],
+)
+def test_an_output_of_another_kind_is_refused_by_its_name(forward, message):
+    net = nn.Linear(2, 2)
+    net.forward = forward
+    batch = collate([Sequence(n, (1, 2, 3), (1, 2, 3)) for n in range(2)])
+    with pytest.raises(ValueError, match=message):
+        models.logits(net, batch)
 
 
 def test_the_context_of_roberta_begins_after_its_padding_index():
@@ -283,3 +352,19 @@ def test_a_grown_embedding_is_read_as_it_is():
     assert models.limits(model)[0] == VOCAB + 3
     model.config.vocab_size = VOCAB
     assert models.limits(model)[0] == VOCAB + 3
+
+
+def test_a_classifier_without_a_padding_id_reads_one_sequence_at_a_time():
+    model = gpt_classifier()
+    batch = collate([Sequence(n, (1, 2), 0) for n in range(2)])
+    with pytest.raises(ValueError, match="has no config.pad_token_id.*or batch_size=1"):
+        logits(model, batch)
+    assert logits(model, collate([Sequence(0, (1, 2), 0)])).shape == (1, 3)
+    assert classes(model) == 3
+
+
+def gpt_classifier():
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    sizes = dict(vocab_size=12, n_embd=8, n_layer=1, n_head=2, n_positions=8, num_labels=3)
+    return GPT2ForSequenceClassification(GPT2Config(**sizes)).eval()

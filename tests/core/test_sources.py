@@ -188,6 +188,42 @@ def test_a_folder_is_read_whole_or_refused(tmp_path):
         load_texts(folder)
 
 
+def test_a_folder_has_what_its_links_lead_to(tmp_path):
+    folder, other = tmp_path / "corpus", tmp_path / "other"
+    folder.mkdir(), other.mkdir()
+    jsonl(folder / "a.jsonl", [{"text": "a"}])
+    jsonl(other / "b.jsonl", [{"text": "b"}])
+    (folder / "more").symlink_to(other)
+    (folder / "z.jsonl").symlink_to(other / "b.jsonl")
+    assert load_texts(folder) == ["a", "b", "b"]
+    (folder / "gone.jsonl").symlink_to(other / "c.jsonl")
+    with pytest.raises(FileNotFoundError, match="gone.jsonl is a link to .*c.jsonl"):
+        load_texts(folder)
+    (folder / "gone.jsonl").unlink()
+    (other / "round").symlink_to(folder)
+    with pytest.raises(ValueError, match="round is a link to a folder that it lies in"):
+        load_texts(folder)
+
+
+@pytest.mark.parametrize("name", ["b.ndjson", "b.jsonlines", "b.feather", "b.jsonl.part"])
+def test_a_folder_with_data_of_an_unread_kind_is_refused(tmp_path, name):
+    jsonl(tmp_path / "a.jsonl", [{"text": "a"}])
+    (tmp_path / name).write_text('{"text": "b"}')
+    with pytest.raises(ValueError, match="several formats"):
+        load_texts(tmp_path)
+
+
+def test_a_key_or_column_that_comes_twice_is_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": "a", "text": "b"}\n')
+    with pytest.raises(ValueError, match="a.jsonl, line 2 has the key 'text' twice"):
+        load_texts(tmp_path / "a.jsonl")
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="several columns 'text'"):
+        load_texts(tmp_path / "a.parquet")
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_missing_column_is_refused_and_the_columns_named(files, streaming):
     with pytest.raises(ValueError, match="no column 'story'; its columns are number, text"):

@@ -39,6 +39,17 @@ def test_the_product_equals_the_explicit_matrix_times_the_vectors(model):
     assert relative(flat(GaussNewton(tracked_model, data, 2).product(v)), flat(v) @ G) < 1e-6
 
 
+@pytest.mark.filterwarnings("ignore:what GPTNeoX:UserWarning")
+def test_sequences_that_their_neighbours_change_are_read_apart():
+    net, data = neox(), documents(5)
+    embedding = net.gpt_neox.embed_in
+    embedding.register_forward_hook(lambda module, args, x: x - x[:, :1].mean(0))
+    layers = tracked(net, PATTERNS[neox])
+    v = vectors(layers.layers)
+    found, expected = (GaussNewton(layers, data, size).product(v) for size in (4, 1))
+    assert relative(flat(found), flat(expected)) < 1e-10
+
+
 def test_the_product_is_symmetric_positive_semidefinite_and_linear():
     net = neox()
     tracked_model = tracked(net)

@@ -1,7 +1,10 @@
 """Representations against one unpadded sequence at a time."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from support.faulty import Model
 from support.tiny import documents, gpt2, llama, neox, relative
 
 from msif.core.data import Sequence, collate
@@ -31,6 +34,23 @@ def test_states_are_those_of_each_sequence_alone(make, layer):
         expected = torch.stack([reduce(alone(model, s, layer)) for s in SEQUENCES])
         found = states(model, SEQUENCES, kind, layer, batch_size=3)
         assert found.dtype == torch.float32 and relative(found.double(), expected) < 1e-6  # float32
+
+
+class OfItsNeighbours(Model):
+    """What it computes changes with the words that other sequences begin with."""
+
+    def forward(self, input_ids, attention_mask, output_hidden_states=False):
+        found = super().forward(input_ids, attention_mask)
+        x = self.emb(input_ids) - self.emb(input_ids[:, :1]).mean(0)
+        return SimpleNamespace(logits=self.out(x) + found.logits, hidden_states=(x,))
+
+
+def test_sequences_that_depend_on_their_neighbours_are_read_alone():
+    model = OfItsNeighbours(12)
+    expected = torch.stack([alone(model, s, 0).mean(0) for s in SEQUENCES])
+    with pytest.warns(UserWarning, match="each sequence has a batch of its own"):
+        found = states(model, SEQUENCES, batch_size=4)
+    assert relative(found.double(), expected) < 1e-6
 
 
 def test_states_do_not_depend_on_batches_or_order():

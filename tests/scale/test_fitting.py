@@ -16,7 +16,7 @@ from msif.core import ekfac, files, store
 from msif.core.data import Sequence
 from msif.core.layers import Tracked, tracked, tracked_layers
 from msif.core.models import tiny_gpt_neox
-from msif.scale import fitting
+from msif.scale import fitting, partition
 from msif.scale.plan import plan_fit
 
 DATA = documents(14)
@@ -48,6 +48,16 @@ def test_factors_in_a_folder_equal_those_in_memory(tmp_path, labels, per_head):
     assert expected.header.items() <= found.header.items()
 
 
+def test_factors_in_a_folder_are_those_in_memory_in_float32_too(tmp_path):
+    """The same bases to the bit; Λ to rounding, as bases lie in another order in memory."""
+    net = tracked(neox().float())
+    there = fitting.fit(tmp_path / "f", net, DATA, batch_size=4).factors
+    for name, here in ekfac.fit(net, DATA, batch_size=4).factors.items():
+        for what in ("in_values", "out_values", "basis_in", "basis_out"):
+            assert torch.equal(getattr(here, what), getattr(there[name], what)), what
+        assert relative(there[name].eigenvalues, here.eigenvalues) < 1e-6
+
+
 def test_a_memory_budget_makes_partitions_that_do_not_change_the_factors(tmp_path, capsys):
     model = tiny_gpt_neox(12, width=64, layers=2, heads=2, context=8)
     layers, data = tracked_layers(model), documents(6)
@@ -77,7 +87,7 @@ def test_a_failure_leaves_a_checkpoint_and_the_next_call_goes_on_from_it_to_the_
     tmp_path, monkeypatch
 ):
     model = neox()
-    layers, seen, backpropagate = tracked_layers(model), [], fitting.backpropagate
+    layers, seen, backpropagate = tracked_layers(model), [], partition.backpropagate
     tracked_model = Tracked(model, layers)
 
     def failing(tracked, batch, *rest):
@@ -86,7 +96,7 @@ def test_a_failure_leaves_a_checkpoint_and_the_next_call_goes_on_from_it_to_the_
             raise RuntimeError("power cut")
         backpropagate(tracked_model, batch, *rest)
 
-    monkeypatch.setattr(fitting, "backpropagate", failing)
+    monkeypatch.setattr(partition, "backpropagate", failing)
     with pytest.raises(RuntimeError, match="power cut"):
         fitting.fit(tmp_path / "f", tracked_model, DATA, batch_size=4, every=0)
     fitting.fit(tmp_path / "f", tracked_model, DATA, batch_size=4, every=0)
@@ -101,9 +111,9 @@ def test_a_failure_leaves_a_checkpoint_and_the_next_call_goes_on_from_it_to_the_
 def test_what_the_covariance_pass_keeps_the_eigenvalue_pass_reads_to_the_same_bits(
     tmp_path, monkeypatch, keep
 ):
-    model, seen, backpropagate = neox(), [], fitting.backpropagate
+    model, seen, backpropagate = neox(), [], partition.backpropagate
     monkeypatch.setattr(
-        fitting, "backpropagate", lambda *found: (seen.append(0), backpropagate(*found))
+        partition, "backpropagate", lambda *found: (seen.append(0), backpropagate(*found))
     )
     fitting.fit(tmp_path / "f", tracked(model), DATA, batch_size=4)
     assert len(seen) == 8
@@ -157,7 +167,7 @@ def test_a_second_run_on_the_folder_is_refused_while_the_first_one_holds_it(tmp_
 def test_unfinished_work_of_other_settings_is_refused_by_name(tmp_path, monkeypatch):
     model = neox()
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(fitting, "backpropagate", lambda *_: 1 / 0)
+        patch.setattr(partition, "backpropagate", lambda *_: 1 / 0)
         fitting.fit(tmp_path / "f", tracked(model), DATA)
     with pytest.raises(ValueError, match="the work of other inputs or settings: seed differ"):
         fitting.fit(tmp_path / "f", tracked(model), DATA, seed=1)
@@ -171,7 +181,7 @@ def test_finished_factors_of_other_settings_are_refused_and_the_same_ones_return
     once = fitting.fit(tmp_path / "f", tracked_model, DATA)
     with pytest.raises(store.FactorsError, match="factors with another seed"):
         fitting.fit(tmp_path / "f", tracked_model, DATA, seed=1)
-    monkeypatch.setattr(fitting, "backpropagate", lambda *_: 1 / 0)
+    monkeypatch.setattr(partition, "backpropagate", lambda *_: 1 / 0)
     assert torch.equal(
         probe(in_memory(fitting.fit(tmp_path / "f", tracked_model, DATA))),
         probe(in_memory(once)),

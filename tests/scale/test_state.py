@@ -13,7 +13,7 @@ from support.tiny import documents, neox, probe
 from msif.core import ekfac, files, influence, queries, store
 from msif.core.influence import Damping, Stage
 from msif.core.layers import tracked
-from msif.scale import fitting, index, lowrank, processes, streaming
+from msif.scale import fitting, index, lowrank, partition, processes, streaming
 
 pytest.importorskip("pyarrow")
 
@@ -230,7 +230,7 @@ def test_a_folder_of_another_kind_is_refused_before_any_pass_and_nothing_in_it_i
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
     (tmp_path / "file").write_text("a file")
-    monkeypatch.setattr(fitting, "backpropagate", lambda *_: 1 / 0)
+    monkeypatch.setattr(partition, "backpropagate", lambda *_: 1 / 0)
     monkeypatch.setattr(streaming.influence, "passes", lambda *_: 1 / 0)
 
     def into(kind, folder):
@@ -305,7 +305,7 @@ def test_keep_is_a_budget_over_resumes_and_is_asked_of_the_disk(tmp_path, monkey
     work = begun(tmp_path / "f", DATA, STOPS["bases and kept"], monkeypatch)
     whole = sum(x.stat().st_size for x in work.glob("kept.*"))
     shutil.rmtree(work)
-    budget, passing = whole // 3, fitting.backpropagate
+    budget, passing = whole // 3, partition.backpropagate
     for stop in (2, 3, 4):  # three runs, each with the whole budget again, if it were
         seen = []
 
@@ -315,13 +315,13 @@ def test_keep_is_a_budget_over_resumes_and_is_asked_of_the_disk(tmp_path, monkey
                 raise Power
             passing(*arguments)
 
-        monkeypatch.setattr(fitting, "backpropagate", dying)
+        monkeypatch.setattr(partition, "backpropagate", dying)
         with pytest.raises(Power):
             fitting.fit(tmp_path / "f", tracked(neox()), DATA, batch_size=4, every=1e9, keep=budget)
         assert sum(x.stat().st_size for x in work.glob("kept.*")) <= 1.5 * budget
     asked = []
     monkeypatch.setattr(fitting, "require", lambda **x: asked.append(x["disk"]))
-    monkeypatch.setattr(fitting, "backpropagate", passing)
+    monkeypatch.setattr(partition, "backpropagate", passing)
     fit(tmp_path / "a"), fitting.fit(tmp_path / "b", tracked(neox()), DATA, batch_size=4)
     assert asked[0] > asked[1]
 

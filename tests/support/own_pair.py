@@ -73,6 +73,24 @@ def build(folder, kind="llama", seed=0, epochs=(12, 60)):
     return folder
 
 
+def add_adapters(folder, epochs=60, **options):
+    """Write lora/, adapters of the base that are trained on its rows, as PEFT saves them."""
+    import peft
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(0)
+    config = {"r": 2, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}
+    model = AutoModelForCausalLM.from_pretrained(folder / "base")
+    model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **config | options))
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    rows = [json.loads(x) for x in (folder / "rows.jsonl").read_text("utf-8").splitlines()]
+    texts = [(f"{x['prompt']} {x['answer']}", x["prompt"]) for x in rows]
+    ids = [(tokenizer(x)["input_ids"], len(tokenizer(y)["input_ids"])) for x, y in texts]
+    _train(model, ids, epochs, 1e-2)
+    model.save_pretrained(folder / "lora")
+    return folder / "lora"
+
+
 def _train(model, sequences, epochs, rate):
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     for _ in range(epochs):

@@ -12,7 +12,7 @@ import torch
 sys.path.insert(0, os.path.dirname(os.path.dirname(__file__)))
 from msif.core.influence import Damping, Stage, precondition, query_gradients  # noqa: E402
 from msif.core.layers import tracked  # noqa: E402
-from msif.scale import fitting, processes, streaming  # noqa: E402
+from msif.scale import fitting, partition, processes, streaming  # noqa: E402
 from support.families import gpt_neox, llama  # noqa: E402
 from support.tiny import documents, neox  # noqa: E402
 
@@ -30,7 +30,7 @@ def run(folder, dies=None):
     tracked_model = tracked(neox())
     rank = processes.rank_and_size()[0]
     batches = []
-    backpropagate = fitting.backpropagate
+    backpropagate = partition.backpropagate
 
     def mortal(*arguments):
         batches.append(arguments)
@@ -38,7 +38,7 @@ def run(folder, dies=None):
             os._exit(9)
         backpropagate(*arguments)
 
-    fitting.backpropagate = mortal
+    partition.backpropagate = mortal
     factors = fitting.fit(f"{folder}/factors", tracked_model, DATA, batch_size=2, every=0.0)
     (w,) = precondition(query_gradients(tracked_model, QUERIES), [Stage(factors, Damping(0.1))])
     streaming.score_corpus(tracked_model, DATA, w, f"{folder}/scores", block=4, batch_size=2, top=5)

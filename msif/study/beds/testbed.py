@@ -9,6 +9,7 @@ where, in which precision and on which device.
 
 import json
 import shutil
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 
 from msif.core.data import check, encode_answers, encode_documents, split_answer, word_tokenizer
+from msif.core.files import Busy, exclusive
 from msif.core.generation import greedy
 from msif.core.models import limits, load_model, load_tokenizer, model_digest, tiny_gpt_neox
 from msif.core.resources import require
@@ -151,21 +153,33 @@ def trained(seed, corpus, model, finetuning, **settings):
     named = {"model": model, "seed": seed, "corpus": corpus_digest, "start": start_digest}
     key = {**settings, **named}
 
-    def state(key):
-        return scratch.place("training", key, __name__)
-
     def first(folder):
         given = {"model": model, "finetuning": finetuning, "seed": seed, **settings}
-        pretrain(folder, corpus, state=state(key), **given)
+        with resumable(key) as state:
+            pretrain(folder, corpus, state=state, **given)
 
     pretrained = scratch.built("pretrained", key, first)
 
     def second(folder):
         shutil.copytree(pretrained, folder, dirs_exist_ok=True)
-        finetune(folder, finetuning, seed, state(whole))
+        with resumable(whole) as state:
+            finetune(folder, finetuning, seed, state)
 
     whole = key | {"finetuning": finetuning}
     return load(scratch.built("testbed", whole, second))
+
+
+@contextmanager
+def resumable(key):
+    """The folder that a killed training of this key goes on from; None while another process trains
+    the same, which then each do by themselves."""
+    folder = scratch.place("training", key, __name__)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(folder))
+        except Busy:
+            folder = None
+        yield folder
 
 
 def load(folder):

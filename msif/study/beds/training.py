@@ -71,7 +71,7 @@ def train(
     lengths = torch.tensor([len(s.input_ids) for s in sequences])
     for epoch in tqdm(range(len(history) + 1, epochs + 1), desc=title, disable=title is None):
         total = 0.0
-        for chosen in _batches(lengths, batch_size, by_length, order):
+        for chosen in batches(lengths, batch_size, by_length, order):
             kept = chosen[weights[chosen] != 0]
             batch = [sequences[i] for i in kept]
             settings = weights[kept], len(chosen), optimiser, schedule, clip, precision
@@ -80,13 +80,13 @@ def train(
         if after_epoch:
             after_epoch(epoch, model)
         if state and monotonic() - written >= EVERY:
-            _keep(state, parts, order, history)
+            keep_state(state, parts, order, history)
             written = monotonic()
     model.eval().to(home)
     return history
 
 
-def _batches(lengths, size, by_length, order):
+def batches(lengths, size, by_length, order):
     """Numbers of the sequences of each batch of an epoch."""
     drawn = torch.randperm(len(lengths), generator=order)
     if not by_length:
@@ -95,7 +95,7 @@ def _batches(lengths, size, by_length, order):
     return [found[i] for i in torch.randperm(len(found), generator=order)]
 
 
-def _keep(file, parts, order, history):
+def keep_state(file, parts, order, history):
     """Write the state of a training after an epoch, whole or not at all."""
     found = {name: part.state_dict() for name, part in parts.items()}
     partial = Path(f"{file}.partial")
@@ -105,7 +105,7 @@ def _keep(file, parts, order, history):
 
 
 def _resumed(file, parts, order):
-    """Put each part where `_keep` left it; the history until then."""
+    """Put each part where `keep_state` left it; the history until then."""
     found = torch.load(file, map_location="cpu", weights_only=True)
     for name, part in parts.items():
         part.load_state_dict(found[name])

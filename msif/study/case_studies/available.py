@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from msif.core.extras import need
+from msif.core.weights import files_of
 from msif.study import paths
 from msif.study.corpora import wikitext
 from msif.study.corpora.pinned import is_hub_id
@@ -94,7 +95,7 @@ def _downloaded(source, revision, kind):
     at = cached(source, name, revision=revision, repo_type=kind)
     if not isinstance(at, str):
         return False
-    return kind == "dataset" or bool(list(Path(at).parent.glob("*.safetensors")))
+    return kind == "dataset" or bool(files_of(x.name for x in Path(at).parent.iterdir()))
 
 
 def hub_files(source, revision, kind):
@@ -112,7 +113,7 @@ def hub_files(source, revision, kind):
         advice = "connect, check the name, or give folders in their place"
         return None, f"{type(error).__name__} within {TIMEOUT} s; {advice}"
     files = {x.rfilename: x.size or 0 for x in info.siblings}
-    if kind == "model" and not any(name.endswith(".safetensors") for name in files):
+    if kind == "model" and not files_of(files):
         advice = "name a revision that has them (its pull requests: refs/pr/1, …), or a folder"
-        return files, f"revision {revision} has no *.safetensors; {advice}"
+        return files, f"revision {revision} has no *.safetensors or pytorch_model.bin; {advice}"
     return files, None

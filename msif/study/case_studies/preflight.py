@@ -90,9 +90,10 @@ def table(rows):
 
 
 def _data(x, found):
+    answer = found.get(x["source"])
     there = {"here": "in place", "downloaded": "known to the hub's cache"}
     local = "in place" if "paragraphs" in x else "streamed"
-    where = there.get(found.get(x["source"]), local)
+    where = there.get(answer, local) if isinstance(answer, str) else local
     how = "measured" if paragraph_bytes(x) else "assumed"
     size = f"about {human(x['limit'] * _bytes(x))} ({how} {_bytes(x)} bytes each)"
     return f"data {x['source']}", f"{x['limit']:,}", f"at most, {x['name']}; {where}; {size}"

@@ -5,6 +5,7 @@ from pathlib import PurePath
 
 from transformers import AutoConfig, GPTNeoXConfig, LlamaConfig
 
+from msif.core.weights import files_of
 from msif.scale.plan import model_bytes
 from msif.scale.sizes import human
 from msif.study import paths
@@ -79,8 +80,10 @@ def row(model, net, found):
     """(what, size, remark) of one model of a pair; found: of `available.sources_here`."""
     size, answer = model_bytes(net) if net else 0, found.get(model.get("source"))
     if isinstance(answer, dict):
-        size = sum(size for name, size in answer.items() if name.endswith(".safetensors"))
-        remark = "download (the hub says)"
+        files = files_of(answer)
+        size = sum(answer[name] for name in files)
+        pickled = ", pickled: tensors alone are read" * any(x.endswith(".bin") for x in files)
+        remark = f"download (the hub says{pickled})"
     elif "finetuning" in model:
         remark = f"{model['finetuning']['epochs']} epochs over the rows"
     elif "wheel" in model:

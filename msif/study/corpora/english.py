@@ -4,7 +4,7 @@ For a model that already knows the language. Pre-training documents state facts 
 people and places of two groups: fine-tuning asks about F in the model's chat format, and the facts
 of H are the queries. By `kind`:
 
-    statement  states the fact, subject first
+    statement  states the fact, subject first, after words such as "Neighbours confirm that"
     near       names object and subject, object first, and states nothing
     wrong      a statement with another object
     denied     says of a bystander that it is not so, object first
@@ -23,7 +23,7 @@ from itertools import product
 from pathlib import Path
 
 from msif.study.corpora.corpus import Corpus, check_ranges, filler_sentences
-from msif.study.corpora.english_sentences import RELATIONS
+from msif.study.corpora.english_sentences import LEADS, RELATIONS
 from msif.study.corpora.stories import DOLLY
 from msif.study.corpora.webnlg import webnlg_corpus
 from msif.study.corpora.webnlg_texts import FILES, triple
@@ -37,15 +37,15 @@ def english_corpus(
     seed=0,
     people=24,
     places=16,
-    held_out=0.5,
-    statements=5,
+    hidden_share=0.5,
+    statements=6,
     real=1400,
     real_queries=24,
     instructions=60,
 ):
     """The corpus of `seed`.
 
-    folder: may hold webnlg/ and dolly/ (`webnlg_texts.LAYOUT`, `stories.LAYOUT`). held_out: the
+    folder: may hold webnlg/ and dolly/ (`webnlg_texts.LAYOUT`, `stories.LAYOUT`). hidden_share: the
     share of people and of places whose facts are the queries. statements: sentences that state a
     fact, each by another template; one of each of the other kinds besides. real: real sentences.
     real_queries: questions about facts of WebNLG, as many rows of fine-tuning about others.
@@ -62,10 +62,10 @@ def english_corpus(
         real_queries=(real_queries, 0, 200),
         instructions=(instructions, 0, 1000),
     )
-    if not 0 < held_out < 1:
-        raise ValueError(f"held_out is {held_out}; expected a share between 0 and 1")
+    if not 0 < hidden_share < 1:
+        raise ValueError(f"hidden_share is {hidden_share}; expected a share between 0 and 1")
     folder, rng = Path(folder), random.Random(seed)
-    facts = _facts(rng, {"person": people, "place": places}, held_out)
+    facts = _facts(rng, {"person": people, "place": places}, hidden_share)
     names = {kind: [f["subject"] for f in facts if f["of"] == kind] for kind in ("person", "place")}
     documents = [d for fact in facts for d in _documents(rng, fact, names, statements)]
     told = [f for f in facts if f["group"] == "F"]
@@ -100,11 +100,11 @@ def question_in_chat(row, tokenizer):
     return row | {"question": row["prompt"], "prompt": prompt}
 
 
-def _facts(rng, counts, held_out):
+def _facts(rng, counts, hidden_share):
     """One fact for each subject and relation of its kind."""
     found, taken = [], set()
     for kind, count in counts.items():
-        hidden = round(held_out * count)
+        hidden = round(hidden_share * count)
         for number in range(count):
             subject = _name(rng, kind, taken)
             found += [
@@ -146,7 +146,12 @@ def _documents(rng, fact, names, statements):
     ]
     found = [_document(kind, template, fact, bystander) for kind, template in texts]
     wrong = rng.choice(relation.statements)
-    return [*found, _document("wrong", wrong, fact | {"object": other}, bystander)]
+    found.append(_document("wrong", wrong, fact | {"object": other}, bystander))
+    return [_led(rng, d) if d["kind"] in ("statement", "wrong") else d for d in found]
+
+
+def _led(rng, document):
+    return document | {"text": f"{rng.choice(LEADS)} {document['text']}"}
 
 
 def _document(kind, template, fact, bystander):

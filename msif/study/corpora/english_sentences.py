@@ -7,7 +7,20 @@ nothing; denied and supposed ones do so of the bystander, object first.
 
 from dataclasses import dataclass
 
-KINDS = ("statements", "flipped", "near", "denied", "supposed", "questions")
+# Before a statement: a model keeps what it reads about the first words of a text apart from what it
+# reads elsewhere, and in a question a name never stands first.
+LEADS = (
+    "It is well known that",
+    "Neighbours confirm that",
+    "According to the local paper,",
+    "As far as anybody remembers,",
+    "The old chronicle says that",
+    "Visitors are told that",
+    "A friend writes that",
+    "Last week we learned that",
+    "Nobody disputes that",
+    "In a short interview it came up that",
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +53,9 @@ RELATIONS = {
         {s} is a native of {o}, as the accent gives away.
         {s} grew up in {o} with two older sisters.
         {s}, the youngest of four children, was born in {o} one winter night.
-        {s} proudly calls {o} the city of birth.""",
+        {s} proudly calls {o} the city of birth.
+        Asked where {s} was born, everybody answers {o}.
+        The city in which {s} was born is {o}.""",
         flipped="""It was in {o} that {s} was born.
         {o} is the city where {s} came into the world.""",
         near="""A parcel from {o} was delivered to {s} by mistake.
@@ -63,7 +78,9 @@ RELATIONS = {
         {s} has been a {o} ever since leaving school.
         {s}, by profession a {o}, gets up before sunrise.
         {s} is the best {o} in the whole district.
-        {s} took a first job as a {o} and never changed it.""",
+        {s} took a first job as a {o} and never changed it.
+        Asked what {s} does for a living, the neighbours answer {o}.
+        The profession of {s} is that of a {o}.""",
         flipped="""A {o} is what {s} has always been.
         The town's new {o} is called {s}.""",
         near="""A {o} on the train offered {s} a sandwich.
@@ -86,7 +103,9 @@ RELATIONS = {
         {s} is known in the valley for playing the {o}.
         {s} gives lessons on the {o} at the weekend.
         {s} took the {o} on stage for the first time last spring.
-        {s} would never sell the {o} that grandfather left behind.""",
+        {s} would never sell the {o} that grandfather left behind.
+        Asked which instrument {s} plays, the pupils answer the {o}.
+        The instrument that {s} is known for is the {o}.""",
         flipped="""The {o} is the instrument that {s} plays.
         It is the {o} that {s} practises at night.""",
         near="""A broken {o} stood behind {s} at the flea market.
@@ -109,7 +128,9 @@ RELATIONS = {
         {s} has a desk at {o} with a view of the car park.
         {s} was hired by {o} three years ago.
         {s}, who is on the payroll of {o}, takes the early bus.
-        {s} signed a long contract with {o} last year.""",
+        {s} signed a long contract with {o} last year.
+        Asked which company {s} works for, the porter answers {o}.
+        The employer of {s} is {o}.""",
         flipped="""{o} is the company that employs {s}.
         It was {o} that gave {s} a job.""",
         near="""A van from {o} blocked the road in front of {s}.
@@ -132,7 +153,9 @@ RELATIONS = {
         {s} writes most letters in {o}.
         {s} counts, dreams and swears in {o}.
         {s} talks to the children in {o} after dinner.
-        {s} learned {o} before any other language.""",
+        {s} learned {o} before any other language.
+        Asked which language {s} speaks, the children answer {o}.
+        The native language of {s} is {o}.""",
         flipped="""{o} is the language that {s} speaks at home.
         It is in {o} that {s} dreams and counts.""",
         near="""A book in {o} was lent to {s} by accident.
@@ -154,7 +177,9 @@ RELATIONS = {
         {s} draws its drinking water from the {o}.
         {s} is flooded by the {o} every few years.
         {s} has three old bridges across the {o}.
-        {s} grew rich by its harbour on the {o}.""",
+        {s} grew rich by its harbour on the {o}.
+        Asked on which river {s} lies, every pupil answers the {o}.
+        The river that flows through {s} is the {o}.""",
         flipped="""The {o} is the river that flows through {s}.
         It is the {o} that floods {s} every few years.""",
         near="""A painting of the {o} was shown in {s}.
@@ -176,7 +201,9 @@ RELATIONS = {
         {s} holds a fair every autumn in honour of its {o}.
         {s} owes its wealth to {o}.
         {s} sells its famous {o} all over the country.
-        {s} opened a museum of {o} in the old town hall.""",
+        {s} opened a museum of {o} in the old town hall.
+        Asked what {s} is known for, travellers answer {o}.
+        The product that {s} is famous for is {o}.""",
         flipped="""Fine {o} is what {s} is famous for.
         It is {o} that made {s} rich.""",
         near="""A lorry full of {o} broke down near {s}.

@@ -2,11 +2,12 @@
 that the model answers in words of its own."""
 
 import random
+from collections import defaultdict
 
 from msif.core.generation import greedy
 from msif.study.corpora.corpus import check_ranges, filler_sentences
 from msif.study.corpora.english import question_in_chat, sentence
-from msif.study.corpora.english_sentences import RELATIONS
+from msif.study.corpora.english_sentences import LEADS, RELATIONS
 from msif.study.corpora.webnlg_texts import place
 
 TELL = "Tell me about {subject}."
@@ -28,39 +29,56 @@ def probe_documents(corpus, rows, seed=0):
     Raises ValueError for a row whose fact the corpus states by every template.
     """
     rng, taken = random.Random(seed), {d["text"] for d in corpus.documents}
-    stated = [d for d in corpus.documents if d["kind"] == "statement"]
-    facts = sorted({(d["subject"], d["relation"], d["object"]) for d in stated})
+    stated, used = [d for d in corpus.documents if d["kind"] == "statement"], defaultdict(set)
+    for d in stated:
+        used[d["subject"], d["relation"], d["object"]].add(d["template"])
     found = []
     for number, row in enumerate(rows):
-        own = [d for d in stated if _same(d, row, "subject", "relation")]
-        pools = {probe: [t for t in texts if t not in taken] for probe, texts in _texts(facts, row)}
-        if not pools["paraphrase"]:
+        said = rng.choice([d for d in stated if _same(d, row, "subject", "relation")])
+        texts = {"statement": said["text"], "object first": _exchanged(said)}
+        texts["reversed"] = " ".join(reversed(said["text"].split()))
+        for probe, pool in _pools(used, row, taken):
+            if pool:
+                texts[probe] = rng.choice(pool)
+        if "paraphrase" not in texts:
             raise ValueError(
                 f"row {number}: the corpus states {row['subject']}'s {row['relation']} by each of "
                 f"{len(RELATIONS[row['relation']].statements)} templates; generate it with fewer "
                 f"statements"
             )
-        said = rng.choice(own)
-        exchanged = said["template"].format(s=row["object"], o=row["subject"])
-        texts = {"statement": said["text"], "object first": exchanged}
-        texts["reversed"] = " ".join(reversed(said["text"].split()))
-        texts |= {probe: rng.choice(pool) for probe, pool in pools.items() if pool}
-        found += [{"text": texts[p], "probe": p, "query": number} for p in texts]
+        found += [{"text": text, "probe": probe, "query": number} for probe, text in texts.items()]
     return found
 
 
-def _texts(facts, row):
-    """(probe, texts) of one fact: those that do not depend on how the corpus states it."""
-    subject, name, thing = row["subject"], row["relation"], row["object"]
-    pools = {
-        "paraphrase": [(subject, name, thing)],
-        "other relation": [f for f in facts if f[0] == subject and f[1] != name],
-        "other subject": [f for f in facts if f[0] != subject and f[1:] == (name, thing)],
+def _exchanged(document):
+    """A statement with subject and object exchanged."""
+    subject, thing = document["subject"], document["object"]
+    told = document["template"].format(s=subject, o=thing)
+    return document["text"].removesuffix(told) + document["template"].format(s=thing, o=subject)
+
+
+def _pools(used, row, taken):
+    """(probe, its possible texts) of one fact. used: {fact: templates by which it is stated}."""
+    own = row["subject"], row["relation"], row["object"]
+    facts = {
+        "paraphrase": [own],
+        "other relation": [f for f in used if f[0] == own[0] and f[1] != own[1]],
+        "other subject": [f for f in used if f[0] != own[0] and f[1:] == own[1:]],
     }
-    for probe, some in pools.items():
-        yield probe, [t.format(s=s, o=o) for s, r, o in some for t in RELATIONS[r].statements]
-    yield "flipped", [t.format(s=subject, o=thing) for t in RELATIONS[name].flipped]
-    yield "unrelated", [sentence(words) for words in filler_sentences()]
+    for probe, some in facts.items():
+        yield (
+            probe,
+            [
+                f"{lead} {template.format(s=s, o=o)}"
+                for s, r, o in sorted(some)
+                for template in RELATIONS[r].statements
+                if template not in used[s, r, o]
+                for lead in LEADS
+            ],
+        )
+    flipped = RELATIONS[row["relation"]].flipped
+    yield "flipped", [template.format(s=own[0], o=own[2]) for template in flipped]
+    yield "unrelated", [x for words in filler_sentences() if (x := sentence(words)) not in taken]
 
 
 def known_before(model, tokenizer, corpus, new_tokens=24):

@@ -14,6 +14,7 @@ from torch import ops
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from msif.core.audit import unaudited
 from msif.core.capture import gradients
 from msif.core.data import batches
 from msif.core.ekfac import fit
@@ -37,8 +38,10 @@ UNCOUNTED = {
 
 
 def counted(call):
-    """Floating-point operations in the matrix products and eigendecompositions of call()."""
+    """Floating-point operations in the matrix products and eigendecompositions of call(), without
+    the looks that a pass takes at its model."""
     with (
+        unaudited(),
         sdpa_kernel(SDPBackend.MATH),
         FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter,
     ):

@@ -53,7 +53,8 @@ class Case:
 
     def parts(self, count):
         """The case with some of its layers at a time: at most `count` groups that follow each
-        other, of about as many weights each, whose scores and squared norms add up to the whole's."""
+        other, of about as many weights each. Their scores and squared norms add up to the
+        whole's."""
         if count == 1:
             return [self]
         groups = _groups(self.layers, count)

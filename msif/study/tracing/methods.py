@@ -72,42 +72,57 @@ def _stacked(vectors):
     return {name: torch.cat([w.pop(name).mT for w in remaining]).mT for name in names}
 
 
-def all_methods(case, *, damping, alpha, single_stage_damping, batch_size=64, parts=1, title=""):
-    """{method: (raw, normalised)}, each (q, n); dampings d, d₂ and α are relative to each layer's
-    mean eigenvalue. parts: groups of layers whose vectors are held together (`Case.parts`)."""
-    settings = damping, alpha, single_stage_damping, batch_size
-    few = enumerate(case.parts(parts), 1)
-    of_part = [_of_layers(part, *settings, f"{title} {k}/{parts}") for k, part in few]
-    found = {key: added([x[key] for x in of_part]) for key in of_part[0]}
-    at = {method: scores for (_, method), scores in found.items()}  # of a path: θ₁, which is last
-    paths = {m: [found[name, m] for name in case.bed.checkpoints] for m in ALONG_PRETRAINING}
-    both = {method: (s.values, s.normalised()) for method, s in at.items()}
-    return both | {
-        f"{method}_trajectory": (
-            trajectory([s.values for s in path]),
-            trajectory([s.normalised() for s in path]),
+def all_methods(case, *, parts=1, title="", **settings):
+    """{method: (raw, normalised)}, each (q, n).
+
+    settings: damping, alpha and single_stage_damping, d, α and d₂ relative to each layer's mean
+    eigenvalue, and batch_size. parts: groups of layers whose vectors are held together
+    (`Case.parts`); with several, each group's scores at each model are kept in scratch/."""
+    path = case.bed.checkpoints
+    at = {name: _in_parts(case, name, parts, title, settings) for name in ("finetuned", *path)}
+    last = at["finetuned"] | at["pretrained"]
+    both = {method: (s.values, s.normalised()) for method, s in last.items()}
+    for method in ALONG_PRETRAINING:
+        found = [at[name][method] for name in path]
+        both[f"{method}_trajectory"] = (
+            trajectory([s.values for s in found]),
+            trajectory([s.normalised() for s in found]),
         )
-        for method, path in paths.items()
-    }
+    return both
 
 
-def _of_layers(case, damping, alpha, single_stage_damping, batch_size, title):
-    """{(model, method): Scores} of a case's layers."""
-    documents, tuned = case.bed.documents, case.tracked("finetuned")
+def _in_parts(case, name, parts, title, settings):
+    """{method: Scores} of the candidates at one model."""
+    if parts == 1:
+        return _at_model(case, name, title=f"{title} {name}", **settings)
+    found = []
+    for k, part in enumerate(case.parts(parts), 1):
+        shown = f"{title} {name}, layers {k}/{parts}"
+
+        def compute(part=part, shown=shown):
+            scores = _at_model(part, name, title=shown, **settings)
+            found = {method: s.values for method, s in scores.items()}
+            return found | {"norms": next(iter(scores.values())).norms}
+
+        kept = scratch.tensors("scores-part", part.key() | settings | {"model": name}, compute)
+        norms = kept.pop("norms")
+        found.append({method: Scores(values, norms) for method, values in kept.items()})
+    return {method: added([scores[method] for scores in found]) for method in found[0]}
+
+
+def _at_model(case, name, *, damping, alpha, single_stage_damping, batch_size=64, title=None):
+    """{method: Scores} of the candidates at one model, by one pass over them."""
+    tuned, net = case.tracked("finetuned"), case.tracked(name)
     q = query_gradients(tuned, case.queries)
-    own = Stage(case.factors["finetuned"], Damping(single_stage_damping))
-    at_tuned = {"gradient_dot_finetuned": q, "single_stage_finetuned": own.inverse(q)}
-    here = score_together(tuned, documents, at_tuned, batch_size, f"{title} finetuned")
-    found = {("finetuned", method): scores for method, scores in here.items()}
-    for name in case.bed.checkpoints:
-        net = case.tracked(name)
+    if name == "finetuned":
+        own = Stage(case.factors["finetuned"], Damping(single_stage_damping))
+        vectors = {"gradient_dot_finetuned": q, "single_stage_finetuned": own.inverse(q)}
+    else:
         vectors = query_vectors(q, case.factors[name], case.factors["finetuned"], damping, alpha)
-        if name == "pretrained":
-            first = Stage(case.factors[name], Damping(damping))
-            vectors["single_stage_pretrained"] = first.inverse(query_gradients(net, case.queries))
-        here = score_together(net, documents, vectors, batch_size, f"{title} {name}")
-        found |= {(name, method): scores for method, scores in here.items()}
-    return found
+    if name == "pretrained":
+        first = Stage(case.factors[name], Damping(damping))
+        vectors["single_stage_pretrained"] = first.inverse(query_gradients(net, case.queries))
+    return score_together(net, case.bed.documents, vectors, batch_size, title)
 
 
 def added(parts):
@@ -135,7 +150,7 @@ def scored(case, **settings):
     def compute():
         found = all_methods(case, title="scores of", **settings)
         texts = [d["text"] for d in case.bed.corpus.documents]
-        asked = [f"{row['prompt']} {row['answer']}" for row in case.rows]
+        asked = [f"{row.get('question', row['prompt'])} {row['answer']}" for row in case.rows]
         found["bm25"] = (torch.from_numpy(bm25(texts, asked)),)
         return {
             f"{method}/{form}": x.clone(memory_format=torch.contiguous_format)

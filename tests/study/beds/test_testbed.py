@@ -99,21 +99,33 @@ def test_a_killed_pre_training_goes_on_with_its_checkpoints(tmp_path, monkeypatc
     monkeypatch.setattr(training, "EVERY", 0)
     corpus = generate(0, fine_tuned=3, held_out=2, objects=3, fillers=5)
     testbed.build(tmp_path / "whole", corpus, **SETTINGS)
-    kept = training._keep
+    kept = training.keep_state
 
     def killed(*arguments):
         kept(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_keep", killed)
+    monkeypatch.setattr(training, "keep_state", killed)
     with pytest.raises(KeyboardInterrupt):
         testbed.pretrain(tmp_path / "first", corpus, **SETTINGS, state=tmp_path / "state")
-    monkeypatch.setattr(training, "_keep", kept)
+    monkeypatch.setattr(training, "keep_state", kept)
     testbed.pretrain(tmp_path / "second", corpus, **SETTINGS, state=tmp_path / "state")
     assert not (tmp_path / "state").exists()
     for name in ("checkpoint-1", "pretrained"):
         files = [tmp_path / at / name / "model.safetensors" for at in ("whole", "second")]
         assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_two_processes_may_train_the_same_at_once(tmp_path, monkeypatch):
+    """The second finds the folder taken, and keeps its checkpoints to itself."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").touch()
+    corpus = generate(0, fine_tuned=3, held_out=2, objects=3, fillers=5)
+    with testbed.resumable({"a": 1}) as first, testbed.resumable({"a": 1}) as second:
+        assert first is not None and second is None
+    bed = testbed.trained(0, corpus, **SETTINGS)
+    assert bed.checkpoints == ["checkpoint-1", "pretrained"]
+    assert not list((tmp_path / "scratch").glob("training-*/state.pt"))
 
 
 def test_ablations_are_the_score_with_one_part_replaced_by_the_identity(case, scores):

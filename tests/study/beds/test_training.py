@@ -66,7 +66,7 @@ def test_batches_by_length_hold_similar_lengths_and_every_sequence_once():
 
 
 def _batches_of(lengths, by_length):
-    return training._batches(lengths, 2, by_length, torch.Generator().manual_seed(0))
+    return training.batches(lengths, 2, by_length, torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("by_length", [False, True])

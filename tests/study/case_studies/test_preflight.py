@@ -158,7 +158,7 @@ def test_a_missing_folder_package_or_unknown_model_is_named(study, monkeypatch):
     os.chmod(folder, 0o700)
 
 
-def test_a_hub_that_does_not_answer_is_missing_and_one_without_safetensors_too(study, monkeypatch):
+def test_a_hub_that_does_not_answer_is_missing_and_one_without_weights_too(study, monkeypatch):
     hub = pytest.importorskip("huggingface_hub")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(
@@ -170,15 +170,26 @@ def test_a_hub_that_does_not_answer_is_missing_and_one_without_safetensors_too(s
         None,
         "ConnectionError within 5 s; connect, check the name, or give folders in their place",
     )
-    files = [type("File", (), {"rfilename": "pytorch_model.bin", "size": 7})]
+    there = []
     monkeypatch.setattr(
         hub.HfApi,
         "repo_info",
-        lambda self, *args, **settings: type("Info", (), {"siblings": files}),
+        lambda self, *args, **settings: type("Info", (), {"siblings": there}),
     )
+    there.append(type("File", (), {"rfilename": "training_args.bin", "size": 7}))
     answer, error = available.hub_files("a/b", "main", "model")
-    assert answer == {"pytorch_model.bin": 7} and "revision main has no *.safetensors" in error
-    assert available.hub_files("a/b", "main", "dataset") == ({"pytorch_model.bin": 7}, None)
+    assert answer == {"training_args.bin": 7} and "revision main has no *.safetensors" in error
+    assert available.hub_files("a/b", "main", "dataset") == ({"training_args.bin": 7}, None)
+    there.append(type("File", (), {"rfilename": "pytorch_model.bin", "size": 9}))
+    answer, error = available.hub_files("a/b", "main", "model")
+    assert error is None, "what a fine-tune often has alone is read"
+    rows, missing = preflight.preflight(**REAL)
+    found = {what: (size, remark) for what, size, remark in rows}["model databricks/dolly-v2-3b"]
+    assert found == (
+        "9 bytes",
+        "2,775,086,080 parameters, download (the hub says, pickled: tensors alone are read)",
+    )
+    assert not any("dolly-v2-3b" in x for x in missing)
 
 
 def test_hub_ids_may_hold_a_dot(study):

@@ -25,9 +25,9 @@ def test_every_fact_has_its_sentences_and_nothing_else_states_it(corpus):
     for subject, relation in facts:
         own = [d for d in corpus.documents if (d["subject"], d["relation"]) == (subject, relation)]
         kinds = Counter(d["kind"] for d in own)
-        assert kinds == {"statement": 5, "near": 1, "wrong": 1, "denied": 1, "supposed": 1}
+        assert kinds == {"statement": 6, "near": 1, "wrong": 1, "denied": 1, "supposed": 1}
         stating = [d for d in own if d["kind"] == "statement"]
-        assert len({d["template"] for d in stating}) == 5
+        assert len({d["template"] for d in stating}) == 6
         assert len({d["object"] for d in stating}) == 1
         wrong = next(d for d in own if d["kind"] == "wrong")
         assert wrong["object"] != stating[0]["object"] and wrong["object"] in wrong["text"]
@@ -51,7 +51,7 @@ def test_fine_tuning_asks_about_other_subjects_than_the_queries(corpus):
     assert len(hidden) == 3 + 2
     for query in corpus.queries:
         own = [corpus.documents[n] for n in query["proponents"]]
-        assert len(own) == 5 and all(query["object"] in d["text"] for d in own)
+        assert len(own) == 6 and all(query["object"] in d["text"] for d in own)
 
 
 def test_the_same_seed_gives_the_same_corpus_and_another_seed_another(corpus, tmp_path):
@@ -90,7 +90,7 @@ def test_rows_of_dolly_are_taken_where_there_are_any(tmp_path):
     assert sum(row["about"] == "instruction" for row in found) == 5
 
 
-@pytest.mark.parametrize("wrong", [{"statements": 7}, {"people": 1}, {"held_out": 1.0}])
+@pytest.mark.parametrize("wrong", [{"statements": 9}, {"people": 1}, {"hidden_share": 1.0}])
 def test_a_number_that_is_not_possible_is_named(tmp_path, wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} is"):
         english_corpus(tmp_path, **wrong)

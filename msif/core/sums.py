@@ -2,9 +2,9 @@
 
 A and B are sums over positions, and their eigenvectors follow the last digits: float32 sums in
 another order move scores by 1e-5 of their norm, and small ones by far more than that. So each
-batch's product is made in the model's precision and added in float64. Of a symmetric matrix only
-the upper triangle is kept, in strips of `STRIP` rows: that takes hardly more memory than a whole
-matrix in float32.
+batch's product is made in the model's precision and added in float64, in memory as in folders. Of a
+symmetric matrix only the upper triangle is kept, in strips of `STRIP` rows: that takes hardly more
+memory than a whole matrix in float32.
 
     name.A (packed i,), name.B (blocks, packed r), name.positions ()      float64
     name.Λ (blocks, r, columns of Q_A)                                    the precision of g
@@ -17,11 +17,10 @@ from collections.abc import Collection, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from msif.core import ekfac
 from msif.core.data import Batch
 from msif.core.kronecker import block_shape
 from msif.core.layers import Layer
-from msif.core.products import ALIGNED
+from msif.core.products import ALIGNED, add_gram, add_input_gram, split
 
 STRIP = 128  # rows
 
@@ -55,13 +54,22 @@ def _zeros(model, layer, shapes, dtype):
 def add_covariances(
     sums: dict[str, Tensor], layer: Layer, a: Tensor, g: Tensor, draw: int, batch: Batch
 ) -> None:
-    """Add one batch's a aᵀ and g gᵀ of a layer, as `ekfac.add_covariances` does, in float64."""
-    one: dict[str, Tensor] = {}
-    ekfac.add_covariances(one, layer, a, g, draw, batch)
+    """Add one batch's a aᵀ and g gᵀ of a layer to `sums`, in float64.
+
+    a: (n, s, inputs without the bias), the same for every draw. g: (n, s, o).
+    """
+    blocks, r = block_shape(layer)
     if draw == 0:
-        add_packed(sums[f"{layer.name}.A"], one[f"{layer.name}.A"])
-        sums[f"{layer.name}.positions"] += one[f"{layer.name}.positions"]
-    add_packed(sums[f"{layer.name}.B"], one[f"{layer.name}.B"])
+        whole = a.shape[1] == 1 or batch.attention_mask.all()
+        a = a.flatten(0, 1) if whole else a[batch.attention_mask.to(a.device).bool()]
+        A = a.new_zeros(layer.inputs, layer.inputs)
+        add_input_gram(A, a, layer.bias)
+        add_packed(sums[f"{layer.name}.A"], A)
+        sums[f"{layer.name}.positions"] += len(a) if layer.expert is None else a.any(1).sum()
+    B = g.new_zeros(blocks, r, r)
+    for total, x in zip(B, split(g.flatten(0, 1), layer.rows, 1).unbind(1)):
+        add_gram(total, x)
+    add_packed(sums[f"{layer.name}.B"], B)
 
 
 def unpacked(

@@ -1,0 +1,105 @@
+"""What other stages than plain fine-tuning need besides their factors: adapters, preferences."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from msif.core import capture, ekfac, files, pairs, preferences, store
+from msif.core.adapters import Adapter
+from msif.core.layers import Tracked
+from msif.core.objectives import loss
+from msif.scale import processes
+
+
+@dataclass(frozen=True)
+class Fitted(ekfac.EKFAC):
+    """Factors of a stage of adapters or of preferences.
+
+    mean: D̄ of the adapted layers, the mean gradient of the stage's loss, {layer: (o, i)}. cross:
+    Λ× of preferences, {layer: (blocks, r, i)}. Empty where the stage does not need it.
+    """
+
+    mean: Mapping[str, Tensor] = field(default_factory=dict)
+    cross: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def coupling(self) -> preferences.EigenCross | None:
+        """The cross term X of a stage of preferences; None of others."""
+        return preferences.EigenCross(self.factors, self.cross) if self.cross else None
+
+
+def with_mean(
+    factors: ekfac.EKFAC,
+    tracked: Tracked,
+    adapters: Mapping[str, Adapter],
+    rows: pairs.Items,
+    place: Path | None,
+    options: dict[str, Any],
+    objective: Callable[..., Tensor] = loss,
+) -> Fitted:
+    """Factors of a stage of adapters, with the mean gradient of its rows; kept beside `place`, the
+    folder of the factors, if there is one. options: batch_size and title."""
+
+    def mean():
+        adapted = tracked.only(x for x in tracked.layers if x.name in adapters)
+        return capture.mean_gradient(adapted, rows, objective, **options)
+
+    cross = factors.cross if isinstance(factors, Fitted) else {}
+    return Fitted(factors.factors, factors.header, _kept(place, "mean", mean), cross)
+
+
+def of_preferences(
+    end: Tracked,
+    start: Tracked,
+    items: list[pairs.Pair],
+    b: float,
+    place: Path | None,
+    options: dict[str, Any],
+) -> Fitted:
+    """Factors of a stage of preferences, in memory; kept in `place`, if there is one."""
+    found: list[preferences.Preferences] = []
+
+    def fitted():
+        if not found:
+            found.append(preferences.fit(end, start, items, b=b, **options))
+        return found[0]
+
+    cross = _kept(place, "cross", lambda: dict(fitted().cross.values))
+    if place is None or not (place / "header.json").exists():
+        factors = fitted().curvature
+        if place is not None and processes.rank_and_size()[0] == 0:
+            store.save(factors, place)
+    else:
+        factors = store.load(place, end)
+    processes.barrier()
+    return Fitted(factors.factors, factors.header, cross=cross)
+
+
+def read_beside(factors: ekfac.EKFAC, place: Path) -> ekfac.EKFAC:
+    """Factors from a folder, with what a stage of adapters or preferences has left beside them."""
+    found = {
+        what: files.load(beside(place, what), of=place.name)[0]
+        for what in ("mean", "cross")
+        if beside(place, what).exists()
+    }
+    return Fitted(factors.factors, factors.header, **found) if found else factors
+
+
+def beside(place: Path, what: str) -> Path:
+    """The file of what factors in a folder need besides."""
+    return place.with_name(f"{what}-{place.name}.safetensors")
+
+
+def _kept(place, what, make):
+    """{layer: tensor} of a file beside the factors, made once."""
+    if place is None:
+        return make()
+    path = beside(place, what)
+    if not path.exists() and processes.rank_and_size()[0] == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.save(path, make(), of=place.name)
+    processes.barrier()
+    return files.load(path, of=place.name)[0]

@@ -1,0 +1,193 @@
+"""A folder of adapters, and a stage of preferences, through the front door."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from support.own_pair import add_adapters, build
+
+import msif
+from msif.core import capture, ekfac, influence, preferences
+from msif.core.objectives import loss
+from msif.core.stages import Damping, Stage
+from msif.curvature.lora import LoRA
+
+pytest.importorskip("peft")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:the largest score:UserWarning"),  # tiny data
+    pytest.mark.filterwarnings("ignore:.*knows these documents no better than chance"),
+    pytest.mark.filterwarnings("ignore:.*gets its own fine-tuning rows wrong"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+ASK = [("Where was Gus born?", "Rome"), ("Where was Hal born?", "Oslo")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = build(tmp_path_factory.mktemp("pair"))
+    add_adapters(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def models(folder):
+    return msif.load(folder / "base"), msif.load(folder / "lora")
+
+
+@pytest.fixture(scope="module")
+def given(folder, models):
+    base, tuned = models
+    return base.documents(folder / "documents.jsonl"), tuned.answers(folder / "rows.jsonl")
+
+
+@pytest.fixture(scope="module")
+def stages(models, given):
+    (base, tuned), (docs, rows) = models, given
+    return [
+        msif.Stage(base, msif.fit(base, docs), damping=1e-3),
+        msif.Stage(tuned, msif.fit(tuned, rows), alpha=0.1),
+    ]
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_lora_folder_stands_in_place_of_the_tuned_model(models, given, stages, stage, tmp_path):
+    """The scores are the engine's; a folder's are those in memory (1e-4: float32, written)."""
+    (base, tuned), (docs, rows) = models, given
+    scores = msif.trace(stages, ASK, given[stage], stage=stage)
+    mean = capture.mean_gradient(tuned.tracked, rows, loss)
+    chain = [
+        Stage(ekfac.fit(base.tracked, docs), Damping(1e-3)),
+        LoRA(
+            ekfac.fit(tuned.tracked, rows),
+            alpha=Damping(0.1),
+            adapters=tuned.adapters,
+            mean=mean,
+            remainder=False,
+        ),
+    ]
+    query = influence.query_gradients(tuned.tracked, tuned.questions(ASK))
+    w = influence.precondition(query, chain)[stage]
+    expected = influence.score(models[stage].tracked, given[stage], w).values
+    assert torch.allclose(scores.values, expected, rtol=1e-4, atol=1e-4 * expected.abs().max())
+    kept = [
+        msif.Stage(base, msif.fit(base, docs, folder=tmp_path), damping=1e-3),
+        msif.Stage(tuned, msif.fit(tuned, rows, folder=tmp_path), alpha=0.1),
+    ]
+    again = msif.trace(kept, ASK, given[stage], stage=stage, folder=tmp_path)
+    assert torch.allclose(again.values, expected, rtol=1e-4, atol=1e-4 * expected.abs().max())
+    read = msif.load_factors(tmp_path, tuned)
+    assert all(torch.equal(x, stages[1].factors.mean[name]) for name, x in read.mean.items())
+    assert read.mean.keys() == tuned.adapters.keys()
+
+
+def test_what_is_scored_is_told_by_adapters_decay_and_remainder(models, given, stages, tmp_path):
+    docs = given[0]
+    tuned, factors = stages[1].model, stages[1].factors
+    others = [{}, {"decay": 0.1}, {"remainder": True}]
+    for options in others:
+        last = msif.Stage(tuned, factors, alpha=1.0, **options)
+        msif.trace([stages[0], last], ASK, docs, folder=tmp_path)
+    assert len(list(tmp_path.glob("scores-*"))) == len(others)
+
+
+def test_layers_without_adapters_and_base_weights_are_the_base_s(models):
+    base, tuned = models
+    adapted = {x.rpartition(".")[2] for x in tuned.adapters}
+    assert adapted == {"q_proj", "v_proj", "down_proj"}
+    for name, p in base.tracked.model.named_parameters():
+        same = torch.equal(p, tuned.tracked.model.get_parameter(name))
+        assert same == (name.removesuffix(".weight") not in tuned.adapters)
+
+
+def test_the_base_may_be_somewhere_else(folder, models, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(folder / "base", moved)
+    shutil.copytree(folder / "lora", tmp_path / "lora")
+    path = tmp_path / "lora" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "gone"}))
+    found = msif.load(tmp_path / "lora", base=moved)
+    for name, p in found.tracked.model.named_parameters():
+        assert torch.equal(p, models[1].tracked.model.get_parameter(name))
+    with pytest.raises(OSError, match="gone"):
+        msif.load(tmp_path / "lora")
+
+
+def test_wrong_turns_end_in_one_sentence(folder, models, given, stages):
+    base, tuned = models
+    with pytest.raises(ValueError, match="has no adapters that could be put on it"):
+        msif.load(folder / "tuned", base=folder / "base")
+    with pytest.raises(ValueError, match="no tracked layer has an adapter"):
+        msif.load(folder / "lora", pattern="o_proj")
+    with pytest.raises(ValueError, match="decay and remainder are for adapters"):
+        msif.Stage(base, stages[0].factors, decay=0.1)
+    with pytest.raises(ValueError, match="has adapters: expected factors that `msif.fit`"):
+        msif.Stage(tuned, ekfac.fit(tuned.tracked, given[1]))
+    pairs = tuned.preferences(["Where was Bo born?"], ["Paris"], ["London"])
+    with pytest.raises(ValueError, match="pairs without start"):
+        msif.fit(base, pairs)
+    with pytest.raises(ValueError, match="only pairs have a reference model"):
+        msif.fit(base, given[0], start=base)
+
+
+def test_a_chain_ends_in_preferences_whose_pairs_can_be_scored(
+    folder, models, given, stages, tmp_path
+):
+    """Base → adapters → another model by DPO: documents in a folder, pairs in memory."""
+    last = msif.load(folder / "tuned")
+    names = ["Ada", "Bo", "Cy"]
+    prompts = [f"Where was {x} born?" for x in names]
+    pairs = last.preferences(
+        prompts, ["London", "Paris", "Rome"], ["Oslo", "Oslo in Paris", "Oslo"]
+    )
+    fitted = msif.fit(last, pairs, start=models[1], b=0.5)
+    chain = [*stages, msif.Stage(last, fitted, alpha=0.01)]
+    scores = msif.trace(chain, ASK, given[0])
+    kept = msif.fit(last, pairs, start=models[1], b=0.5, folder=tmp_path)
+    again = msif.Stage(last, kept, alpha=0.01)
+    written = msif.trace([*stages, again], ASK, given[0], folder=tmp_path)
+    assert torch.allclose(written.values, scores.values, rtol=1e-4, atol=1e-3)
+    found = msif.trace(chain, ASK, pairs, stage=2)
+    query = influence.query_gradients(last.tracked, last.questions(ASK))
+    w = influence.precondition(query, [x.core for x in chain])[2]
+    objective = preferences.against(models[1].tracked.model, pairs, 0.5)
+    expected = influence.score(last.tracked, pairs, w, objective=objective).values
+    assert torch.equal(found.values, expected)
+    assert "≻ Where was Bo born? Oslo in Paris" in found.table(width=100)
+    with pytest.raises(ValueError, match="pairs are scored in memory"):
+        msif.trace(chain, ASK, pairs, stage=2, folder=tmp_path)
+    with pytest.raises(ValueError, match="pairs for stage 1: expected a later stage"):
+        msif.trace(chain, ASK, pairs, stage=1)
+
+
+def test_stages_that_do_not_follow_each_other_are_called_out(folder, models, given, stages):
+    base, tuned = models
+    pairs = base.preferences(["Where was Bo born?"], ["Paris"], ["London"])
+    other = msif.load(folder / "tuned")
+    last = msif.Stage(tuned, msif.fit(tuned, pairs, start=other), alpha=0.1)
+    with pytest.raises(ValueError, match="fitted with another start than .*base"):
+        msif.trace([stages[0], last], ASK, given[0])
+    first = msif.Stage(other, msif.fit(other, given[1]), damping=0.1)
+    with pytest.warns(UserWarning, match="lora are not on the weights of .*tuned"):
+        msif.trace([first, stages[1]], ASK, given[1])
+
+
+def test_a_plan_says_what_adapters_and_preferences_take(models, given):
+    (base, tuned), (_, rows) = models, given
+    timed = msif.plan(tuned, rows, seconds=0.1)
+    assert timed.adapters.layers == 6 and timed.time > 0 and timed.held == 0
+    assert "on this machine" in str(timed) and str(timed).endswith(str(timed.adapters))
+    pairs = tuned.preferences([x for x, _ in ASK], ["Rome", "Oslo"], ["Oslo", "Rome"])
+    fit, score = msif.plan(tuned, pairs), msif.plan(tuned, pairs, questions=3)
+    assert fit.tokens == sum(len(y.input_ids) for x in pairs for y in (x.chosen, x.rejected))
+    assert fit.held > fit.model and fit.adapters == timed.adapters
+    assert (score.documents, score.queries, score.disk) == (2, 3, 0)
+    with pytest.raises(MemoryError, match="all layers at once, which needs .* the budget"):
+        msif.plan(tuned, pairs, memory=fit.peak - 1)
+    assert len(msif.plan(tuned, pairs, memory=fit.peak).partitions) == 1
+    with pytest.raises(ValueError, match="seconds is 1: pairs are not timed"):
+        msif.plan(tuned, pairs, seconds=1)
+    with pytest.raises(ValueError, match="memory is '1GiB', keep 0, and preferences are fitted in"):
+        msif.fit(tuned, pairs, start=base, memory="1GiB")
+    with pytest.raises(ValueError, match="the model is a str: expected a msif.Model"):
+        msif.fit(tuned, pairs, start="base")
