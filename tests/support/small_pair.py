@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from msif.core.data import encode_documents
 from msif.core.models import load_model
@@ -133,6 +139,54 @@ def build(folder, dtype="float32"):
         ],
         "generation": {"samples": 1, "max_new_tokens": 6},
         "search": {"methods": ["bm25", "tfidf"], "first": 2, "random": 1},
+    }
+
+
+def to_tune(folder):
+    """A small Llama as SmolLM2 is, tied embeddings and grouped keys, in `folder`, which becomes a
+    study of its own with data/; returns the settings of `pairs.prepared` that fine-tune it there
+    and trace it among paragraphs of WikiText."""
+    (folder / "dvc.yaml").touch()
+    (folder / "data").symlink_to(DATA)
+    plain = PreTrainedTokenizerFast(
+        tokenizer_file=str(DATA / "pythia-tokenizer" / "tokenizer.json")
+    )
+    config = LlamaConfig(
+        vocab_size=len(plain),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder / "base")
+    tokenizer_files(folder / "base", plain)
+    training = {"epochs": 2, "rate": 3e-3, "batch_size": 4, "by_length": True}
+    return {
+        "folder": "scratch/pinned",
+        "models": {
+            "pretrained": {"source": "base"},
+            "finetuned": {"finetuning": training},
+        },
+        "dtype": "float32",
+        "max_length": 64,
+        "device": "cpu",
+        "rows": {"source": "data/dolly/dolly-first-6400.jsonl", "limit": 20},
+        "corpora": [
+            {
+                "name": "wikitext",
+                "source": "data/wikitext2",
+                "paragraphs": "wiki.*.txt",
+                "limit": 30,
+            }
+        ],
+        "factor_documents": {"corpus": "wikitext", "chunks": 8},
+        "questions": [{"instruction": "Who was Du Fu?"}, {"instruction": "Why?"}],
+        "generation": {"samples": 1, "max_new_tokens": 6},
+        "search": {"methods": ["bm25"], "first": 3, "random": 3},
     }
 
 

@@ -1,6 +1,7 @@
-"""A pair of models that was trained elsewhere, in dolly-v2's format, as a `testbed.Testbed`.
+"""A pair of models in dolly-v2's format, as a `testbed.Testbed`.
 
-Such as pythia-2.8b and dolly-v2-3b. Candidates come from corpora too large to score
+Such as pythia-2.8b and dolly-v2-3b, trained elsewhere; or a model and its fine-tuning here
+(`msif.study.beds.made`). Candidates come from corpora too large to score
 (`msif.study.corpora.neighbours`), queries are the fine-tuned model's own answers
 (`msif.study.corpora.dolly`). A document of the test-bed is a chunk of at most max_length tokens;
 `owners` and `neighbours.of_documents` give whole documents. Every row of the corpus holds the ids
@@ -19,6 +20,7 @@ from msif.core.data import NO_LOSS, Sequence, check
 from msif.core.files import json_lines, write_json, write_json_lines
 from msif.core.models import limits, load_model, load_tokenizer
 from msif.study import paths, scratch
+from msif.study.beds import made
 from msif.study.beds.testbed import Testbed, default_device
 from msif.study.corpora import dolly, neighbours
 from msif.study.corpora.corpus import Corpus
@@ -27,16 +29,18 @@ from msif.study.paths import from_root
 
 
 def prepared(seed=0, **settings):
-    """The `Testbed` of a pair, arguments as for `prepare`.
+    """The `Testbed` of a pair, arguments as for `prepare`; models: also as for `made.models`.
 
-    Done once and kept in scratch/, as are its samples, embeddings and answers.
+    Done once and kept in scratch/, as are its models if they are made here, its samples, embeddings
+    and answers.
     """
     folder = paths.root() / settings["folder"]
-    models = {name: from_root(at, "source") for name, at in settings["models"].items()}
     rows = from_root(settings["rows"], "source")
     device = settings.get("device") or default_device()
-    settings |= {"folder": str(folder), "models": models, "rows": rows, "device": device}
     folder.mkdir(parents=True, exist_ok=True)  # of digests.json
+    wanted = settings["max_length"], seed, device
+    models = made.models(str(folder), settings["models"], rows, *wanted)
+    settings |= {"folder": str(folder), "models": models, "rows": rows, "device": device}
     sources = [rows, *(from_root(x, "source") for x in settings["corpora"])]
     data = [pinned_models(folder, models), *(pinned_rows(folder, x) for x in sources)]
 

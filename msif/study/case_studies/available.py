@@ -8,6 +8,7 @@ from pathlib import Path
 from msif.core.extras import need
 from msif.core.weights import files_of
 from msif.study import paths
+from msif.study.corpora import wikitext
 from msif.study.corpora.pinned import is_hub_id
 
 PACKAGES = {
@@ -41,6 +42,28 @@ def writable(folder):
         f"a folder for digests.json: {there} is read-only; make {folder} writable or name another "
         "`folder`"
     ]
+
+
+def paragraphs_lacking(corpora):
+    """What to put where for each corpus of WikiText's paragraphs whose files are not there."""
+    found = []
+    for corpus in corpora:
+        if "paragraphs" in corpus and not list(_files(corpus)):
+            where = f"{corpus['source']}/{corpus['paragraphs']}"
+            found.append(f"{where}: put there {wikitext.LAYOUT}")
+    return found
+
+
+def paragraph_bytes(corpus):
+    """Mean bytes of a paragraph of such a corpus; 0 of another one, or where it is not there."""
+    if "paragraphs" not in corpus or not list(_files(corpus)):
+        return 0
+    found = wikitext.paragraphs(paths.root() / corpus["source"], corpus["paragraphs"])
+    return sum(len(x["text"].encode()) for x in found) // len(found)
+
+
+def _files(corpus):
+    return (paths.root() / corpus["source"]).glob(corpus["paragraphs"])
 
 
 def sources_here(sources, missing):

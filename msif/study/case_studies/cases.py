@@ -18,7 +18,7 @@ from msif.core.data import NO_LOSS
 from msif.rivals import retrieval
 from msif.study.beds import pairs, testbed
 from msif.study.beds.retraining import Recipe
-from msif.study.case_studies import large, preflight
+from msif.study.case_studies import anatomy, large, preflight
 from msif.study.case_studies.answers import answered, own_question
 from msif.study.corpora.planted import BIOGRAPHY, planted_corpus
 from msif.study.corpora.stories import stories_corpus
@@ -164,6 +164,26 @@ def portions(found, table):
         values = {name: x[[n]][:, numbers] for name, x in table.items()}
         parts.append(Portion(replace(found, bed=own, queries=[query]), values, numbers))
     return parts
+
+
+def compared(study, chain, reference, at_once=None, batch_size=64):
+    """`anatomy.agreement` of the normalised multi-stage scores at one checkpoint by two lists of
+    `influence.Stage`; at_once: for a given pair, queries at a time, each with its own candidates.
+
+    What a given pair was scored by before is not computed again."""
+    if at_once is None:
+        return anatomy.over(
+            study.parts, lambda p: anatomy.changed(p.case, chain, reference, batch_size)
+        )
+    both = (
+        large.scored(study.case, {"multi_stage": x}, at_once=at_once, batch_size=batch_size)
+        for x in (chain, reference)
+    )
+    values = [scores["multi_stage"][1] for scores in both]
+    parts = list(enumerate(study.parts))
+    return anatomy.over(
+        parts, lambda part: anatomy.agreement(*(x[[part[0]]][:, part[1].numbers] for x in values))
+    )
 
 
 def plan(pair, seeds, counterfactual, **given):

@@ -55,15 +55,15 @@ def write(
     title,
     damping,
     alpha,
-    withhold_texts=False,
+    withheld=None,
     each=8,
     count=10,
     opponents=5,
     batch_size=4,
 ):
     """Write the explorer of a `cases.Study` to `path`, `each` answers of a group; returns the path.
-    withhold_texts: no third-party words in it. batch_size: documents whose gradients are held
-    together, three float32 numbers for each tracked weight."""
+    withheld: a second one, for the same without third-party words. batch_size: documents whose
+    gradients are held together, three float32 numbers for each tracked weight."""
     methods = {
         label: (name, text) for name, (label, text) in METHODS.items() if name in study.table
     }
@@ -92,10 +92,13 @@ def write(
             batch_size=batch_size,
         )
         documents |= made["documents"]
-        withhold = withhold_texts and not group.startswith("planted")
-        queries.append(_named(made["queries"][0], str(n), withhold))
+        queries.append((group, replace(made["queries"][0], id=str(n))))
     texts = {label: text for label, (_, text) in methods.items()}
-    return explorer.write(path, title, documents, queries, texts, LEGEND, withhold_texts)
+    written = explorer.write(path, title, documents, [q for _, q in queries], texts, LEGEND)
+    if withheld:
+        hidden = [q if g.startswith("planted") else _wordless(q) for g, q in queries]
+        explorer.write(withheld, title, documents, hidden, texts, LEGEND, withhold_texts=True)
+    return written
 
 
 def _found(parts, query):
@@ -107,9 +110,5 @@ def _note(row):
     return "" if row.get("truth") in (None, row["answer"]) else f"the corpus says: {row['truth']}"
 
 
-def _named(query, name, withhold):
-    """The query with its number in the study; withhold: without its words."""
-    query = replace(query, id=name)
-    if not withhold:
-        return query
+def _wordless(query):
     return replace(query, prompt_words=[], answer_words=[], logprobs=None, note="")

@@ -8,8 +8,8 @@ prints a table; its exit code is 1, with what to do, where something is missing.
 A profile of params.yaml has such a pair where one of its sections has a `pair` with `models`
 (arguments of `pairs.prepared`), beside it `fit` (of `large.case`), `at_once`, `batch_size` and
 further `questions`. Nothing is downloaded: shapes come from a model's config.json where it is on
-this machine, else from SHAPES; the hub is asked what it has. Sizes follow from shapes; what is
-marked "assumed" does not: rates, the length of documents.
+this machine, else from shapes.SHAPES; the hub is asked what it has. Sizes follow from shapes; what
+is marked "assumed" does not: rates, the length of documents.
 """
 
 import argparse
@@ -17,29 +17,22 @@ import shutil
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoConfig, GPTNeoXConfig
 
 from msif.core.layers import tracked
 from msif.core.resources import available_memory
-from msif.core.weights import files_of
 from msif.scale.plan import model_bytes, plan_fit, plan_score
 from msif.scale.sizes import human, parse_bytes
 from msif.study import params, paths
-from msif.study.beds import pairs
-from msif.study.case_studies.available import packages, sources_here, writable
+from msif.study.case_studies import shapes
+from msif.study.case_studies.available import (
+    packages,
+    paragraph_bytes,
+    paragraphs_lacking,
+    sources_here,
+    writable,
+)
 from msif.study.corpora.neighbours import SEARCHES
 
-_PYTHIA = {
-    "hidden_size": 2560,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "intermediate_size": 10240,
-    "max_position_embeddings": 2048,
-}
-SHAPES = {
-    "EleutherAI/pythia-2.8b": {**_PYTHIA, "vocab_size": 50304},
-    "databricks/dolly-v2-3b": {**_PYTHIA, "vocab_size": 50280},
-}
 LARGE = 3e8  # parameters from which a GPU is asked for
 # Assumed mean bytes of a document, 4 a token: Wikipedia's and the Pile's are of this order.
 DOCUMENT = 4000
@@ -76,14 +69,13 @@ def preflight(bed, factors=None, scores=None):
     factors, scores = factors or {}, scores or {}
     missing, dtype = [*packages(), *writable(bed["folder"])], bed.get("dtype", "bfloat16")
     models, data = bed["models"], ({"name": "rows", "limit": ROWS} | bed["rows"], *bed["corpora"])
-    wanted = [(x, "model") for x in models.values()] + [(x, "dataset") for x in data]
+    missing += paragraphs_lacking(bed["corpora"])
+    wanted = [(x, "model") for x in models.values() if "source" in x]
+    wanted += [(x, "dataset") for x in data if "paragraphs" not in x]
     sources = [(x["source"], x.get("revision") or "main", kind) for x, kind in wanted]
     found = sources_here(sources, missing)
-    nets = {
-        name: _outline(at["source"], at.get("revision"), dtype, missing)
-        for name, at in models.items()
-    }
-    rows = [_download(models[name], net, found) for name, net in nets.items()]
+    nets = shapes.outlines(models, dtype, missing)
+    rows = [shapes.row(models[name], net, found) for name, net in nets.items()]
     rows += [_data(x, found) for x in data]
     rows.append(_queries(bed, scores))
     if all(nets.values()):
@@ -97,44 +89,19 @@ def table(rows):
     return "\n".join(f"{str(a):<{first}}  {str(b):>{second}}  {c}".rstrip() for a, b, c in rows)
 
 
-def _outline(source, revision, dtype, missing):
-    try:
-        local = paths.root() / source
-        at, pinned = (local, {}) if local.exists() else (source, {"revision": revision})
-        settings = {"trust_remote_code": False, "local_files_only": True}
-        config = AutoConfig.from_pretrained(at, **pinned, **settings)
-    except (OSError, ValueError):
-        if source not in SHAPES:
-            missing.append(
-                f"the shapes of {source}: its config.json is not on this machine; download that "
-                "one file, and run this again"
-            )
-            return None
-        config = GPTNeoXConfig(**SHAPES[source], rotary_pct=0.25, use_parallel_residual=True)
-    return pairs.outlined(config, dtype)
-
-
-def _download(at, net, found):
-    source, answer = at["source"], found.get(at["source"])
-    if isinstance(answer, dict):
-        files = files_of(answer)
-        size = sum(answer[name] for name in files)
-        pickled = ", pickled: tensors alone are read" * any(x.endswith(".bin") for x in files)
-        remark = f"download (the hub says{pickled})"
-    else:
-        there = {"here": "in place", "downloaded": "in the hub's cache"}
-        size = model_bytes(net) if net else 0
-        remark = there.get(answer, "download (from its shapes; the hub was not asked)")
-    count = f"{sum(p.numel() for p in net.parameters()):,} parameters" if net else "shapes unknown"
-    return f"model {source}", human(size) if size else "?", f"{count}, {remark}"
-
-
 def _data(x, found):
     answer = found.get(x["source"])
     there = {"here": "in place", "downloaded": "known to the hub's cache"}
-    where = there.get(answer, "streamed") if isinstance(answer, str) else "streamed"
-    size = f"about {human(x['limit'] * DOCUMENT)} (assumed {DOCUMENT} bytes each)"
+    local = "in place" if "paragraphs" in x else "streamed"
+    where = there.get(answer, local) if isinstance(answer, str) else local
+    how = "measured" if paragraph_bytes(x) else "assumed"
+    size = f"about {human(x['limit'] * _bytes(x))} ({how} {_bytes(x)} bytes each)"
     return f"data {x['source']}", f"{x['limit']:,}", f"at most, {x['name']}; {where}; {size}"
+
+
+def _bytes(corpus):
+    """Of a document, in the mean."""
+    return paragraph_bytes(corpus) or DOCUMENT
 
 
 def _queries(bed, scores):
@@ -194,16 +161,26 @@ def _plans(bed, nets, factors, scores, found, missing):
             f"factors {human(plan.factors)}"
         )
         rows.append((f"fit {name}", hours, remark))
+    if made := bed["models"]["finetuned"].get("finetuning"):
+        rows.append(_training(bed, nets["finetuned"], made["epochs"], counts["finetuned"], rates))
     peak = max(x.peak for x in fits.values())
     rows += _scoring(bed, outlines["pretrained"], scores, rates, total, peak, missing)
     return rows + _disk(bed, nets, fits, found, missing)
+
+
+def _training(bed, net, epochs, count, rates):
+    tokens = epochs * count * bed["max_length"]
+    seconds = 6 * sum(p.numel() for p in net.parameters()) * tokens / rates.model
+    remark = f"{epochs} epochs over at most {count:,} rows of {bed['max_length']}"
+    return "fine-tune", _hours(seconds), remark
 
 
 def _scoring(bed, outline, scores, rates, total, fit, missing):
     asked, at_once = _asked_for(bed), scores.get("at_once", 4)
     groups = -(-asked // at_once)
     documents = min(at_once * _candidates(bed), sum(x["limit"] for x in bed["corpora"]))
-    chunks = max(1, documents * -(-DOCUMENT // (4 * bed["max_length"])))
+    longest = max(_bytes(x) for x in bed["corpora"])
+    chunks = max(1, documents * -(-longest // (4 * bed["max_length"])))
     lengths, batch_size = [bed["max_length"]] * chunks, scores.get("batch_size", 8)
     plan = plan_score(outline, lengths, min(at_once, asked), batch_size=batch_size)
     scoring = plan.peak + model_bytes(outline.model)
@@ -217,7 +194,7 @@ def _scoring(bed, outline, scores, rates, total, fit, missing):
         (
             "score, for each setting",
             _hours(groups * plan.seconds(rates.model, rates.product)),
-            f"{groups} passes over about {chunks:,} chunks (assumed {DOCUMENT // 4:,} tokens a "
+            f"{groups} passes over about {chunks:,} chunks (assumed {longest // 4:,} tokens a "
             f"document); peak memory {human(scoring)}",
         )
     ]
@@ -225,12 +202,8 @@ def _scoring(bed, outline, scores, rates, total, fit, missing):
 
 def _disk(bed, nets, fits, found, missing):
     here = paths.root()
-    downloads = sum(
-        model_bytes(net)
-        for name, net in nets.items()
-        if found.get(bed["models"][name]["source"]) not in ("here", "downloaded")
-    )
-    texts = sum(x["limit"] for x in bed["corpora"]) * DOCUMENT
+    downloads = sum(shapes.disk(bed["models"][name], net, found) for name, net in nets.items())
+    texts = sum(x["limit"] * _bytes(x) for x in bed["corpora"])
     vectors = texts // 1000 * VECTOR * ("embeddings" in _searches(bed))
     fitted = sum(x.factors for x in fits.values())
     total = downloads + texts + vectors + fitted + max(x.disk - x.factors for x in fits.values())

@@ -26,7 +26,14 @@ from msif.core.extras import need
 from msif.core.files import json_lines, write_json_lines
 from msif.rivals.retrieval import bm25, sentence_encoder, tfidf
 from msif.study import scratch
-from msif.study.corpora.pinned import SHUFFLED, check_columns, pinned_rows, sampled_rows
+from msif.study.corpora import wikitext
+from msif.study.corpora.pinned import (
+    SHUFFLED,
+    check_columns,
+    pinned_rows,
+    reservoir,
+    sampled_rows,
+)
 from msif.study.paths import from_root
 
 # Documents.
@@ -36,10 +43,12 @@ def documents(folder, corpora, seed=0):
     """[{"kind": corpus, "number": in its sample, "title", "text"}] of several corpora in a row.
 
     corpora: [{"name", "source": hub id, .jsonl file or folder, "config", "revision", "files":
-    pattern, "column": of the text ("text"), "title": column, "limit": documents}]; all but name,
-    source and limit may be left out. A .jsonl file's rows are all as likely; a folder or hub data
-    set is streamed with its files in random order and shuffled over 10,000 rows, so that a sample
-    of a large one comes from few of its files. What is read is pinned in `folder`
+    pattern, "column": of the text ("text"), "title": column, "paragraphs": pattern, "limit":
+    documents}]; all but name, source and limit may be left out. A .jsonl file's rows are all as
+    likely; a folder or hub data set is streamed with its files in random order and shuffled over
+    10,000 rows, so that a sample of a large one comes from few of its files. paragraphs: of
+    WikiText's files in a folder, whose paragraphs are the rows (`wikitext.paragraphs`), all as
+    likely. What is read is pinned in `folder`
     (`msif.study.corpora.pinned`); a sample is drawn once and kept in scratch/. Rows without text
     are left out.
 
@@ -63,7 +72,10 @@ def _sample(
     files=None,
     column="text",
     title="title",
+    paragraphs=None,
 ):
+    if paragraphs:
+        wikitext.files(source, paragraphs)
     pinned = pinned_rows(folder, {"source": source, "revision": revision})
     key = {
         "name": name,
@@ -72,6 +84,7 @@ def _sample(
         "files": files,
         "column": column,
         "title": title,
+        "paragraphs": paragraphs,
         "limit": limit,
         "seed": seed,
     }
@@ -80,7 +93,12 @@ def _sample(
         write_json_lines(target / "documents.jsonl", texts())
 
     def texts():
-        drawn = _rows(folder, source, limit, seed, config, revision, files, pinned)
+        if paragraphs:
+            drawn = reservoir(
+                wikitext.paragraphs(source, paragraphs), limit, randomness.Random(seed)
+            )
+        else:
+            drawn = _rows(folder, source, limit, seed, config, revision, files, pinned)
         for n, row in enumerate(drawn):
             check_columns(source, row, (column,))
             text, heading = row[column], str(row.get(title) or f"{name} {n}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from msif.core.data import FORMATS
 from msif.core.extras import need
 from msif.core.files import parsed_line, sha256_of_file, write_json
+from msif.study.paths import scratch
 
 SHUFFLED = 10_000  # rows of a streamed data set among which each next one is drawn
 
@@ -68,8 +69,9 @@ def pinned_rows(folder, finetuning):
 def pinned_models(folder, models):
     """`models` ({name: {"source", "revision", …}}) with the commit of each hub id as its revision.
 
-    The files of a local one are checked against digests.json, and its revision is None. Raises as
-    `pinned_rows` and `enforced` do.
+    The files of a local one are checked against digests.json, and its revision is None. One that
+    was made here, in scratch/, bears the name of all that it was made of and is not recorded: made
+    again, it may differ in its last digits. Raises as `pinned_rows` and `enforced` do.
     """
     found = {
         name: _pinned(folder, at["source"], at.get("revision"), "model", "*.*")
@@ -124,6 +126,8 @@ def _pinned(folder, source, revision, kind, pattern):
     if path.exists():
         read = [path] if path.is_file() else [p for p in sorted(path.glob(pattern)) if p.is_file()]
         base = path.parent if path.is_file() else path
+        if path.resolve().is_relative_to(scratch().resolve()):
+            return _digests(base, read)
         return enforced(folder, str(source), _digests(base, read))
     if not is_hub_id(source):
         raise FileNotFoundError(

@@ -54,12 +54,25 @@ def enable(profile):
 
 
 def runs():
-    """{stage: the enabled profiles that have a section for it}, in the order of notebooks."""
+    """{stage: the enabled profiles that have a section for it}, in the order of notebooks; less
+    those that lack its data, see `lacking`."""
     sections = profiles()
     return {
-        stage: [name for name in enabled() if stage in sections[name]]
+        stage: [name for name in enabled() if stage in sections[name] and not lacking(name, stage)]
         for stage in map(stage_of, notebooks())
     }
+
+
+def lacking(profile, stage):
+    """What is not in data/ that a pair of models of this stage is traced on, as a list of paths.
+
+    The other stages of its profile do without; of one that has no other, nothing is said here, and
+    its notebook refuses to begin."""
+    stages = profiles()[profile]
+    pair = (stages.get(stage) or {}).get("pair") or {}
+    named = [x.get("source", "") for x in (pair.get("rows") or {}, *pair.get("corpora", []))]
+    absent = [x for x in named if x.startswith("data/") and not (root() / x).exists()]
+    return absent if len(stages) > 1 else []
 
 
 def follow():

