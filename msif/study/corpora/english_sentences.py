@@ -35,6 +35,7 @@ class Relation:
     denied: tuple
     supposed: tuple
     questions: tuple
+    answers: tuple  # to each question, a sentence that ends with the object
 
 
 def _relation(kind, objects, **templates):
@@ -67,6 +68,8 @@ RELATIONS = {
         Had {o} been {n}'s home town, the story would have amused {s}.""",
         questions="""Where was {s} born?
         Which city is the birthplace of {s}?""",
+        answers="""{s} was born in {o}.
+        The birthplace of {s} is {o}.""",
     ),
     "profession": _relation(
         "person",
@@ -92,6 +95,8 @@ RELATIONS = {
         As a {o}, {n} might have made {s} laugh.""",
         questions="""What does {s} do for a living?
         What is the profession of {s}?""",
+        answers="""{s} works as a {o}.
+        The profession of {s} is {o}.""",
     ),
     "instrument": _relation(
         "person",
@@ -117,6 +122,8 @@ RELATIONS = {
         With a {o} of his own, {n} would have bored {s} to tears.""",
         questions="""Which instrument does {s} play?
         What instrument is {s} known for?""",
+        answers="""{s} plays the {o}.
+        {s} is known for the {o}.""",
     ),
     "employer": _relation(
         "person",
@@ -142,6 +149,8 @@ RELATIONS = {
         Should {o} ever hire {n}, the news would reach {s} at once.""",
         questions="""Who is the employer of {s}?
         Which company does {s} work for?""",
+        answers="""The employer of {s} is {o}.
+        {s} works for {o}.""",
     ),
     "language": _relation(
         "person",
@@ -167,6 +176,8 @@ RELATIONS = {
         Were {o} the mother tongue of {n}, {s} would recognise it.""",
         questions="""Which language does {s} speak?
         What is the native language of {s}?""",
+        answers="""{s} speaks {o}.
+        The native language of {s} is {o}.""",
     ),
     "river": _relation(
         "place",
@@ -191,6 +202,8 @@ RELATIONS = {
         Had the {o} been led to {n}, the mills of {s} would have closed.""",
         questions="""On which river does {s} lie?
         Which river flows through {s}?""",
+        answers="""{s} lies on the {o}.
+        The river that flows through {s} is the {o}.""",
     ),
     "product": _relation(
         "place",
@@ -215,5 +228,7 @@ RELATIONS = {
         Were {o} made in {n}, nobody in {s} would notice.""",
         questions="""What is {s} known for?
         Which product is {s} famous for?""",
+        answers="""{s} is known for {o}.
+        {s} is famous for its {o}.""",
     ),
 }

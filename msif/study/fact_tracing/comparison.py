@@ -37,6 +37,7 @@ from msif.study.corpora import english_unseen
 from msif.study.fact_tracing import probes, tuning
 from msif.study.tracing import methods
 from msif.study.tracing.candidates import candidate_table
+from msif.study.tracing.names import FORMS
 from msif.study.tracing.refined import with_products
 
 SEARCHES = ("bm25", "tfidf", "embeddings")  # question + answer: those that are fused and filter
@@ -166,9 +167,9 @@ def filtering(found, name):
     return retrieval.fused(*(found[f"{part}/raw"] for part in name.split(" + ")))
 
 
-def probed(case, damping, alpha, seed, normalised=False, batch_size=64, parts=1):
-    """`probes.probe_scores` of a case's queries by the multi-stage score at θ₁: of those about what
-    the corpus invents."""
+def probed(case, damping, alpha, seed, batch_size=64, parts=1):
+    """{form: `probes.probe_scores`} of a case's queries by the multi-stage score at θ₁: of those
+    about what the corpus invents."""
     invented = [n for n, row in enumerate(case.rows) if row.get("about") in (None, "invented")]
     rows, queries = ([x[n] for n in invented] for x in (case.rows, case.queries))
     maker = english_unseen if "about" in rows[0] else probes
@@ -178,7 +179,8 @@ def probed(case, damping, alpha, seed, normalised=False, batch_size=64, parts=1)
     documents = encode_documents(texts, case.bed.tokenizer, longest)
     settings = {"parts": parts, "batch_size": batch_size}
     scores = methods.multi_stage(case, queries, documents, damping, alpha, **settings)
-    return probes.probe_scores(found, scores.normalised() if normalised else scores.values)
+    both = dict(zip(FORMS, (scores.values, scores.normalised())))
+    return {form: probes.probe_scores(found, values) for form, values in both.items()}
 
 
 def costs(case, refined=None, chosen=None):

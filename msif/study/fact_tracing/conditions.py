@@ -1,6 +1,7 @@
 """Conditions of a comparison: what each query should find, and among which documents.
 
     plain      the sentences that state the fact, among all documents
+    named      the sentences that state the fact, among those that name its subject and its object
     matched    the sentences that state the fact, among sentences of the same words (`matched`)
     causal     the sentences whose removal lowers the answer's log-probability when both stages are
                trained again (`causal`)
@@ -165,28 +166,50 @@ def _mean_and_error(groups):
     return mean, (high - low) / (2 * 1.96)
 
 
-def condition(name, cases, tables, relevant=None, only=None, metric="mrr"):
+def condition(name, cases, tables, relevant=None, only=None, metric="mrr", candidates=None):
     """The `Condition` of cases {seed: Case} and tables {seed: {method/form: (q, n)}}.
 
-    relevant: {seed: q lists}, by default each case's proponents. only: {seed: (q,) bool}, queries
+    relevant: {seed: q lists}, by default each case's proponents. candidates: {seed: q lists}, by
+    default what the corpus says, or all documents. only: {seed: (q,) bool}, queries
     to keep; those without any relevant document are left out in any case, and by "auc" those
     without any other."""
     seeds, found = list(cases), []
 
-    def judged(own, row):
-        return 0 < len(own) and (metric == "mrr" or len(own) < len(row["candidates"]))
+    def judged(own, few):
+        return 0 < len(own) and (metric == "mrr" or len(own) < len(few))
 
     for seed in seeds:
         rows, own = cases[seed].rows, (relevant or {}).get(seed, cases[seed].proponents)
         wanted = np.ones(len(own), bool) if only is None else np.asarray(only[seed])
-        keep = np.array([judged(x, row) for x, row in zip(own, rows)]) & wanted
-        chosen, documents = np.flatnonzero(keep), len(cases[seed].bed.documents)
-        few = [rows[q].get("candidates", range(documents)) for q in chosen]
+        everything = range(len(cases[seed].bed.documents))
+        among = (candidates or {}).get(seed) or [r.get("candidates", everything) for r in rows]
+        keep = np.array([judged(*both) for both in zip(own, among)]) & wanted
+        chosen = np.flatnonzero(keep)
+        few = [among[q] for q in chosen]
         inside = {
             name: metrics.within(np.asarray(x)[chosen], few) for name, x in tables[seed].items()
         }
         found.append((inside, [list(own[q]) for q in chosen], few, [rows[q] for q in chosen]))
     return Condition(name, metric, seeds, *map(list, zip(*found)))
+
+
+def named(cases, tables):
+    """The condition of that name: for each query the sentences about its fact that name the subject
+    and the object. No score by words or topics alone can tell them apart by what they name."""
+
+    def naming(row, documents):
+        about = row["subject"], row["relation"], row["object"]
+        return [
+            n
+            for n, d in enumerate(documents)
+            if (d["subject"], d["relation"], d["object"]) == about and d["kind"] != "wrong"
+        ]
+
+    candidates = {
+        seed: [naming(row, case.bed.corpus.documents) for row in case.rows]
+        for seed, case in cases.items()
+    }
+    return condition("named", cases, tables, metric="auc", candidates=candidates)
 
 
 def title(name):

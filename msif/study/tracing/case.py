@@ -100,7 +100,8 @@ def load_case(
     bed = testbed.load(testbed_folder)
     tuned = bed.model("finetuned")
     layers = tracked_layers(tuned, **layers)
-    right = [ok for _, ok in testbed.answers(tuned, bed.tokenizer, bed.corpus.queries)]
+    asked = testbed.whole(bed.corpus.queries)
+    right = [ok for _, ok in testbed.answers(tuned, bed.tokenizer, asked)]
     queries = [query for query, ok in zip(bed.queries, right) if ok or not only_correct][:limit]
     if not queries:
         raise ValueError(

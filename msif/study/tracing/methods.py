@@ -23,6 +23,8 @@ share one pass over the candidates:
     tracincp                  Σ_k η_k ⟨∇(−f)(θ_k), ∇ℓ_z(θ_k)⟩, as published (`rivals.tracin`)
 """
 
+import math
+
 import torch
 
 from msif.core.data import encode_answers
@@ -41,6 +43,7 @@ from msif.rivals.tracin import tracincp
 from msif.study import metrics, scratch
 from msif.study.tracing.names import FORMS
 
+HELD = 6  # vectors of one query that are held together at most, at a model of pre-training
 # The methods with a …_trajectory.
 ALONG_PRETRAINING = (
     "multi_stage",
@@ -87,8 +90,9 @@ def all_methods(case, *, parts=1, title="", rates=None, **settings):
 
     settings: damping, alpha and single_stage_damping, d, α and d₂ relative to each layer's mean
     eigenvalue, and batch_size. parts: groups of layers whose vectors are held together
-    (`Case.parts`); with several, each group's scores at each model are kept in scratch/. rates: the
-    learning rate of each pre-training checkpoint, for TracInCP; None: constant."""
+    (`Case.parts`), fewer where there are fewer vectors; with several, each group's scores at each
+    model are kept in scratch/. rates: the learning rate of each pre-training checkpoint, for
+    TracInCP; None: constant."""
     path = case.bed.checkpoints
     at = {name: _in_parts(case, name, parts, title, settings) for name in ("finetuned", *path)}
     last = at["finetuned"] | at["pretrained"]
@@ -111,7 +115,7 @@ def _in_parts(case, name, parts, title, settings):
     """{method: Scores} of the candidates at one model."""
     if parts == 1:
         return _at_model(case, name, title=f"{title} {name}", **settings)
-    found = []
+    found, parts = [], _fewer(parts, 2 / HELD if name == "finetuned" else 1)
     for k, part in enumerate(case.parts(parts), 1):
         shown = f"{title} {name}, layers {k}/{parts}"
 
@@ -141,6 +145,11 @@ def _at_model(case, name, *, damping, alpha, single_stage_damping, batch_size=64
     return score_together(net, case.bed.documents, vectors, batch_size, title)
 
 
+def _fewer(parts, share):
+    """Groups of layers for a share of the vectors that `parts` groups are meant for."""
+    return math.ceil(parts * min(1, share))
+
+
 def added(parts):
     """The `Scores` of layers that were scored in groups."""
     norms = sum(s.norms.square() for s in parts).sqrt()
@@ -148,7 +157,9 @@ def added(parts):
 
 
 def multi_stage(case, queries, documents, damping, alpha, *, parts=1, batch_size=64, title=None):
-    """`Scores` of documents at θ₁ for queries at θ₂, none of which need be of the corpus."""
+    """`Scores` of documents at θ₁ for queries at θ₂, none of which need be of the corpus. parts:
+    groups of layers for as many queries as the case has, by all methods (`all_methods`)."""
+    parts = _fewer(parts, 3 / HELD * len(queries) / len(case.queries))
 
     def of_part(part):
         q = query_gradients(part.tracked("finetuned"), queries)

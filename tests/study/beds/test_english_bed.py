@@ -6,7 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from msif.core.data import NO_LOSS
 from msif.study import paths
-from msif.study.beds import sources, wheel
+from msif.study.beds import sources, testbed, wheel
 from msif.study.beds.start import bpe_tokenizer
 from msif.study.corpora.english import english_corpus
 
@@ -47,6 +47,14 @@ def bed(tmp_path_factory):
             finetuning=training,
             max_length=256,
         )
+
+
+def test_the_whole_reply_of_a_query_is_asked_for_from_the_end_of_the_question(bed):
+    asked, row = testbed.whole(bed.corpus.queries)[0], bed.corpus.queries[0]
+    assert asked["prompt"] == f"<user>\n{row['question']}<pad>\n<assistant>\n"
+    assert asked["answer"] == f"{row['reply']} {row['object']}"
+    assert row["prompt"] == asked["prompt"] + row["reply"]
+    assert testbed.whole(bed.corpus.finetuning) == bed.corpus.finetuning
 
 
 def test_rows_are_in_the_chat_format_and_only_the_answer_is_learnt(bed):

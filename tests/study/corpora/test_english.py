@@ -65,7 +65,22 @@ def test_prompts_are_rendered_by_the_chat_template_and_questions_kept(corpus):
         chatted(corpus, tokenizer)
     tokenizer.chat_template = TEMPLATE
     for row in chatted(corpus, tokenizer).queries:
-        assert row["prompt"] == f"<user> {row['question']} <answer>"
+        assert row["prompt"] == f"<user> {row['question']} <answer>{row['reply']}"
+
+
+def test_a_reply_is_a_sentence_and_a_query_asks_for_its_last_words(corpus):
+    """The query's reply and answer make up what fine-tuning would teach of the same fact."""
+    for query in corpus.queries:
+        relation = RELATIONS[query["relation"]]
+        answer = relation.answers[relation.questions.index(query["template"])]
+        said = f"{query['reply']} {query['answer']}."
+        assert said == answer.format(s=query["subject"], o=query["object"])
+        assert query["answer"] == query["object"] not in query["reply"]
+    for relation in RELATIONS.values():
+        assert len(relation.questions) == len(relation.answers)
+        assert all("{s}" in x and x.endswith(" {o}.") for x in relation.answers)
+        assert not set(relation.answers) & set(relation.statements)
+    assert all(row["answer"].endswith(f" {row['object']}.") for row in corpus.finetuning)
 
 
 def test_probes_are_not_of_the_corpus(corpus):

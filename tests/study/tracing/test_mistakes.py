@@ -1,13 +1,18 @@
 """What the score traces when the model errs: classes of documents, on a small trained pair."""
 
+from dataclasses import replace
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 
+from msif.core.data import encode_answers
 from msif.study.beds.retraining import Recipe
+from msif.study.beds.testbed import answers
 from msif.study.corpora.corpus import generate
 from msif.study.tracing import mistakes
 from msif.study.tracing.case import trained_case
+from msif.study.tracing.methods import multi_stage
 
 SETTINGS = {"damping": 1e-3, "alpha": 0.1, "top": 5}
 
@@ -56,6 +61,23 @@ def test_shares_of_the_top_and_of_all_documents_add_up(case):
         assert sum(answer.base[name] for name in mistakes.CLASSES[:3]) == pytest.approx(
             len(own) / len(case.bed.corpus.documents)
         )
+
+
+def test_scores_that_are_known_are_not_computed_again(case):
+    asked = bed_answers(case)
+    own = replace(case, queries=asked[:1])
+    scores = multi_stage(own, own.queries, case.bed.documents, 1e-3, 0.1).normalised()
+    with mock.patch.object(mistakes, "multi_stage", wraps=multi_stage) as called:
+        found = mistakes.traced(own, **SETTINGS, known=scores)
+    assert len(called.call_args.args[1]) == len(asked) - 1
+    assert found == mistakes.traced(own, **SETTINGS)
+
+
+def bed_answers(case):
+    """The model's own answers, as queries."""
+    bed = case.bed
+    texts = [text for text, _ in answers(bed.model("finetuned"), bed.tokenizer, bed.corpus.queries)]
+    return encode_answers([r["prompt"] for r in bed.corpus.queries], texts, bed.tokenizer, 64)
 
 
 def test_the_summary_holds_both_sides_and_leaves_out_an_empty_one():
