@@ -23,11 +23,11 @@ import torch
 from msif.core.data import Sequence
 from msif.core.extras import need
 from msif.core.influence import Scores, check, precondition, query_gradients
-from msif.view.page import Document, Entry, Query, page, write
+from msif.view.page import Document, Entry, Query, page, wordless, write
 from msif.view.parts import Part, answer_log_probabilities, extremes, query_tokens, split
 from msif.view.words import prompt_and_answer, words_of
 
-__all__ = ["page", "prepared", "show", "write"]
+__all__ = ["page", "prepared", "show", "wordless", "write"]
 
 
 def show(scores, queries, documents, *, title="Influence explorer", height=760, **options):

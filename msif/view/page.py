@@ -77,8 +77,8 @@ def page(title, documents, queries, methods, about="", withhold_texts=False):
     [Query]. methods: {name: one line that says what it is, with the unit of its score}, the first
     two are shown first. about: plain text, in the page's help. withhold_texts: no word of any
     document is written, nor its title (what can be shown of third-party texts); scores, ranks,
-    sources and layers are. Raises ValueError naming the query or document whose lists do not fit
-    together."""
+    sources and layers are. Or a set: the numbers of the documents of which this holds. Raises
+    ValueError naming the query or document whose lists do not fit together."""
     data = {
         "title": title,
         "about": about,
@@ -116,10 +116,19 @@ def _data(documents, queries, methods, withhold):
     shown = sorted({e[0] for row in rows for ranking in row["rankings"].values() for e in ranking})
     return {
         "layers": layers,
-        "documents": {n: _document(n, documents[n], withhold) for n in shown},
+        "documents": {n: _document(n, documents[n], _hidden(n, withhold)) for n in shown},
         "queries": rows,
-        "withheld": withhold,
+        "withheld": withhold is True,
     }
+
+
+def wordless(query):
+    """A `Query` without its words."""
+    return replace(query, prompt_words=[], answer_words=[], logprobs=None, note="")
+
+
+def _hidden(n, withhold):
+    return withhold if isinstance(withhold, bool) else n in withhold
 
 
 def _document(n, document, withhold):
@@ -163,10 +172,10 @@ def _query(q, documents, methods, layers, withhold):
     def listed(e):
         return [e.document, e.rank, _number(e.score), int(e.part is not None)]
 
-    def taken_apart(p):
+    def taken_apart(n, p):
         return {
             "score": _number(p.score),
-            "tokens": None if withhold else _numbers(p.tokens),
+            "tokens": None if _hidden(n, withhold) else _numbers(p.tokens),
             "layers": _numbers(None if p.layers is None else p.layers.values()),
             "query": _numbers(p.query_tokens) if size else None,
         }
@@ -181,7 +190,7 @@ def _query(q, documents, methods, layers, withhold):
         "note": q.note,
         "labels": {int(n): text for n, text in q.labels.items()},
         "rankings": {name: [listed(e) for e in q.rankings[name]] for name in ranked},
-        "parts": {n: taken_apart(p) for n, p in sorted(parts.items())},
+        "parts": {n: taken_apart(n, p) for n, p in sorted(parts.items())},
     }
 
 

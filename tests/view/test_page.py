@@ -111,6 +111,13 @@ def test_a_page_with_withheld_texts_has_no_word_of_any_document():
     ]["layers"] == [1.0, 2.0]
 
 
+def test_some_documents_can_be_withheld_alone():
+    found = data_of(built([query()], withhold_texts={0}))
+    hidden, shown = (found["documents"][n]["words"] for n in "01")
+    assert hidden == ["document 0 (text withheld: licence)"] and shown != hidden
+    assert found["withheld"] is False and found["queries"][0]["parts"]["0"]["tokens"] is None
+
+
 def test_a_query_without_words_has_neither_their_numbers():
     (one,) = data_of(built([query(prompt_words=[], answer_words=[])]))["queries"]
     assert one["logprobs"] is None and one["parts"]["0"]["query"] is None

@@ -123,7 +123,12 @@ def page(folder):
     return _template().render(
         notebooks=list(found.values()),
         profiles=profiles,
-        explorers=[p for p in profiles if (folder / p / "explorer.html").exists()],
+        explorers=[
+            (profile, name)
+            for profile in profiles
+            for name in ("explorer", "facts")
+            if (folder / profile / f"{name}.html").exists()
+        ],
         rows=[_row(name, reports, profiles) for name, reports in found.items()],
         benchmarks=[_benchmark(path) for path in sorted(folder.glob("benchmarks/*.md"))],
     )

@@ -68,7 +68,7 @@ def test_every_page_is_reached_from_the_readme():
 def made_by_a_run(path):
     """Is it a page that `make study` makes: of a notebook that there is, or the overview?"""
     stem = Path(path).stem
-    return stem in ("index", "explorer") or (ROOT / "notebooks" / f"{stem}.ipynb").exists()
+    return stem in ("index", "explorer", "facts") or (ROOT / "notebooks" / f"{stem}.ipynb").exists()
 
 
 @every_page

@@ -30,6 +30,7 @@ def folder(tmp_path):
     add(made, "tiny", "01_testbed", answered(0.86, before=0.01))
     add(made, "tiny", "07_case_studies")
     (made / "tiny" / "explorer.html").touch()
+    (made / "tiny" / "facts.html").touch()
     (made / "benchmarks").mkdir()
     (made / "benchmarks" / "size.md").write_text("# Fits cost <2 passes\n\ntext")
     return made
@@ -70,6 +71,7 @@ def test_every_link_resolves_and_every_report_is_linked(folder):
         "tiny/01_testbed.html",
         "tiny/07_case_studies.html",
         "tiny/explorer.html",
+        "tiny/facts.html",
         "benchmarks/size.md",
     ):
         assert f'href="{path}"' in html
@@ -153,7 +155,8 @@ def test_full_heads_the_page_and_others_are_in_the_table(folder):
 def test_any_profile_will_do(folder):
     (folder / "tiny").rename(folder / "another")
     shutil.rmtree(folder / "benchmarks")
-    (folder / "another" / "explorer.html").unlink()
+    for name in ("explorer.html", "facts.html"):
+        (folder / "another" / name).unlink()
     html = overview.page(folder)
     assert "Profile another" in html and broken(html, folder) == []
     for gone in ("tiny", "Influence explorer", "Cost and precision"):

@@ -1,0 +1,55 @@
+"""One query of a case for the explorer's page: every method beside the others, each document taken
+apart."""
+
+from dataclasses import replace
+
+from msif.view import explorer
+
+METHODS = {
+    "multi_stage_trajectory/raw": (
+        "multi-stage, over checkpoints",
+        "summed over checkpoints, each divided by its standard deviation; no unit",
+    ),
+    "single_stage_finetuned/normalised": (
+        "single-stage, normalised",
+        "ordinary influence at the fine-tuned model, divided by the document's gradient norm",
+    ),
+    "multi_stage/raw": (
+        "multi-stage",
+        "at the end of pre-training [nats per unit of document weight]",
+    ),
+    "multi_stage/normalised": (
+        "multi-stage, normalised",
+        "the same, divided by the document's gradient norm",
+    ),
+    "bm25/raw": ("BM25", "text search for question and answer; no unit"),
+}
+LEGEND = (
+    "Shades and bars take the plain multi-stage score apart, whatever the ranking: in nats per "
+    "unit of document weight, positive = proponent."
+)
+
+
+def methods_of(table):
+    """{label: what it is} of those of `METHODS` that a table has."""
+    return {label: text for name, (label, text) in METHODS.items() if name in table}
+
+
+def explored(case, table, at, *, name, group, label, note="", **options):
+    """({number: Document}, Query) of the query number `at` of a case with its table
+    {method/form: (q, n)}; the page's `name` of the query. label: what its proponents are called.
+    options: of `explorer.prepared`."""
+    query, row = case.queries[at], case.rows[at]
+    scores = {METHODS[x][0]: table[x][at : at + 1] for x in METHODS if x in table}
+    made = explorer.prepared(
+        scores,
+        [query],
+        case.bed.documents,
+        tokenizer=case.bed.tokenizer,
+        sources=[d["kind"] for d in case.bed.corpus.documents],
+        groups=[group],
+        notes=[note],
+        labels=[dict.fromkeys(row["proponents"], label)],
+        **options,
+    )
+    return made["documents"], replace(made["queries"][0], id=str(name))
