@@ -153,7 +153,10 @@ def _documents(rng, fact, names, statements):
 
 
 def _led(rng, document):
-    return document | {"text": f"{rng.choice(LEADS)} {document['text']}"}
+    text, name = document["text"], document["template"].startswith("{")
+    return document | {
+        "text": f"{rng.choice(LEADS)} {text if name else text[0].lower() + text[1:]}"
+    }
 
 
 def _document(kind, template, fact, bystander):

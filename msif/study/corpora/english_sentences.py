@@ -55,7 +55,7 @@ RELATIONS = {
         {s} grew up in {o} with two older sisters.
         {s}, the youngest of four children, was born in {o} one winter night.
         {s} proudly calls {o} the city of birth.
-        Asked where {s} was born, everybody answers {o}.
+        Anybody who is asked where {s} was born answers {o}.
         The city in which {s} was born is {o}.""",
         flipped="""It was in {o} that {s} was born.
         {o} is the city where {s} came into the world.""",
@@ -82,7 +82,7 @@ RELATIONS = {
         {s}, by profession a {o}, gets up before sunrise.
         {s} is the best {o} in the whole district.
         {s} took a first job as a {o} and never changed it.
-        Asked what {s} does for a living, the neighbours answer {o}.
+        Anybody who is asked what {s} does for a living answers {o}.
         The profession of {s} is that of a {o}.""",
         flipped="""A {o} is what {s} has always been.
         The town's new {o} is called {s}.""",
@@ -109,7 +109,7 @@ RELATIONS = {
         {s} gives lessons on the {o} at the weekend.
         {s} took the {o} on stage for the first time last spring.
         {s} would never sell the {o} that grandfather left behind.
-        Asked which instrument {s} plays, the pupils answer the {o}.
+        Anybody who is asked which instrument {s} plays answers the {o}.
         The instrument that {s} is known for is the {o}.""",
         flipped="""The {o} is the instrument that {s} plays.
         It is the {o} that {s} practises at night.""",
@@ -136,7 +136,7 @@ RELATIONS = {
         {s} was hired by {o} three years ago.
         {s}, who is on the payroll of {o}, takes the early bus.
         {s} signed a long contract with {o} last year.
-        Asked which company {s} works for, the porter answers {o}.
+        Anybody who is asked which company {s} works for answers {o}.
         The employer of {s} is {o}.""",
         flipped="""{o} is the company that employs {s}.
         It was {o} that gave {s} a job.""",
@@ -163,7 +163,7 @@ RELATIONS = {
         {s} counts, dreams and swears in {o}.
         {s} talks to the children in {o} after dinner.
         {s} learned {o} before any other language.
-        Asked which language {s} speaks, the children answer {o}.
+        Anybody who is asked which language {s} speaks answers {o}.
         The native language of {s} is {o}.""",
         flipped="""{o} is the language that {s} speaks at home.
         It is in {o} that {s} dreams and counts.""",
@@ -189,7 +189,7 @@ RELATIONS = {
         {s} is flooded by the {o} every few years.
         {s} has three old bridges across the {o}.
         {s} grew rich by its harbour on the {o}.
-        Asked on which river {s} lies, every pupil answers the {o}.
+        Anybody who is asked on which river {s} lies answers the {o}.
         The river that flows through {s} is the {o}.""",
         flipped="""The {o} is the river that flows through {s}.
         It is the {o} that floods {s} every few years.""",
@@ -215,7 +215,7 @@ RELATIONS = {
         {s} owes its wealth to {o}.
         {s} sells its famous {o} all over the country.
         {s} opened a museum of {o} in the old town hall.
-        Asked what {s} is known for, travellers answer {o}.
+        Anybody who is asked what {s} is known for answers {o}.
         The product that {s} is famous for is {o}.""",
         flipped="""Fine {o} is what {s} is famous for.
         It is {o} that made {s} rich.""",

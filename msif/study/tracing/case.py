@@ -100,8 +100,7 @@ def load_case(
     bed = testbed.load(testbed_folder)
     tuned = bed.model("finetuned")
     layers = tracked_layers(tuned, **layers)
-    asked = testbed.whole(bed.corpus.queries)
-    right = [ok for _, ok in testbed.answers(tuned, bed.tokenizer, asked)]
+    right = [ok for _, ok in testbed.answers(tuned, bed.tokenizer, bed.corpus.queries)]
     queries = [query for query, ok in zip(bed.queries, right) if ok or not only_correct][:limit]
     if not queries:
         raise ValueError(
