@@ -16,9 +16,7 @@ import numpy
 import torch
 import torch.nn.functional as F
 from ours import DAMPING, Msif
-from workload import summed_loss
-
-from msif.core.layers import tracked
+from workload import summed_loss, tracked
 
 
 class Kronfluence:
@@ -35,7 +33,7 @@ class Kronfluence:
         from kronfluence.utils.constants import HEURISTIC_DAMPING_SCALE
 
         assert HEURISTIC_DAMPING_SCALE == DAMPING
-        names = tracked(model).names
+        names = tracked(model, shape).names
 
         class LanguageModelling(Task):
             """Next-token prediction, as msif scores it."""
@@ -120,6 +118,9 @@ class Bergson:
         self.shape = shape
         self.folder = folder
         self.labels = labels
+        self.names = {
+            x.removeprefix(f"{model.base_model_prefix}.") for x in tracked(model, shape).names
+        }
         self.model = model.requires_grad_(False)
         model.get_input_embeddings().requires_grad_(True)  # as bergson's own set-up leaves a model
         self.data = {
@@ -159,7 +160,7 @@ class Bergson:
             self.config.HessianConfig(
                 method="kfac", ev_correction=True, use_dataset_labels=self.labels == "true"
             ),
-            target_modules=None,
+            target_modules=self.names,
             attention_cfgs={},
             batches=self.batches["train"],
             path=self.hessian,
@@ -170,7 +171,13 @@ class Bergson:
         """Write the gradients of some data, by the settings of a step; returns their processor."""
         processor = self.bergson.gradients.GradientProcessor(include_bias=True)
         self.bergson.collection.collect_gradients(
-            self.model, self.data[name], processor, run, batches=self.batches[name], **more
+            self.model,
+            self.data[name],
+            processor,
+            run,
+            batches=self.batches[name],
+            target_modules=self.names,
+            **more,
         )
         return processor
 
@@ -225,8 +232,9 @@ class Curvlinops:
         self.model, self.data, self.shape = model, data, shape
         self.fisher = {"sampled": "mc", "true": "empirical"}[labels]
         model.requires_grad_(False)
-        modules = [model.get_submodule(name).requires_grad_(True) for name in tracked(model).names]
-        self.parameters = [p for module in modules for p in (module.weight, module.bias)]
+        names = tracked(model, shape).names
+        modules = [model.get_submodule(name).requires_grad_(True) for name in names]
+        self.parameters = [p for module in modules for p in module.parameters()]
         self.batches = [(ids, ids[:, 1:].flatten()) for ids in data["train"].split(shape.batch)]
 
     def fit(self):

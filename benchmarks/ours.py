@@ -2,9 +2,7 @@
 
 import os
 
-from workload import sequences
-
-from msif.core.layers import tracked
+from workload import sequences, tracked
 
 DAMPING = 0.1
 
@@ -27,7 +25,7 @@ class Msif:
         self.influence = influence
         self.lowrank = lowrank
         self.queries = queries
-        self.tracked = tracked(model)
+        self.tracked = tracked(model, shape)
         self.shape = shape
         self.labels = labels
         self.folder = folder

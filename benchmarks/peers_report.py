@@ -5,6 +5,7 @@ from workload import Shape, markdown, number
 # Tokens where libraries are compared with each other alone;
 # decompositions weigh four times as much.
 FEWER = 2**14
+BLOCKS = r"layers\.(0|15|29)\."
 SHAPES = {
     "base": Shape(),
     "queries64": Shape(queries=64),
@@ -12,6 +13,8 @@ SHAPES = {
     "seq512": Shape(length=512, tokens=FEWER),
     "width128": Shape(width=128, tokens=FEWER),
     "layers4": Shape(layers=4, tokens=FEWER),
+    # the first, the middle and the last of 30 blocks: what every library can hold
+    "smollm": Shape(576, 30, 64, vocabulary=49_152, tokens=2**12, real=True, pattern=BLOCKS),
 }
 QUICK = {"quick": Shape(width=32, layers=1, length=16, queries=2, vocabulary=64, tokens=256)}
 NAMES = ("msif", "kronfluence", "bergson", "curvlinops")
@@ -34,8 +37,9 @@ def groups(records):
 def described(name):
     """A shape in words."""
     s = (SHAPES | QUICK)[name]
+    real = ", SmolLM2-135M-Instruct, three of its" * s.real
     return (
-        f"{name}: width {s.width}, {s.layers} layer{'s' * (s.layers > 1)}, "
+        f"{name}{real}: width {s.width}, {s.layers} layer{'s' * (s.layers > 1)}, "
         f"{s.sequences} sequences of {s.length} tokens, "
         f"{s.queries} queries, {s.candidates} candidates"
     )

