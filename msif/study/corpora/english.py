@@ -153,10 +153,13 @@ def _documents(rng, fact, names, statements):
 
 
 def _led(rng, document):
-    text, name = document["text"], document["template"].startswith("{")
-    return document | {
-        "text": f"{rng.choice(LEADS)} {text if name else text[0].lower() + text[1:]}"
-    }
+    lead = rng.choice(LEADS)
+    return document | {"text": led(lead, document["template"], document["text"])}
+
+
+def led(lead, template, text):
+    """A sentence after a lead: it goes on in lower case, but for a name."""
+    return f"{lead} {text if template.startswith('{') else text[0].lower() + text[1:]}"
 
 
 def _document(kind, template, fact, bystander):

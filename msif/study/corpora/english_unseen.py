@@ -6,7 +6,7 @@ from collections import defaultdict
 
 from msif.core.generation import greedy
 from msif.study.corpora.corpus import check_ranges, filler_sentences
-from msif.study.corpora.english import question_in_chat, sentence
+from msif.study.corpora.english import led, question_in_chat, sentence
 from msif.study.corpora.english_sentences import LEADS, RELATIONS
 from msif.study.corpora.webnlg_texts import place
 
@@ -52,9 +52,9 @@ def probe_documents(corpus, rows, seed=0):
 
 def _exchanged(document):
     """A statement with subject and object exchanged."""
-    subject, thing = document["subject"], document["object"]
-    told = document["template"].format(s=subject, o=thing)
-    return document["text"].removesuffix(told) + document["template"].format(s=thing, o=subject)
+    subject, thing, template = (document[x] for x in ("subject", "object", "template"))
+    lead = document["text"][: -len(template.format(s=subject, o=thing))].rstrip()
+    return led(lead, template, template.format(s=thing, o=subject))
 
 
 def _pools(used, row, taken):
@@ -69,7 +69,7 @@ def _pools(used, row, taken):
         yield (
             probe,
             [
-                f"{lead} {template.format(s=s, o=o)}"
+                led(lead, template, template.format(s=s, o=o))
                 for s, r, o in sorted(some)
                 for template in RELATIONS[r].statements
                 if template not in used[s, r, o]

@@ -7,7 +7,7 @@ import pytest
 
 from msif.core.rows import word_tokenizer
 from msif.study.corpora.english import chatted, english_corpus
-from msif.study.corpora.english_sentences import RELATIONS
+from msif.study.corpora.english_sentences import LEADS, RELATIONS
 from msif.study.corpora.english_unseen import probe_documents
 
 SIZES = {"people": 6, "places": 4, "real": 60, "real_queries": 0, "instructions": 5}
@@ -93,6 +93,18 @@ def test_probes_are_not_of_the_corpus(corpus):
             places = [probe["text"].find(row[key]) for key in ("subject", "object")]
             assert min(places) >= 0
             assert (places[0] < places[1]) == (probe["probe"] == "paraphrase")
+
+
+def test_a_sentence_after_a_lead_goes_on_in_lower_case_but_for_names(corpus):
+    found = probe_documents(corpus, corpus.queries)
+    led = [d["text"] for d in corpus.documents if d["kind"] in ("statement", "wrong")]
+    led += [p["text"] for p in found if p["probe"] in ("statement", "paraphrase", "object first")]
+    for text in led:
+        (lead,) = [x for x in LEADS if text.startswith(f"{x} ")]
+        rest = text[len(lead) + 1 :]
+        own = ("anybody ", "the ", *(o.lower() for r in RELATIONS.values() for o in r.objects))
+        assert rest[0].isupper() or rest.startswith(own)
+        assert "The " not in rest and "Anybody" not in rest
 
 
 def test_rows_of_dolly_are_taken_where_there_are_any(tmp_path):
