@@ -16,7 +16,8 @@ from msif import api
 from msif.core import data, ekfac, influence, queries, store
 from msif.core.influence import Damping
 from msif.core.layers import tracked
-from msif.core.models import load_model, load_tokenizer, model_digest
+from msif.core.model_digest import model_digest
+from msif.core.models import load_model, load_tokenizer
 from msif.scale import fitting, streaming
 
 pytestmark = [
