@@ -151,14 +151,6 @@ def _from_pretrained(auto, source, files, reading=None, **options):
         ) from error
 
 
-
-
-
-
-
-
-
-
 def logits(model: nn.Module, batch: Batch) -> Tensor:
     """The model's logits for a batch: (n, S, V), or (n, C) for a classifier.
 
