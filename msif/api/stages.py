@@ -14,7 +14,8 @@ from msif.api.models import Model
 from msif.core import data, ekfac, files, influence, pairs, preferences, store
 from msif.core.generation import log_probabilities, own_share
 from msif.core.influence import Damping
-from msif.core.models import limits, model_digest
+from msif.core.model_digest import model_digest
+from msif.core.models import limits
 from msif.core.objectives import loss
 from msif.curvature.lora import LoRA
 from msif.scale import fitting

@@ -24,7 +24,7 @@ from msif.core.coverage import coverage, say_coverage
 from msif.core.data import Batch, Sequence, digest
 from msif.core.kronecker import EKFAC, LayerFactors, block_shape, factor_bytes
 from msif.core.layers import Layer, Tracked
-from msif.core.models import model_digest
+from msif.core.model_digest import model_digest
 from msif.core.objectives import Objective, fisher_losses
 from msif.core.pairs import Items
 from msif.core.products import add_squares, aligned, mirrored

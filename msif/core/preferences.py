@@ -30,7 +30,8 @@ from msif.core.data import Batch
 from msif.core.generation import log_probabilities
 from msif.core.kronecker import EKFAC, LayerFactors, factor_bytes
 from msif.core.layers import Tracked, Vectors
-from msif.core.models import limits, model_digest
+from msif.core.model_digest import model_digest
+from msif.core.models import limits
 from msif.core.objectives import log_probability
 from msif.core.pairs import Pair
 from msif.core.resources import require

@@ -23,7 +23,7 @@ from torch import Tensor
 from msif.core import files
 from msif.core.kronecker import EKFAC, LayerFactors, block_shape
 from msif.core.layers import Layer, Tracked
-from msif.core.models import model_digest
+from msif.core.model_digest import model_digest
 from msif.core.resources import require
 
 SCHEMA = 1

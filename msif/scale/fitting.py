@@ -27,7 +27,8 @@ from msif.core.capture import groups
 from msif.core.data import Sequence, check, digest
 from msif.core.digests import layers_key
 from msif.core.layers import Tracked
-from msif.core.models import limits, model_digest
+from msif.core.model_digest import model_digest
+from msif.core.models import limits
 from msif.core.objectives import fisher_losses
 from msif.core.resources import require
 from msif.core.spent import share_said

@@ -23,7 +23,7 @@ from msif.core.data import Sequence
 from msif.core.digests import function_digest, layers_key, tensors_digest
 from msif.core.kronecker import EKFAC
 from msif.core.layers import Tracked, Vectors
-from msif.core.models import model_digest
+from msif.core.model_digest import model_digest
 from msif.core.objectives import Objective, loss
 from msif.scale import processes
 from msif.scale.blocks import announce, finished, in_blocks, stream_length

@@ -21,7 +21,7 @@ from msif.core.data import Sequence
 from msif.core.digests import function_digest, layers_key, tensors_digest
 from msif.core.extras import need
 from msif.core.layers import Tracked, Vectors
-from msif.core.models import model_digest
+from msif.core.model_digest import model_digest
 from msif.core.objectives import Objective, loss
 from msif.core.resources import gib
 from msif.core.rows import document_ids, format_of

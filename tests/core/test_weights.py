@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from support.families import gpt_neox, llama
 
 from msif.core import weights
-from msif.core.models import load_model, model_digest
+from msif.core.model_digest import model_digest
+from msif.core.models import load_model
 
 COMMIT = "0123456789" * 4
 

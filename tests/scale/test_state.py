@@ -1,60 +1,24 @@
 """Every file of every kind of work, swapped, flipped, cut short or taken from another run, is
 refused by its reader, by name, or changes nothing."""
 
-import os
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
+from support.begun import DAMPING, DATA, OTHERS, STOPS, begun, fit, numbers
 from support.indexed import indexed
-from support.tiny import documents, neox, probe
+from support.tiny import documents, neox
 
-from msif.core import ekfac, files, influence, queries, store
-from msif.core.influence import Damping, Stage
+from msif.core import files, store
 from msif.core.layers import tracked
-from msif.scale import fitting, index, lowrank, partition, processes, streaming
+from msif.scale import index, processes, streaming
 
 pytest.importorskip("pyarrow")
-
-DAMPING = Damping(0.1)
-DATA, OTHERS = documents(14), documents(14, seed=8)
-
-
-class Power(Exception):
-    """It is cut."""
 
 
 @pytest.fixture(scope="module")
 def study():
     return indexed(DAMPING, per_head=False)
-
-
-def begun(folder, data, stop, monkeypatch):
-    """A fit that ends before it decomposes or saves, with all that it wrote until then."""
-    with monkeypatch.context() as patch, pytest.raises(Power):
-
-        def cut(*_, **__):
-            raise Power
-
-        patch.setattr(*stop, cut)
-        fit(folder, data)
-    return folder.with_name(f".{folder.name}.work")
-
-
-def fit(folder, data=DATA):
-    return fitting.fit(folder, tracked(neox()), data, batch_size=4, every=0, keep="1MB")
-
-
-def numbers(factors):
-    return probe(ekfac.EKFAC(dict(factors.factors), factors.header))
-
-
-STOPS = {
-    "sums and kept": (fitting.ekfac, "eigenbases"),
-    "bases and kept": (fitting.ekfac, "mean_eigenvalues"),
-    "factors": (fitting.store, "save"),
-}
 
 
 def each_change(path, neighbour, foreign):
@@ -219,189 +183,6 @@ def test_an_index(tmp_path, study):
     walk(tmp_path / "f", tmp_path / "g", again, again())  # nothing damaged is certified
 
 
-def test_a_folder_of_another_kind_is_refused_before_any_pass_and_nothing_in_it_is_lost(
-    tmp_path, study, monkeypatch
-):
-    store.save(study.factors, tmp_path / "factors")
-    streaming.score_corpus(study.tracked, study.candidates, study.w, tmp_path / "scores")
-    index.build(
-        study.tracked, study.candidates, study.factors, DAMPING, tmp_path / "index", size=64
-    )
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
-    (tmp_path / "file").write_text("a file")
-    monkeypatch.setattr(partition, "backpropagate", lambda *_: 1 / 0)
-    monkeypatch.setattr(streaming.influence, "passes", lambda *_: 1 / 0)
-
-    def into(kind, folder):
-        if kind == "factors":
-            fitting.fit(folder, study.tracked, DATA)
-        elif kind == "scores":
-            streaming.score_corpus(study.tracked, study.candidates, study.w, folder)
-        else:
-            index.build(study.tracked, study.candidates, study.factors, DAMPING, folder, size=64)
-
-    there = {x: x.read_bytes() for x in tmp_path.rglob("*") if x.is_file() and x.name != ".lock"}
-    for kind in ("factors", "scores", "index"):
-        for name in {"factors", "scores", "index", "thesis", "file"} - {kind}:
-            with pytest.raises(ValueError, match=str(tmp_path / name)):
-                into(kind, tmp_path / name)
-    with pytest.raises(store.FactorsError):
-        store.save(study.factors, tmp_path / "index")
-    assert there == {x: x.read_bytes() for x in there}
-
-
-@pytest.mark.parametrize("kind", ["fit", "score"])
-def test_the_name_of_the_present_folder_is_a_folder(tmp_path, monkeypatch, study, kind):
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    if kind == "fit":
-        fitting.fit(".", study.tracked, DATA)
-        assert numbers(store.load(".", study.tracked)) is not None
-    else:
-        streaming.score_corpus(study.tracked, study.candidates, study.w, ".")
-
-
-def test_killed_writers_leave_nothing_behind(tmp_path, monkeypatch):
-    right = numbers(fit(tmp_path / "right"))
-    work = begun(tmp_path / "f", DATA, STOPS["bases and kept"], monkeypatch)
-    (work / ".sums.x.safetensors.123.partial").write_bytes(b"half")
-    with monkeypatch.context() as patch, pytest.raises(Power):
-
-        def saved_then_cut(*arguments, save=store.save):
-            save(*arguments)
-            raise Power  # between saving and clearing
-
-        patch.setattr(fitting.store, "save", saved_then_cut)
-        fit(tmp_path / "f")
-    assert list(work.glob("*.safetensors"))
-    assert torch.equal(numbers(fit(tmp_path / "f")), right)
-    assert [x.name for x in work.rglob("*") if x.is_file()] == [".lock"]
-
-
-def test_factors_are_there_at_every_moment_of_being_replaced(tmp_path, monkeypatch):
-    old, new = fit(tmp_path / "old"), fit(tmp_path / "new", OTHERS)
-    allowed = [numbers(old), numbers(new)]
-    steps, seen = ("replace", "unlink"), []
-    store.save(old, tmp_path / "f")
-
-    def watched(call):
-        def step(*arguments, **options):
-            call(*arguments, **options)
-            found = numbers(store.load(tmp_path / "f"))
-            seen.append([torch.equal(found, x) for x in allowed])
-
-        return step
-
-    for name in steps:
-        monkeypatch.setattr(os, name, watched(getattr(os, name)))
-    monkeypatch.setattr(Path, "unlink", watched(Path.unlink))
-    store.save(new, tmp_path / "f")
-    assert len(seen) > 10 and all(map(any, seen)) and seen[0] == [True, False]
-    assert seen[-1] == [False, True]
-
-
-def test_keep_is_a_budget_over_resumes_and_is_asked_of_the_disk(tmp_path, monkeypatch):
-    work = begun(tmp_path / "f", DATA, STOPS["bases and kept"], monkeypatch)
-    whole = sum(x.stat().st_size for x in work.glob("kept.*"))
-    shutil.rmtree(work)
-    budget, passing = whole // 3, partition.backpropagate
-    for stop in (2, 3, 4):  # three runs, each with the whole budget again, if it were
-        seen = []
-
-        def dying(*arguments):
-            seen.append(0)
-            if len(seen) == stop:
-                raise Power
-            passing(*arguments)
-
-        monkeypatch.setattr(partition, "backpropagate", dying)
-        with pytest.raises(Power):
-            fitting.fit(tmp_path / "f", tracked(neox()), DATA, batch_size=4, every=1e9, keep=budget)
-        assert sum(x.stat().st_size for x in work.glob("kept.*")) <= 1.5 * budget
-    asked = []
-    monkeypatch.setattr(fitting, "require", lambda **x: asked.append(x["disk"]))
-    monkeypatch.setattr(partition, "backpropagate", passing)
-    fit(tmp_path / "a"), fitting.fit(tmp_path / "b", tracked(neox()), DATA, batch_size=4)
-    assert asked[0] > asked[1]
-
-
-def test_a_shorter_corpus_leaves_the_finished_run_as_it_was(tmp_path, study):
-    run = study.tracked, study.candidates, study.w
-    streaming.score_corpus(*run, tmp_path, block=8)
-    before = {x.name: x.read_bytes() for x in tmp_path.iterdir() if x.is_file()}
-    with pytest.raises(ValueError, match="part-000002.parquet lies beyond the end"):
-        streaming.score_corpus(run[0], run[1][:16], run[2], tmp_path, block=8)
-    assert before == {x.name: x.read_bytes() for x in tmp_path.iterdir() if x.is_file()}
-    assert len(list(streaming.read_scores(tmp_path))) == 3
-
-
-def test_another_objective_of_the_same_name_is_other_work(tmp_path, study):
-    run = study.tracked, study.candidates, study.w, tmp_path
-    one, two = [lambda x, b: influence.loss(x, b), lambda x, b: 2 * influence.loss(x, b)]
-    streaming.score_corpus(*run, objective=one)
-    with pytest.raises(ValueError, match="objective differ"):
-        streaming.score_corpus(*run, objective=two)
-    streaming.score_corpus(*run, objective=one)
-
-
-def test_other_blocks_than_the_finished_ones_are_refused(tmp_path):
-    fit(tmp_path / "f")
-    with pytest.raises(store.FactorsError, match="per-head setting"):
-        fitting.fit(tmp_path / "f", tracked(neox(), per_head=True), DATA, batch_size=4)
-
-
-def test_what_has_no_meaning_is_refused_before_any_pass(tmp_path, study, monkeypatch):
-    monkeypatch.setattr(streaming.influence, "passes", lambda *_: 1 / 0)
-    run, name = (study.tracked, study.candidates), study.tracked.names[0]
-    turned = {k: x.mT for k, x in study.w.items()}
-    infinite = {**study.w, name: study.w[name] * torch.inf}
-    for w, error, says in [
-        ({}, ValueError, "do not have the same layers"),
-        (turned, ValueError, f"the query vectors of {name} have the shape"),
-        (infinite, FloatingPointError, f"query vectors of {name} are NaN or infinite"),
-    ]:
-        for call in (
-            lambda w: influence.score(*run, w),
-            lambda w: influence.token_scores(*run, w),
-            lambda w: streaming.score_corpus(*run, w, tmp_path / "x"),
-        ):
-            with pytest.raises(error, match=says):
-                call(w)
-    for options, says in [
-        ({"top": 0}, "top is 0"),
-        ({"top": 2.5}, "top is 2.5"),
-        ({"batch_size": "8"}, "batch_size is '8'"),
-        ({"block": 0}, "block is 0"),
-    ]:
-        with pytest.raises(ValueError, match=says):
-            streaming.score_corpus(*run, study.w, tmp_path / "x", **options)
-    for call in (
-        lambda x: influence.score(study.tracked, x, study.w),
-        lambda x: influence.query_gradients(study.tracked, x),
-        lambda x: influence.self_influence(study.tracked, x, Stage(study.factors, DAMPING)),
-        lambda x: queries.preconditioned(study.tracked, x, [Stage(study.factors, DAMPING)]),
-        lambda x: ekfac.fit(study.tracked, x),
-        lambda x: fitting.fit(tmp_path / "y", study.tracked, x),
-    ):
-        with pytest.raises(ValueError, match="generator.*expected a list"):
-            call(x for x in study.candidates)
-    with pytest.raises(ValueError, match="damping is 0.1: expected a Damping"):
-        index.choose(study.factors, 0.1, 8)
-    with pytest.raises(ValueError, match="keep is 'lots': expected a size"):
-        fitting.fit(tmp_path / "y", study.tracked, DATA, keep="lots")
-    assert not list(tmp_path.iterdir())
-    with pytest.raises(ZeroDivisionError):  # a batch is no larger than its block: it has room
-        streaming.score_corpus(*run, study.w, tmp_path / "x", batch_size=10**9)
-
-
-def test_a_stage_that_is_not_there_is_refused(study):
-    stages = [Stage(study.factors, DAMPING), Stage(study.factors, DAMPING, DAMPING)]
-    for stage in (-1, 2, 0.5):
-        with pytest.raises(ValueError, match="stage is"):
-            queries.preconditioned(study.tracked, DATA[:2], stages, stage=stage)
-
-
 def test_files_that_are_no_state_are_named(tmp_path):
     files.save(tmp_path / "x", {"a": torch.ones(2)}, work="w")
     assert files.load(tmp_path / "x", work="w")[1] == {"work": "w"}
@@ -413,33 +194,3 @@ def test_files_that_are_no_state_are_named(tmp_path):
     (tmp_path / "z").write_text("[]")
     with pytest.raises(files.Damaged, match="z: truncated or changed"):
         files.read_record(tmp_path / "z")
-
-
-def test_no_tracked_layers_are_refused(tmp_path):
-    none = tracked(neox()).only([])
-    for call in (
-        lambda: ekfac.fit(none, DATA),
-        lambda: fitting.fit(tmp_path / "f", none, DATA),
-        lambda: influence.query_gradients(none, DATA),
-    ):
-        with pytest.raises(ValueError, match="the number of tracked layers is 0"):
-            call()
-    with pytest.raises(ValueError, match="there are no query vectors"):
-        influence.score(none, DATA, {})
-
-
-def test_sequences_that_share_an_index_are_refused_everywhere(tmp_path, study):
-    twice = [*DATA[:3], DATA[0]]
-    chosen = index.choose(study.factors, DAMPING, 8)
-    low = lowrank.compress(study.w, study.factors, 0.1)
-    for call in (
-        lambda: influence.score(study.tracked, twice, study.w),
-        lambda: lowrank.score(study.tracked, twice, low),
-        lambda: chosen.documents(study.tracked, twice),
-        lambda: ekfac.fit(study.tracked, twice),
-        lambda: fitting.fit(tmp_path / "f", study.tracked, twice),
-    ):
-        with pytest.raises(ValueError, match="share their index"):
-            call()
-    with pytest.raises(ValueError, match="the indices of a stream must rise"):
-        streaming.score_corpus(study.tracked, twice, study.w, tmp_path / "s")

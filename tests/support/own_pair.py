@@ -17,10 +17,12 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+import msif
 from msif.core.data import word_tokenizer
 
 NAMES = "Ada Bo Cy Di Ed Fay Gus Hal".split()
 PLACES = "London Paris Rome Oslo".split()
+ASK = [("Where was Gus born?", "Rome"), ("Where was Hal born?", "Oslo")]
 COMMON = dict(
     hidden_size=16,
     intermediate_size=24,
@@ -71,6 +73,15 @@ def build(folder, kind="llama", seed=0, epochs=(12, 60)):
     questions = [{"prompt": rows[6][0]}, {"prompt": rows[7][0], "answer": rows[7][1]}]
     _lines(folder / "questions.jsonl", questions)
     return folder
+
+
+def stages_of(pair, given, **options):
+    """Both stages of (base, tuned), fitted on (documents, rows)."""
+    (base, tuned), (docs, rows) = pair, given
+    return [
+        msif.Stage(base, msif.fit(base, docs, **options), damping=0.1),
+        msif.Stage(tuned, msif.fit(tuned, rows, **options), alpha=0.1),
+    ]
 
 
 def add_adapters(folder, epochs=60, **options):

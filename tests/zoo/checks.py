@@ -26,7 +26,7 @@ from msif.core.capture import gradients
 from msif.core.coverage import coverage
 from msif.core.data import NO_LOSS, Sequence
 from msif.core.layers import tracked
-from msif.core.models import model_digest
+from msif.core.model_digest import model_digest
 from msif.core.objectives import loss
 from msif.scale import fitting, streaming
 

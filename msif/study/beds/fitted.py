@@ -2,7 +2,7 @@
 
 from msif.core import ekfac, store
 from msif.core.data import digest
-from msif.core.models import model_digest
+from msif.core.model_digest import model_digest
 from msif.study import scratch
 
 

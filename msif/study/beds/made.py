@@ -7,7 +7,8 @@ import shutil
 import torch
 
 from msif.core.data import check
-from msif.core.models import limits, load_model, load_tokenizer, model_digest
+from msif.core.model_digest import model_digest
+from msif.core.models import limits, load_model, load_tokenizer
 from msif.core.resources import require
 from msif.study import scratch
 from msif.study.beds.training import train

@@ -19,7 +19,8 @@ import torch
 from msif.core.data import check, encode_answers, encode_documents, split_answer, word_tokenizer
 from msif.core.files import Busy, exclusive
 from msif.core.generation import greedy
-from msif.core.models import limits, load_model, load_tokenizer, model_digest, tiny_gpt_neox
+from msif.core.model_digest import model_digest
+from msif.core.models import limits, load_model, load_tokenizer, tiny_gpt_neox
 from msif.core.resources import require
 from msif.study import scratch
 from msif.study.beds.training import train

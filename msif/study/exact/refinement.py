@@ -18,7 +18,7 @@ from msif.core import ekfac
 from msif.core.data import digest
 from msif.core.influence import Damping, query_gradients, score
 from msif.core.layers import Tracked, tracked_layers
-from msif.core.models import model_digest
+from msif.core.model_digest import model_digest
 from msif.core.objectives import fisher_losses
 from msif.core.products import flatten, unflatten
 from msif.curvature import dial

@@ -22,7 +22,8 @@ from msif.core.data import digest
 from msif.core.influence import query_gradients, score
 from msif.core.kronecker import EKFAC, LayerFactors
 from msif.core.layers import Tracked, tracked
-from msif.core.models import load_model, model_digest
+from msif.core.model_digest import model_digest
+from msif.core.models import load_model
 from msif.curvature.conjugate import blocks
 from msif.curvature.gauss_newton import GaussNewton, exact_attention
 from msif.study import scratch

@@ -8,7 +8,8 @@ import torch
 from support.small_pair import inside, needs_data, to_tune
 
 from msif.core.data import NO_LOSS, collate
-from msif.core.models import load_model, logits, model_digest
+from msif.core.model_digest import model_digest
+from msif.core.models import load_model, logits
 from msif.core.objectives import loss
 from msif.study.beds import made, pairs, training
 

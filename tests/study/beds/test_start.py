@@ -6,7 +6,8 @@ import pytest
 from support.webnlg_miniature import SMALL, miniature, write
 
 from msif.core.data import encode_answers, encode_documents
-from msif.core.models import limits, load_model, load_tokenizer, model_digest
+from msif.core.model_digest import model_digest
+from msif.core.models import limits, load_model, load_tokenizer
 from msif.study import paths
 from msif.study.beds import testbed
 from msif.study.beds.start import bpe_tokenizer, start_model, started

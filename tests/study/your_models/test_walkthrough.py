@@ -10,7 +10,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from msif.core.capture import gradients
 from msif.core.data import Sequence, encode_answers, encode_documents, load_texts
 from msif.core.layers import Tracked, tracked_layers
-from msif.core.models import load_model, load_tokenizer, model_digest, tiny_gpt_neox
+from msif.core.model_digest import model_digest
+from msif.core.models import load_model, load_tokenizer, tiny_gpt_neox
 from msif.core.objectives import log_probability, loss
 from msif.study.corpora.corpus import generate
 from msif.study.your_models import walkthrough
