@@ -5,12 +5,11 @@ Equality to a formula: 1e-8 relative. The same numbers summed in another order: 
 """
 
 from dataclasses import replace
-from fractions import Fraction
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
+from support.chained import RELATIVE, chained, stages_of
 from support.tiny import (
     dense_ekfac,
     documents,
@@ -23,16 +22,13 @@ from support.tiny import (
     weight_gradients,
 )
 
-from msif.core import resources
 from msif.core.capture import gradients
-from msif.core.data import NO_LOSS, Sequence
+from msif.core.data import NO_LOSS
 from msif.core.ekfac import EKFAC, fit
 from msif.core.influence import (
-    NONE,
     Damping,
     Scores,
     Stage,
-    check,
     precondition,
     query_gradients,
     score,
@@ -45,45 +41,18 @@ from msif.core.objectives import fisher_losses, logit_margin, loss
 from msif.core.queries import preconditioned
 from msif.curvature.dense import Dense
 
-RELATIVE = (Damping(0.1), Damping(0.2))
 ABSOLUTE = (Damping(0.01, relative=False), Damping(0.05, relative=False))
-STAGES = 3
 
 
 @pytest.fixture(scope="module")
 def study():
-    """Three stages (the models of seeds 0, 1, 2: nothing here needs them trained),
-    per-head factors, documents, queries."""
-    models = [neox(k) for k in range(STAGES)]
-    data = [documents(6, seed=10 + k) for k in range(STAGES)]
-    layers = tracked_layers(models[0], per_head=True)
-    all_tracked = [Tracked(m, layers) for m in models]
-    factors = [fit(each, d, samples=1) for each, d in zip(all_tracked, data)]
-    queries = [
-        Sequence(x.index, x.input_ids, (*[NO_LOSS] * (len(x.input_ids) - 2), *x.labels[-2:]))
-        for x in documents(3, 20)
-    ]
-    return SimpleNamespace(
-        models=models,
-        tracked=all_tracked,
-        data=data,
-        layers=layers,
-        factors=factors,
-        queries=queries,
-    )
+    return chained()
 
 
 def scores_of(study, stages, stage=0, **options):
     query = query_gradients(study.tracked[len(stages) - 1], study.queries)
     w = precondition(query, stages)[stage]
     return score(study.tracked[stage], study.data[stage], w, **options)
-
-
-def stages_of(study, k=2, damping=RELATIVE):
-    return [
-        Stage(f, damping=damping[0], alpha=NONE if i == 0 else damping[1])
-        for i, f in enumerate(study.factors[:k])
-    ]
 
 
 @pytest.mark.parametrize("damping", [RELATIVE, ABSOLUTE], ids=["relative", "absolute"])
@@ -314,63 +283,6 @@ def test_stages_may_differ_in_precision(last):
     assert relative(scores(mixed), scores(exact)) < 1e-4
 
 
-def test_a_damping_of_any_kind_of_number_is_a_plain_one():
-    for value in (Fraction(1, 4), np.float32(0.25), np.float64(0.25)):
-        assert Damping(value) == Damping(0.25) and type(Damping(value).value) in (float, np.float64)
-    assert type(Damping(1).value) is int
-
-
-@pytest.mark.parametrize("value", [True, "0.1", None, 1 + 0j, [0.1], 10**400])
-def test_a_damping_is_a_number_and_stages_take_dampings_alone(study, value):
-    with pytest.raises(ValueError, match="expected a finite number ≥ 0"):
-        Damping(value)
-    with pytest.raises(ValueError, match="relative is 'false': expected True or False"):
-        Damping(0.1, relative="false")
-    for name in ("damping", "alpha"):
-        with pytest.raises(ValueError, match=f"{name} is 0.1: expected a Damping, such as"):
-            Stage(study.factors[0], **{name: 0.1})
-    with pytest.raises(ValueError, match=r"new is 'head': expected names of layers, \('head',\)"):
-        Stage(study.factors[0], new="head")
-
-
-def test_stages_that_do_not_share_their_layers_are_refused_by_name(study):
-    first, second = stages_of(study)
-    fewer = EKFAC(dict(list(study.factors[0].factors.items())[1:]), {})
-    dropped = next(iter(study.factors[0].factors))
-    with pytest.raises(
-        ValueError,
-        match=rf"stages 1 and 2 .*only in stage 2: \['{dropped}'\].*must be named in its `new`",
-    ):
-        check([Stage(fewer), second])
-    with pytest.raises(ValueError, match=rf"only in stage 1: \['{dropped}'\]"):
-        check([first, Stage(fewer, alpha=Damping(0.1))])
-    with pytest.raises(ValueError, match=rf"only in stage 1: \['{dropped}'\]"):
-        check([first, Stage(study.factors[1], alpha=Damping(0.1), new=(dropped,))])
-
-
-def test_stages_that_cannot_have_a_score_are_refused(study):
-    first, second = stages_of(study)
-    with pytest.raises(ValueError, match="stage 2 has α = 0: it forgets its start"):
-        check([first, Stage(study.factors[1], Damping(0.1))])
-    with pytest.raises(ValueError, match="stage 1 has new layers"):
-        check([Stage(study.factors[0], new=("head",)), second])
-    with pytest.raises(ValueError, match="no stages"):
-        check([])
-    for value in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=f"of {value}: expected a finite number ≥ 0"):
-            Damping(value)
-
-
-def test_a_singular_block_without_damping_is_refused(study):
-    """Two documents cannot fill a layer: most eigenvalues are rounding errors,
-    and their reciprocals would be noise."""
-    factors = fit(study.tracked[0], documents(2), labels="true")
-    query = query_gradients(study.tracked[0], study.queries)
-    with pytest.raises(ValueError, match="layers.0.*singular block.*Give the stage a damping > 0"):
-        precondition(query, [Stage(factors)])
-    assert precondition(query, [Stage(factors, Damping(1e-3))])
-
-
 def test_vectors_and_layers_that_do_not_match_are_refused_by_name(study):
     query = query_gradients(Tracked(study.models[0], study.layers[1:]), study.queries)
     with pytest.raises(ValueError, match=f"do not have the same layers.*{study.layers[0].name}"):
@@ -392,24 +304,3 @@ def test_gradients_of_the_loss_come_in_the_given_order(study):
     expected = weight_gradients(study.models[0], study.layers, study.data[0][::-1], plain_loss)
     found = gradients(study.tracked[0], study.data[0][::-1], loss, batch_size=4)
     assert all(relative(found[name], expected[name]) < 1e-10 for name in expected)
-
-
-def test_broken_eigenvalues_are_said_to_be_broken(study):
-    factors = study.factors[0]
-    name, x = next(iter(factors.factors.items()))
-    broken = {**factors.factors, name: replace(x, eigenvalues=x.eigenvalues * torch.nan)}
-    stage = Stage(replace(factors, factors=broken), Damping(0.1))
-    query = query_gradients(study.tracked[0], study.queries)
-    with pytest.raises(ValueError, match=f"{name}: NaN or infinite eigenvalues: .* fit them again"):
-        precondition(query, [stage])
-
-
-def test_preconditioning_that_will_not_fit_is_refused_before_it_starts(study, monkeypatch):
-    query, stages = query_gradients(study.tracked[1], study.queries), stages_of(study)
-    monkeypatch.setattr(resources, "available_memory", lambda: 10)
-    with pytest.raises(
-        MemoryError, match="preconditioning 3 queries for 2 stages .* needs .* free"
-    ):
-        precondition(query, stages)
-    with pytest.raises(MemoryError, match="preconditioning 3 queries"):
-        preconditioned(study.tracked[1], study.queries, stages)

@@ -1,25 +1,13 @@
-"""The explorer's page in a real headless Chromium: what a reader does, by mouse and by key,
+"""The explorer's page in a real headless Chromium: what a reader sees and does,
 and that nothing leaves the page."""
 
-from dataclasses import replace
-
 import pytest
-from support.explorer_reader import Reader
+from support.explorer_demo import HOSTILE
 
 from msif.view.explorer import prepared, show, write
-from msif.view.page import Document, Entry, Query
-from msif.view.parts import Part
 
 pytestmark = pytest.mark.slow
 
-HOSTILE = "</script><script>document.title='owned';alert(1)</script><img src=x onerror=alert(2)>"
-DOCUMENTS = [
-    Document("news", ["Ada", " was", " born", " in", " London"]),
-    Document("web", [" Bo", " came", " from", " Paris"], "About Bo"),
-    Document("web", [HOSTILE], HOSTILE),
-    Document("encyclopedia", ["London", " is", " a", " city"]),
-]
-LAYERS = ["layers.0.attention", "layers.0.mlp", "layers.1.attention", "layers.1.mlp"]
 PIXEL = """const pixel = colour => {
         const canvas = document.createElement('canvas').getContext('2d');
         canvas.fillStyle = colour;
@@ -28,78 +16,6 @@ PIXEL = """const pixel = colour => {
     };
     const background = node => pixel(getComputedStyle(node).backgroundColor);
 """  # [red, green, blue, alpha] of a colour, and of what is behind a node
-
-
-def part(n, tokens, query):
-    score = sum(tokens)
-    return Part(n, 1, score, tokens, dict(zip(LAYERS, [score, -1.0, 2.0, -1.0])), query)
-
-
-def queries():
-    ours = [
-        Entry(0, 1, 4.0, part(0, [3.0, 0.0, 0.5, 1.5, -1.0], [3.0, 1.0, 0.0])),
-        Entry(2, 2, 1.0, part(2, [1.0], [2.0, -1.0, 0.0])),
-        Entry(1, -1, -2.0, part(1, [-2.5, 0.5, 0.0, 0.0], [-3.0, 1.0, 0.0])),
-    ]
-    first = Query(
-        "ada",
-        ["Where was Ada", " born?"],
-        [" London"],
-        {"ours": ours, "bm25": [Entry(3, 1, 7.5), Entry(0, 2, 6.0)], "third": [Entry(1, 1, 1.0)]},
-        [-0.25],
-        "right answer",
-        labels={0: "states it"},
-    )
-    second = replace(
-        first,
-        id="bo & co",
-        prompt_words=["Where is Bo", " from?"],
-        answer_words=[" Rome"],
-        group="wrong answer",
-        note="The model errs.",
-        rankings={
-            "ours": [Entry(1, 1, 1.0, part(1, [1.0, 1.0, 0.0, -1.0], [1.0, 0.0, 0.0]))],
-            "bm25": [Entry(1, 1, 2.0)],
-        },
-        labels={},
-    )
-    return [
-        first,
-        second,
-        replace(
-            first, id="x", prompt_words=[HOSTILE, "?"], answer_words=[HOSTILE], group="wrong answer"
-        ),
-    ]
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    about = "What this is. " + HOSTILE
-    path = write(
-        tmp_path_factory.mktemp("page") / "explorer.html",
-        "Demo",
-        DOCUMENTS,
-        queries(),
-        {"ours": "df/dw, nats", "bm25": "no unit", "third": ""},
-        about,
-    )
-    return path.as_uri()
-
-
-@pytest.fixture
-def reader(browser, address):
-    """A fresh page, wide and light; afterwards: no error was logged, no dialog was opened,
-    nothing but files was asked for."""
-    found = Reader(browser, address)
-    browser.get("about:blank")
-    found.logged()
-    found.size(1400, 1000)
-    found.scheme("light")
-    found.open()
-    yield found
-    errors, addresses = found.logged()
-    assert errors == [] and found.js("return document.title") != "owned"
-    assert addresses and all(x.startswith(("file:///", "about:")) for x in addresses)
 
 
 def test_the_page_opens_with_the_first_query_and_two_methods(reader):
@@ -116,32 +32,6 @@ def test_the_page_opens_with_the_first_query_and_two_methods(reader):
         "7.50",
         "6.00",
     ]
-
-
-def test_a_query_is_selected_by_click_by_arrows_and_by_buttons(reader):
-    reader.all("#list li")[1].click()
-    assert (
-        reader.asked == "Where is Bo from?"
-        and reader.link["q"] == ["bo & co"]
-        and "The model errs." in reader.one("#query").text
-    )
-    assert [x.get_attribute("aria-selected") for x in reader.all("#list li")] == [
-        "false",
-        "true",
-        "false",
-    ]
-    reader.key("ARROW_LEFT")
-    assert reader.asked == "Where was Ada born?"
-    reader.key("ARROW_RIGHT")
-    assert reader.asked == "Where is Bo from?"
-    reader.one('[aria-label="Previous query"]').click()
-    assert reader.asked == "Where was Ada born?"
-    reader.js("document.getElementById('list').focus()")
-    reader.key("ARROW_DOWN")
-    assert (
-        reader.asked == "Where is Bo from?"
-        and reader.one("#list").get_attribute("aria-activedescendant") == "query-1"
-    )
 
 
 def test_queries_are_searched_and_filtered_by_group(reader):
@@ -204,21 +94,6 @@ def test_tokens_are_shaded_by_their_sign(reader):
     assert reader.texts('[data-method="bm25"] .t.pro') == []  # no parts were given there
 
 
-def test_numbers_show_on_hover_and_on_focus_and_arrows_move_between_tokens(reader):
-    from selenium.webdriver import ActionChains
-
-    tokens = reader.all('[data-method="ours"] .doc[data-n="0"] .t')
-    ActionChains(reader.driver).move_to_element(tokens[4]).perform()
-    assert reader.one("#tip").text == "−1.00"
-    reader.js("arguments[0].focus()", tokens[0])
-    assert (
-        reader.one("#tip").text == "+3.00" and tokens[0].get_attribute("aria-describedby") == "tip"
-    )
-    reader.key("ARROW_RIGHT")
-    reader.key("ARROW_RIGHT")
-    assert reader.one("#tip").text == "+0.500" and reader.asked == "Where was Ada born?"
-
-
 def test_the_query_is_shaded_by_the_proponents_and_by_the_selected_document(reader):
     def shares():
         return [x.get_attribute("data-tip") for x in reader.all("#query .t")]
@@ -267,23 +142,6 @@ def test_methods_are_compared_and_a_rank_elsewhere_leads_there(reader):
     assert reader.texts(".method h3") == ["bm25"]
 
 
-def test_documents_are_walked_by_keys_and_opponents_can_be_left_out(reader):
-    def here():
-        return reader.js("return document.querySelector('.doc[aria-current]')?.dataset.n")
-
-    for key, expected in (("j", "0"), ("j", "2"), ("j", "1"), ("j", "1"), ("k", "2")):
-        reader.type(key)
-        assert (
-            here() == expected and reader.js("return document.activeElement.dataset.n") == expected
-        )
-    reader.key("ARROW_UP")
-    assert here() == "0"
-    reader.type("o")
-    assert reader.shown("ours") == [0, 2] and reader.link["o"] == ["0"]
-    reader.one("#low").click()
-    assert reader.shown("ours") == [0, 2, 1]
-
-
 def test_a_link_leads_back_to_what_was_seen(reader):
     reader.all("#list li")[0].click()
     reader.all("#methods button")[0].click()
@@ -320,23 +178,6 @@ def test_light_and_dark_follow_the_system_and_the_switch(reader):
     reader.type("t")
     assert brightness() < 60
     reader.js("localStorage.clear()")
-
-
-@pytest.mark.parametrize("width", [320, 360, 400])
-def test_a_phone_has_one_column_and_no_horizontal_scrolling(reader, width):
-    reader.size(width, 740)
-    reader.open("#m=ours&m=bm25&d=2")
-    assert (
-        reader.js("return document.documentElement.scrollWidth")
-        <= width
-        == reader.js("return innerWidth")
-    )
-    left = {round(x.rect["x"]) for x in reader.all(".method")}
-    assert len(reader.all(".method")) == 2 and len(left) == 1
-    assert not reader.one("#list").is_displayed()
-    reader.one("#side summary").click()
-    reader.all("#list li")[1].click()
-    assert reader.asked == "Where is Bo from?" and not reader.one("#list").is_displayed()
 
 
 def test_a_hostile_document_is_shown_as_text(reader):
