@@ -2,15 +2,20 @@
 
     msif plan  --base B --tuned T --documents D --rows R     what it will take; nothing is computed
     msif fit   --base B --tuned T --documents D --rows R     the curvature of both stages
+    msif fit   … --aligned A --pairs P                       and of DPO, a third stage
     msif trace … --ask "Where was Ada born?"                 score all documents, fitting if need be
     msif show --open                                         the last trace again, in a browser
     msif study make                                          the study's own notebooks and reports
 
 Models are folders or hub ids; --tuned may be a folder of adapters (LoRA), which are put on --base
 in memory. Documents: a .jsonl, .parquet or .txt file, a folder of such files, or a data set's hub
-id, read as a stream. Rows: a file of the same kinds with a prompt and an answer each. What is
-computed goes to --folder, which also remembers the pair: after one call, `msif trace --ask "…"` is
-enough. Interrupted, the same command goes on where it was.
+id, read as a stream. Rows: a file of the same kinds with a prompt and an answer each, or with
+conversations, as `messages` of {"role": …, "content": …}: the tokenizer's chat template renders
+them, the assistant's turns have the loss, of a question the last. --aligned: a model that went on
+from --tuned by preferences (DPO), whose --pairs have a prompt, chosen and rejected, as text or as
+messages; it is then the one that is asked. What is computed goes to --folder, which also remembers
+the pair: after one call, `msif trace --ask "…"` is enough. Interrupted, the same command goes on
+where it was.
 """
 
 import argparse
@@ -43,9 +48,13 @@ class Work:
 
         shared = {"dtype": chosen.dtype, "device": chosen.device, "pattern": chosen.pattern}
         self.chosen, self.columns = chosen, (chosen.prompt_column, chosen.answer_column)
-        on = {"base": chosen.base} if (Path(chosen.tuned) / "adapter_config.json").exists() else {}
         self.base = msif.load(chosen.base, **shared)
-        self.tuned = msif.load(chosen.tuned, **on, **shared)
+        self.tuned = msif.load(chosen.tuned, **_on(chosen.tuned, chosen.base), **shared)
+        self.asked, self.pairs = self.tuned, []
+        if chosen.aligned is not None:
+            below = chosen.base if self.tuned.adapters else chosen.tuned
+            self.asked = msif.load(chosen.aligned, **_on(chosen.aligned, below), **shared)
+            self.pairs = self.asked.preferences(chosen.pairs)
         self.documents = self._stream(chosen.limit)
         self.fitted = list(self._stream(chosen.fit_documents))
         self.rows = self.tuned.answers(chosen.rows, columns=self.columns)
@@ -64,10 +73,10 @@ class Work:
         told = max(sum(y != NO_LOSS for y in x.labels) for x in self.rows)
         options = {"new_tokens": chosen.new_tokens or min(told, LONGEST_ANSWER)}
         asked = chosen.questions or [(prompt, answer) for prompt, answer in chosen.ask]
-        return self.tuned.questions(asked, columns=self.columns, **options)
+        return self.asked.questions(asked, columns=self.columns, **options)
 
     def stages(self):
-        """Both stages, fitted in the folder where they are not yet."""
+        """The stages, fitted in the folder where they are not yet."""
         import msif
 
         chosen = self.chosen
@@ -75,10 +84,21 @@ class Work:
         shared["batch_size"] = chosen.batch_size
         before = msif.fit(self.base, self.fitted, title="base", **shared)
         after = msif.fit(self.tuned, self.rows, title="tuned", **shared)
-        return [
+        found = [
             msif.Stage(self.base, before, damping=chosen.damping),
             msif.Stage(self.tuned, after, alpha=chosen.alpha),
         ]
+        if self.pairs:
+            of_dpo = {"start": self.tuned, "b": chosen.beta, "title": "aligned"}
+            shared = {x: shared[x] for x in ("folder", "batch_size")}  # nothing is drawn
+            last = msif.fit(self.asked, self.pairs, **of_dpo, **shared)
+            found.append(msif.Stage(self.asked, last, alpha=chosen.aligned_alpha))
+        return found
+
+
+def _on(tuned, base):
+    """Where adapters are put; nothing for a whole model."""
+    return {"base": base} if (Path(tuned) / "adapter_config.json").exists() else {}
 
 
 def plan(chosen: argparse.Namespace) -> None:
@@ -93,14 +113,17 @@ def plan(chosen: argparse.Namespace) -> None:
     ):
         fitting = {"samples": chosen.samples, "memory": chosen.memory}
         print(f"{name}: {msif.plan(model, sequences, **fitting, **shared)}")
+    if work.pairs:
+        print(f"aligned: {msif.plan(work.asked, work.pairs, **shared)}")
     print(f"scoring: {msif.plan(work.base, work.fitted, questions=1, **shared)}")
     print("(these documents are those that are fitted on; scoring more takes as much for each)")
 
 
 def fit(chosen: argparse.Namespace) -> None:
-    """Fit both stages into the folder."""
-    Work(chosen).stages()
-    print(f'{chosen.folder} has the factors of both stages; next: msif trace --ask "…"')
+    """Fit the stages into the folder."""
+    fitted = Work(chosen).stages()
+    all_of = "both" if len(fitted) == 2 else f"all {len(fitted)}"
+    print(f'{chosen.folder} has the factors of {all_of} stages; next: msif trace --ask "…"')
 
 
 def trace(chosen: argparse.Namespace) -> None:
@@ -111,20 +134,29 @@ def trace(chosen: argparse.Namespace) -> None:
 
     work = Work(chosen)
     asked, stages = work.questions(), work.stages()
-    scored, stage = (work.rows, 1) if chosen.among == "rows" else (work.documents, 0)
     shared = {"folder": chosen.folder, "top": chosen.top, "batch_size": chosen.batch_size}
-    scores = msif.trace(stages, asked, scored, stage=stage, title="scores", **shared)
-    if rank_and_size()[0]:
-        return
-    table, page = scores.found / "top.parquet", scores.found / "explorer.html"
-    scores.write_parquet(table, normalised=not chosen.raw)
-    msif.show(scores, page)
+    if chosen.among == "pairs":
+        if rank_and_size()[0]:
+            return
+        del shared["folder"]
+        scores = msif.trace(stages, asked, work.pairs, stage=2, title="scores", **shared)
+        table, page = Path(chosen.folder) / "pairs.parquet", None
+        scores.write_parquet(table, normalised=not chosen.raw)
+    else:
+        scored, stage = (work.rows, 1) if chosen.among == "rows" else (work.documents, 0)
+        scores = msif.trace(stages, asked, scored, stage=stage, title="scores", **shared)
+        if rank_and_size()[0]:
+            return
+        table, page = scores.found / "top.parquet", scores.found / "explorer.html"
+        scores.write_parquet(table, normalised=not chosen.raw)
+        msif.show(scores, page)
     share = own_share(work.tuned.tracked.model, work.rows[:256])
     print(f"\n{scores.table(normalised=not chosen.raw)}\n")
-    print(f"damping {chosen.damping:g}, α {chosen.alpha:g}; of its fine-tuning rows' answers, the")
+    alphas = f"{chosen.alpha:g}" + f", {chosen.aligned_alpha:g}" * bool(work.pairs)
+    print(f"damping {chosen.damping:g}, α {alphas}; of its fine-tuning rows' answers, the")
     print(f"tuned model would itself write {share:.0%} of the tokens")
-    print(f"table  {table}\npage   {page}")
-    if getattr(chosen, "open", False):
+    print(f"table  {table}" + f"\npage   {page}" * (page is not None))
+    if page is not None and getattr(chosen, "open", False):
         webbrowser.open(page.resolve().as_uri())
 
 

@@ -25,12 +25,15 @@ class Option:
 
 
 PAIR, TEXTS, HOW = "the pair and its texts", "reading the texts", "computing"
-QUESTIONS, SCORES = "questions", "scores"
+QUESTIONS, SCORES, DPO = "questions", "scores", "a stage of preferences (DPO) after fine-tuning"
 OPTIONS = (
     Option(PAIR, "base", None, "MODEL", "the pre-trained model"),
     Option(PAIR, "tuned", None, "MODEL", "the model fine-tuned from it, or its adapters (LoRA)"),
     Option(PAIR, "documents", None, "TEXTS", "pre-training documents"),
     Option(PAIR, "rows", None, "TEXTS", "fine-tuning rows, in the format that was trained on"),
+    Option(DPO, "aligned", None, "MODEL", "what DPO made of --tuned, or its adapters (LoRA)"),
+    Option(DPO, "pairs", None, "TEXTS", "its rows of prompt, chosen and rejected"),
+    Option(DPO, "beta", 0.1, "X", "its beta, as trl has it", float),
     Option(TEXTS, "text_column", "text", "NAME", "column of the documents"),
     Option(TEXTS, "prompt_column", "prompt", "NAME", "column of rows and questions"),
     Option(TEXTS, "answer_column", "answer", "NAME", "column of rows and questions"),
@@ -47,24 +50,25 @@ OPTIONS = (
         "questions",
         None,
         "FILE",
-        ".jsonl with prompt and answer, or .txt, a prompt a line",
+        ".jsonl with prompt and answer, or messages; .txt, a prompt a line",
     ),
     Option(
         QUESTIONS, "new_tokens", None, "N", "of its own answer; else as in the longest row", int
     ),
-    Option(SCORES, "among", "documents", "WHAT", "what is scored: documents or rows"),
+    Option(SCORES, "among", "documents", "WHAT", "what is scored: documents, rows or pairs"),
     Option(SCORES, "limit", None, "N", "score so many documents at most", int),
     Option(SCORES, "damping", 1e-3, "X", "of pre-training, × the mean eigenvalue", float),
     Option(SCORES, "alpha", 0.1, "X", "of fine-tuning, × the mean eigenvalue", float),
+    Option(SCORES, "aligned_alpha", 1e-3, "X", "of preferences, × the mean eigenvalue", float),
     Option(SCORES, "top", 10, "N", "documents shown for a question", int),
 )
 FLEETING = ("device", "memory", "command", "folder", "open")  # not remembered
 
 COMMANDS = {  # name: (groups, help)
-    "plan": ((PAIR, TEXTS, HOW), "say what fitting and scoring take, and compute nothing"),
-    "fit": ((PAIR, TEXTS, HOW), "fit the curvature of both stages"),
-    "trace": ((PAIR, QUESTIONS, SCORES, TEXTS, HOW), "score the documents for your questions"),
-    "show": ((PAIR, QUESTIONS, SCORES, TEXTS, HOW), "the last trace again, as table and page"),
+    "plan": ((PAIR, DPO, TEXTS, HOW), "say what fitting and scoring take, and compute nothing"),
+    "fit": ((PAIR, DPO, TEXTS, HOW), "fit the curvature of the stages"),
+    "trace": ((PAIR, DPO, QUESTIONS, SCORES, TEXTS, HOW), "score the documents for your questions"),
+    "show": ((PAIR, DPO, QUESTIONS, SCORES, TEXTS, HOW), "the last trace again, as table and page"),
 }
 STUDY = {  # name: (module of msif.study, what stands before its arguments, help)
     "make": ("pipeline.study", [], "run what has changed, publish reports: [PROFILE] [--record]"),
@@ -159,8 +163,11 @@ def settings(given: argparse.Namespace) -> argparse.Namespace:
         raise ValueError(f"{path} is damaged (raw): remove it, and name the pair anew")
     if found["ask"] is not None and not _are_questions(found["ask"]):
         raise ValueError(f"{path} is damaged (ask): remove it, and name the pair anew")
-    if found["among"] not in ("documents", "rows"):
-        raise ValueError(f"--among is {found['among']!r}: expected documents or rows")
+    if (found["aligned"] is None) != (found["pairs"] is None):
+        raise ValueError("--aligned and --pairs belong together: expected both, or neither")
+    kinds = ("documents", "rows", *["pairs"] * (found["pairs"] is not None))
+    if found["among"] not in kinds:
+        raise ValueError(f"--among is {found['among']!r}: expected {' or '.join(kinds)}")
     again = [x for x in kept if x not in now and kept[x] != defaults[x] and x != "ask"]
     if again:
         told = ", ".join(f"--{x.replace('_', '-')} {kept[x]}" for x in again)

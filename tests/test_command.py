@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 from support import ROOT
 from support.own_pair import add_adapters, build
+from transformers import AutoTokenizer
 
 import msif
 from msif.__main__ import main, parser
@@ -94,6 +96,68 @@ def test_a_folder_of_adapters_stands_in_place_of_the_tuned_model(pair, tmp_path,
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "folder of adapters (LoRA)" in capfd.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:.*gets its own fine-tuning rows wrong")
+def test_a_stage_of_preferences_follows_and_is_remembered(pair, tmp_path, capfd):
+    """Scores are those of the Python calls; any model will do as DPO's end."""
+    work, asked = tmp_path / "work", ["--ask", "Where was Gus born?", "--answer", "Rome"]
+    names = ["Ada", "Bo", "Cy"]
+    rows = [{"prompt": f"Where was {x} born?", "chosen": "Rome", "rejected": "Oslo"} for x in names]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(x) + "\n" for x in rows))
+    dpo = ["--aligned", pair / "base", "--pairs", tmp_path / "pairs.jsonl", "--beta", 0.5]
+    assert run("plan", *files_of(pair, work), *dpo) == 0
+    assert "aligned: " in capfd.readouterr().out
+    assert run("fit", *files_of(pair, work), *dpo) == 0
+    assert "factors of all 3 stages" in capfd.readouterr().out
+    assert run("trace", "--folder", work, *asked, "--aligned-alpha", 0.01) == 0
+    assert "α 0.1, 0.01; of its" in capfd.readouterr().out
+    base, tuned, aligned = (msif.load(pair / x) for x in ("base", "tuned", "base"))
+    docs, answers = base.documents(pair / "documents.jsonl"), tuned.answers(pair / "rows.jsonl")
+    pairs = aligned.preferences(tmp_path / "pairs.jsonl")
+    stages = [
+        msif.Stage(base, msif.fit(base, docs), damping=1e-3),
+        msif.Stage(tuned, msif.fit(tuned, answers), alpha=0.1),
+        msif.Stage(aligned, msif.fit(aligned, pairs, start=tuned, b=0.5), alpha=0.01),
+    ]
+    question = [("Where was Gus born?", "Rome")]
+    scores = msif.trace(stages, question, docs).top()[0]
+    assert table_of(work)["document"].tolist()[:3] == [x.document for x in scores[:3]]
+    assert run("trace", "--folder", work, *asked, "--among", "pairs", "--aligned-alpha", 0.01) == 0
+    assert "Rome ≻ Where was" in capfd.readouterr().out
+    found = pandas.read_parquet(work / "pairs.parquet")
+    expected = [x.score for x in msif.trace(stages, question, pairs, stage=2).top()[0]]
+    assert found["score"].tolist() == pytest.approx(expected, rel=1e-3)
+    assert run("trace", *files_of(pair, tmp_path / "new"), *asked, *dpo[:2]) == 1
+    assert "--aligned and --pairs belong together" in capfd.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["trace", "--help"])
+    assert "a stage of preferences (DPO) after fine-tuning" in capfd.readouterr().out
+
+
+def test_conversations_are_read_as_prompts_and_answers_are(pair, tmp_path, capfd):
+    """With a template that puts words behind words, tables are the same to the bit."""
+    tables = []
+    for n, kind in enumerate(("text", "chat")):
+        made = tmp_path / kind
+        shutil.copytree(pair, made)
+        if n:
+            for name in ("rows", "questions"):
+                lines = (made / f"{name}.jsonl").read_text().splitlines()
+                found = [conversation(**json.loads(x)) for x in lines]
+                (made / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in found))
+            tokenizer = AutoTokenizer.from_pretrained(made / "tuned")
+            tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+            tokenizer.save_pretrained(made / "tuned")
+        asked = ["--questions", made / "questions.jsonl"]
+        assert run("trace", *files_of(made, made / "work"), *asked) == 0
+        tables.append(table_of(made / "work"))
+    assert tables[0].equals(tables[1])
+
+
+def conversation(prompt, answer=None):
+    told = [{"role": "assistant", "content": answer}] if answer else []
+    return {"messages": [{"role": "user", "content": prompt}, *told]}
 
 
 def test_the_folder_remembers_and_asks_again(pair, tmp_path, capsys):

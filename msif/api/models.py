@@ -9,14 +9,15 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from msif.api.own import Open, answered
 from msif.api.streams import Stream, file_state, kept_apart
-from msif.core import checks, data, pairs, rows
+from msif.core import checks, conversations, data, messages, pairs, rows
 from msif.core.adapters import Adapter
-from msif.core.generation import greedy
 from msif.core.layers import Tracked
 from msif.core.models import limits
 
 LONGEST = 2048  # tokens of a document, where neither the call nor the model says less
+FOREVER = sys.maxsize
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +92,7 @@ class Model:
 
     def answers(
         self,
-        prompts: Iterable[str] | str | Path,
+        prompts: Iterable[Any] | str | Path,
         answers: Iterable[str] | None = None,
         *,
         max_length: int | None = None,
@@ -102,14 +103,16 @@ class Model:
         closing: str | None = None,
     ) -> list[data.Sequence]:
         """Fine-tuning rows, or questions: a prompt and its answer, tokenised with a loss on the
-        answer.
+        answer; or conversations, with a loss on every turn of the assistant.
 
         prompts: strings, or the path of a file with both `columns`. The prompt must be what the
         model was fine-tuned on, chat format and special words included. Strings without `answers`
-        get the model's own (see `questions`). max_length: longer rows are refused; by default the
-        model's context. separator, closing: what stands between prompt and answer, and after the
-        answer; by default what the tokenizer's chat format has there, if the prompt ends as it
-        opens an answer, and otherwise a space, where running text has one, and nothing
+        get the model's own (see `questions`). Conversations: lists of {"role": …, "content": …},
+        rows with such a list as `messages`, or the path of a file of these; the tokenizer's chat
+        template renders them (`core.conversations`). max_length: longer rows are refused; by
+        default the model's context. separator, closing: what stands between prompt and answer, and
+        after the answer; by default what the tokenizer's chat format has there, if the prompt ends
+        as it opens an answer, and otherwise a space, where running text has one, and nothing
         (`core.rows`). `tokens` shows a row as it is.
 
         Raises ValueError, naming the row, for what is no text, a prompt or an answer without
@@ -120,18 +123,23 @@ class Model:
         'Where was Bo born? Paris'
         """
         between = {"separator": separator, "closing": closing}
-        if isinstance(prompts, str | Path):
+        if isinstance(prompts, str | Path) and answers is not None:
+            raise ValueError(
+                f"prompts are {str(prompts)!r}, one text or a path, and answers are given: "
+                f"expected a list of prompts beside a list of answers, or a path alone"
+            )
+        if not isinstance(prompts, str | Path):
+            prompts = list(checks.several("prompt", prompts))
+        if (chats := self._conversations(prompts, columns, limit, between)) is not None:
             if answers is not None:
-                raise ValueError(
-                    f"prompts are {str(prompts)!r}, one text or a path, and answers are given: "
-                    f"expected a list of prompts beside a list of answers, or a path alone"
-                )
+                raise ValueError("answers are given beside conversations, which have their own")
+            return conversations.encode(chats, self.tokenizer, self._longest(max_length, FOREVER))
+        if isinstance(prompts, str | Path):
             read = data.load_rows(prompts, columns, limit=limit)
             pairs = [(row[columns[0]], row[columns[1]]) for row in read]
         elif answers is None:
-            pairs = [(prompt, None) for prompt in checks.several("prompt", prompts)]
+            pairs = [(prompt, None) for prompt in prompts]
         else:
-            prompts = list(checks.several("prompt", prompts))
             told = list(checks.several("answer", answers))
             if len(prompts) != len(told):
                 raise ValueError(
@@ -148,7 +156,7 @@ class Model:
 
     def questions(
         self,
-        asked: Iterable[str | tuple[str, str | None]] | str | Path,
+        asked: Iterable[Any] | str | Path,
         *,
         max_length: int | None = None,
         columns: tuple[str, str] = ("prompt", "answer"),
@@ -159,24 +167,29 @@ class Model:
     ) -> list[data.Sequence]:
         """Questions as `answers` makes them of rows, where the model may give its own answer.
 
-        asked: prompts, or (prompt, answer or None) pairs; or the path of a file, of a .txt one each
-        line a prompt, of others the `columns`, of which the second may be missing. Where there is
-        no answer, the model gives its own: greedily, up to its end-of-sequence token or
-        `new_tokens` tokens; it is closed as a given one, if the model ended it. Raises as
-        `answers`, and ValueError for a model that answers nothing.
+        asked: prompts, (prompt, answer or None) pairs, or conversations as `answers` reads them, of
+        which the last turn alone is asked about; or the path of a file, of a .txt one each line a
+        prompt, of others the `columns`, of which the second may be missing, or `messages`. Where
+        there is no answer, or a conversation ends with the user, the model gives its own: greedily,
+        up to its end-of-sequence token or `new_tokens` tokens; it is closed as a given one, if the
+        model ended it. Raises as `answers`, and ValueError for a model that answers nothing.
 
         >>> [own] = tuned.questions(["Where was Bo born?"], new_tokens=1)
         >>> sum(label != -100 for label in own.labels)
         1
         """
         between = {"separator": separator, "closing": closing}
+        if not isinstance(asked, str | Path):
+            asked = list(checks.several("question", asked))
+        if (chats := self._conversations(asked, columns, limit, between)) is not None:
+            return self._conversed(chats, max_length, new_tokens)
         if isinstance(asked, str | Path):
             text = Path(asked).suffix.lower() == ".txt"
             prompt, answer = ("text", "answer") if text else columns
             read = data.load_rows(asked, [prompt], [answer], limit=limit)
             pairs = [(row[prompt], row[answer]) for row in read]
             return self._encoded(pairs, max_length, new_tokens, between)
-        pairs = [(x, None) if isinstance(x, str) else x for x in checks.several("question", asked)]
+        pairs = [(x, None) if isinstance(x, str) else x for x in asked]
         for n, pair in enumerate(pairs):
             if not isinstance(pair, tuple | list) or len(pair) != 2:
                 raise ValueError(
@@ -186,27 +199,64 @@ class Model:
 
     def preferences(
         self,
-        prompts: Iterable[str],
-        chosen: Iterable[str],
-        rejected: Iterable[str],
+        prompts: Iterable[Any] | str | Path,
+        chosen: Iterable[str] | None = None,
+        rejected: Iterable[str] | None = None,
         *,
         max_length: int | None = None,
+        limit: int | None = None,
         separator: str | None = None,
         closing: str | None = None,
     ) -> list[pairs.Pair]:
         """Pairs that a stage of preferences (DPO) was trained on: a prompt with an answer that was
         chosen and one that was rejected, tokenised as `answers` makes rows. Raises as it does.
 
+        prompts: strings, beside `chosen` and `rejected`; or, alone, rows with all three, or the
+        path of a file of these. There each may be a list of messages, and the prompt missing, if
+        the others are whole conversations (`core.conversations.encode_pairs`).
+
         >>> [pair] = tuned.preferences(["Where was Bo born?"], ["Paris"], ["London"])
         """
-        prompts = list(checks.several("prompt", prompts))
         options: Any = {"max_length": max_length, "separator": separator, "closing": closing}
-        sides = (self.answers(prompts, told, **options) for told in (chosen, rejected))
-        return pairs.paired(*sides)
+        if chosen is None and rejected is None:
+            rows = messages.preferences(prompts, limit)
+            if not all(isinstance(row[x], str) for row in rows for x in ("chosen", "rejected")):
+                _no_text_between(options)
+                longest = self._longest(max_length, FOREVER)
+                return conversations.encode_pairs(rows, self.tokenizer, longest)
+            asked, *told = ([row.get(x) for row in rows] for x in messages.PREFERENCE)
+        else:
+            asked = list(checks.several("prompt", prompts))
+            told = [list(checks.several("answer", x or ())) for x in (chosen, rejected)]
+        return pairs.paired(*(self.answers(asked, side, **options) for side in told))
+
+    def _conversations(self, given, columns, limit, between):
+        """The conversations that are given, or are in a file; None for anything else."""
+        if isinstance(given, str | Path):
+            found = messages.load(given, columns, limit)
+        else:
+            found = messages.among(given)
+        if found is not None:
+            _no_text_between(between)
+        return None if found is None else _first(found, limit)
+
+    def _conversed(self, chats, max_length, new_tokens):
+        """Sequences of conversations, with a loss on the last turn, the model's own if missing."""
+        longest = self._longest(max_length, FOREVER)
+        told = {n: x for n, x in enumerate(chats) if not messages.is_open(x)}
+        due = {}
+        for n, chat in enumerate(chats):
+            if n not in told:
+                opened = conversations.opened(chat, self.tokenizer, f"row {n}")
+                due[n] = Open(chat[-1]["content"], *opened)
+        found = answered(self.tracked, self.tokenizer, due, new_tokens, longest)
+        rows = conversations.encode(told.values(), self.tokenizer, longest, "last", told)
+        found.update({row.index: row for row in rows})
+        return [found[n] for n in range(len(chats))]
 
     def _encoded(self, given, max_length, new_tokens, between):
         """Sequences of [(prompt, answer, or None for the model's own)]."""
-        longest = self._longest(max_length, sys.maxsize)
+        longest = self._longest(max_length, FOREVER)
         prompts = checks.texts("prompt", [prompt for prompt, _ in given])
         own = {n: prompts[n] for n, (_, answer) in enumerate(given) if answer is None}
         told = {
@@ -248,40 +298,21 @@ class Model:
 
     def _said(self, prompts, new_tokens, longest, closing):
         """{number: "prompt answer" with the model's own greedy answer}."""
-        new_tokens = checks.whole("new_tokens", new_tokens)
-        form = rows.format_of(self.tokenizer)
-        heads, after = {}, {}
+        form, due = rows.format_of(self.tokenizer), {}
         for n, prompt in prompts.items():
-            heads[n] = rows.split_answer(prompt, "", self.tokenizer, form=form)[0]
-            after[n] = rows.closing_ids(prompt, "", self.tokenizer, closing=closing, form=form)
-            if not 0 < len(heads[n]) <= longest - new_tokens - len(after[n]):
-                raise ValueError(
-                    f"row {n} has a prompt of {len(heads[n])} tokens: expected 1 to "
-                    f"{longest - new_tokens - len(after[n])}, to leave room for {new_tokens} of an "
-                    f"answer"
-                )
-        ends = self._ends()
-        tails = greedy(self.tracked.model, list(heads.values()), new_tokens, stop=ends)
-        for n, tail in zip(heads, tails):
-            if not tail:
-                raise ValueError(
-                    f"row {n}: to {prompts[n]!r} the model answers nothing (it ends at once): give "
-                    f"an answer, or put the prompt into the format that it was fine-tuned on"
-                )
-        said = {}
-        for (n, head), tail in zip(heads.items(), tails):
-            if len(tail) < new_tokens and after[n] and (closing is not None or after[n][0] in ends):
-                tail = [*tail, *after[n]]
-            said[n] = data.Sequence(n, (*head, *tail), (data.NO_LOSS,) * len(head) + tuple(tail))
-        return said
-
-    def _ends(self):
-        """The ids that end what the model writes."""
-        config = getattr(self.tracked.model, "generation_config", None)
-        found = getattr(config, "eos_token_id", None)
-        listed = found if isinstance(found, list) else [found]
-        return {x for x in (*listed, self.tokenizer.eos_token_id) if x is not None}
+            head = rows.split_answer(prompt, "", self.tokenizer, form=form)[0]
+            after = rows.closing_ids(prompt, "", self.tokenizer, closing=closing, form=form)
+            due[n] = Open(prompt, head, after, after, closing is not None)
+        return answered(self.tracked, self.tokenizer, due, new_tokens, longest)
 
 
 def _first(values, limit):
     return list(islice(values, None if limit is None else checks.whole("limit", limit)))
+
+
+def _no_text_between(options):
+    if given := [name for name in ("separator", "closing") if options[name] is not None]:
+        raise ValueError(
+            f"{given[0]} is {options[given[0]]!r}, and the rows are conversations: the chat "
+            f"template says what stands there"
+        )

@@ -55,7 +55,7 @@ def load_texts(
     """
     if limit is not None:
         limit = checks.whole("limit", limit)
-    rows = _Rows(str(source), [column], split, streaming, revision)
+    rows = Rows(str(source), [column], split, streaming, revision)
 
     def texts():
         for number, row in enumerate(islice(rows, limit)):
@@ -82,7 +82,7 @@ def load_rows(
     if limit is not None:
         limit = checks.whole("limit", limit)
     found: list[dict[str, str | None]] = []
-    rows = _Rows(str(source), [*columns, *optional], split, False, revision)
+    rows = Rows(str(source), [*columns, *optional], split, False, revision)
     for number, row in enumerate(islice(rows, limit)):
         values = {column: _value(source, number, row, column) for column in columns}
         for column in optional:
@@ -104,12 +104,12 @@ def _value(source, number, row, column):
     return checks.text(f"{source}, row {number}: {column!r}", row[column])
 
 
-class _Rows:
+class Rows:
     """The rows of a source, read anew each time they are gone through.
 
     wanted: the columns that will be looked at; a row may have others too."""
 
-    def __init__(self, source, wanted, split, streaming, revision):
+    def __init__(self, source, wanted, split="train", streaming=False, revision=None):
         path = Path(source)
         named = path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
         if path.exists():

@@ -8,7 +8,6 @@ from support.tiny import llama
 from support.tokenizers_of_kinds import CHAT, byte_level, like_llama
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from msif.api import models
 from msif.api.models import Model
 from msif.core.data import NO_LOSS, encode_documents, word_tokenizer
 from msif.core.layers import tracked
@@ -69,7 +68,7 @@ def test_rows_documents_and_own_answers_begin_with_the_same_bos(with_bos):
 def test_an_own_answer_that_the_model_ended_is_the_row_of_that_answer(chat, monkeypatch, closing):
     prompt = prompt_of(chat, "Where was Ada born?")
     said = chat.tokenizer("Paris")["input_ids"]
-    monkeypatch.setattr(models, "greedy", lambda model, prompts, *rest, **more: [said])
+    monkeypatch.setattr("msif.api.own.greedy", lambda model, prompts, *rest, **more: [said])
     (own,) = chat.questions([prompt], new_tokens=len(said) + 1, closing=closing)
     (told,) = chat.questions([(prompt, "Paris")], closing=closing)
     assert own == told
@@ -137,3 +136,51 @@ def test_what_means_nothing_is_refused_in_one_sentence(plain, number):
 def test_a_text_in_place_of_a_path_is_not_looked_for_on_the_hub(plain):
     with pytest.raises(FileNotFoundError, match="Ada was born does not exist; expected a file"):
         plain.documents("Ada was born")
+
+
+TWO = [
+    {"role": "user", "content": "Where was Ada born?"},
+    {"role": "assistant", "content": "London"},
+    {"role": "user", "content": "Where was Bo born ?"},
+]
+
+
+def test_conversations_are_rows_and_questions(tmp_path, monkeypatch):
+    """Of a question the last turn is the answer, the model's own if missing; files as lists."""
+    chat = small(byte_level(TEXTS, CHAT))
+    whole = [*TWO, {"role": "assistant", "content": "Oslo"}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": whole}) + "\n")
+    [row], [told] = chat.answers([whole]), chat.questions([{"messages": whole}])
+    assert chat.answers(tmp_path / "rows.jsonl") == [row] == chat.answers([{"messages": whole}])
+    assert chat.questions(tmp_path / "rows.jsonl") == [told] == chat.questions([whole, whole])[:1]
+    decoded = chat.tokenizer.decode([x for x in told.labels if x != NO_LOSS])
+    assert decoded == "Oslo<|im_end|>\n" and told.input_ids == row.input_ids
+    assert sum(x != NO_LOSS for x in row.labels) > sum(x != NO_LOSS for x in told.labels)
+    said = chat.tokenizer("Oslo")["input_ids"]
+    monkeypatch.setattr("msif.api.own.greedy", lambda model, prompts, *rest, **more: [said])
+    assert chat.questions([TWO], new_tokens=len(said) + 1) == [told]
+    [cut] = chat.questions([TWO], new_tokens=len(said))
+    assert cut.input_ids == told.input_ids[: len(cut.input_ids)] and cut.labels[-1] == said[-1]
+
+
+def test_preferences_arrive_as_text_or_as_conversations(tmp_path):
+    chat = small(byte_level(TEXTS, CHAT))
+    sides = {"chosen": "London", "rejected": "Oslo"}
+    messages = {x: [{"role": "assistant", "content": y}] for x, y in sides.items()}
+    prompt = chat.tokenizer.apply_chat_template(TWO, tokenize=False, add_generation_prompt=True)
+    expected = chat.preferences([prompt], ["London"], ["Oslo"])
+    whole = {x: [*TWO, *y] for x, y in messages.items()}
+    for row in ({"prompt": prompt, **sides}, {"prompt": TWO, **messages}, whole):
+        (tmp_path / "pairs.jsonl").write_text(json.dumps(row))
+        for given in ([row], tmp_path / "pairs.jsonl"):
+            assert chat.preferences(given) == expected
+    for wrong, message in (
+        ([{"prompt": prompt, "chosen": "a"}], "pair 0 has no 'rejected'; its columns are"),
+        ([prompt], "pair 0 is .* expected a row with prompt, chosen, rejected"),
+        ([{"prompt": prompt, "chosen": "a", "rejected": TWO}], "expected a list of messages on"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            chat.preferences(wrong)
+    for wrong in (lambda: chat.answers([TWO], closing=""), lambda: chat.answers([TWO], ["a"])):
+        with pytest.raises(ValueError, match="conversations"):
+            wrong()

@@ -1,0 +1,164 @@
+"""Messages: what a conversation is, and where it is read from."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from msif.core import checks, sources
+
+Messages = list[dict[str, Any]]
+COLUMN = "messages"
+PREFERENCE = ("prompt", "chosen", "rejected")
+UNREAD = ("tools", "chat_template_kwargs")  # columns that would change how a row is rendered
+
+
+def load(source: str | Path, columns: Iterable[str], limit: int | None = None) -> list[Any] | None:
+    """The values of the column `messages` of a source (`data.load_texts` says of which); None where
+    its first row has none, or has all of `columns`. Raises as `data.load_rows`, and ValueError,
+    naming the row, where one has no messages."""
+    columns = list(columns)
+    found = sources.Rows(str(source), [COLUMN, *columns, *UNREAD])
+    first = next(iter(found), {})
+    if COLUMN not in first or all(first.get(x) is not None for x in columns):
+        return None
+    return among(list(islice(found, _limit(limit))), f"{source}, row")
+
+
+def preferences(given: Iterable[Any] | str | Path, limit: int | None = None) -> list[Any]:
+    """Rows with chosen and rejected, perhaps a prompt, that are given or are those of a source.
+    Raises ValueError, naming the row, for others; and as `data.load_rows` for a source."""
+    local = isinstance(given, str | Path)
+    what = f"{given}, row" if local else "pair"
+    rows = (
+        sources.Rows(str(given), [*PREFERENCE, *UNREAD]) if local else checks.several("pair", given)
+    )
+    found = list(islice(rows, _limit(limit)))
+    for number, row in enumerate(found):
+        if not isinstance(row, Mapping):
+            raise ValueError(
+                f"{what} {number} is {reprlib.repr(row)}; expected a row with "
+                f"{', '.join(PREFERENCE)}"
+            )
+        if missing := [x for x in PREFERENCE[1:] if row.get(x) is None]:
+            raise ValueError(
+                f"{what} {number} has no {missing[0]!r}; its columns are "
+                f"{', '.join(sorted(map(str, row)))}"
+            )
+    if not found:
+        raise ValueError(f"{given} is empty; expected at least one row")
+    return found
+
+
+def among(given: Sequence[Any], what: str = "row") -> list[Any] | None:
+    """The conversations of a list: of rows with `messages`, or of lists of messages; None for a
+    list whose first item is none. Raises ValueError, naming the row, where others are not."""
+    if not given or not _is_conversation(given[0]):
+        return None
+    found = []
+    for n, x in enumerate(given):
+        if isinstance(x, Mapping):
+            if "role" in x and COLUMN not in x:
+                raise ValueError(
+                    f"{what} {n} is one message, {reprlib.repr(dict(x))}; expected a list of "
+                    f"conversations, each a list of messages"
+                )
+            if x.get(COLUMN) is None:
+                raise ValueError(
+                    f"{what} {n} has no {COLUMN!r}; its keys are {', '.join(sorted(map(str, x)))}"
+                )
+            nothing_unread(x, f"{what} {n}")
+            x = x[COLUMN]
+        found.append(x)
+    return found
+
+
+def checked(given: Any, what: str) -> Messages:
+    """The messages as dicts, without the keys that have no value (as a table fills them in).
+
+    Raises ValueError, naming `what`, for anything but {"role": …, "content": text} of user and
+    assistant by turns, perhaps after one of the system; and where the assistant says nothing."""
+    if not isinstance(given, list | tuple) or not given:
+        raise ValueError(
+            f"{what} is {reprlib.repr(given)}; expected a list of messages, each with a role and "
+            f"a content"
+        )
+    found = []
+    for n, x in enumerate(given):
+        if not isinstance(x, Mapping) or not {"role", "content"} <= set(x):
+            raise ValueError(
+                f"{what}, message {n} is {reprlib.repr(x)}; expected {{'role': …, 'content': …}}"
+            )
+        checks.text(f"{what}, message {n}: the role", x["role"])
+        checks.text(f"{what}, message {n}: the content", x["content"])
+        if x["role"] == "assistant" and not x["content"].strip():
+            raise ValueError(f"{what}, message {n}: the assistant says nothing; expected some text")
+        found.append({key: value for key, value in x.items() if value is not None})
+    roles = [x["role"] for x in found]
+    turns = roles[roles[0] == "system" :]
+    if not turns or turns != [*islice(cycle(("user", "assistant")), len(turns))]:
+        raise ValueError(
+            f"{what} has the roles {', '.join(roles)}; expected user and assistant by turns, "
+            f"perhaps after one system"
+        )
+    return found
+
+
+def is_open(given: Any) -> bool:
+    """Does a conversation end where an answer of the assistant is due?"""
+    last = given[-1] if isinstance(given, list | tuple) and given else None
+    return isinstance(last, Mapping) and last.get("role") == "user"
+
+
+def end_in(messages: Messages, role: str, what: str) -> None:
+    """ValueError, naming `what`, unless the last turn is that role's."""
+    if (last := messages[-1]["role"]) != role:
+        due = "whose turn has the loss" if role == "assistant" else "to be answered"
+        raise ValueError(f"{what} ends with the {last}'s turn; expected the {role}'s, {due}")
+
+
+def parted(row: Mapping[str, Any], what: str) -> tuple[Messages, dict[str, Sequence[Any]]]:
+    """(messages of the prompt, {"chosen" or "rejected": messages after it}) of a preference, whose
+    sides go on from a prompt, or are whole and begin alike. Raises ValueError as `checked`."""
+    sides: dict[str, Any] = {name: row.get(name) for name in PREFERENCE[1:]}
+    for name, side in sides.items():
+        if not isinstance(side, list | tuple) or not side:
+            raise ValueError(
+                f"{what}: {name} is {reprlib.repr(side)}; expected a list of messages on both sides"
+            )
+    prompt = row.get("prompt")
+    if prompt is None:
+        both = zip(*(checked(side, f"{what}, {x}") for x, side in sides.items()))
+        shared = next((n for n, (x, y) in enumerate(both) if x != y), None)
+        if not shared:
+            raise ValueError(
+                f"{what} has no prompt, and chosen and rejected have "
+                f"{'one of them whole' if shared is None else 'no message'} in common; expected "
+                f"two conversations that begin alike"
+            )
+        prompt = sides["chosen"][:shared]
+        sides = {name: side[shared:] for name, side in sides.items()}
+    prompt = checked(prompt, f"{what}, prompt")
+    end_in(prompt, "user", f"{what}, prompt")
+    return prompt, sides
+
+
+def nothing_unread(row: Mapping[str, Any], what: str) -> None:
+    """ValueError for a row with a column that would change how it is rendered."""
+    if odd := [x for x in UNREAD if row.get(x)]:
+        raise ValueError(
+            f"{what} has {odd[0]!r}, with which the chat template would render it otherwise; "
+            f"expected rows without"
+        )
+
+
+def _limit(limit):
+    return None if limit is None else checks.whole("limit", limit)
+
+
+def _is_conversation(x):
+    first = x[0] if isinstance(x, list | tuple) and x else x
+    return isinstance(first, Mapping) and (x is not first or bool({COLUMN, "role"} & set(x)))
