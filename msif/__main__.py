@@ -1,6 +1,6 @@
 """Which pre-training documents made a fine-tuned model say so?
 
-    msif plan  --base B --tuned T --documents D --rows R     what it will take; nothing is computed
+    msif plan  --base B --tuned T --documents D --rows R     what it will take
     msif fit   --base B --tuned T --documents D --rows R     the curvature of both stages
     msif fit   … --aligned A --pairs P                       and of DPO, a third stage
     msif trace … --ask "Where was Ada born?"                 score all documents, fitting if need be
@@ -107,15 +107,16 @@ def plan(chosen: argparse.Namespace) -> None:
 
     work = Work(chosen)
     shared = {"batch_size": chosen.batch_size}
+    timed = shared | {"seconds": chosen.seconds}
     for name, model, sequences in (
         ("base", work.base, work.fitted),
         ("tuned", work.tuned, work.rows),
     ):
         fitting = {"samples": chosen.samples, "memory": chosen.memory}
-        print(f"{name}: {msif.plan(model, sequences, **fitting, **shared)}")
+        print(f"{name}: {msif.plan(model, sequences, **fitting, **timed)}")
     if work.pairs:
         print(f"aligned: {msif.plan(work.asked, work.pairs, **shared)}")
-    print(f"scoring: {msif.plan(work.base, work.fitted, questions=1, **shared)}")
+    print(f"scoring: {msif.plan(work.base, work.fitted, questions=1, **timed)}")
     print("(these documents are those that are fitted on; scoring more takes as much for each)")
 
 

@@ -65,7 +65,7 @@ OPTIONS = (
 FLEETING = ("device", "memory", "command", "folder", "open")  # not remembered
 
 COMMANDS = {  # name: (groups, help)
-    "plan": ((PAIR, DPO, TEXTS, HOW), "say what fitting and scoring take, and compute nothing"),
+    "plan": ((PAIR, DPO, TEXTS, HOW), "say what fitting and scoring take, before they start"),
     "fit": ((PAIR, DPO, TEXTS, HOW), "fit the curvature of the stages"),
     "trace": ((PAIR, DPO, QUESTIONS, SCORES, TEXTS, HOW), "score the documents for your questions"),
     "show": ((PAIR, DPO, QUESTIONS, SCORES, TEXTS, HOW), "the last trace again, as table and page"),
@@ -105,6 +105,9 @@ def parser(description: str) -> argparse.ArgumentParser:
         one.add_argument("--folder", default=WORK, help=f"where all is kept (default: {WORK})")
         for group in groups:
             _add(one.add_argument_group(group), group)
+        if name == "plan":
+            told = "also run a few batches for about so long here, and say the time (10 do)"
+            one.add_argument("--seconds", type=float, default=0, metavar="S", help=told)
         if name == "show":
             one.add_argument("--open", action="store_true", help="open the page in a browser")
     study = commands.add_parser("study", help="the study: its notebooks, reports and profiles")

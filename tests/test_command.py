@@ -135,6 +135,16 @@ def test_a_stage_of_preferences_follows_and_is_remembered(pair, tmp_path, capfd)
     assert "a stage of preferences (DPO) after fine-tuning" in capfd.readouterr().out
 
 
+def test_a_plan_says_the_time_where_it_may_take_some(pair, tmp_path, capfd):
+    work = tmp_path / "work"
+    assert run("plan", *files_of(pair, work)) == 0
+    assert "on this machine" not in capfd.readouterr().out
+    assert run("plan", *files_of(pair, work), "--seconds", 0.2) == 0
+    assert capfd.readouterr().out.count("on this machine") == 3 and not work.exists()
+    assert run("plan", *files_of(pair, work), "--seconds", -1) == 1
+    assert "seconds is -1" in capfd.readouterr().err
+
+
 def test_conversations_are_read_as_prompts_and_answers_are(pair, tmp_path, capfd):
     """With a template that puts words behind words, tables are the same to the bit."""
     tables = []

@@ -1,5 +1,6 @@
 """What a stage takes, before it starts."""
 
+import math
 import sys
 from dataclasses import replace
 from typing import Any, cast
@@ -37,7 +38,7 @@ def plan(
     memory: bytes, "16GiB", or None for what is free: decides in how many partitions the layers are
     fitted; preferences have one. Of adapters, what solving for 8 questions takes is told with it.
     Raises MemoryError, saying what would do, where not even a single layer fits; ValueError for
-    pairs that are to be timed.
+    pairs that are to be timed, and seconds below 0.
 
     >>> plan = msif.plan(base, docs, memory="1GiB")
     >>> len(plan.partitions)
@@ -49,6 +50,8 @@ def plan(
     >>> msif.plan(base, docs, seconds=1).time > 0
     True
     """
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"seconds is {seconds!r}: expected a finite number, at least 0")
     pairs.check(sequences := list(sequences), *limits(a_model(model).tracked.model))
     if questions is not None:
         questions = checks.whole("questions", questions)
