@@ -30,6 +30,7 @@ KINDS = {
     "retraining.processes": (WHOLE, NULL),
     "counterfactual": (DICT, NULL),
     "counterfactual.processes": (WHOLE, NULL),
+    "kinds_of_fine_tuning.processes": (WHOLE, NULL),
     "your_models.base": (TEXT, NULL),
     "your_models.tuned": (TEXT, NULL),
     "your_models.documents": (TEXT, NULL),

@@ -268,6 +268,20 @@ def test_a_step_of_one_question_has_no_standard_error(error):
     assert "raises the answer's log-probability (+0.20 nats, one question)" in found
 
 
+@pytest.mark.parametrize("lead, verdict", [(0.3, "ahead of"), (-0.3, "behind"), (0.1, "level")])
+def test_a_wrong_treatment_of_adapters_that_is_better_is_said_to(lead, verdict):
+    value = {"value": 0.6, "error": 0.1}
+    numbers = {
+        "mrr": {"LoRA": {"own": {"normalised": value}}},
+        "mrr_lead": {"LoRA": {"identity": value, "as full": {"value": lead, "error": 0.1}}},
+        "exact": {"LoRA": {"dense": {"own, R": value, "identity": value}}},
+        "shared": {"full and LoRA": value, "two seeds of full": value},
+    }
+    found = claim("kinds_of_fine_tuning", numbers)
+    assert "0.60: ahead of T := I by 0.600 ± 0.100" in found
+    assert f"{verdict} " in found.partition("T := I by 0.600 ± 0.100, ")[2].split(".")[0]
+
+
 def test_the_page_of_the_reports_that_are_there():
     html = overview.page(REPORTS)
     assert broken(html, REPORTS) == []
