@@ -20,10 +20,10 @@ where it was.
 
 import argparse
 import re
-import runpy
 import sys
 import warnings
 import webbrowser
+from importlib import import_module
 from pathlib import Path
 
 from msif import options
@@ -161,19 +161,18 @@ def trace(chosen: argparse.Namespace) -> None:
         webbrowser.open(page.resolve().as_uri())
 
 
-def study(what: str, arguments: list[str]) -> None:
-    """Hand over to a command of the study."""
+def study(what: str, arguments: list[str]) -> int:
+    """Hand over to a command of the study; its exit code."""
     module, before, _ = STUDY[what]
     sys.argv = [f"msif study {what}", *before, *arguments]
-    runpy.run_module(f"msif.study.{module}", run_name="__main__")
+    return import_module(f"msif.study.{module}").main() or 0
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit code: 0, 1 for an error (one line says which), 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["study"] and arguments[1:2] and arguments[1] in STUDY:
-        study(arguments[1], arguments[2:])
-        return 0
+        return study(arguments[1], arguments[2:])
     given = parser().parse_args(arguments)
     warnings.showwarning = _warned(said := [])
     try:

@@ -72,7 +72,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("--write", action="store_true", help="keep what they print now")
     if parser.parse_args().write:
-        return write()
+        write()
+        return
     try:
         found = differences()
     except (ValueError, FileNotFoundError) as error:

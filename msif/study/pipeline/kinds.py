@@ -22,6 +22,7 @@ KINDS = {
     "fact_tracing.queries": (WHOLE, NULL),
     "embedder": (TEXT, NULL),
     "fact_tracing.grid": (DICT, NULL),
+    "fact_tracing.tried": (DICT, NULL),
     "at_once": (WHOLE, NULL),
     "fact_tracing.refined": (DICT, NULL),
     "matched": (DICT, NULL),

@@ -179,5 +179,10 @@ def write():
     return path
 
 
-if __name__ == "__main__":
+def main():
+    """The command line, which takes nothing."""
     print(write())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,8 @@
 """Reports are read in a browser without network, and equal notebooks give equal pages."""
 
 import base64
+import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -102,3 +104,22 @@ def test_what_readers_open_is_a_copy_of_what_the_run_made_and_nothing_older(tmp_
     there = {path.name for path in old.parent.iterdir()}
     assert there == {"01_demo.ipynb", "01_demo.html", "demo.metrics.json"}
     assert 'href="tiny/01_demo.html"' in (tmp_path / "reports" / "index.html").read_text()
+
+
+def test_the_command_renders_what_has_run(tmp_path):
+    """As `msif study report` does it, in processes of its own; `msif study index` after it."""
+    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "params.yaml").write_text("profiles: [tiny]\ntiny: {testbed: {}}\n")
+    made = tmp_path / "results" / "tiny" / "notebooks"
+    made.mkdir(parents=True)
+    for number in (1, 2):
+        nbformat.write(page(), made / f"0{number}_demo.ipynb")
+    for command, said in ((["report", "tiny"], "tiny"), (["index"], "index.html")):
+        done = subprocess.run(
+            [sys.executable, "-m", "msif", "study", *command],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0 and said in done.stdout, done.stderr
+    assert (tmp_path / "reports" / "tiny" / "02_demo.html").exists()
