@@ -31,16 +31,16 @@ def candidate_table(case, at_once=4, **settings):
     settings: of `all_methods` (damping, alpha, single_stage_damping, batch_size, title).
     Positive = proponent, in nats per unit of document weight (raw) and divided by the candidate's
     gradient norm (normalised); −inf outside a query's candidates. With a single pre-training model
-    there is no path, and the …_trajectory methods are left out; with several, each checkpoint is
-    divided by its standard deviation over one group's queries and documents, so that these methods,
-    alone, depend on `at_once`. Raises as `candidate_scores` does.
+    there is no path, and the …_trajectory methods and TracInCP are left out; with several, each
+    checkpoint of the former is divided by its standard deviation over one group's queries and
+    documents, so that they alone depend on `at_once`. Raises as `candidate_scores` does.
     """
     found = candidate_scores(case, partial(methods.all_methods, **settings), at_once)
     path = len(case.bed.checkpoints) > 1
     return {
         f"{method}/{form}": values
         for method, pair in found.items()
-        if path or not method.endswith("_trajectory")
+        if path or not method.endswith(("_trajectory", "tracincp"))
         for form, values in zip(methods.FORMS, pair)
     }
 

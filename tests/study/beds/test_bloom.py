@@ -35,6 +35,7 @@ METHODS = [
     "single_stage_pretrained",
     "single_stage_finetuned",
     "gradient_dot_finetuned",
+    "gradient_dot_pretrained",
 ]
 
 
