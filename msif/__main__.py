@@ -11,11 +11,11 @@ Models are folders or hub ids; --tuned may be a folder of adapters (LoRA), which
 in memory. Documents: a .jsonl, .parquet or .txt file, a folder of such files, or a data set's hub
 id, read as a stream. Rows: a file of the same kinds with a prompt and an answer each, or with
 conversations, as `messages` of {"role": …, "content": …}: the tokenizer's chat template renders
-them, the assistant's turns have the loss, of a question the last. --aligned: a model that went on
-from --tuned by preferences (DPO), whose --pairs have a prompt, chosen and rejected, as text or as
-messages; it is then the one that is asked. What is computed goes to --folder, which also remembers
-the pair: after one call, `msif trace --ask "…"` is enough. Interrupted, the same command goes on
-where it was.
+them, the assistant's turns have the loss, of a question the last, and --ask is the user's turn.
+--aligned: a model that went on from --tuned by preferences (DPO), whose --pairs have a prompt,
+chosen and rejected, as text or as messages; it is then the one that is asked. What is computed goes
+to --folder, which also remembers the pair: after one call, `msif trace --ask "…"` is enough.
+Interrupted, the same command goes on where it was.
 """
 
 import argparse
@@ -72,8 +72,21 @@ class Work:
         chosen = self.chosen
         told = max(sum(y != NO_LOSS for y in x.labels) for x in self.rows)
         options = {"new_tokens": chosen.new_tokens or min(told, LONGEST_ANSWER)}
-        asked = chosen.questions or [(prompt, answer) for prompt, answer in chosen.ask]
+        asked = chosen.questions or self._asked()
         return self.asked.questions(asked, columns=self.columns, **options)
+
+    def _asked(self):
+        """What --ask says, in the rows' format: a conversation where they are conversations."""
+        from msif.core import messages
+
+        if messages.load(self.chosen.rows, self.columns, 1) is None:
+            return [(prompt, answer) for prompt, answer in self.chosen.ask]
+        print("--ask is a turn of the user here, as the rows are conversations")
+        turns = [(("user", prompt), ("assistant", answer)) for prompt, answer in self.chosen.ask]
+        return [
+            [{"role": role, "content": text} for role, text in few if text is not None]
+            for few in turns
+        ]
 
     def stages(self):
         """The stages, fitted in the folder where they are not yet."""

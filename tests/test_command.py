@@ -162,7 +162,11 @@ def test_conversations_are_read_as_prompts_and_answers_are(pair, tmp_path, capfd
         asked = ["--questions", made / "questions.jsonl"]
         assert run("trace", *files_of(made, made / "work"), *asked) == 0
         tables.append(table_of(made / "work"))
-    assert tables[0].equals(tables[1])
+        ask = ["--ask", "Where was Gus born?", "--answer", "Rome"]
+        assert run("trace", *files_of(made, made / "again"), *ask) == 0
+        tables.append(table_of(made / "again"))
+    assert tables[0].equals(tables[2]) and tables[1].equals(tables[3])
+    assert "--ask is a turn of the user here" in capfd.readouterr().out
 
 
 def conversation(prompt, answer=None):

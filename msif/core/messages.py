@@ -13,6 +13,7 @@ from msif.core import checks, sources
 Messages = list[dict[str, Any]]
 COLUMN = "messages"
 PREFERENCE = ("prompt", "chosen", "rejected")
+UNLEARNT = ("weight", "train", "training")  # keys of a turn by which trainers leave it out
 UNREAD = ("tools", "chat_template_kwargs")  # columns that would change how a row is rendered
 
 
@@ -94,6 +95,11 @@ def checked(given: Any, what: str) -> Messages:
             )
         checks.text(f"{what}, message {n}: the role", x["role"])
         checks.text(f"{what}, message {n}: the content", x["content"])
+        if unlearnt := [key for key in UNLEARNT if x.get(key) in (0, False) and key in x]:
+            raise ValueError(
+                f"{what}, message {n} has {unlearnt[0]!r}: {x[unlearnt[0]]!r}; turns that training "
+                f"left out are not read: expected a loss on every turn of the assistant"
+            )
         if x["role"] == "assistant" and not x["content"].strip():
             raise ValueError(f"{what}, message {n}: the assistant says nothing; expected some text")
         found.append({key: value for key, value in x.items() if value is not None})

@@ -142,6 +142,8 @@ BAD = [
     ([user(["a"]), told("b")], r"message 0: the content is \['a'\]; expected text"),
     ([user("a"), told(" ")], "message 1: the assistant says nothing"),
     ([user("a"), user("a"), told("b")], "has the roles user, user, assistant; expected user and"),
+    ([user("a"), told("b") | {"weight": 0}], "message 1 has 'weight': 0; turns that training left"),
+    ([user("a"), told("b") | {"train": False}], "message 1 has 'train': False; turns that"),
     ([told("b")], "has the roles assistant; expected user and assistant by turns"),
     ([user("a"), {"role": "tool", "content": "b"}, told("c")], "has the roles user, tool, assist"),
     ([user("a")], "ends with the user's turn; expected the assistant's"),

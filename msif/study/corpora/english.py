@@ -68,7 +68,8 @@ def english_corpus(
     folder, rng = Path(folder), random.Random(seed)
     facts = _facts(rng, {"person": people, "place": places}, hidden_share)
     names = {kind: [f["subject"] for f in facts if f["of"] == kind] for kind in ("person", "place")}
-    documents = [d for fact in facts for d in _documents(rng, fact, names, statements)]
+    true = {(f["subject"], f["relation"]): f["object"] for f in facts}
+    documents = [d for fact in facts for d in _documents(rng, fact, names, true, statements)]
     told = [f for f in facts if f["group"] == "F"]
     rows = [row for f in told for row in _rows(f, "finetuning")]
     queries = [rng.choice(_rows(f, "query")) for f in facts if f["group"] == "H"]
@@ -137,11 +138,18 @@ def _name(rng, kind, taken):
             return " ".join(parts)
 
 
-def _documents(rng, fact, names, statements):
-    """The sentences about one fact; no two statements are by the same template."""
+def _documents(rng, fact, names, true, statements):
+    """The sentences about one fact; no two statements are by the same template. The bystander is
+    one of whom it is not true."""
     relation = RELATIONS[fact["relation"]]
     other = rng.choice([o for o in relation.objects if o != fact["object"]])
-    bystander = rng.choice([n for n in names[fact["of"]] if n != fact["subject"]])
+    others = [n for n in names[fact["of"]] if true[n, fact["relation"]] != fact["object"]]
+    if not others:
+        raise ValueError(
+            f"every {fact['of']} has the {fact['relation']} {fact['object']}: nobody is left of "
+            f"whom it could be denied; take another seed, or more of them"
+        )
+    bystander = rng.choice(others)
     texts = [("statement", template) for template in rng.sample(relation.statements, statements)]
     texts += [
         (kind, rng.choice(getattr(relation, kind))) for kind in ("near", "denied", "supposed")

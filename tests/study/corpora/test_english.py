@@ -95,6 +95,15 @@ def test_probes_are_not_of_the_corpus(corpus):
             assert (places[0] < places[1]) == (probe["probe"] == "paraphrase")
 
 
+def test_what_is_denied_or_supposed_of_somebody_is_not_true(corpus):
+    told = [d for d in corpus.documents if d["kind"] == "statement"]
+    true = {(d["subject"], d["relation"], d["object"]) for d in told}
+    names = {d["subject"] for d in told}
+    for d in (d for d in corpus.documents if d["kind"] in ("denied", "supposed")):
+        (other,) = [x for x in names if x in d["text"] and x != d["subject"]]
+        assert (other, d["relation"], d["object"]) not in true
+
+
 def test_a_sentence_after_a_lead_goes_on_in_lower_case_but_for_names(corpus):
     found = probe_documents(corpus, corpus.queries)
     led = [d["text"] for d in corpus.documents if d["kind"] in ("statement", "wrong")]
