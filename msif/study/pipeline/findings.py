@@ -301,6 +301,24 @@ def kinds_of_fine_tuning(numbers):
     )
 
 
+def removal(numbers):
+    """Notebook 10: are answers lost without the documents that influence ranks highest?"""
+    lost, lead = numbers["lost"], numbers["lead"]
+    (ours,) = lost.keys() - lead.keys() - {"others' documents"}
+    share = lost[ours]["value"]
+    rest = [
+        f"{named(name)} {lost[name]['value']:.0%} ({x['value']:+.0%} ± {x['error']:.0%} for {ours})"
+        for name, x in lead.items()
+    ]
+    return Finding(
+        f"{share:.0%}",
+        "of right answers lost without the documents that influence ranks highest",
+        f"Both stages trained again without the {numbers['top']} documents that {ours} ranks "
+        f"highest, {share:.0%} of {numbers['answers']} right answers are lost; "
+        f"{', '.join(rest)}.",
+    )
+
+
 FINDINGS = {
     f.__name__: f
     for f in (
@@ -313,5 +331,6 @@ FINDINGS = {
         case_studies,
         your_models,
         kinds_of_fine_tuning,
+        removal,
     )
 }
