@@ -2,10 +2,11 @@
 
 The ids are those of `tokenizer.apply_chat_template`: special tokens are the template's, nothing is
 added. The loss is on the assistant's turns. A template that marks them ({% generation %}) says
-which tokens they are. Of another a turn is what stands after the messages before it, rendered with
-the generation prompt, up to where the messages end of which it is the last: what the model is given
-is never learned, what closes a turn is. A conversation whose beginnings, rendered by themselves,
-are no beginnings of it (a template that leaves out earlier thoughts, say) is refused.
+which tokens they are, one stretch a turn; a character of several tokens is marked whole. Of another
+a turn is what stands after the messages before it, rendered with the generation prompt, up to where
+the messages end of which it is the last: what the model is given is never learned, what closes a
+turn is. A conversation whose beginnings, rendered by themselves, are no beginnings of it (a
+template that leaves out earlier thoughts, say) is refused.
 """
 
 from __future__ import annotations
@@ -111,16 +112,46 @@ def _rendered(messages, tokenizer, what) -> tuple[Ids, list[tuple[int, int]]]:
     if not _marks(tokenizer, what):
         ids = _ids(messages, tokenizer, what)
         return ids, _between_prefixes(messages, ids, tokenizer, what)
-    encoded = _applied(messages, tokenizer, what, return_assistant_tokens_mask=True)
-    ids, mask = tuple(encoded["input_ids"]), [0, *encoded["assistant_masks"], 0]
-    edges = [n for n in range(len(ids) + 1) if mask[n] != mask[n + 1]]
-    turns = list(zip(edges[::2], edges[1::2]))
-    if len(turns) != (due := sum(x["role"] == "assistant" for x in messages)):
+    ids, turns, _ = _marked(messages, tokenizer, what)
+    due = [n for n, x in enumerate(messages) if x["role"] == "assistant"]
+    # What a template marks is told by words that are put behind every turn's own.
+    probes = {n: f"{_PROBE}{n}a" for n in due}
+    probed = [
+        {**x, "content": x["content"] + probes[n]} if n in probes else x
+        for n, x in enumerate(messages)
+    ]
+    _, stretches, said = _marked(probed, tokenizer, what)
+    held = [[n for n in due if probes[n] in text] for text in said]
+    if len(turns) != len(due) or held != [[n] for n in due]:
+        told = ", ".join(
+            f"message {n} in {sum(n in x for x in held) or 'none'}" for n in due if [n] not in held
+        )
         raise ValueError(
             f"{what}: the chat template marks {len(turns)} stretches of tokens as generated, for "
-            f"{due} turns of the assistant; expected one each"
+            f"{len(due)} turns of the assistant{f' ({told})' if told else ''}; expected one each"
         )
     return ids, turns
+
+
+def _marked(messages, tokenizer, what):
+    """(ids, [(start, end) of each stretch that the template marks], [its text]). A character of
+    several tokens is marked whole."""
+    encoded = _applied(
+        messages,
+        tokenizer,
+        what,
+        return_assistant_tokens_mask=True,
+        tokenizer_kwargs={"verbose": False, "return_offsets_mapping": True},
+    )
+    ids, places = tuple(encoded["input_ids"]), encoded["offset_mapping"]
+    mask = list(encoded["assistant_masks"])
+    for n in range(1, len(ids)):
+        if mask[n - 1] and places[n][0] < places[n - 1][1]:
+            mask[n] = 1
+    edges = [n for n, (x, y) in enumerate(zip([0, *mask], [*mask, 0])) if x != y]
+    turns = list(zip(edges[::2], edges[1::2]))
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    return ids, turns, [text[places[start][0] : places[end - 1][1]] for start, end in turns]
 
 
 def _between_prefixes(messages, ids, tokenizer, what):
@@ -169,7 +200,7 @@ def _ids(messages, tokenizer, what, **options) -> Ids:
 def _applied(messages, tokenizer, what, **options):
     quiet = {"tokenize": True, "return_dict": True, "tokenizer_kwargs": {"verbose": False}}
     try:
-        return tokenizer.apply_chat_template(messages, **quiet, **options)
+        return tokenizer.apply_chat_template(messages, **(quiet | options))
     except ImportError:
         raise
     except Exception as error:  # a template is a program of its own
