@@ -212,8 +212,9 @@ class Model:
         chosen and one that was rejected, tokenised as `answers` makes rows. Raises as it does.
 
         prompts: strings, beside `chosen` and `rejected`; or, alone, rows with all three, or the
-        path of a file of these. There each may be a list of messages, and the prompt missing, if
-        the others are whole conversations (`core.conversations.encode_pairs`).
+        path of a file of these. There each may be a list of messages, and the prompt missing, or
+        the text of the first turn, if the others are whole conversations
+        (`core.conversations.encode_pairs`).
 
         >>> [pair] = tuned.preferences(["Where was Bo born?"], ["Paris"], ["London"])
         """

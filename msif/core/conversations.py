@@ -82,8 +82,9 @@ def encode_pairs(
     given: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> list[pairs.Pair]:
     """Preferences between conversations, as trl's DPO reads them: rows with lists of messages under
-    `chosen` and `rejected`, which go on from those under `prompt`, or, where there is no prompt,
-    are whole and have the first of their messages in common.
+    `chosen` and `rejected`, which go on from those under `prompt`, or are whole and have the first
+    of their messages in common: where there is no prompt, or it is the text of the user's first
+    turn (as in UltraFeedback).
 
     log π(y|x) is that of all tokens after the prompt, rendered with the generation prompt. Raises
     ValueError as `encode`, naming the pair, and for sides that have nothing, or all, in common."""

@@ -226,8 +226,25 @@ def test_a_pair_of_messages_is_the_pair_of_its_answers(name, asked, chosen, reje
     if chosen != rejected:
         assert encode_pairs([whole], tokenizer, 999) == [pair]
     else:
-        with pytest.raises(ValueError, match="pair 0 has no prompt, and chosen and rejected have "):
+        with pytest.raises(ValueError, match="pair 0 has no prompt of messages, and chosen and "):
             encode_pairs([whole], tokenizer, 999)
+
+
+@each
+@given(system=st.booleans(), later=st.booleans())
+def test_a_prompt_of_text_is_the_first_turn_of_whole_conversations(name, system, later):
+    """As UltraFeedback has them; what follows the prompt, and is shared, belongs to it."""
+    tokenizer = EVERY[name]
+    before = [{"role": "system", "content": "Ada"}] * (system and name != "inst") + TWO[:1]
+    before += TWO[1:3] * later
+    sides = {x: [*before, told(y)] for x, y in (("chosen", "Paris"), ("rejected", "London"))}
+    rows = [
+        {**sides, "prompt": TWO[0]["content"]},
+        sides,
+        {"prompt": before, **{x: y[-1:] for x, y in sides.items()}},
+    ]
+    pairs = [encode_pairs([row], tokenizer, 999) for row in rows]
+    assert pairs[0] == pairs[1] == pairs[2]
 
 
 @pytest.mark.parametrize(
@@ -235,7 +252,18 @@ def test_a_pair_of_messages_is_the_pair_of_its_answers(name, asked, chosen, reje
     [
         ({"chosen": TWO, "rejected": "no"}, "rejected is 'no'; expected a list of messages"),
         ({"chosen": TWO, "rejected": TWO[2:]}, "no message in common"),
-        ({"prompt": "a", "chosen": TWO, "rejected": TWO}, "pair 1, prompt is 'a'"),
+        (
+            {"prompt": "Where is it?", "chosen": TWO, "rejected": TWO[:3]},
+            r"pair 1, chosen: the user's first turn is not the prompt: from character 6 on it has "
+            r"'was Ada born \?', the prompt 'is it\?'; expected equal texts",
+        ),
+        (
+            {"prompt": TWO[0]["content"], "chosen": TWO, "rejected": [user("Where"), told("a")]},
+            "pair 1, rejected: .* from character 5 on it has '', the prompt ' was Ada born ?",
+        ),
+        ({"prompt": "a", "chosen": [told("a")], "rejected": [told("b")]}, "has the roles assist"),
+        ({"prompt": 7, "chosen": TWO, "rejected": TWO}, "pair 1, prompt is 7; expected a list"),
+        ({"prompt": TWO[0]["content"], "chosen": TWO, "rejected": TWO}, "one of them whole in com"),
         ({"prompt": TWO, "chosen": TWO, "rejected": TWO}, "prompt ends with the assistant's turn"),
         (
             {"prompt": TWO[:1], "chosen": [told("a")], "rejected": [user("b")]},
