@@ -9,9 +9,10 @@
 
 Models are folders or hub ids; --tuned may be a folder of adapters (LoRA), which are put on --base
 in memory. Documents: a .jsonl, .parquet or .txt file, a folder of such files, or a data set's hub
-id, read as a stream. Rows: a file of the same kinds with a prompt and an answer each, or with
-conversations, as `messages` of {"role": …, "content": …}: the tokenizer's chat template renders
-them, the assistant's turns have the loss, of a question the last, and --ask is the user's turn.
+id, read as a stream. Rows: a file of the same kinds with a prompt and an answer (or completion)
+each, or with conversations, as `messages` of {"role": …, "content": …}: the tokenizer's chat
+template renders them, the assistant's turns have the loss, of a question the last, and --ask is the
+user's turn; prompt and completion may be lists of messages, too.
 --aligned: a model that went on from --tuned by preferences (DPO), whose --pairs have a prompt,
 chosen and rejected, as text or as messages; it is then the one that is asked. What is computed goes
 to --folder, which also remembers the pair: after one call, `msif trace --ask "…"` is enough.
@@ -77,16 +78,20 @@ class Work:
 
     def _asked(self):
         """What --ask says, in the rows' format: a conversation where they are conversations."""
-        from msif.core import messages
+        from msif.core import forms
 
-        if messages.load(self.chosen.rows, self.columns, 1) is None:
+        rows = forms.read(self.chosen.rows, self.columns, 1)
+        if not isinstance(rows, forms.Chats):
             return [(prompt, answer) for prompt, answer in self.chosen.ask]
         print("--ask is a turn of the user here, as the rows are conversations")
-        turns = [(("user", prompt), ("assistant", answer)) for prompt, answer in self.chosen.ask]
-        return [
-            [{"role": role, "content": text} for role, text in few if text is not None]
-            for few in turns
+        asked = [
+            ([{"role": "user", "content": prompt}], [{"role": "assistant", "content": answer}])
+            for prompt, answer in self.chosen.ask
         ]
+        told = [turns if turns[1][0]["content"] is not None else turns[:1] for turns in asked]
+        if rows.loss == "rest":
+            return [dict(zip(self.columns, turns)) for turns in told]
+        return [sum(turns, []) for turns in told]
 
     def stages(self):
         """The stages, fitted in the folder where they are not yet."""

@@ -36,7 +36,7 @@ OPTIONS = (
     Option(DPO, "beta", 0.1, "X", "its beta, as trl has it", float),
     Option(TEXTS, "text_column", "text", "NAME", "column of the documents"),
     Option(TEXTS, "prompt_column", "prompt", "NAME", "column of rows and questions"),
-    Option(TEXTS, "answer_column", "answer", "NAME", "column of rows and questions"),
+    Option(TEXTS, "answer_column", "answer", "NAME", "the same; or completion, by itself"),
     Option(TEXTS, "max_length", 2048, "TOKENS", "where documents are cut, at the latest", int),
     Option(HOW, "fit_documents", 2000, "N", "fit pre-training on the first N documents", int),
     Option(HOW, "samples", 2, "N", "pseudo-gradients a sequence, for fitting", int),
@@ -50,7 +50,7 @@ OPTIONS = (
         "questions",
         None,
         "FILE",
-        ".jsonl with prompt and answer, or messages; .txt, a prompt a line",
+        ".jsonl of rows, perhaps without answers; .txt, a prompt a line",
     ),
     Option(
         QUESTIONS, "new_tokens", None, "N", "of its own answer; else as in the longest row", int

@@ -32,7 +32,9 @@ def encode(
     loss_on: str = "turns",
     numbers: Iterable[int] | None = None,
 ) -> list[data.Sequence]:
-    """Conversations as rows, with a loss on every turn of the assistant, or on the "last" alone.
+    """Conversations as rows, with a loss on every turn of the assistant, on the "last" alone, or on
+    the "rest": all that follows the messages before the last, rendered with the generation prompt,
+    marks or none (as trl has it of prompt and completion).
 
     conversations: lists of {"role": …, "content": text}: perhaps one of the system, then user and
     assistant by turns, the assistant last. Other keys are the template's to read. numbers: the
@@ -42,20 +44,22 @@ def encode(
     or of words that the tokenizer does not know, for what the template cannot render or does not
     tell apart, and for more than `max_length` tokens; and for a tokenizer without a template.
     """
-    if loss_on not in ("turns", "last"):
-        raise ValueError(f"loss_on is {loss_on!r}; expected 'turns' or 'last'")
+    if loss_on not in ("turns", "last", "rest"):
+        raise ValueError(f"loss_on is {loss_on!r}; expected 'turns', 'last' or 'rest'")
     max_length = checks.whole("max_length", max_length, 2)
     found, unknown = [], {}
     for number, given in zip(count() if numbers is None else numbers, conversations):
         what = f"row {number}"
         messages = checked(given, what)
         end_in(messages, "assistant", what)
-        ids, turns = _rendered(messages, tokenizer, what)
+        if loss_on == "rest":
+            ids, turns = _parted(messages[:-1], messages, tokenizer, what)
+        else:
+            ids, turns = _rendered(messages, tokenizer, what)
         _short_enough(ids, max_length, what)
         if words := _unknown(messages, ids, turns, tokenizer, what):
             unknown[number] = words
-        kept = turns if loss_on == "turns" else turns[-1:]
-        found.append(_sequence(number, ids, kept))
+        found.append(_sequence(number, ids, turns if loss_on == "turns" else turns[-1:]))
     rows.warn_of_unknown(unknown, tokenizer)
     return found
 
@@ -98,14 +102,20 @@ def encode_pairs(
         for name, side in sides.items():
             messages = checked([*prompt, *side], f"{what}, {name}")
             end_in(messages, "assistant", f"{what}, {name}")
-            ids = _ids(messages, tokenizer, f"{what}, {name}")
+            ids, rest = _parted(prompt, messages, tokenizer, f"{what}, {name}")
             _short_enough(ids, max_length, f"{what}, {name}")
-            begin = _prefix(prompt, ids, tokenizer, f"{what}, {name}", add_generation_prompt=True)
-            if begin >= len(ids):
-                raise ValueError(f"{what}, {name} has no token after the prompt; expected some")
-            made.append(_sequence(number, ids, [(begin, len(ids))]))
+            made.append(_sequence(number, ids, rest))
         found.append(pairs.Pair(number, *made))
     return found
+
+
+def _parted(prompt, messages, tokenizer, what) -> tuple[Ids, list[tuple[int, int]]]:
+    """(ids, [(start, end) of what follows the prompt])."""
+    ids = _ids(messages, tokenizer, what)
+    begin = _prefix(prompt, ids, tokenizer, what, add_generation_prompt=True)
+    if begin >= len(ids):
+        raise ValueError(f"{what} has no token after the prompt; expected some")
+    return ids, [(begin, len(ids))]
 
 
 def _rendered(messages, tokenizer, what) -> tuple[Ids, list[tuple[int, int]]]:
@@ -226,7 +236,7 @@ def _short_enough(ids, max_length, what):
 def _unknown(messages, ids, turns, tokenizer, what):
     """The words of the assistant's turns that the tokenizer does not know."""
     found, unk = [], tokenizer.unk_token_id
-    told = [x["content"] for x in messages if x["role"] == "assistant"]
+    told = [x["content"] for x in messages if x["role"] == "assistant"][-len(turns) :]
     for text, (start, end) in zip(told, turns):
         words = rows.unknown_words(text, ids[start:end], tokenizer)
         if words and {*ids[start:end]} <= {unk, *tokenizer.all_special_ids}:

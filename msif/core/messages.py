@@ -17,18 +17,6 @@ UNLEARNT = ("weight", "train", "training")  # keys of a turn by which trainers l
 UNREAD = ("tools", "chat_template_kwargs")  # columns that would change how a row is rendered
 
 
-def load(source: str | Path, columns: Iterable[str], limit: int | None = None) -> list[Any] | None:
-    """The values of the column `messages` of a source (`data.load_texts` says of which); None where
-    its first row has none, or has all of `columns`. Raises as `data.load_rows`, and ValueError,
-    naming the row, where one has no messages."""
-    columns = list(columns)
-    found = sources.Rows(str(source), [COLUMN, *columns, *UNREAD])
-    first = next(iter(found), {})
-    if COLUMN not in first or all(first.get(x) is not None for x in columns):
-        return None
-    return among(list(islice(found, _limit(limit))), f"{source}, row")
-
-
 def preferences(given: Iterable[Any] | str | Path, limit: int | None = None) -> list[Any]:
     """Rows with chosen and rejected, perhaps a prompt, that are given or are those of a source.
     Raises ValueError, naming the row, for others; and as `data.load_rows` for a source."""
@@ -140,8 +128,9 @@ def parted(row: Mapping[str, Any], what: str) -> tuple[Messages, dict[str, Seque
     prompt = row.get("prompt")
     if prompt is None or isinstance(prompt, str):
         whole = {name: checked(side, f"{what}, {name}") for name, side in sides.items()}
-        for name, side in whole.items() if isinstance(prompt, str) else ():
-            asked_first(prompt, side, f"{what}, {name}")
+        if isinstance(prompt, str):
+            for name, side in whole.items():
+                asked_first(prompt, side, f"{what}, {name}")
         shared = next((n for n, (x, y) in enumerate(zip(*whole.values())) if x != y), None)
         if not shared:
             raise ValueError(
