@@ -91,8 +91,9 @@ def test_a_stage_of_preferences_follows_and_is_remembered(pair, tmp_path, capfd)
     rows = [{"prompt": f"Where was {x} born?", "chosen": "Rome", "rejected": "Oslo"} for x in names]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(x) + "\n" for x in rows))
     dpo = ["--aligned", pair / "base", "--pairs", tmp_path / "pairs.jsonl", "--beta", 0.5]
-    assert run("plan", *files_of(pair, work), *dpo) == 0
-    assert "aligned: " in capfd.readouterr().out
+    assert run("plan", *files_of(pair, work), *dpo, "--seconds", 0.2) == 0
+    printed = capfd.readouterr().out
+    assert "on this machine" in printed.partition("aligned: ")[2].partition("scoring: ")[0]
     assert run("fit", *files_of(pair, work), *dpo) == 0
     assert "factors of all 3 stages" in capfd.readouterr().out
     assert run("trace", "--folder", work, *asked, "--aligned-alpha", 0.01) == 0
