@@ -9,13 +9,15 @@
 
 Models are folders or hub ids; --tuned may be a folder of adapters (LoRA), which are put on --base
 in memory. Documents: a .jsonl, .parquet or .txt file, a folder of such files, or a data set's hub
-id, read as a stream. Rows: a file of the same kinds with a prompt and an answer each, or with
-conversations, as `messages` of {"role": …, "content": …}: the tokenizer's chat template renders
-them, the assistant's turns have the loss, of a question the last, and --ask is the user's turn.
+id, read as a stream. Rows: a file of the same kinds with a prompt and an answer (or completion)
+each, or with conversations, as `messages` of {"role": …, "content": …}: the tokenizer's chat
+template renders them, the assistant's turns have the loss, of a question the last, and --ask is the
+user's turn; prompt and completion may be lists of messages, too.
 --aligned: a model that went on from --tuned by preferences (DPO), whose --pairs have a prompt,
-chosen and rejected, as text or as messages; it is then the one that is asked. What is computed goes
-to --folder, which also remembers the pair: after one call, `msif trace --ask "…"` is enough.
-Interrupted, the same command goes on where it was.
+chosen and rejected, as text or as messages; it is then the one that is asked. --among rows or pairs
+scores these in place of the documents, --among all each of them: the page then has a tab for each.
+What is computed goes to --folder, which also remembers the pair: after one call, `msif trace --ask
+"…"` is enough. Interrupted, the same command goes on where it was.
 """
 
 import argparse
@@ -52,8 +54,8 @@ class Work:
         self.tuned = msif.load(chosen.tuned, **_on(chosen.tuned, chosen.base), **shared)
         self.asked, self.pairs = self.tuned, []
         if chosen.aligned is not None:
-            below = chosen.base if self.tuned.adapters else chosen.tuned
-            self.asked = msif.load(chosen.aligned, **_on(chosen.aligned, below), **shared)
+            below = _last(chosen) if self.tuned.adapters else _on(chosen.aligned, chosen.tuned)
+            self.asked = msif.load(chosen.aligned, **below, **shared)
             self.pairs = self.asked.preferences(chosen.pairs)
         self.documents = self._stream(chosen.limit)
         self.fitted = list(self._stream(chosen.fit_documents))
@@ -77,16 +79,20 @@ class Work:
 
     def _asked(self):
         """What --ask says, in the rows' format: a conversation where they are conversations."""
-        from msif.core import messages
+        from msif.core import forms
 
-        if messages.load(self.chosen.rows, self.columns, 1) is None:
+        rows = forms.read(self.chosen.rows, self.columns, 1)
+        if not isinstance(rows, forms.Chats):
             return [(prompt, answer) for prompt, answer in self.chosen.ask]
         print("--ask is a turn of the user here, as the rows are conversations")
-        turns = [(("user", prompt), ("assistant", answer)) for prompt, answer in self.chosen.ask]
-        return [
-            [{"role": role, "content": text} for role, text in few if text is not None]
-            for few in turns
+        asked = [
+            ([{"role": "user", "content": prompt}], [{"role": "assistant", "content": answer}])
+            for prompt, answer in self.chosen.ask
         ]
+        told = [turns if turns[1][0]["content"] is not None else turns[:1] for turns in asked]
+        if rows.loss == "rest":
+            return [dict(zip(self.columns, turns)) for turns in told]
+        return [sum(turns, []) for turns in told]
 
     def stages(self):
         """The stages, fitted in the folder where they are not yet."""
@@ -114,13 +120,29 @@ def _on(tuned, base):
     return {"base": base} if (Path(tuned) / "adapter_config.json").exists() else {}
 
 
+def _last(chosen):
+    """Where --aligned is put after adapters of --tuned: where it says, if that is their merge."""
+    from msif.core import adapters
+
+    if not adapters.has_adapters(chosen.aligned):
+        return {}
+    first, last = (adapters.base_of(x)[0] for x in (chosen.tuned, chosen.aligned))
+    if Path(last).resolve() in (Path(first).resolve(), Path(chosen.base).resolve()):
+        raise ValueError(
+            f"the adapters of --aligned {chosen.aligned} are on {last}, as those of --tuned are: a "
+            f"stage that goes on training the same adapters is not traced. If they were trained on "
+            f"the merge of --tuned, name it in {adapters.CONFIG}, as base_model_name_or_path: "
+            f"{chosen.tuned} itself, or a folder that the merge was saved to"
+        )
+    return {}
+
+
 def plan(chosen: argparse.Namespace) -> None:
     """Print what fitting and scoring take."""
     import msif
 
     work = Work(chosen)
-    shared = {"batch_size": chosen.batch_size}
-    timed = shared | {"seconds": chosen.seconds}
+    timed = {"batch_size": chosen.batch_size, "seconds": chosen.seconds}
     for name, model, sequences in (
         ("base", work.base, work.fitted),
         ("tuned", work.tuned, work.rows),
@@ -128,7 +150,7 @@ def plan(chosen: argparse.Namespace) -> None:
         fitting = {"samples": chosen.samples, "memory": chosen.memory}
         print(f"{name}: {msif.plan(model, sequences, **fitting, **timed)}")
     if work.pairs:
-        print(f"aligned: {msif.plan(work.asked, work.pairs, **shared)}")
+        print(f"aligned: {msif.plan(work.asked, work.pairs, **timed)}")
     print(f"scoring: {msif.plan(work.base, work.fitted, questions=1, **timed)}")
     print("(these documents are those that are fitted on; scoring more takes as much for each)")
 
@@ -140,6 +162,29 @@ def fit(chosen: argparse.Namespace) -> None:
     print(f'{chosen.folder} has the factors of {all_of} stages; next: msif trace --ask "…"')
 
 
+def _kinds(chosen):
+    """What is scored."""
+    kinds = ["documents", "rows", *["pairs"] * (chosen.pairs is not None)]
+    return kinds if chosen.among == "all" else [chosen.among]
+
+
+def _scored(work, stages, asked, kind):
+    """The scores of one kind; of pairs in memory, of others in the folder."""
+    import msif
+
+    chosen = work.chosen
+    stage, among = {
+        "documents": (0, work.documents),
+        "rows": (1, work.rows),
+        "pairs": (2, work.pairs),
+    }[kind]
+    shared = {"top": chosen.top, "batch_size": chosen.batch_size, "stage": stage}
+    if kind != "pairs":
+        shared["folder"] = chosen.folder
+    title = "scores" if chosen.among != "all" else f"scores of {kind}"
+    return msif.trace(stages, asked, among, title=title, **shared)
+
+
 def trace(chosen: argparse.Namespace) -> None:
     """Score, and print and write what stands first."""
     import msif
@@ -148,29 +193,32 @@ def trace(chosen: argparse.Namespace) -> None:
 
     work = Work(chosen)
     asked, stages = work.questions(), work.stages()
-    shared = {"folder": chosen.folder, "top": chosen.top, "batch_size": chosen.batch_size}
-    if chosen.among == "pairs":
-        if rank_and_size()[0]:
-            return
-        del shared["folder"]
-        scores = msif.trace(stages, asked, work.pairs, stage=2, title="scores", **shared)
-        table, page = Path(chosen.folder) / "pairs.parquet", None
-        scores.write_parquet(table, normalised=not chosen.raw)
-    else:
-        scored, stage = (work.rows, 1) if chosen.among == "rows" else (work.documents, 0)
-        scores = msif.trace(stages, asked, scored, stage=stage, title="scores", **shared)
-        if rank_and_size()[0]:
-            return
-        table, page = scores.found / "top.parquet", scores.found / "explorer.html"
-        scores.write_parquet(table, normalised=not chosen.raw)
-        msif.show(scores, page)
+    rank = rank_and_size()[0]
+    kinds = [kind for kind in _kinds(chosen) if kind != "pairs" or not rank]
+    found = [_scored(work, stages, asked, kind) for kind in kinds]
+    if rank:
+        return
+    one = len(found) == 1 and isinstance(found[0].found, Path)
+    page = (found[0].found if one else Path(chosen.folder)) / "explorer.html"
+    tables = []
+    for scores in found:
+        in_memory = not isinstance(scores.found, Path)
+        tables.append(
+            Path(chosen.folder) / "pairs.parquet" if in_memory else scores.found / "top.parquet"
+        )
+        scores.write_parquet(tables[-1], normalised=not chosen.raw)
+    msif.show(found, page)
     share = own_share(work.tuned.tracked.model, work.rows[:256])
-    print(f"\n{scores.table(normalised=not chosen.raw)}\n")
+    for kind, scores in zip(kinds, found):
+        told = f"\n{kind}" if len(found) > 1 else ""
+        print(f"{told}\n{scores.table(normalised=not chosen.raw)}\n")
     alphas = f"{chosen.alpha:g}" + f", {chosen.aligned_alpha:g}" * bool(work.pairs)
     print(f"damping {chosen.damping:g}, α {alphas}; of its fine-tuning rows' answers, the")
     print(f"tuned model would itself write {share:.0%} of the tokens")
-    print(f"table  {table}" + f"\npage   {page}" * (page is not None))
-    if page is not None and getattr(chosen, "open", False):
+    for table in tables:
+        print(f"table  {table}")
+    print(f"page   {page}")
+    if getattr(chosen, "open", False):
         webbrowser.open(page.resolve().as_uri())
 
 

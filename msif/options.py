@@ -36,7 +36,7 @@ OPTIONS = (
     Option(DPO, "beta", 0.1, "X", "its beta, as trl has it", float),
     Option(TEXTS, "text_column", "text", "NAME", "column of the documents"),
     Option(TEXTS, "prompt_column", "prompt", "NAME", "column of rows and questions"),
-    Option(TEXTS, "answer_column", "answer", "NAME", "column of rows and questions"),
+    Option(TEXTS, "answer_column", "answer", "NAME", "the same; or completion, by itself"),
     Option(TEXTS, "max_length", 2048, "TOKENS", "where documents are cut, at the latest", int),
     Option(HOW, "fit_documents", 2000, "N", "fit pre-training on the first N documents", int),
     Option(HOW, "samples", 2, "N", "pseudo-gradients a sequence, for fitting", int),
@@ -50,12 +50,12 @@ OPTIONS = (
         "questions",
         None,
         "FILE",
-        ".jsonl with prompt and answer, or messages; .txt, a prompt a line",
+        ".jsonl of rows, perhaps without answers; .txt, a prompt a line",
     ),
     Option(
         QUESTIONS, "new_tokens", None, "N", "of its own answer; else as in the longest row", int
     ),
-    Option(SCORES, "among", "documents", "WHAT", "what is scored: documents, rows or pairs"),
+    Option(SCORES, "among", "documents", "WHAT", "what is scored: documents, rows, pairs or all"),
     Option(SCORES, "limit", None, "N", "score so many documents at most", int),
     Option(SCORES, "damping", 1e-3, "X", "of pre-training, × the mean eigenvalue", float),
     Option(SCORES, "alpha", 0.1, "X", "of fine-tuning, × the mean eigenvalue", float),
@@ -168,7 +168,7 @@ def settings(given: argparse.Namespace) -> argparse.Namespace:
         raise ValueError(f"{path} is damaged (ask): remove it, and name the pair anew")
     if (found["aligned"] is None) != (found["pairs"] is None):
         raise ValueError("--aligned and --pairs belong together: expected both, or neither")
-    kinds = ("documents", "rows", *["pairs"] * (found["pairs"] is not None))
+    kinds = ("documents", "rows", *["pairs"] * (found["pairs"] is not None), "all")
     if found["among"] not in kinds:
         raise ValueError(f"--among is {found['among']!r}: expected {' or '.join(kinds)}")
     again = [x for x in kept if x not in now and kept[x] != defaults[x] and x != "ask"]

@@ -25,7 +25,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:the largest score:UserWarning") 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("pair"))
+    made = build(tmp_path_factory.mktemp("pair"))
+    both = {"prompt": "a", "answer": "b", "messages": [{"role": "user", "content": "a"}]}
+    (made / "both.jsonl").write_text(json.dumps(both))
+    return made
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "gpt_neox", "mistral"])
@@ -88,8 +91,9 @@ def test_a_stage_of_preferences_follows_and_is_remembered(pair, tmp_path, capfd)
     rows = [{"prompt": f"Where was {x} born?", "chosen": "Rome", "rejected": "Oslo"} for x in names]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(x) + "\n" for x in rows))
     dpo = ["--aligned", pair / "base", "--pairs", tmp_path / "pairs.jsonl", "--beta", 0.5]
-    assert run("plan", *files_of(pair, work), *dpo) == 0
-    assert "aligned: " in capfd.readouterr().out
+    assert run("plan", *files_of(pair, work), *dpo, "--seconds", 0.2) == 0
+    printed = capfd.readouterr().out
+    assert "on this machine" in printed.partition("aligned: ")[2].partition("scoring: ")[0]
     assert run("fit", *files_of(pair, work), *dpo) == 0
     assert "factors of all 3 stages" in capfd.readouterr().out
     assert run("trace", "--folder", work, *asked, "--aligned-alpha", 0.01) == 0
@@ -128,32 +132,47 @@ def test_a_plan_says_the_time_where_it_may_take_some(pair, tmp_path, capfd):
 
 
 def test_conversations_are_read_as_prompts_and_answers_are(pair, tmp_path, capfd):
-    """With a template that puts words behind words, tables are the same to the bit."""
+    """With a template that puts words behind words, tables are the same to the bit; completions are
+    answers."""
     tables = []
-    for n, kind in enumerate(("text", "chat")):
+    for kind, made_of in FORMS.items():
         made = tmp_path / kind
         shutil.copytree(pair, made)
-        if n:
-            for name in ("rows", "questions"):
-                lines = (made / f"{name}.jsonl").read_text().splitlines()
-                found = [conversation(**json.loads(x)) for x in lines]
-                (made / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in found))
+        for name in ("rows", "questions"):
+            lines = (made / f"{name}.jsonl").read_text().splitlines()
+            found = [made_of(**json.loads(x)) for x in lines]
+            (made / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in found))
+        if kind in ("chat", "parted"):
             tokenizer = AutoTokenizer.from_pretrained(made / "tuned")
             tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
             tokenizer.save_pretrained(made / "tuned")
         asked = ["--questions", made / "questions.jsonl"]
         assert run("trace", *files_of(made, made / "work"), *asked) == 0
-        tables.append(table_of(made / "work"))
-        ask = ["--ask", "Where was Gus born?", "--answer", "Rome"]
+        ask = ["--ask", "Where was Gus born?", "--answer", "Rome", "--ask", "Where was Hal born?"]
         assert run("trace", *files_of(made, made / "again"), *ask) == 0
-        tables.append(table_of(made / "again"))
-    assert tables[0].equals(tables[2]) and tables[1].equals(tables[3])
-    assert "--ask is a turn of the user here" in capfd.readouterr().out
+        tables.append([table_of(made / "work"), table_of(made / "again")])
+        turned = "--ask is a turn of the user here" in capfd.readouterr().out
+        assert turned == (kind in ("chat", "parted"))
+    for table in tables[1:]:
+        assert table[0].equals(tables[0][0]) and table[1].equals(tables[0][1])
 
 
-def conversation(prompt, answer=None):
+def turns(prompt, answer):
     told = [{"role": "assistant", "content": answer}] if answer else []
-    return {"messages": [{"role": "user", "content": prompt}, *told]}
+    return [{"role": "user", "content": prompt}], told
+
+
+def parted(prompt, answer=None):
+    asked, told = turns(prompt, answer)
+    return {"prompt": asked, "completion": told or None}
+
+
+FORMS = {
+    "text": lambda prompt, answer=None: {"prompt": prompt, "answer": answer},
+    "completion": lambda prompt, answer=None: {"prompt": prompt, "completion": answer},
+    "chat": lambda prompt, answer=None: {"messages": sum(turns(prompt, answer), [])},
+    "parted": parted,
+}
 
 
 def test_a_table_says_what_the_model_itself_says(pair, tmp_path, capsys):
@@ -180,6 +199,7 @@ def test_an_answer_belongs_to_the_question_before_it():
         ({"tuned": "/nowhere"}, "nothing could be loaded from '/nowhere'"),
         ({"documents": "/nowhere.jsonl"}, "/nowhere.jsonl does not exist"),
         ({"rows": "{pair}/documents.jsonl"}, "no column 'prompt'; its columns are text"),
+        ({"rows": "{pair}/both.jsonl"}, "row 0 has 'messages' and 'answer', and which of them"),
         ({"damping": "-1"}, "--damping is -1.0: expected a finite number"),
         ({"alpha": "0"}, "stage 2 has α = 0"),
         ({"memory": "1MiB x"}, "memory is '1MiB x'"),

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from msif.api.own import Open, answered
 from msif.api.streams import Stream, file_state, kept_apart
-from msif.core import checks, conversations, data, messages, pairs, rows
+from msif.core import checks, conversations, data, forms, messages, pairs, rows
 from msif.core.adapters import Adapter
 from msif.core.layers import Tracked
 from msif.core.models import limits
@@ -105,11 +105,13 @@ class Model:
         """Fine-tuning rows, or questions: a prompt and its answer, tokenised with a loss on the
         answer; or conversations, with a loss on every turn of the assistant.
 
-        prompts: strings, or the path of a file with both `columns`. The prompt must be what the
-        model was fine-tuned on, chat format and special words included. Strings without `answers`
-        get the model's own (see `questions`). Conversations: lists of {"role": …, "content": …},
-        rows with such a list as `messages`, or the path of a file of these; the tokenizer's chat
-        template renders them (`core.conversations`). max_length: longer rows are refused; by
+        prompts: strings; or rows with both `columns`, or the path of a file of these. The prompt
+        must be what the model was fine-tuned on, chat format and special words included. Strings
+        without `answers` get the model's own (see `questions`). Conversations: lists of {"role": …,
+        "content": …}, or rows with such a list as `messages`, or as prompt and as answer: then all
+        that follows the prompt has the loss. The tokenizer's chat template renders them
+        (`core.conversations`). `completion` is another name of the column `answer`; rows that could
+        be read in two ways are refused (`core.forms`). max_length: longer rows are refused; by
         default the model's context. separator, closing: what stands between prompt and answer, and
         after the answer; by default what the tokenizer's chat format has there, if the prompt ends
         as it opens an answer, and otherwise a space, where running text has one, and nothing
@@ -130,14 +132,18 @@ class Model:
             )
         if not isinstance(prompts, str | Path):
             prompts = list(checks.several("prompt", prompts))
-        if (chats := self._conversations(prompts, columns, limit, between)) is not None:
-            if answers is not None:
-                raise ValueError("answers are given beside conversations, which have their own")
-            return conversations.encode(chats, self.tokenizer, self._longest(max_length, FOREVER))
-        if isinstance(prompts, str | Path):
-            read = data.load_rows(prompts, columns, limit=limit)
-            pairs = [(row[columns[0]], row[columns[1]]) for row in read]
-        elif answers is None:
+        given = forms.read(prompts, columns, limit)
+        if given is not None and answers is not None:
+            raise ValueError("answers are given beside rows or conversations, which have their own")
+        if isinstance(given, forms.Chats):
+            _no_text_between(between)
+            options = {"max_length": self._longest(max_length, FOREVER), "loss_on": given.loss}
+            return conversations.encode(given.conversations, self.tokenizer, **options)
+        if given is not None:
+            return self._encoded(given, max_length, new_tokens, between)
+        assert isinstance(prompts, list)  # a source has rows
+        pairs: forms.Texts
+        if answers is None:
             pairs = [(prompt, None) for prompt in prompts]
         else:
             told = list(checks.several("answer", answers))
@@ -168,8 +174,8 @@ class Model:
         """Questions as `answers` makes them of rows, where the model may give its own answer.
 
         asked: prompts, (prompt, answer or None) pairs, or conversations as `answers` reads them, of
-        which the last turn alone is asked about; or the path of a file, of a .txt one each line a
-        prompt, of others the `columns`, of which the second may be missing, or `messages`. Where
+        which the last turn alone is asked about; or rows as `answers` reads them, whose answer may
+        be missing, or the path of a file of these, of a .txt one each line a prompt. Where
         there is no answer, or a conversation ends with the user, the model gives its own: greedily,
         up to its end-of-sequence token or `new_tokens` tokens; it is closed as a given one, if the
         model ended it. Raises as `answers`, and ValueError for a model that answers nothing.
@@ -181,14 +187,15 @@ class Model:
         between = {"separator": separator, "closing": closing}
         if not isinstance(asked, str | Path):
             asked = list(checks.several("question", asked))
-        if (chats := self._conversations(asked, columns, limit, between)) is not None:
-            return self._conversed(chats, max_length, new_tokens)
-        if isinstance(asked, str | Path):
-            text = Path(asked).suffix.lower() == ".txt"
-            prompt, answer = ("text", "answer") if text else columns
-            read = data.load_rows(asked, [prompt], [answer], limit=limit)
-            pairs = [(row[prompt], row[answer]) for row in read]
-            return self._encoded(pairs, max_length, new_tokens, between)
+        elif Path(asked).suffix.lower() == ".txt":
+            columns = ("text", forms.ANSWER)
+        given = forms.read(asked, columns, limit, due=False)
+        if isinstance(given, forms.Chats):
+            _no_text_between(between)
+            return self._conversed(given, max_length, new_tokens)
+        if given is not None:
+            return self._encoded(given, max_length, new_tokens, between)
+        assert isinstance(asked, list)  # a source has rows
         pairs = [(x, None) if isinstance(x, str) else x for x in asked]
         for n, pair in enumerate(pairs):
             if not isinstance(pair, tuple | list) or len(pair) != 2:
@@ -212,8 +219,9 @@ class Model:
         chosen and one that was rejected, tokenised as `answers` makes rows. Raises as it does.
 
         prompts: strings, beside `chosen` and `rejected`; or, alone, rows with all three, or the
-        path of a file of these. There each may be a list of messages, and the prompt missing, if
-        the others are whole conversations (`core.conversations.encode_pairs`).
+        path of a file of these. There each may be a list of messages, and the prompt missing, or
+        the text of the first turn, if the others are whole conversations
+        (`core.conversations.encode_pairs`).
 
         >>> [pair] = tuned.preferences(["Where was Bo born?"], ["Paris"], ["London"])
         """
@@ -230,19 +238,10 @@ class Model:
             told = [list(checks.several("answer", x or ())) for x in (chosen, rejected)]
         return pairs.paired(*(self.answers(asked, side, **options) for side in told))
 
-    def _conversations(self, given, columns, limit, between):
-        """The conversations that are given, or are in a file; None for anything else."""
-        if isinstance(given, str | Path):
-            found = messages.load(given, columns, limit)
-        else:
-            found = messages.among(given)
-        if found is not None:
-            _no_text_between(between)
-        return None if found is None else _first(found, limit)
-
-    def _conversed(self, chats, max_length, new_tokens):
+    def _conversed(self, given, max_length, new_tokens):
         """Sequences of conversations, with a loss on the last turn, the model's own if missing."""
-        longest = self._longest(max_length, FOREVER)
+        longest, chats = self._longest(max_length, FOREVER), given.conversations
+        loss = "last" if given.loss == "turns" else given.loss
         told = {n: x for n, x in enumerate(chats) if not messages.is_open(x)}
         due = {}
         for n, chat in enumerate(chats):
@@ -250,7 +249,7 @@ class Model:
                 opened = conversations.opened(chat, self.tokenizer, f"row {n}")
                 due[n] = Open(chat[-1]["content"], *opened)
         found = answered(self.tracked, self.tokenizer, due, new_tokens, longest)
-        rows = conversations.encode(told.values(), self.tokenizer, longest, "last", told)
+        rows = conversations.encode(told.values(), self.tokenizer, longest, loss, told)
         found.update({row.index: row for row in rows})
         return [found[n] for n in range(len(chats))]
 

@@ -11,7 +11,7 @@ from msif.core import checks, data, pairs
 from msif.core.models import limits
 from msif.core.resources import available_memory
 from msif.scale.calibration import of_fit, of_scores
-from msif.scale.plan import plan_fit, plan_score, score_products
+from msif.scale.plan import plan_fit, plan_score, preferences_products, score_products
 from msif.scale.plans import FitPlan, ScorePlan
 from msif.scale.sizes import human, parse_bytes
 from msif.scale.solving import plan_solve, preferences_bytes
@@ -36,9 +36,10 @@ def plan(
     From shapes alone: no weight is read. With `seconds`, a few of the batches are run here, for
     about so long (10 do): memory is then a measured batch's, and `plan.time` is there, in seconds.
     memory: bytes, "16GiB", or None for what is free: decides in how many partitions the layers are
-    fitted; preferences have one. Of adapters, what solving for 8 questions takes is told with it.
-    Raises MemoryError, saying what would do, where not even a single layer fits; ValueError for
-    pairs that are to be timed, and seconds below 0.
+    fitted; preferences have one, and their time counts the passes at the model that they began
+    with, as fast as those at this one. Of adapters, what solving for 8 questions takes is told with
+    it. Raises MemoryError, saying what would do, where not even a single layer fits; ValueError for
+    seconds below 0.
 
     >>> plan = msif.plan(base, docs, memory="1GiB")
     >>> len(plan.partitions)
@@ -56,9 +57,7 @@ def plan(
     if questions is not None:
         questions = checks.whole("questions", questions)
     if pairs.are_pairs(sequences):
-        if seconds:
-            raise ValueError(f"seconds is {seconds}: pairs are not timed, expected 0")
-        return _of_pairs(model, sequences, questions, batch_size, memory)
+        return _of_pairs(model, sequences, questions, batch_size, memory, seconds)
     rows, net, known = cast(list[data.Sequence], sequences), model.tracked, None
     lengths = [len(x.input_ids) for x in rows]
     how: dict[str, Any] = {"batch_size": batch_size}
@@ -73,17 +72,31 @@ def plan(
     return _with_solving(found, model)
 
 
-def _of_pairs(model, items, questions, batch_size, memory):
-    """Both rows of a pair are in one batch; nothing is drawn, written, or fitted in parts."""
-    lengths, net = [len(x.input_ids) for x in pairs.rows_of(items)], model.tracked
+def _of_pairs(model, items, questions, batch_size, memory, seconds):
+    """Both rows of a pair are in one batch; nothing is drawn, written, or fitted in parts.
+
+    Of fits, there are two passes forward for the margins at either end, two passes forward and
+    backward at the end, and one at both; of scores, one forward at the start besides."""
+    rows, net = [replace(x, index=n) for n, x in enumerate(pairs.rows_of(items))], model.tracked
+    lengths, how = [len(x.input_ids) for x in rows], {"batch_size": 2 * batch_size}
+    each, known = [sum(x) for x in zip(lengths, lengths[len(items) :])], None
     if questions is not None:
-        scored = plan_score(net, lengths, questions, batch_size=2 * batch_size)
-        each = [len(x.chosen.input_ids) + len(x.rejected.input_ids) for x in items]
-        flops = score_products(net.weights, each, questions)
-        return replace(scored, documents=len(items), disk=0, product_flops=flops)
-    found = plan_fit(net, lengths, draws=1, batch_size=2 * batch_size, memory=sys.maxsize)
-    held = found.model + preferences_bytes(net.layers, batch_size, max(lengths))
-    found = replace(found, held=held)
+        if seconds:
+            known = of_scores(net, rows, questions, seconds=seconds, **how)
+        scored = plan_score(net, lengths, questions, calibration=known, **how)
+        products = score_products(net.weights, each, questions)
+        found = {"product_flops": products, "model_flops": 3 * scored.forward}
+        return replace(scored, documents=len(items), disk=0, **found)
+    if seconds:
+        known = of_fit(net, rows, labels="true", seconds=seconds, **how)
+    found = plan_fit(net, lengths, draws=1, memory=sys.maxsize, calibration=known, **how)
+    passes = 10 + 3 * bool(model.adapters)  # of those, the mean gradient, with its margins
+    found = replace(
+        found,
+        held=found.model + preferences_bytes(net.layers, batch_size, max(lengths)),
+        model_flops=passes * found.forward,
+        product_flops=preferences_products(net.layers, each),
+    )
     budget = available_memory() if memory is None else parse_bytes(memory)
     if budget is not None and budget < found.peak:
         raise MemoryError(

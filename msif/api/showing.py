@@ -1,8 +1,9 @@
-"""The explorer of what a trace found."""
+"""The explorer of what a trace found, or several, a tab a stage."""
 
 import sys
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import torch
 from torch import Tensor
 
 from msif.api.scores import Scores
+from msif.api.stages import loss_of_pairs
 from msif.core import checks
 from msif.core.pairs import are_pairs
-from msif.view import explorer
+from msif.view import explorer, tabs
+
+DOCUMENTS, ROWS, PAIRS = "pre-training documents", "fine-tuning rows", "preference pairs"
 
 
 def show(
-    scores: Scores,
+    scores: Scores | Sequence[Scores] | Mapping[str, Scores],
     path: str | Path | None = None,
     *,
     count: int | None = None,
@@ -29,11 +33,13 @@ def show(
     """The explorer of these scores: inline in JupyterLab, or as one HTML file at `path` that loads
     nothing.
 
-    Documents are shaded by the part of the score that passes through each token. count: documents
+    Documents are shaded by the part of the score that passes through each token. Scores of several
+    stages for the same questions, as a list or as {name: scores}, have a tab each. count: documents
     from the top of each ranking, and opponents from its end. beside: other methods' scores, {name:
     (q, n)} in the order of `scores.index`. options: `groups`, `notes` (one string a question),
-    `labels` (one {document number: text} a question), `methods` ({name: a line about it}), `about`.
-    Returns an IPython `HTML`, or the path. Raises ValueError for sizes that do not fit together.
+    `labels` (one {document number: text} a question), `methods` ({name: a line about it}), `about`;
+    `beside` and `labels` of one stage alone. Returns an IPython `HTML`, or the path. Raises
+    ValueError for sizes that do not fit together, and for scores of other questions or models.
 
     >>> msif.show(scores, "explorer.html")
     PosixPath('explorer.html')
@@ -44,14 +50,69 @@ def show(
             'msif.show(scores, "explorer.html")',
             stacklevel=2,
         )
-    if are_pairs(scores.documents):
-        raise ValueError("these scores are of pairs, which the explorer cannot show: print them")
-    count = scores.shown if count is None else checks.whole("count", count)
+    if count is not None:
+        count = checks.whole("count", count)
     opponents = checks.whole("opponents", opponents, 0)
-    given = explored(scores, count, opponents, beside or {}, options)
+    found = _tabs(scores)
+    if len(found) == 1:
+        [one] = found.values()
+        given = explored(one, count or one.shown, opponents, beside or {}, options)
+        if path is not None:
+            return explorer.write(path, title, **explorer.prepared(**given))
+        return explorer.show(title=title, height=height, **given)
+    if beside or "labels" in options:
+        raise ValueError(
+            f"{'beside' if beside else 'labels'} with scores of {len(found)} stages: expected "
+            f"scores of one, whose documents they belong to"
+        )
+    about, pages = options.pop("about", ""), {}
+    for name, one in found.items():
+        given = explored(one, count or one.shown, opponents, {}, dict(options))
+        pages[name] = explorer.prepared(**given) | {"note": _note(one)}
     if path is not None:
-        return explorer.write(path, title, **explorer.prepared(**given))
-    return explorer.show(title=title, height=height, **given)
+        return tabs.write(path, title, pages, about)
+    return explorer.inline(tabs.page(title, pages, about), title, height)
+
+
+def _tabs(given):
+    """{name: scores}, a stage each. ValueError for what cannot stand side by side."""
+    if isinstance(given, Scores):
+        given = [given]
+    named = isinstance(given, Mapping)
+    if not isinstance(given, Iterable):
+        raise ValueError(f"scores are a {type(given).__name__}: expected what `msif.trace` gives")
+    several = list(given.values() if named else given)
+    if wrong := [x for x in several if not isinstance(x, Scores)] or not several:
+        kind = type(wrong[0]).__name__ if several else "empty list"
+        raise ValueError(f"scores are a {kind}: expected what `msif.trace` gives, or a list of it")
+    first = several[0]
+    for x in several[1:]:
+        ends = [y.stages[-1].factors.header["model"] for y in (first, x)]
+        if x.questions != first.questions or ends[0] != ends[1]:
+            raise ValueError(
+                f"scores of stages {first.stage} and {x.stage} are for "
+                f"{'other models' if ends[0] != ends[1] else 'other questions'}: expected the same "
+                f"for all tabs, with the same answers"
+            )
+    names = [*given] if named else [_kind(x) for x in several]
+    often = Counter(names)
+    names = [f"{x}, stage {y.stage + 1}" if often[x] > 1 else x for x, y in zip(names, several)]
+    if twice := [x for x, times in Counter(names).items() if times > 1]:
+        raise ValueError(f"there are several {twice[0]}: give names, {{name: scores}}")
+    return dict(zip(names, several))
+
+
+def _kind(scores):
+    if are_pairs(scores.documents):
+        return PAIRS
+    return ROWS if scores.stage else DOCUMENTS
+
+
+def _note(scores):
+    place = f"Stage {scores.stage + 1} of {len(scores.stages)}"
+    if not are_pairs(scores.documents):
+        return f"{place}."
+    return f"{place}. A pair: what was chosen, ≻, what was rejected; its score is of both together."
 
 
 TOLD = {
@@ -100,10 +161,13 @@ def explored(
         scores.stages[stage].check_model()
     model, tuned = scores.stages[scores.stage].model, scores.stages[-1].model
     methods = TOLD | {name: "" for name in beside} | options.pop("methods", {})
+    documents = [x[0] for x in both.values()]
+    if are_pairs(documents):
+        options = {**options, "objective": loss_of_pairs(scores.stages, scores.stage, documents)}
     return {
         "scores": tables,
         "queries": scores.questions,
-        "documents": [x[0] for x in both.values()],
+        "documents": documents,
         "numbers": list(both),
         "tokenizer": model.tokenizer,
         "model": model.tracked,

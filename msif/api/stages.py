@@ -3,6 +3,7 @@
 import math
 import reprlib
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -223,6 +224,19 @@ def _fit_preferences(model, items, start, b, folder, batch_size, title):
     found = of_preferences(model.tracked, start.tracked, items, b, place, options)
     objective = preferences.against(start.tracked.model, items, b, batch_size)
     return _with_mean(model, found, items, place, options, objective)
+
+
+def loss_of_pairs(
+    stages: Sequence[Stage], stage: int, items: list[pairs.Pair], batch_size: int = 32
+) -> preferences.DPO:
+    """The loss that pairs of a stage are scored by: against the model of the stage before."""
+    b = stages[stage].factors.header.get("b")
+    if b is None or not stage:
+        raise ValueError(
+            f"pairs for stage {stage}: expected a later stage that was fitted on preferences"
+        )
+    start = stages[stage - 1].model.tracked.model
+    return preferences.against(start, items, b, batch_size)
 
 
 def load_factors(folder: str | Path, model: Model) -> ekfac.EKFAC:

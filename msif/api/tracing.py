@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 
 from msif.api.scores import Scores
-from msif.api.stages import Stage, layers_key, name_of
+from msif.api.stages import Stage, layers_key, loss_of_pairs, name_of
 from msif.api.streams import Stream
-from msif.core import checks, data, files, influence, pairs, preferences, queries
+from msif.core import checks, data, files, influence, pairs, queries
 from msif.core.digests import tensors_digest
 from msif.core.layers import Vectors, matrix
 from msif.scale import processes, streaming
@@ -82,7 +82,7 @@ def trace(
         documents, w = list(documents), vectors()
         options = {"batch_size": batch_size, "title": title}
         if pairs.are_pairs(documents):
-            options["objective"] = _dpo(stages, stage, documents, batch_size)
+            options["objective"] = loss_of_pairs(stages, stage, documents, batch_size)
         found = influence.score(model.tracked, documents, w, **options)
         largest = found.values.abs().max().item()
     else:
@@ -118,17 +118,6 @@ def _stage_key(stage):
         sides = {f"{name} {x.scale}": torch.cat([x.A.mT, x.B]) for name, x in adapters.items()}
         found["adapters"] = [tensors_digest(sides), stage.decay, stage.remainder]
     return found
-
-
-def _dpo(stages, stage, items, batch_size):
-    """The loss that pairs of a stage are scored by: against the model of the stage before."""
-    b = stages[stage].factors.header.get("b")
-    if b is None or not stage:
-        raise ValueError(
-            f"pairs for stage {stage}: expected a later stage that was fitted on preferences"
-        )
-    start = stages[stage - 1].model.tracked.model
-    return preferences.against(start, items, b, batch_size)
 
 
 def _source(documents):

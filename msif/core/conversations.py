@@ -2,10 +2,11 @@
 
 The ids are those of `tokenizer.apply_chat_template`: special tokens are the template's, nothing is
 added. The loss is on the assistant's turns. A template that marks them ({% generation %}) says
-which tokens they are. Of another a turn is what stands after the messages before it, rendered with
-the generation prompt, up to where the messages end of which it is the last: what the model is given
-is never learned, what closes a turn is. A conversation whose beginnings, rendered by themselves,
-are no beginnings of it (a template that leaves out earlier thoughts, say) is refused.
+which tokens they are, one stretch a turn; a character of several tokens is marked whole. Of another
+a turn is what stands after the messages before it, rendered with the generation prompt, up to where
+the messages end of which it is the last: what the model is given is never learned, what closes a
+turn is. A conversation whose beginnings, rendered by themselves, are no beginnings of it (a
+template that leaves out earlier thoughts, say) is refused.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def encode(
     loss_on: str = "turns",
     numbers: Iterable[int] | None = None,
 ) -> list[data.Sequence]:
-    """Conversations as rows, with a loss on every turn of the assistant, or on the "last" alone.
+    """Conversations as rows, with a loss on every turn of the assistant, on the "last" alone, or on
+    the "rest": all that follows the messages before the last, rendered with the generation prompt,
+    marks or none (as trl has it of prompt and completion).
 
     conversations: lists of {"role": …, "content": text}: perhaps one of the system, then user and
     assistant by turns, the assistant last. Other keys are the template's to read. numbers: the
@@ -41,20 +44,22 @@ def encode(
     or of words that the tokenizer does not know, for what the template cannot render or does not
     tell apart, and for more than `max_length` tokens; and for a tokenizer without a template.
     """
-    if loss_on not in ("turns", "last"):
-        raise ValueError(f"loss_on is {loss_on!r}; expected 'turns' or 'last'")
+    if loss_on not in ("turns", "last", "rest"):
+        raise ValueError(f"loss_on is {loss_on!r}; expected 'turns', 'last' or 'rest'")
     max_length = checks.whole("max_length", max_length, 2)
     found, unknown = [], {}
     for number, given in zip(count() if numbers is None else numbers, conversations):
         what = f"row {number}"
         messages = checked(given, what)
         end_in(messages, "assistant", what)
-        ids, turns = _rendered(messages, tokenizer, what)
+        if loss_on == "rest":
+            ids, turns = _parted(messages[:-1], messages, tokenizer, what)
+        else:
+            ids, turns = _rendered(messages, tokenizer, what)
         _short_enough(ids, max_length, what)
         if words := _unknown(messages, ids, turns, tokenizer, what):
             unknown[number] = words
-        kept = turns if loss_on == "turns" else turns[-1:]
-        found.append(_sequence(number, ids, kept))
+        found.append(_sequence(number, ids, turns if loss_on == "turns" else turns[-1:]))
     rows.warn_of_unknown(unknown, tokenizer)
     return found
 
@@ -81,8 +86,9 @@ def encode_pairs(
     given: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> list[pairs.Pair]:
     """Preferences between conversations, as trl's DPO reads them: rows with lists of messages under
-    `chosen` and `rejected`, which go on from those under `prompt`, or, where there is no prompt,
-    are whole and have the first of their messages in common.
+    `chosen` and `rejected`, which go on from those under `prompt`, or are whole and have the first
+    of their messages in common: where there is no prompt, or it is the text of the user's first
+    turn (as in UltraFeedback).
 
     log π(y|x) is that of all tokens after the prompt, rendered with the generation prompt. Raises
     ValueError as `encode`, naming the pair, and for sides that have nothing, or all, in common."""
@@ -96,14 +102,20 @@ def encode_pairs(
         for name, side in sides.items():
             messages = checked([*prompt, *side], f"{what}, {name}")
             end_in(messages, "assistant", f"{what}, {name}")
-            ids = _ids(messages, tokenizer, f"{what}, {name}")
+            ids, rest = _parted(prompt, messages, tokenizer, f"{what}, {name}")
             _short_enough(ids, max_length, f"{what}, {name}")
-            begin = _prefix(prompt, ids, tokenizer, f"{what}, {name}", add_generation_prompt=True)
-            if begin >= len(ids):
-                raise ValueError(f"{what}, {name} has no token after the prompt; expected some")
-            made.append(_sequence(number, ids, [(begin, len(ids))]))
+            made.append(_sequence(number, ids, rest))
         found.append(pairs.Pair(number, *made))
     return found
+
+
+def _parted(prompt, messages, tokenizer, what) -> tuple[Ids, list[tuple[int, int]]]:
+    """(ids, [(start, end) of what follows the prompt])."""
+    ids = _ids(messages, tokenizer, what)
+    begin = _prefix(prompt, ids, tokenizer, what, add_generation_prompt=True)
+    if begin >= len(ids):
+        raise ValueError(f"{what} has no token after the prompt; expected some")
+    return ids, [(begin, len(ids))]
 
 
 def _rendered(messages, tokenizer, what) -> tuple[Ids, list[tuple[int, int]]]:
@@ -111,16 +123,46 @@ def _rendered(messages, tokenizer, what) -> tuple[Ids, list[tuple[int, int]]]:
     if not _marks(tokenizer, what):
         ids = _ids(messages, tokenizer, what)
         return ids, _between_prefixes(messages, ids, tokenizer, what)
-    encoded = _applied(messages, tokenizer, what, return_assistant_tokens_mask=True)
-    ids, mask = tuple(encoded["input_ids"]), [0, *encoded["assistant_masks"], 0]
-    edges = [n for n in range(len(ids) + 1) if mask[n] != mask[n + 1]]
-    turns = list(zip(edges[::2], edges[1::2]))
-    if len(turns) != (due := sum(x["role"] == "assistant" for x in messages)):
+    ids, turns, _ = _marked(messages, tokenizer, what)
+    due = [n for n, x in enumerate(messages) if x["role"] == "assistant"]
+    # What a template marks is told by words that are put behind every turn's own.
+    probes = {n: f"{_PROBE}{n}a" for n in due}
+    probed = [
+        {**x, "content": x["content"] + probes[n]} if n in probes else x
+        for n, x in enumerate(messages)
+    ]
+    _, stretches, said = _marked(probed, tokenizer, what)
+    held = [[n for n in due if probes[n] in text] for text in said]
+    if len(turns) != len(due) or held != [[n] for n in due]:
+        told = ", ".join(
+            f"message {n} in {sum(n in x for x in held) or 'none'}" for n in due if [n] not in held
+        )
         raise ValueError(
             f"{what}: the chat template marks {len(turns)} stretches of tokens as generated, for "
-            f"{due} turns of the assistant; expected one each"
+            f"{len(due)} turns of the assistant{f' ({told})' if told else ''}; expected one each"
         )
     return ids, turns
+
+
+def _marked(messages, tokenizer, what):
+    """(ids, [(start, end) of each stretch that the template marks], [its text]). A character of
+    several tokens is marked whole."""
+    encoded = _applied(
+        messages,
+        tokenizer,
+        what,
+        return_assistant_tokens_mask=True,
+        tokenizer_kwargs={"verbose": False, "return_offsets_mapping": True},
+    )
+    ids, places = tuple(encoded["input_ids"]), encoded["offset_mapping"]
+    mask = list(encoded["assistant_masks"])
+    for n in range(1, len(ids)):
+        if mask[n - 1] and places[n][0] < places[n - 1][1]:
+            mask[n] = 1
+    edges = [n for n, (x, y) in enumerate(zip([0, *mask], [*mask, 0])) if x != y]
+    turns = list(zip(edges[::2], edges[1::2]))
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    return ids, turns, [text[places[start][0] : places[end - 1][1]] for start, end in turns]
 
 
 def _between_prefixes(messages, ids, tokenizer, what):
@@ -169,7 +211,7 @@ def _ids(messages, tokenizer, what, **options) -> Ids:
 def _applied(messages, tokenizer, what, **options):
     quiet = {"tokenize": True, "return_dict": True, "tokenizer_kwargs": {"verbose": False}}
     try:
-        return tokenizer.apply_chat_template(messages, **quiet, **options)
+        return tokenizer.apply_chat_template(messages, **(quiet | options))
     except ImportError:
         raise
     except Exception as error:  # a template is a program of its own
@@ -194,7 +236,7 @@ def _short_enough(ids, max_length, what):
 def _unknown(messages, ids, turns, tokenizer, what):
     """The words of the assistant's turns that the tokenizer does not know."""
     found, unk = [], tokenizer.unk_token_id
-    told = [x["content"] for x in messages if x["role"] == "assistant"]
+    told = [x["content"] for x in messages if x["role"] == "assistant"][-len(turns) :]
     for text, (start, end) in zip(told, turns):
         words = rows.unknown_words(text, ids[start:end], tokenizer)
         if words and {*ids[start:end]} <= {unk, *tokenizer.all_special_ids}:

@@ -19,6 +19,7 @@ from differentiating the stages' optimality conditions.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -154,34 +155,38 @@ def score(
 
 def token_scores(
     tracked: Tracked,
-    candidates: list[data.Sequence],
+    candidates: pairs.Items,
     w: Vectors,
     *,
     batch_size: int = 32,
     objective: Objective = loss,
 ) -> Tensor:
-    """s split over positions: (q, n, S), Σ_t g_tᵀ W a_t = s(z); zero where padded.
+    """s split over positions: (q, n, S), Σ_t g_tᵀ W a_t = s(z); zero where padded. Of pairs, with
+    the objective of their stage, (q, n, 2S): those of the chosen row, then of the rejected one.
 
     w: {layer: (q, o, i)}. A token's score belongs to the position whose inputs the weights met; its
     g_t carries the losses of all later tokens. Raises ValueError for other layers or shapes than
     w's, FloatingPointError for w that is not finite.
     """
     check_vectors(w, tracked)
-    data.check(candidates, *limits(tracked.model))
-    longest = max(len(x.input_ids) for x in candidates)
+    pairs.check(candidates, *limits(tracked.model))
+    rows, sides = cast(list[data.Sequence], candidates), 1
+    if pairs.are_pairs(candidates):
+        rows, sides = pairs.rows_of(candidates), 2
+    longest = max(len(x.input_ids) for x in rows)
     total: list[Tensor] = []
 
     def consume(layer, a, g, draw, batch, group):
         W = w[layer.name].to(g)
         if not total:
-            total.append(a.new_zeros(len(W), len(candidates), longest))
+            total.append(a.new_zeros(len(W), len(candidates), sides, longest))
         here = torch.einsum("nso,qoi,nsi->qns", g, W[..., : a.shape[2]], a)
         if layer.bias:
             here += torch.einsum("nso,qo->qns", g, W[..., -1])
-        total[0][:, group, : a.shape[1]] += here
+        total[0][:, group, :, : a.shape[1] // sides] += here.unflatten(2, (sides, -1))
 
     grouped_passes(tracked, candidates, [objective], batch_size, consume)
-    return total[0]
+    return total[0].flatten(2)
 
 
 def self_influence(

@@ -17,18 +17,6 @@ UNLEARNT = ("weight", "train", "training")  # keys of a turn by which trainers l
 UNREAD = ("tools", "chat_template_kwargs")  # columns that would change how a row is rendered
 
 
-def load(source: str | Path, columns: Iterable[str], limit: int | None = None) -> list[Any] | None:
-    """The values of the column `messages` of a source (`data.load_texts` says of which); None where
-    its first row has none, or has all of `columns`. Raises as `data.load_rows`, and ValueError,
-    naming the row, where one has no messages."""
-    columns = list(columns)
-    found = sources.Rows(str(source), [COLUMN, *columns, *UNREAD])
-    first = next(iter(found), {})
-    if COLUMN not in first or all(first.get(x) is not None for x in columns):
-        return None
-    return among(list(islice(found, _limit(limit))), f"{source}, row")
-
-
 def preferences(given: Iterable[Any] | str | Path, limit: int | None = None) -> list[Any]:
     """Rows with chosen and rejected, perhaps a prompt, that are given or are those of a source.
     Raises ValueError, naming the row, for others; and as `data.load_rows` for a source."""
@@ -128,7 +116,9 @@ def end_in(messages: Messages, role: str, what: str) -> None:
 
 def parted(row: Mapping[str, Any], what: str) -> tuple[Messages, dict[str, Sequence[Any]]]:
     """(messages of the prompt, {"chosen" or "rejected": messages after it}) of a preference, whose
-    sides go on from a prompt, or are whole and begin alike. Raises ValueError as `checked`."""
+    sides go on from messages of a prompt, or are whole and begin alike: then a prompt of text, if
+    there is one, is the user's first turn. Raises ValueError as `checked`, and for sides that begin
+    with another turn than that, saying where they differ."""
     sides: dict[str, Any] = {name: row.get(name) for name in PREFERENCE[1:]}
     for name, side in sides.items():
         if not isinstance(side, list | tuple) or not side:
@@ -136,12 +126,15 @@ def parted(row: Mapping[str, Any], what: str) -> tuple[Messages, dict[str, Seque
                 f"{what}: {name} is {reprlib.repr(side)}; expected a list of messages on both sides"
             )
     prompt = row.get("prompt")
-    if prompt is None:
-        both = zip(*(checked(side, f"{what}, {x}") for x, side in sides.items()))
-        shared = next((n for n, (x, y) in enumerate(both) if x != y), None)
+    if prompt is None or isinstance(prompt, str):
+        whole = {name: checked(side, f"{what}, {name}") for name, side in sides.items()}
+        if isinstance(prompt, str):
+            for name, side in whole.items():
+                asked_first(prompt, side, f"{what}, {name}")
+        shared = next((n for n, (x, y) in enumerate(zip(*whole.values())) if x != y), None)
         if not shared:
             raise ValueError(
-                f"{what} has no prompt, and chosen and rejected have "
+                f"{what} has no prompt of messages, and chosen and rejected have "
                 f"{'one of them whole' if shared is None else 'no message'} in common; expected "
                 f"two conversations that begin alike"
             )
@@ -150,6 +143,21 @@ def parted(row: Mapping[str, Any], what: str) -> tuple[Messages, dict[str, Seque
     prompt = checked(prompt, f"{what}, prompt")
     end_in(prompt, "user", f"{what}, prompt")
     return prompt, sides
+
+
+def asked_first(prompt: str, messages: Messages, what: str) -> None:
+    """ValueError, naming `what` and where they differ, unless the prompt is the first turn of the
+    user."""
+    first = next(x["content"] for x in messages if x["role"] == "user")
+    if first == prompt:
+        return
+    least = min(len(first), len(prompt))
+    at = next((n for n in range(least) if first[n] != prompt[n]), least)
+    turn, given = (reprlib.repr(x[at:]) for x in (first, prompt))
+    raise ValueError(
+        f"{what}: the user's first turn is not the prompt: from character {at} on it has {turn}, "
+        f"the prompt {given}; expected equal texts, or rows without a prompt"
+    )
 
 
 def nothing_unread(row: Mapping[str, Any], what: str) -> None:

@@ -232,6 +232,12 @@ def fit_products(layers: Collection[Layer], lengths: list[int], draws: int) -> f
     return sum(_products(x, lengths, draws) for x in layers)
 
 
+def preferences_products(layers: Collection[Layer], lengths: list[int]) -> float:
+    """The same of a stage of preferences, for pairs of these lengths: beside the squares, gradients
+    are rotated at the stage's start and at its end."""
+    return sum(_products(x, lengths, 1) + 2 * _squares(x, lengths) for x in layers)
+
+
 def score_products(weights: int, lengths: list[int], queries: int) -> float:
     """FLOP of forming the gradients of documents and of their products with the queries'
     vectors."""
@@ -242,8 +248,13 @@ def _products(layer, lengths, draws):
     """FLOP of one layer's covariances (half of a product, as they are symmetric) and rotated
     squares over the data."""
     i, o, (_, r) = layer.inputs, layer.out_features, block_shape(layer)
-    squares = sum(min(s, o) * i * i + min(s, i) * r * o + s * o * i for s in lengths)
-    return sum(lengths) * (i * i + draws * r * o) + 2 * draws * squares
+    return sum(lengths) * (i * i + draws * r * o) + draws * _squares(layer, lengths)
+
+
+def _squares(layer, lengths):
+    """FLOP of one layer's rotated gradients over the data."""
+    i, o, (_, r) = layer.inputs, layer.out_features, block_shape(layer)
+    return 2 * sum(min(s, o) * i * i + min(s, i) * r * o + s * o * i for s in lengths)
 
 
 def _eigh(layer):

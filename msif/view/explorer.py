@@ -23,11 +23,13 @@ import torch
 from msif.core.data import Sequence
 from msif.core.extras import need
 from msif.core.influence import Scores, check, precondition, query_gradients
+from msif.core.objectives import loss
+from msif.core.pairs import Pair, are_pairs
 from msif.view.page import Document, Entry, Query, page, wordless, write
 from msif.view.parts import Part, answer_log_probabilities, extremes, query_tokens, split
 from msif.view.words import prompt_and_answer, words_of
 
-__all__ = ["page", "prepared", "show", "wordless", "write"]
+__all__ = ["inline", "page", "prepared", "show", "wordless", "write"]
 
 
 def show(scores, queries, documents, *, title="Influence explorer", height=760, **options):
@@ -35,7 +37,11 @@ def show(scores, queries, documents, *, title="Influence explorer", height=760, 
     IPython `HTML`.
 
     The arguments are those of `prepared`, where the rest are explained; height in pixels."""
-    html = page(title, **prepared(scores, queries, documents, **options))
+    return inline(page(title, **prepared(scores, queries, documents, **options)), title, height)
+
+
+def inline(html, title, height):
+    """A page in a notebook, as `show` has it."""
     look = f'title="{escape(title)}" style="width:100%;height:{int(height)}px;border:0"'
     return need("IPython.display").HTML(
         f'<div><iframe {look} sandbox="allow-scripts" srcdoc="{escape(html)}"></iframe></div>'
@@ -63,13 +69,14 @@ def prepared(
     opponents=5,
     about="",
     batch_size=8,
+    objective=loss,
 ):
     """The arguments of `page` and `write` but the title, {"documents", "queries", "methods",
     "about"}, from scores (q, n), positive = proponent.
 
     scores: `influence.Scores`, a (q, n) tensor or array, or several methods' as {name: either}.
-    queries: q pairs (prompt, answer), or `data.Sequence`s. documents: n texts, or `data.Sequence`s.
-    Sequences need the `tokenizer`.
+    queries: q pairs (prompt, answer), or `data.Sequence`s. documents: n texts, `data.Sequence`s, or
+    preferences (`pairs.Pair`). Sequences need the `tokenizer`.
 
     What else is given, is shown:
     model, w              documents' tokens and layers. model: `layers.Tracked`, of the documents'
@@ -86,6 +93,7 @@ def prepared(
     groups, notes         one string a query
     labels                one {document number: label} a query
     methods               {name: one line about it}
+    objective             the loss that documents are scored by; of preferences, their stage's
     count, opponents      how many documents from the top and, of scores that have a sign, from the
                           bottom
 
@@ -126,7 +134,8 @@ def prepared(
     found = []
     for k, query in enumerate(queries):
         if highlights:
-            parts = _parts(model, tuned, w, query, k, stages, documents, shown[k], batch_size)
+            how = {"batch_size": batch_size, "objective": objective}
+            parts = _parts(model, tuned, w, query, k, stages, documents, shown[k], **how)
         else:
             parts = _layered(scores, k, shown[k])
         parts = {n: replace(part, document=numbers[n]) for n, part in parts.items()}
@@ -179,10 +188,10 @@ def _distinct(numbers):
     return found
 
 
-def _parts(model, tuned, w, query, k, stages, documents, ranked, batch_size):
+def _parts(model, tuned, w, query, k, stages, documents, ranked, batch_size, objective):
     """{document: Part} of query k, the k-th of w; with stages, over its own tokens too."""
     one = {name: v[k : k + 1] for name, v in w.items()}
-    found = split(model, one, documents, ranked, batch_size=batch_size)
+    found = split(model, one, documents, ranked, batch_size=batch_size, objective=objective)
     if stages is not None:
         chosen = [documents[n] for n, _ in ranked]
         rows = query_tokens(model, tuned, query, stages, chosen, batch_size=batch_size)
@@ -246,8 +255,11 @@ def _highlights(queries, documents, model, w, tuned, stages):
             raise ValueError(
                 "stages without tuned: give the model of the last stage, where queries are measured"
             )
+    if stages is not None and are_pairs(documents):
+        raise ValueError("stages beside pairs: a score over query positions is of sequences alone")
     for name, rows in (("queries", queries), ("documents", documents)):
-        if not all(isinstance(x, Sequence) for x in rows):
+        kinds = Sequence if name == "queries" else Sequence | Pair
+        if not all(isinstance(x, kinds) for x in rows):
             raise ValueError(
                 f"{name} are not all data.Sequence: to be taken apart they must be tokenised, "
                 f"see data.encode_documents and encode_answers"

@@ -11,7 +11,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
@@ -78,15 +79,20 @@ def page(title, documents, queries, methods, about="", withhold_texts=False):
     two are shown first. about: plain text, in the page's help. withhold_texts: no word of any
     document is written, nor its title (what can be shown of third-party texts); scores, ranks,
     sources and layers are. Or a set: the numbers of the documents of which this holds. Raises
-    ValueError naming the query or document whose lists do not fit together."""
-    data = {
-        "title": title,
-        "about": about,
-        "methods": dict(methods),
-        **_data(documents, list(queries), methods, withhold_texts),
-    }
+    ValueError naming the query or document whose lists do not fit together, and for a number to be
+    withheld that no document has."""
+    methods, queries = dict(methods), list(queries)
+    shown = content(documents, queries, methods, withhold_texts)
+    return filled({"title": title, "about": about, "methods": methods, **shown})
+
+
+def filled(data, slots=None):
+    """The template with its data, JSON values with a "title". slots: what stands in its places for
+    tabs (`view.tabs`); by default nothing."""
     template = TEMPLATE.read_text("utf-8")
-    parts = {"title": escape(visible(title)), "csp": _policy(template), "data": _json(data)}
+    template = re.sub(r"\{\{tab:(\w+)\}\}", lambda found: (slots or {}).get(found[1], ""), template)
+    title = escape(visible(data["title"]))
+    parts = {"title": title, "csp": _policy(template), "data": _json(data)}
     return re.sub(r"\{\{(title|csp|data)\}\}", lambda found: parts[found[1]], template)
 
 
@@ -99,8 +105,9 @@ def write(path, title, documents, queries, methods, about="", withhold_texts=Fal
     return path
 
 
-def _data(documents, queries, methods, withhold):
-    """What the page knows, as JSON values; every list is checked against what it belongs to."""
+def content(documents, queries, methods, withhold):
+    """What the page knows of documents and queries, as JSON values; every list is checked against
+    what it belongs to."""
     if not queries or not methods:
         raise ValueError(
             f"{len(queries)} queries and {len(methods)} methods: expected at least one of each"
@@ -110,6 +117,7 @@ def _data(documents, queries, methods, withhold):
             "two queries have the same id: links lead to a query by its id, make them differ"
         )
     documents = documents if isinstance(documents, Mapping) else dict(enumerate(documents))
+    withhold = _withheld(withhold, documents)
     entries = (e for q in queries for ranking in q.rankings.values() for e in ranking)
     layers = next((list(e.part.layers) for e in entries if e.part and e.part.layers), [])
     rows = [_query(q, documents, methods, layers, withhold) for q in queries]
@@ -125,6 +133,24 @@ def _data(documents, queries, methods, withhold):
 def wordless(query):
     """A `Query` without its words."""
     return replace(query, prompt_words=[], answer_words=[], logprobs=None, note="")
+
+
+def _withheld(withhold, documents):
+    """True, False, or the numbers of documents, as a set."""
+    if isinstance(withhold, bool):
+        return withhold
+    if not isinstance(withhold, Set | list | tuple):
+        raise ValueError(
+            f"withhold_texts is {reprlib.repr(withhold)}; expected True, False, or a set of "
+            f"documents' numbers"
+        )
+    for n in withhold:
+        if isinstance(n, bool) or not hasattr(n, "__index__") or n not in documents:
+            raise ValueError(
+                f"withhold_texts has {n!r}, which is the number of no document; expected whole "
+                f"numbers of the {len(documents)} documents"
+            )
+    return set(withhold)
 
 
 def _hidden(n, withhold):

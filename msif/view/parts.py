@@ -24,6 +24,7 @@ from msif.core.data import NO_LOSS, collate
 from msif.core.influence import check, score, token_scores
 from msif.core.models import logits
 from msif.core.objectives import align, loss
+from msif.core.pairs import Pair
 from msif.core.resources import require
 
 
@@ -67,12 +68,13 @@ def extremes(values, count, opponents=0):
     return top + [(n, -rank) for rank, n in enumerate(lowest, 1)]
 
 
-def split(base, w, documents, ranked, *, batch_size=8):
+def split(base, w, documents, ranked, *, batch_size=8, objective=loss):
     """[Part] of one query over the document's tokens and the layers; `query_tokens` is None.
 
     base: the model of the documents' own stage. w: the preconditioned query, {layer: (1, o, i)}.
-    documents: all `data.Sequence`s; ranked: [(document number, rank)], the few that are taken
-    apart."""
+    documents: all `data.Sequence`s; or pairs, with the objective of their stage: their tokens are
+    those of both rows, and between them a zero. ranked: [(document number, rank)], the few that are
+    taken apart."""
     sizes = {len(x) for x in w.values()}
     if sizes != {1}:
         raise ValueError(
@@ -81,18 +83,28 @@ def split(base, w, documents, ranked, *, batch_size=8):
     chosen = _chosen(documents, ranked)
     if not chosen:
         return []
-    found = score(base, chosen, w, batch_size=batch_size, per_layer=True)
-    tokens = token_scores(base, chosen, w, batch_size=batch_size)[0]
+    options = {"batch_size": batch_size, "objective": objective}
+    found = score(base, chosen, w, per_layer=True, **options)
+    tokens = token_scores(base, chosen, w, **options)[0]
     return [
         Part(
             n,
             rank,
             found.values[0, k].item(),
-            tokens[k, : len(x.input_ids)].tolist(),
+            _shares(x, tokens[k]),
             {name: values[0, k].item() for name, values in found.layers.items()},
         )
         for k, ((n, rank), x) in enumerate(zip(ranked, chosen))
     ]
+
+
+def _shares(document, tokens):
+    """A number for each word of `words.words_of`."""
+    if not isinstance(document, Pair):
+        return tokens[: len(document.input_ids)].tolist()
+    rows = zip((document.chosen, document.rejected), tokens.chunk(2))
+    chosen, rejected = (x[: len(row.input_ids)].tolist() for row, x in rows)
+    return [*chosen, 0.0, *rejected]
 
 
 def query_tokens(base, tuned, query, stages, documents, *, batch_size=8):
@@ -129,8 +141,9 @@ def _chosen(documents, ranked):
 
 
 def _numbered(documents):
-    """The documents, each with its own number, whatever corpora they come from."""
-    return [replace(x, index=k) for k, x in enumerate(documents)]
+    """The documents, each with its own number, whatever corpora they come from; a pair's is known
+    to its loss."""
+    return [x if isinstance(x, Pair) else replace(x, index=k) for k, x in enumerate(documents)]
 
 
 def answer_log_probabilities(model, queries):

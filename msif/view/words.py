@@ -3,6 +3,7 @@
 import re
 
 from msif.core.data import NO_LOSS, Sequence
+from msif.core.pairs import Pair
 from msif.core.rows import words as words
 
 # Controls but tab and newline, formats that have no width or turn the order around, surrogates;
@@ -18,10 +19,16 @@ def visible(text):
     return UNSEEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
 
 
+PREFERRED = "\n≻ "  # between what was chosen and what was rejected
+
+
 def words_of(text, tokenizer):
-    """The words of a text, or of a `Sequence`."""
+    """The words of a text, of a `Sequence`, or of the two rows of a `Pair`."""
     if isinstance(text, str):
         return [text]
+    if isinstance(text, Pair):
+        chosen, rejected = (words_of(x, tokenizer) for x in (text.chosen, text.rejected))
+        return [*chosen, PREFERRED, *rejected]
     if not isinstance(text, Sequence):
         raise ValueError(f"a text of type {type(text).__name__}: expected str or data.Sequence")
     if tokenizer is None:

@@ -10,8 +10,9 @@ import torch
 from support.tokenizers_of_kinds import CHAT, INST, MARKED, byte_level, like_llama
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from msif.core import capture, preferences
-from msif.core.conversations import encode_pairs
+from msif.core import capture, forms, preferences
+from msif.core.conversations import encode, encode_pairs
+from msif.core.data import encode_answers
 from msif.core.layers import tracked
 
 pytest.importorskip("trl", reason="optional: pip install --no-deps trl==1.16.0")
@@ -100,3 +101,41 @@ def test_gradients_of_pairs_are_trl_s(name, rows, tmp_path):
         for layer, gradient in expected.items():
             theirs = end.get_parameter(f"{layer}.weight").grad
             assert (gradient - theirs).norm() < TOLERANCE * theirs.norm()
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_prompt_of_text_before_conversations_is_what_trl_extracts(name):
+    """As in UltraFeedback; trl's trainer is given such rows after this."""
+    named = [{**row, "prompt": row["chosen"][0]["content"]} for row in WHOLE]
+    extracted = [trl.maybe_extract_prompt(dict(row)) for row in named]
+    tokenizer = TOKENIZERS[name]
+    assert encode_pairs(named, tokenizer, 999) == encode_pairs(extracted, tokenizer, 999)
+
+
+COMPLETED = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in PARTED]
+TEXTUAL = [
+    {"prompt": "Where was Ada born ?", "completion": " Paris"},
+    {"prompt": "a", "completion": "b"},
+]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("rows", [COMPLETED, TEXTUAL], ids=["messages", "text"])
+def test_completions_have_trl_s_tokens_and_labels(name, rows, tmp_path):
+    tokenizer = TOKENIZERS[name]
+    args = trl.SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[])
+    trainer = trl.SFTTrainer(
+        model=llama(0, tokenizer),
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    read = forms.read(rows, ("prompt", "answer"))
+    if isinstance(read, forms.Chats):
+        found = encode(read.conversations, tokenizer, 999, read.loss)
+    else:
+        between = {"separator": "", "closing": tokenizer.eos_token}
+        found = encode_answers(*zip(*read), tokenizer, 999, **between)
+    for row, theirs in zip(found, trainer.train_dataset):
+        assert list(row.input_ids) == theirs["input_ids"]
+        assert list(row.labels) == theirs["labels"]

@@ -185,8 +185,19 @@ def test_a_plan_says_what_adapters_and_preferences_take(models, given):
     with pytest.raises(MemoryError, match="all layers at once, which needs .* the budget"):
         msif.plan(tuned, pairs, memory=fit.peak - 1)
     assert len(msif.plan(tuned, pairs, memory=fit.peak).partitions) == 1
-    with pytest.raises(ValueError, match="seconds is 1: pairs are not timed"):
-        msif.plan(tuned, pairs, seconds=1)
+    forward = fit.forward  # margins 2, there and back 3 × 2 at the end and 2 at the start; mean 3
+    assert fit.model_flops == 13 * forward and score.model_flops == 3 * forward
+    each = [len(x.chosen.input_ids) + len(x.rejected.input_ids) for x in pairs]
+    assert fit.product_flops == sum(
+        sum(each) * (i * i + o * o)  # covariances, and three times rotated gradients of pairs
+        + 6 * sum(min(s, o) * i * i + min(s, i) * o * o + s * o * i for s in each)
+        for i, o in ((x.inputs, x.out_features) for x in tuned.tracked.layers)
+    )
+    for known in (
+        msif.plan(tuned, pairs, seconds=0.1, questions=3),
+        msif.plan(tuned, pairs, seconds=0.1),
+    ):
+        assert known.time > 0 and "on this machine" in str(known)
     with pytest.raises(ValueError, match="memory is '1GiB', keep 0, and preferences are fitted in"):
         msif.fit(tuned, pairs, start=base, memory="1GiB")
     with pytest.raises(ValueError, match="the model is a str: expected a msif.Model"):

@@ -100,6 +100,10 @@ def test_rows_keep_their_numbers_beside_the_models_own(plain):
     found = plain.questions([("a b", None), ("a", "b"), ("c d", None), ("e", "c d")], new_tokens=2)
     assert [x.index for x in found] == [0, 1, 2, 3]
     assert found[3].input_ids == plain.answers(["e"], ["c d"])[0].input_ids
+    rows = [{"prompt": "a b"}, {"prompt": "a", "answer": "b"}]
+    rows += [{"prompt": "c d", "answer": None}, {"prompt": "e", "completion": "c d"}]
+    assert plain.questions(rows, new_tokens=2) == found
+    assert plain.answers(rows[1:2] + rows[3:]) == plain.answers(["a", "e"], ["b", "c d"])
 
 
 WRONG = {
@@ -120,7 +124,9 @@ WRONG = {
     lambda m: m.answers([None], ["b"]): "prompt 0 is None",
     lambda m: m.answers(["a"], ["zebra"]): "row 0 has the answer 'zebra', of which",
     lambda m: m.questions([("a", "b"), ("c", "zebra")]): "row 1 has the answer 'zebra', of which",
-    lambda m: m.questions([{"prompt": "a", "answer": "b"}]): "question 0 is .*expected a prompt or",
+    lambda m: m.questions([{"text": "a"}]): "question 0 is .*expected a prompt or",
+    lambda m: m.answers([{"prompt": "a"}]): "row 0 has no column 'answer' or 'completion'",
+    lambda m: m.answers([{"prompt": "a", "answer": "b"}], ["b"]): "answers are given beside rows",
     lambda m: m.questions([("a", None), ("a", 3)]): "answer 1 is 3",
     lambda m: m.questions({"a": "b"}): "of type dict",
 }

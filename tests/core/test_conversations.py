@@ -1,15 +1,12 @@
 """Conversations: the ids of the tokenizer's own template, a loss on the assistant's turns alone,
 however the rows arrive; what cannot be told is refused, naming the row."""
 
-import json
-
 import pytest
 import support.laws  # noqa: F401  # before hypothesis is used
 from hypothesis import given
 from hypothesis import strategies as st
 from support.tokenizers_of_kinds import CHAT, HEADERS, INST, MARKED, byte_level, like_llama
 
-from msif.core import messages
 from msif.core.conversations import encode, encode_pairs, opened
 from msif.core.data import NO_LOSS, encode_answers
 
@@ -68,6 +65,13 @@ def test_a_row_is_the_template_s_with_labels_on_every_turn_of_the_assistant(name
     assert [tokenizer.decode(x).strip(" ") for x in parts] == [y + closing for _, y in turns]
     [last] = encode([chat], tokenizer, 999, "last")
     assert last.input_ids == row.input_ids and labelled(last) == parts[-1:]
+    [rest] = encode([chat], tokenizer, 999, "rest")  # as in pairs, marks or none
+    [pair] = encode_pairs(
+        [{"prompt": chat[:-1], "chosen": chat[-1:], "rejected": chat[-1:]}], tokenizer, 999
+    )
+    assert rest == pair.chosen
+    if name != "marked":
+        assert rest == last
     assert name != "inst" or row.input_ids.count(tokenizer.bos_token_id) == 1
 
 
@@ -108,32 +112,6 @@ def test_the_turns_of_a_conversation_are_the_last_turns_of_its_beginnings(name):
     assert tokenizer.decode(closing).strip() in ("<|im_end|>", "</s>")
 
 
-def test_it_does_not_matter_how_rows_arrive(tmp_path):
-    """As lists, as rows, from .jsonl, .json and .parquet, whose tables fill in what is missing."""
-    pa = pytest.importorskip("pyarrow")
-    pq = pytest.importorskip("pyarrow.parquet")
-    chats = [TWO, [{**user("Where ?"), "name": "Bo"}, told("Paris")]]
-    rows = [{"messages": x, "source": n} for n, x in enumerate(chats)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(x) + "\n" for x in rows))
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    expected = encode(chats, EVERY["chatml"], 999)
-    for given_as in (chats, rows, *map(tuple, [chats])):
-        assert encode(messages.among(given_as), EVERY["chatml"], 999) == expected
-    for kind in ("jsonl", "json", "parquet"):
-        read = messages.load(tmp_path / f"rows.{kind}", ("prompt", "answer"))
-        assert encode(read, EVERY["chatml"], 999) == expected
-    assert len(messages.load(tmp_path / "rows.jsonl", ("prompt", "answer"), limit=1)) == 1
-
-
-def test_prompt_and_answer_are_read_where_a_row_has_both(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps({"prompt": "a", "answer": "b", "messages": TWO}))
-    assert messages.load(path, ("prompt", "answer")) is None
-    assert messages.load(path, ("question", "answer")) == [TWO]
-    assert messages.among(["a", "b"]) is messages.among([("a", "b")]) is messages.among([]) is None
-
-
 BAD = [
     ([], "expected a list of messages"),
     ("Where?", "expected a list of messages"),
@@ -155,19 +133,6 @@ BAD = [
 def test_what_is_no_conversation_is_refused_by_its_row(bad, message):
     with pytest.raises(ValueError, match=f"row 1.*{message}"):
         encode([TWO, bad], EVERY["chatml"], 999)
-
-
-@pytest.mark.parametrize(
-    "rows, message",
-    [
-        (TWO, "row 0 is one message, .* expected a list of conversations"),
-        ([{"messages": TWO}, {"text": "a"}], "row 1 has no 'messages'; its keys are text"),
-        ([{"messages": TWO, "tools": [{"name": "x"}]}], "row 0 has 'tools', with which"),
-    ],
-)
-def test_what_is_no_row_of_messages_is_refused(rows, message):
-    with pytest.raises(ValueError, match=message):
-        messages.among(rows)
 
 
 FORGETS = (  # as templates that leave out what was thought before the last answer
@@ -226,8 +191,25 @@ def test_a_pair_of_messages_is_the_pair_of_its_answers(name, asked, chosen, reje
     if chosen != rejected:
         assert encode_pairs([whole], tokenizer, 999) == [pair]
     else:
-        with pytest.raises(ValueError, match="pair 0 has no prompt, and chosen and rejected have "):
+        with pytest.raises(ValueError, match="pair 0 has no prompt of messages, and chosen and "):
             encode_pairs([whole], tokenizer, 999)
+
+
+@each
+@given(system=st.booleans(), later=st.booleans())
+def test_a_prompt_of_text_is_the_first_turn_of_whole_conversations(name, system, later):
+    """As UltraFeedback has them; what follows the prompt, and is shared, belongs to it."""
+    tokenizer = EVERY[name]
+    before = [{"role": "system", "content": "Ada"}] * (system and name != "inst") + TWO[:1]
+    before += TWO[1:3] * later
+    sides = {x: [*before, told(y)] for x, y in (("chosen", "Paris"), ("rejected", "London"))}
+    rows = [
+        {**sides, "prompt": TWO[0]["content"]},
+        sides,
+        {"prompt": before, **{x: y[-1:] for x, y in sides.items()}},
+    ]
+    pairs = [encode_pairs([row], tokenizer, 999) for row in rows]
+    assert pairs[0] == pairs[1] == pairs[2]
 
 
 @pytest.mark.parametrize(
@@ -235,7 +217,18 @@ def test_a_pair_of_messages_is_the_pair_of_its_answers(name, asked, chosen, reje
     [
         ({"chosen": TWO, "rejected": "no"}, "rejected is 'no'; expected a list of messages"),
         ({"chosen": TWO, "rejected": TWO[2:]}, "no message in common"),
-        ({"prompt": "a", "chosen": TWO, "rejected": TWO}, "pair 1, prompt is 'a'"),
+        (
+            {"prompt": "Where is it?", "chosen": TWO, "rejected": TWO[:3]},
+            r"pair 1, chosen: the user's first turn is not the prompt: from character 6 on it has "
+            r"'was Ada born \?', the prompt 'is it\?'; expected equal texts",
+        ),
+        (
+            {"prompt": TWO[0]["content"], "chosen": TWO, "rejected": [user("Where"), told("a")]},
+            "pair 1, rejected: .* from character 5 on it has '', the prompt ' was Ada born ?",
+        ),
+        ({"prompt": "a", "chosen": [told("a")], "rejected": [told("b")]}, "has the roles assist"),
+        ({"prompt": 7, "chosen": TWO, "rejected": TWO}, "pair 1, prompt is 7; expected a list"),
+        ({"prompt": TWO[0]["content"], "chosen": TWO, "rejected": TWO}, "one of them whole in com"),
         ({"prompt": TWO, "chosen": TWO, "rejected": TWO}, "prompt ends with the assistant's turn"),
         (
             {"prompt": TWO[:1], "chosen": [told("a")], "rejected": [user("b")]},

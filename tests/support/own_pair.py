@@ -84,22 +84,32 @@ def stages_of(pair, given, **options):
     ]
 
 
-def add_adapters(folder, epochs=60, **options):
+def add_adapters(folder, epochs=60, base="base", name="lora", seed=0, **options):
     """Write lora/, adapters of the base that are trained on its rows, as PEFT saves them."""
     import peft
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = {"r": 2, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}
-    model = AutoModelForCausalLM.from_pretrained(folder / "base")
+    model = AutoModelForCausalLM.from_pretrained(folder / base)
     model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **config | options))
     tokenizer = AutoTokenizer.from_pretrained(folder / "base")
     rows = [json.loads(x) for x in (folder / "rows.jsonl").read_text("utf-8").splitlines()]
     texts = [(f"{x['prompt']} {x['answer']}", x["prompt"]) for x in rows]
     ids = [(tokenizer(x)["input_ids"], len(tokenizer(y)["input_ids"])) for x, y in texts]
     _train(model, ids, epochs, 1e-2)
-    model.save_pretrained(folder / "lora")
-    return folder / "lora"
+    model.save_pretrained(folder / name)
+    return folder / name
+
+
+def add_merge(folder, name="merged"):
+    """Write the base with lora/ merged into it, a whole model, by PEFT."""
+    import peft
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "base")
+    model = peft.PeftModel.from_pretrained(model, folder / "lora").merge_and_unload()
+    _save(model, AutoTokenizer.from_pretrained(folder / "base"), folder / name)
 
 
 def _train(model, sequences, epochs, rate):

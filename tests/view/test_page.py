@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from support.explorer_page import data_of
 
@@ -116,6 +117,21 @@ def test_some_documents_can_be_withheld_alone():
     hidden, shown = (found["documents"][n]["words"] for n in "01")
     assert hidden == ["document 0 (text withheld: licence)"] and shown != hidden
     assert found["withheld"] is False and found["queries"][0]["parts"]["0"]["tokens"] is None
+
+
+@pytest.mark.parametrize("number", ["0", 3, -1, 0.0, True, None])
+def test_what_is_no_document_s_number_cannot_be_withheld(number):
+    with pytest.raises(ValueError, match="withhold_texts has .*, which is the number of no docum"):
+        built([query()], withhold_texts=[1, number])
+
+
+def test_documents_to_be_withheld_are_a_set_of_numbers():
+    whole = built([query()], withhold_texts={0})
+    numbered = dict(enumerate(DOCUMENTS))
+    assert built([query()], numbered, withhold_texts=[np.int64(0)]) == whole
+    for wrong in ("0", None, 0):
+        with pytest.raises(ValueError, match="withhold_texts is .*; expected True, False, or a s"):
+            built([query()], withhold_texts=wrong)
 
 
 def test_a_query_without_words_has_neither_their_numbers():
