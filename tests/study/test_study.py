@@ -36,7 +36,11 @@ OWN = [
 ]  # of the study: these name every knob
 # Committed reports by this code; those of full are older.
 CURRENT = ["stories", "webnlg", "smollm"]
-NOT_YET = {"smollm": ("03_fact_tracing", "07_case_studies")}  # half a night of two cores
+NOT_YET = {  # half a night of two cores; and what no run of theirs has had yet
+    "smollm": ("03_fact_tracing", "07_case_studies", "10_removal"),
+    "stories": ("10_removal",),
+    "webnlg": ("10_removal",),
+}
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 each_profile = pytest.mark.parametrize("profile", PROFILES)
