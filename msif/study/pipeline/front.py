@@ -17,12 +17,12 @@ import re
 import textwrap
 from dataclasses import dataclass
 
-from scipy.stats import t as student
-
+from msif.core.extras import need
 from msif.core.files import write_text
 from msif.study.paths import root
 from msif.study.pipeline.words import named
 
+student = need("scipy.stats").t
 PROFILES = ("full", "stories", "webnlg", "smollm", "bloom")  # where none is there: all that are
 QUESTIONS = {
     "plain": "plain",
