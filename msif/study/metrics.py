@@ -150,17 +150,18 @@ def noise_ceiling(agreement, seeds):
 def lds(predicted, outcomes, resamples=300, seed=0):
     """Linear datamodeling score: (value, standard error).
 
-    The value is the mean over queries of Spearman over subsets.
-    predicted: (q, subsets), of −(1/N) Σ of the left-out scores; outcomes: (subsets, seeds, q),
-    averaged over seeds. The error is of a bootstrap over subsets and queries, which is up to √3
-    too wide (Owen 2007). Source: Park et al. 2023 (arXiv 2303.14186).
+    The value is the mean over queries of Spearman over subsets, 0 where all predictions of a
+    query are equal and so have no order. predicted: (q, subsets), of −(1/N) Σ of the left-out
+    scores; outcomes: (subsets, seeds, q), averaged over seeds. The error is of a bootstrap
+    over subsets and queries, which is up to √3 too wide (Owen 2007). Source: Park et al. 2023
+    (arXiv 2303.14186).
     """
     predicted, measured = np.asarray(predicted), np.asarray(outcomes).mean(1).T
 
     def score(q, s):
-        return spearman(predicted[q][:, s], measured[q][:, s])
+        return np.nan_to_num(spearman(predicted[q][:, s], measured[q][:, s]))
 
-    value = float(spearman(predicted, measured).mean())
+    value = float(np.nan_to_num(spearman(predicted, measured)).mean())
     return value, _bootstrap_error(score, measured.shape, resamples, seed)
 
 

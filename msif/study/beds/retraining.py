@@ -6,6 +6,7 @@ answer at the retrained θ₂ (nats). Each retraining is kept in scratch/ when i
 killed run goes on where it stopped.
 """
 
+import math
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -40,23 +41,40 @@ class Recipe:
         return vars(self) | {"corpus": self.corpus.digest()}
 
 
-def half_subsets(documents, count, seed=0):
-    """`count` random halves of the documents to leave out: (count, documents) bool.
+def subsets(documents, count, share, seed=0):
+    """`count` random subsets of the documents to leave out: (count, documents) bool.
 
-    Exactly half of each row (rounded down) is True.
-    """
+    In each row `share` of the documents is True, rounded down, but at least one."""
     rng = torch.Generator().manual_seed(seed)
     left_out = torch.zeros(count, documents, dtype=torch.bool)
+    size = max(1, math.floor(documents * share))
     for row in left_out:
-        row[torch.randperm(documents, generator=rng)[: documents // 2]] = True
+        row[torch.randperm(documents, generator=rng)[:size]] = True
     return left_out
 
 
-def retrained(recipe, left_out, seed):
-    """θ₂ after both stages, pre-trained without the documents `left_out` ((N,) bool)."""
+def half_subsets(documents, count, seed=0):
+    """`count` random halves of the documents to leave out, as `subsets`."""
+    return subsets(documents, count, 0.5, seed)
+
+
+def retrained(recipe, left_out, seed, last=None):
+    """θ₂ after both stages, pre-trained without the documents `left_out` ((N,) bool).
+
+    last: they are left out in that many last epochs of pre-training alone; None: in all."""
+    weights = (~left_out).float()
+    if last is not None:
+        there = torch.ones(recipe.pretraining["epochs"] - last, len(left_out))
+        weights = torch.cat([there, weights.expand(last, -1)])
+    return weighted(recipe, weights, seed)
+
+
+def weighted(recipe, weights, seed):
+    """θ₂ after both stages, where a document's loss in pre-training has a factor: weights (N,), or
+    (epochs, N)."""
     tokenizer, net = testbed.start(recipe.corpus, recipe.model, seed)
     documents, rows, _ = testbed.encode(recipe.corpus, tokenizer, recipe.max_length)
-    train(net, documents, seed=seed, weights=(~left_out).float(), **recipe.pretraining)
+    train(net, documents, seed=seed, weights=weights, **recipe.pretraining)
     train(net, rows, seed=seed, **recipe.finetuning)
     return net
 
@@ -70,31 +88,31 @@ def measured(model, queries, batch_size=64):
     }
 
 
-def outcome(recipe, left_out, seed):
-    """{measurement: (q,)} of all queries after retraining without `left_out` ((N,) bool).
+def outcome(recipe, left_out, seed, last=None):
+    """{measurement: (q,)} of all queries after `retrained`.
 
     It is computed once, then read from scratch/.
     """
     torch.set_num_threads(1)  # the processes share the cores; and equal numbers on any machine
 
     def compute():
-        net = retrained(recipe, left_out, seed)
+        net = retrained(recipe, left_out, seed, last)
         tokenizer, _ = testbed.start(recipe.corpus, recipe.model, seed)
         _, _, queries = testbed.encode(recipe.corpus, tokenizer, recipe.max_length)
         return measured(net, queries)
 
     key = recipe.key() | {"left_out": left_out.nonzero()[:, 0].tolist(), "seed": seed}
-    return scratch.tensors("outcome", key, compute)
+    return scratch.tensors("outcome", key | ({"last": last} if last else {}), compute)
 
 
-def outcomes(recipe, left_out, seeds, processes=None, title="retraining"):
+def outcomes(recipe, left_out, seeds, processes=None, title="retraining", last=None):
     """f after each retraining: {measurement: (subsets, seeds, q)}.
 
-    left_out: (subsets, N) bool. processes: how many at once; all cores by default. An error in one
-    of them is raised after the others have been kept.
+    left_out: (subsets, N) bool; last: as for `retrained`. processes: how many at once; all cores by
+    default. An error in one of them is raised after the others have been kept.
     """
     jobs = {
-        (i, j): (recipe, row, seed)
+        (i, j): (recipe, row, seed, last)
         for i, row in enumerate(left_out)
         for j, seed in enumerate(seeds)
     }

@@ -19,6 +19,7 @@ import numpy as np
 from msif.core.models import load_model, load_tokenizer
 from msif.study import scratch
 from msif.study.beds import given, testbed
+from msif.study.beds.retraining import Recipe
 from msif.study.beds.start import started
 from msif.study.beds.wheel import from_wheel
 from msif.study.corpora import english_unseen, stories, webnlg
@@ -44,22 +45,15 @@ def bed(seed, corpus, model, *, pretraining=None, finetuning=None, checkpoints=(
     "finetuned"}, the arguments of `load_model`, and no training. Raises ValueError for another
     source, or for training where there is none.
     """
-    arguments = dict(from_root(corpus, "folder"))
-    source = arguments.pop("source")
-    if source == "lama":
+    if corpus["source"] == "lama":
         if pretraining or finetuning or checkpoints:
             raise ValueError(
                 "source 'lama' takes a pair of models as it is; "
                 "expected pretraining, finetuning and checkpoints to be empty"
             )
-        return given.prepared(seed, **arguments, models=model, max_length=max_length)
-    if source not in SOURCES:
-        raise ValueError(f"corpus source {source!r}: expected one of {[*SOURCES, 'lama']}")
-    made = SOURCES[source](seed=seed, **arguments)
-    start = started(made, seed=seed, **model) if source == "webnlg" else model
-    if source == "english":
-        start = _start(model)
-        made = _in_chat(made, from_root(start, "source"))
+        rest = {name: x for name, x in from_root(corpus, "folder").items() if name != "source"}
+        return given.prepared(seed, **rest, models=model, max_length=max_length)
+    made, start = _begun(seed, corpus, model)
     return testbed.trained(
         seed,
         made,
@@ -69,6 +63,31 @@ def bed(seed, corpus, model, *, pretraining=None, finetuning=None, checkpoints=(
         checkpoints=checkpoints,
         max_length=max_length,
     )
+
+
+def recipe(seed, corpus, model, *, pretraining, finetuning, max_length=64):
+    """The `Recipe` by which `bed` trains, with the same arguments: to train both stages again.
+
+    Raises ValueError for source lama, whose models were not trained here."""
+    if corpus["source"] == "lama":
+        raise ValueError("source 'lama' is a pair from elsewhere: it cannot be trained again here")
+    made, start = _begun(seed, corpus, model)
+    return Recipe(made, from_root(start, "source"), pretraining, finetuning, max_length)
+
+
+def _begun(seed, corpus, model):
+    """The corpus of a seed, and the model that pre-training starts from (as for `pretrain`)."""
+    arguments = dict(from_root(corpus, "folder"))
+    source = arguments.pop("source")
+    if source not in SOURCES:
+        raise ValueError(f"corpus source {source!r}: expected one of {[*SOURCES, 'lama']}")
+    made = SOURCES[source](seed=seed, **arguments)
+    if source == "webnlg":
+        return made, started(made, seed=seed, **model)
+    if source == "english":
+        start = _start(model)
+        return _in_chat(made, from_root(start, "source")), start
+    return made, model
 
 
 def _start(model):

@@ -28,6 +28,7 @@ def train(
     batch_size=64,
     warmup=0.1,
     weight_decay=0.01,
+    epsilon=1e-8,
     seed=0,
     by_length=False,
     clip=None,
@@ -41,22 +42,25 @@ def train(
     """Train in place; returns the mean loss of each epoch (nats per sequence).
 
     rate: learning rate, constant after a linear warm-up over the share `warmup` of all steps.
-    by_length: batches of sequences of similar length, which saves padding, in random order. clip:
-    the most of the gradient's norm. precision: "bfloat16" multiplies matrices in it; weights, loss
-    and optimiser stay float32. device: where it trains; by default where the model is. state: a
-    file for model and optimiser, written after an epoch where the last writing is `EVERY` seconds
-    ago; a training that finds it goes on after that epoch, to the same bits.
-    weights: (N,) factors on the sequences' losses (0 leaves one out while batches stay the same): a
-    sequence of weight 0 is never computed and counts as loss 0. after_epoch(epoch, model) is called
-    after each epoch, counted from 1. Raises FloatingPointError when the loss or a gradient (its
-    parameter named) is not finite.
+    epsilon: AdamW's ε, beside the root. by_length: batches of sequences of similar length,
+    which saves padding, in random order. clip: the most of the gradient's norm. precision:
+    "bfloat16" multiplies matrices in it; weights, loss and optimiser stay float32. device:
+    where it trains; by default where the model is. state: a file for model and optimiser,
+    written after an epoch where the last writing is `EVERY` seconds ago; a training that finds
+    it goes on after that epoch, to the same bits. weights: (N,) factors on the sequences'
+    losses (0 leaves one out while batches stay the same), or (epochs, N): a sequence of weight
+    0 is never computed and counts as loss 0. after_epoch(epoch, model) is called after each
+    epoch, counted from 1. Raises FloatingPointError when the loss or a gradient (its parameter
+    named) is not finite.
     """
     order, history = torch.Generator().manual_seed(seed), []
     home = model.device
     model.to(device or home)
     weights = torch.ones(len(sequences)) if weights is None else weights
+    weights = weights.expand(epochs, len(sequences))
     steps = epochs * math.ceil(len(sequences) / batch_size)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=weight_decay)
+    decay = {"weight_decay": weight_decay, "eps": epsilon}
+    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, **decay)
     ramp = max(1, round(warmup * steps))
 
     def warm(step):
@@ -71,10 +75,11 @@ def train(
     lengths = torch.tensor([len(s.input_ids) for s in sequences])
     for epoch in tqdm(range(len(history) + 1, epochs + 1), desc=title, disable=title is None):
         total = 0.0
+        now = weights[epoch - 1]
         for chosen in batches(lengths, batch_size, by_length, order):
-            kept = chosen[weights[chosen] != 0]
+            kept = chosen[now[chosen] != 0]
             batch = [sequences[i] for i in kept]
-            settings = weights[kept], len(chosen), optimiser, schedule, clip, precision
+            settings = now[kept], len(chosen), optimiser, schedule, clip, precision
             total += _step(model, batch, *settings)
         history.append(total / len(sequences))
         if after_epoch:

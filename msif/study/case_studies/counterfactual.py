@@ -5,7 +5,9 @@ answers are treated at once, each without its own documents, in groups in which 
 subject or an answer; every retraining is kept, so that a killed run goes on.
 """
 
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -82,6 +84,15 @@ class Effect:
         return _share(self.lost[self.given])
 
 
+def together(effects):
+    """One `Effect` of the answers of several, which have as many seeds."""
+    joined = {
+        name: np.concatenate([getattr(x, name) for x in effects])
+        for name in ("before", "after", "said_before", "said_after")
+    }
+    return Effect(**joined, says=[says for x in effects for says in x.says])
+
+
 def _share(lost):
     n = len(lost)
     if not n:
@@ -90,13 +101,22 @@ def _share(lost):
     return float(lost.mean()), float(np.sqrt(near * (1 - near) / (n + 4)))
 
 
-def retrained(recipe, absent, seed):
-    """θ₂ after both stages without what is `absent`: it weighs 0 in the same batches."""
+def retrained(recipe, absent, seed, state=None):
+    """θ₂ after both stages without what is `absent`: it weighs 0 in the same batches.
+
+    state: a folder that keeps what a killed training goes on from, until both are done."""
     tokenizer, net = testbed.start(recipe.corpus, recipe.model, seed)
     documents, rows, _ = testbed.encode(recipe.corpus, tokenizer, recipe.max_length)
-    weights = _weights(len(documents), absent.documents), _weights(len(rows), absent.rows)
-    train(net, documents, seed=seed, weights=weights[0], **recipe.pretraining)
-    train(net, rows, seed=seed, weights=weights[1], **recipe.finetuning)
+    stages = {
+        "pretraining": (documents, absent.documents, recipe.pretraining),
+        "finetuning": (rows, absent.rows, recipe.finetuning),
+    }
+    for name, (sequences, without, settings) in stages.items():
+        file = Path(state) / f"{name}.pt" if state else None
+        weights = _weights(len(sequences), without)
+        train(net, sequences, seed=seed, weights=weights, state=file, **settings)
+    if state:
+        shutil.rmtree(state, ignore_errors=True)
     return tokenizer, net
 
 
@@ -112,7 +132,8 @@ def outcome(recipe, absent, seed, asked):
     torch.set_num_threads(1)  # processes share the cores; and equal numbers on any machine
 
     def compute():
-        tokenizer, net = retrained(recipe, absent, seed)
+        with testbed.resumable(key) as state:
+            tokenizer, net = retrained(recipe, absent, seed, state)
         prompts, answers = [row["prompt"] for row in asked], [row["answer"] for row in asked]
         queries = encode_answers(prompts, answers, tokenizer, recipe.max_length)
         return {

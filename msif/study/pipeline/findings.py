@@ -301,6 +301,50 @@ def kinds_of_fine_tuning(numbers):
     )
 
 
+def removal(numbers):
+    """Notebook 10: are answers lost without the documents that influence ranks highest?"""
+    lost, lead = numbers["lost"], numbers["lead"]
+    (ours,) = lost.keys() - lead.keys() - {"others' documents"}
+    share = lost[ours]["value"]
+    rest = [
+        f"{named(name)} {lost[name]['value']:.0%} ({x['value']:+.0%} ± {x['error']:.0%} for {ours})"
+        for name, x in lead.items()
+    ]
+    return Finding(
+        f"{share:.0%}",
+        "of right answers lost without the documents that influence ranks highest",
+        f"Both stages trained again without the {numbers['top']} documents that {ours} ranks "
+        f"highest, {share:.0%} of {numbers['answers']} right answers are lost; "
+        f"{', '.join(rest)}.",
+    )
+
+
+def regimes(numbers):
+    """Notebook 11: does LDS follow how smooth the training is?"""
+    recipes = numbers["recipes"]
+
+    def smooth(name):
+        return recipes[name]["metasmoothness"]["value"]
+
+    def lds(name):
+        return recipes[name]["lds"]["multi-stage"]["ensemble"]["value"]
+
+    rough, even = min(recipes, key=smooth), max(recipes, key=smooth)
+    best = max(recipes, key=lds)
+    follow = numbers["correlation"]
+    follows = (
+        "" if follow is None else f" Over {len(recipes)} recipes the two correlate {follow:.2f}."
+    )
+    return Finding(
+        f"{lds(best):.2f}",
+        "LDS of multi-stage influence by the recipe that it predicts best",
+        f"The roughest training ({rough}, metasmoothness {smooth(rough):.2f}) has an LDS of "
+        f"{lds(rough):.2f}, the smoothest ({even}, {smooth(even):.2f}) one of {lds(even):.2f}; "
+        f"noise between seeds allows {recipes[rough]['ceiling']:.2f} and "
+        f"{recipes[even]['ceiling']:.2f}.{follows}",
+    )
+
+
 FINDINGS = {
     f.__name__: f
     for f in (
@@ -313,5 +357,7 @@ FINDINGS = {
         case_studies,
         your_models,
         kinds_of_fine_tuning,
+        removal,
+        regimes,
     )
 }

@@ -32,6 +32,8 @@ KINDS = {
     "counterfactual": (DICT, NULL),
     "counterfactual.processes": (WHOLE, NULL),
     "kinds_of_fine_tuning.processes": (WHOLE, NULL),
+    "removal.processes": (WHOLE, NULL),
+    "regimes.processes": (WHOLE, NULL),
     "your_models.base": (TEXT, NULL),
     "your_models.tuned": (TEXT, NULL),
     "your_models.documents": (TEXT, NULL),

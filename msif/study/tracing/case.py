@@ -100,18 +100,26 @@ def load_case(
     bed = testbed.load(testbed_folder)
     tuned = bed.model("finetuned")
     layers = tracked_layers(tuned, **layers)
-    right = [ok for _, ok in testbed.answers(tuned, bed.tokenizer, bed.corpus.queries)]
-    queries = [query for query, ok in zip(bed.queries, right) if ok or not only_correct][:limit]
-    if not queries:
-        raise ValueError(
-            f"{testbed_folder}: the fine-tuned model answers none of {len(right)} queries "
-            "correctly; train longer, or set only_correct to false"
-        )
+    queries = asked(bed, tuned, only_correct, limit)
     factors = {
         name: store.load(factors_folder / name, Tracked(bed.model(name), layers), in_memory)
         for name in [*bed.checkpoints, "finetuned"]
     }
     return Case(bed, layers, factors, queries)
+
+
+def asked(bed, tuned, only_correct=True, limit=None):
+    """The queries of a test-bed that its fine-tuned model answers correctly, or all, up to `limit`.
+
+    tuned: that model. Raises ValueError where there are none."""
+    right = [ok for _, ok in testbed.answers(tuned, bed.tokenizer, bed.corpus.queries)]
+    queries = [query for query, ok in zip(bed.queries, right) if ok or not only_correct][:limit]
+    if not queries:
+        raise ValueError(
+            f"{bed.folder}: the fine-tuned model answers none of {len(right)} queries "
+            "correctly; train longer, or set only_correct to false"
+        )
+    return queries
 
 
 def trained_case(recipe, seed, checkpoints, samples=(2, 4), batch_size=64):

@@ -1,8 +1,8 @@
 """Fact tracing: every method's score of every pre-training document for every query.
 
 A score is a sum over layers: a large model's can be had for some layers at a time (`parts`), and
-all queries' vectors of one group of layers are held together, for one pass over candidates a
-group and model.
+the vectors of `TOGETHER` queries for one group of layers are held together, for one pass over
+candidates a group of layers, group of queries and model.
 
 All methods measure f at θ₂ unless they say otherwise, take the candidate's gradient at the model
 named, and are inner products ⟨w, ∇ℓ_z⟩; they differ in w alone, so that all methods at one model
@@ -24,6 +24,7 @@ share one pass over the candidates:
 """
 
 import math
+from dataclasses import replace
 
 import torch
 
@@ -43,6 +44,7 @@ from msif.rivals.tracin import tracincp
 from msif.study import metrics, scratch
 from msif.study.tracing.names import FORMS
 
+TOGETHER = 12  # queries that are scored together where layers are scored in parts
 HELD = 6  # vectors of one query that are held together at most, at a model of pre-training
 # The methods with a …_trajectory.
 ALONG_PRETRAINING = (
@@ -88,11 +90,11 @@ def _stacked(vectors):
 def all_methods(case, *, parts=1, title="", rates=None, **settings):
     """{method: (raw, normalised)}, each (q, n).
 
-    settings: damping, alpha and single_stage_damping, d, α and d₂ relative to each layer's mean
-    eigenvalue, and batch_size. parts: groups of layers whose vectors are held together
-    (`Case.parts`), fewer where there are fewer vectors; with several, each group's scores at each
-    model are kept in scratch/. rates: the learning rate of each pre-training checkpoint, for
-    TracInCP; None: constant."""
+    settings: damping, alpha and single_stage_damping, d, α and d₂ relative to each layer's
+    mean eigenvalue, and batch_size. parts: groups of layers whose vectors are held together
+    (`Case.parts`), fewer where there are fewer vectors, for `TOGETHER` queries at a time; with
+    several, the scores of each group of both at each model are kept in scratch/. rates: the
+    learning rate of each pre-training checkpoint, for TracInCP; None: constant."""
     path = case.bed.checkpoints
     at = {name: _in_parts(case, name, parts, title, settings) for name in ("finetuned", *path)}
     last = at["finetuned"] | at["pretrained"]
@@ -115,11 +117,26 @@ def _in_parts(case, name, parts, title, settings):
     """{method: Scores} of the candidates at one model."""
     if parts == 1:
         return _at_model(case, name, title=f"{title} {name}", **settings)
+    few = [case.queries[i : i + TOGETHER] for i in range(0, len(case.queries), TOGETHER)]
+    found = [
+        _layers_in_parts(
+            replace(case, queries=q), name, parts, f"{title} {name} {k}/{len(few)}", settings
+        )
+        for k, q in enumerate(few, 1)
+    ]
+    norms = next(iter(found[0].values())).norms
+    return {
+        method: Scores(torch.cat([scores[method].values for scores in found]), norms)
+        for method in found[0]
+    }
+
+
+def _layers_in_parts(case, name, parts, title, settings):
+    """The same of a few queries, a group of layers after the other."""
     found, parts = [], _fewer(parts, 2 / HELD if name == "finetuned" else 1)
     for k, part in enumerate(case.parts(parts), 1):
-        shown = f"{title} {name}, layers {k}/{parts}"
 
-        def compute(part=part, shown=shown):
+        def compute(part=part, shown=f"{title}, layers {k}/{parts}"):
             scores = _at_model(part, name, title=shown, **settings)
             found = {method: s.values for method, s in scores.items()}
             return found | {"norms": next(iter(scores.values())).norms}
@@ -158,8 +175,10 @@ def added(parts):
 
 def multi_stage(case, queries, documents, damping, alpha, *, parts=1, batch_size=64, title=None):
     """`Scores` of documents at θ₁ for queries at θ₂, none of which need be of the corpus. parts:
-    groups of layers for as many queries as the case has, by all methods (`all_methods`)."""
-    parts = _fewer(parts, 3 / HELD * len(queries) / len(case.queries))
+    groups of layers for `TOGETHER` queries, by all methods (`all_methods`); 1: one group."""
+    if parts > 1:
+        needed = math.ceil(parts * 3 / HELD * len(queries) / TOGETHER)
+        parts = min(needed, len(case.layers))
 
     def of_part(part):
         q = query_gradients(part.tracked("finetuned"), queries)

@@ -46,7 +46,8 @@ class Answer:
 def traced(case, *, damping, alpha, known=None, top=10, batch_size=64, parts=1, title=None):
     """The `Answer`s to all queries of a case's corpus, traced by the normalised multi-stage score.
 
-    known: those scores (q, n) of the case's queries, where they have been computed; None: not.
+    known: those scores (q, n) of the case's queries, where they have been computed; other right
+    answers, which would only cost, are then left out. None: all answers are traced.
 
     The corpus must name subject, relation and object of its documents, as the generated one does
     (ValueError otherwise). Answers without any text are left out."""
@@ -68,6 +69,10 @@ def traced(case, *, damping, alpha, known=None, top=10, batch_size=64, parts=1, 
         tuned.config.max_position_embeddings,
     )
     at = _same(case.queries, queries) if known is not None else {}
+    if known is not None:
+        kept = [n for n, (*_, right) in enumerate(given) if n in at or not right]
+        given, queries = ([x[n] for n in kept] for x in (given, queries))
+        at = _same(case.queries, queries)
     rest = [query for n, query in enumerate(queries) if n not in at]
     settings = {"parts": parts, "batch_size": batch_size, "title": title}
     scores = torch.empty(len(queries), len(documents))

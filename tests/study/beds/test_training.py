@@ -104,3 +104,24 @@ def test_clipping_and_bfloat16_change_the_steps_but_not_what_the_weights_are():
     assert not torch.equal(flat[0], flat[1]) and not torch.equal(flat[0], flat[2])
     # bfloat16 has 8 bits: gradients, and steps of 1e-2 by Adam, differ by parts of a step
     assert (flat[0] - flat[2]).abs().mean() < 5e-3
+
+
+def test_weights_of_each_epoch_are_those_of_a_training_epoch_by_epoch():
+    """Equal rows are weights for all epochs; a last row of 0 is an epoch of decay and momentum."""
+    each, settings = torch.tensor([1.0, 0.5, 0.2, 0.9]), {"rate": 1e-2, "batch_size": 2}
+    models = [net() for _ in range(3)]
+    for model, weights in zip(models, (each, each.expand(2, -1), torch.stack([each, 0 * each]))):
+        train(model, ROWS, epochs=2, weights=weights, **settings)
+    flat = [torch.cat([p.flatten() for p in model.parameters()]) for model in models]
+    assert torch.equal(flat[0], flat[1]) and not torch.equal(flat[0], flat[2])
+
+
+def test_a_large_epsilon_makes_smaller_steps():
+    """AdamW moves by rate · g / (|g| + ε) in its first step."""
+    moved = []
+    for epsilon in (1e-8, 100.0):
+        model = net()
+        train(model, ROWS, epochs=1, rate=1e-2, epsilon=epsilon, weight_decay=0.0)
+        pairs = zip(net().parameters(), model.parameters())
+        moved.append(max(float((a - b).detach().abs().max()) for a, b in pairs))
+    assert moved[0] == pytest.approx(1e-2, rel=1e-3) and moved[1] < 0.1 * moved[0]

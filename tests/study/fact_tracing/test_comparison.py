@@ -101,6 +101,26 @@ def test_over_checkpoints_query_and_candidate_both_stand_at_each(study):
         methods.all_methods(case, rates=[1.0], **SETTINGS)
 
 
+def test_layers_and_queries_in_groups_give_the_same_scores_and_are_kept(study, monkeypatch):
+    """For large models: sums over groups of layers, beside each other for groups of queries."""
+    case, table = study
+    monkeypatch.setattr(methods, "TOGETHER", 3)
+    found = methods.all_methods(case, parts=2, **SETTINGS)
+    for name, both in found.items():
+        for form, values in zip(methods.FORMS, both):
+            whole = table[f"{name}/{form}"]
+            size = whole.abs().max()
+            assert torch.allclose(values, whole, rtol=1e-3, atol=1e-5 * size), (name, form)
+    monkeypatch.setattr(methods, "_at_model", None)
+    again = methods.all_methods(case, parts=2, **SETTINGS)
+    assert all(torch.equal(a, b) for n in found for a, b in zip(again[n], found[n]))
+    few = case.queries[:3]
+    monkeypatch.undo()
+    one = methods.multi_stage(case, few, case.bed.documents, 1e-3, 0.1, parts=3)
+    whole = table["multi_stage/raw"][:3]
+    assert torch.allclose(one.values, whole, rtol=1e-3, atol=1e-5 * whole.abs().max())
+
+
 def test_text_search_reads_question_and_answer(study):
     case, table = study
     texts = [d["text"] for d in case.bed.corpus.documents]

@@ -298,6 +298,15 @@ def test_a_wrong_treatment_of_adapters_that_is_better_is_said_to(lead, verdict):
     assert f"{verdict} " in found.partition("T := I by 0.600 ± 0.100, ")[2].split(".")[0]
 
 
+def test_a_rival_whose_documents_cost_more_answers_is_said_to():
+    value = {"value": 0.5, "error": 0.1}
+    lost = dict.fromkeys(("influence", "embeddings", "random", "others' documents"), value)
+    lead = {"embeddings": {"value": -0.25, "error": 0.1}, "random": value}
+    found = claim("removal", {"lost": lost, "lead": lead, "answers": 16, "top": 5})
+    assert "without the 5 documents that influence ranks highest, 50% of 16 right answers" in found
+    assert "sentence embeddings 50% (-25% ± 10% for influence), random 50%" in found
+
+
 def test_the_page_of_the_reports_that_are_there():
     html = overview.page(REPORTS)
     assert broken(html, REPORTS) == []

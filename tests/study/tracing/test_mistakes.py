@@ -73,6 +73,19 @@ def test_scores_that_are_known_are_not_computed_again(case):
     assert found == mistakes.traced(own, **SETTINGS)
 
 
+def test_right_answers_that_were_not_traced_before_are_not_traced_for_this(case, monkeypatch):
+    asked = bed_answers(case)
+    texts = [
+        text for text, _ in answers(case.bed.model("finetuned"), case.bed.tokenizer, case.rows)
+    ]
+    every_other = [(text, n % 2 == 0) for n, text in enumerate(texts)]
+    monkeypatch.setattr(mistakes, "answers", lambda *_: every_other)
+    own = replace(case, queries=asked[:3])  # answers 0 and 2 are right, 1 is wrong
+    scores = multi_stage(own, own.queries, case.bed.documents, 1e-3, 0.1).normalised()
+    found = mistakes.traced(own, **SETTINGS, known=scores)
+    assert [x.right for x in found] == [True, False, True, *[False] * (len(asked) // 2 - 1)]
+
+
 def bed_answers(case):
     """The model's own answers, as queries."""
     bed = case.bed

@@ -1,0 +1,150 @@
+"""Recipes of training that differ in one thing from the first: how smooth they are, what their
+scores are, and what retraining does, each kept in scratch/.
+
+    recipe     its name: {} for the first, for others {"pretraining": {…}, "finetuning": {…}}, what
+               is other than in the first
+    outcome    f, the log-probability of each query's answer at θ₂ (nats), with documents left out
+    own        retrained with the seed of the model that gives the scores, others: with other seeds
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from msif.core.metasmoothness import document_weights, metasmoothness
+from msif.study import metrics, scratch
+from msif.study.beds import retraining, testbed
+from msif.study.retraining import datamodels, unrolled
+from msif.study.tracing.case import trained_case
+from msif.study.tracing.methods import scored
+
+SHOWN = (
+    "multi_stage/normalised",
+    "pretraining_only/normalised",
+    "single_stage_finetuned/normalised",
+    "gradient_dot/normalised",
+)
+COUNT, EXACT = "statements", "exact derivative"
+
+
+def recipe(corpus, model, pretraining, finetuning, changes):
+    """A `retraining.Recipe` of a corpus with some settings of training changed."""
+    first = pretraining | changes.get("pretraining", {})
+    second = finetuning | changes.get("finetuning", {})
+    return retraining.Recipe(corpus, model, first, second)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A recipe's models, one a seed: exact match of each, and {method: (q, N)} of each."""
+
+    right: list
+    tables: list
+
+
+def scores(plan, seeds, *, damping, alpha, single_stage_damping, batch_size):
+    """The `Scored` of a recipe."""
+    cases = [trained_case(plan, seed, [], batch_size=batch_size) for seed in seeds]
+    settings = {
+        "damping": damping,
+        "alpha": alpha,
+        "single_stage_damping": single_stage_damping,
+        "batch_size": batch_size,
+    }
+    counted = {COUNT: datamodels.statements(plan.corpus)}
+    tables = [scored(case, **settings) for case in cases]
+    kept = [{name: table[name] for name in SHOWN} | counted for table in tables]
+    return Scored([_right(case) for case in cases], kept)
+
+
+def _right(case):
+    tuned, rows = case.bed.model("finetuned"), case.bed.corpus.queries
+    return float(np.mean([ok for _, ok in testbed.answers(tuned, case.bed.tokenizer, rows)]))
+
+
+def smoothness(plan, seeds, step=0.1):
+    """Metasmoothness of θ₂ for each seed: three trainings of both stages, the documents' weights
+    moved along a direction drawn from the seed."""
+
+    def of(seed):
+        weights = document_weights(len(plan.corpus.documents), seed, step)
+        return metasmoothness([retraining.weighted(plan, w, seed) for w in weights])
+
+    def compute():
+        torch.set_num_threads(1)  # equal numbers on any machine, as in retraining
+        return [of(seed) for seed in seeds]
+
+    key = plan.key() | {"seeds": list(seeds), "step": step}
+    return scratch.value("smoothness", key, compute)
+
+
+def derivative(plan, seed, queries):
+    """{`EXACT`: (q, N)}: the derivative of f through both trainings, for some queries; a document
+    weighs 1, so that N times it is in the unit of the other scores."""
+    found = unrolled.scores(plan, seed, queries)
+    return {EXACT: found * found.shape[1]}
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """f after retraining without each of some subsets ((subsets, N) bool): own (subsets, seeds, q)
+    with the seeds of the models, others (subsets, seeds, q) with other seeds."""
+
+    left_out: torch.Tensor
+    own: np.ndarray
+    others: np.ndarray
+
+    @property
+    def ceiling(self):
+        """The LDS of a perfect prediction of `others`: what noise between seeds allows."""
+        agreement = metrics.seed_agreement(self.others)
+        return metrics.noise_ceiling(agreement, self.others.shape[1])
+
+
+def outcomes(plan, share, subsets, own, others, processes=None, last=None):
+    """The `Outcomes` of leaving out `share` of the documents, `subsets` times. own, others: seeds.
+    last: left out in that many last epochs of pre-training alone."""
+    left_out = retraining.subsets(len(plan.corpus.documents), subsets, share)
+    found = retraining.outcomes(
+        plan, left_out, [*own, *others], processes, f"{share:.0%} left out", last
+    )
+    f = found["log_probability"].numpy()
+    return Outcomes(left_out, f[:, : len(own)], f[:, len(own) :])
+
+
+def lds(tables, found, queries=None, resamples=300):
+    """{method: {"own", "others", "ensemble": (LDS, standard error)}}.
+
+    own: each model against retrainings of its own seed; others: against the mean of the other
+    seeds; both the mean over models. ensemble: the models' mean against the mean of the other
+    seeds. queries: numbers of those that the scores are of (None: all)."""
+    chosen = slice(None) if queries is None else list(queries)
+    own, others = found.own[:, :, chosen], found.others[:, :, chosen]
+
+    def against(table, measured):
+        predicted = datamodels.predicted(table, found.left_out)
+        return {name: metrics.lds(p, measured, resamples) for name, p in predicted.items()}
+
+    per_own = [against(t, own[:, [k]]) for k, t in enumerate(tables)]
+    per_other = [against(t, others) for t in tables]
+    together = against(datamodels.ensemble(tables), others)
+    return {
+        name: {
+            "own": _mean([x[name] for x in per_own]),
+            "others": _mean([x[name] for x in per_other]),
+            "ensemble": together[name],
+        }
+        for name in together
+    }
+
+
+def _mean(pairs):
+    """Mean of values and of their errors: the subsets and queries are the same ones."""
+    return tuple(float(x) for x in np.mean(pairs, axis=0))
+
+
+def pooled(pairs):
+    """Mean of (value, error) over independent corpora, and its error."""
+    values, errors = np.array(pairs, dtype=float).T
+    return float(values.mean()), float(np.sqrt(np.sum(errors**2)) / len(errors))
