@@ -5,24 +5,12 @@ strings. A sentence that compares is conditional on the numbers: it says "ahead"
 two standard errors) or "behind", whatever the study hoped for.
 """
 
-from math import isnan
+from math import hypot, isnan, log
 from typing import NamedTuple
 
-from msif.study.tracing.names import Name
+from msif.study.pipeline.words import above, against, named
 
-NAMES = {
-    "bm25": "BM25",
-    "tfidf": "TF-IDF",
-    "embeddings": "sentence embeddings",
-    "trackstar": "TrackStar",
-    "trackstar_pretrained": "TrackStar at the pre-trained model",
-    "trackstar_trajectory": "TrackStar over checkpoints",
-    "trak": "TRAK",
-    "trak_pretrained": "TRAK at the pre-trained model",
-    "trak_trajectory": "TRAK over checkpoints",
-    "tracincp": "TracInCP",
-    "word_order": "a rule of word order",
-}
+OF_CHECKPOINTS = ("trackstar", "trak", "gradient_dot", "single_stage")  # what may be averaged
 # The rivals that notebook 6 compares with.
 RIVALS_OF_RETRAINING = ("single", "gradient", "tracincp", "trak", "representation", "bm25")
 
@@ -33,32 +21,6 @@ class Finding(NamedTuple):
     number: str
     what: str
     claim: str
-
-
-def named(method):
-    """A method's name for readers.
-
-    "embeddings/raw" -> "sentence embeddings", "x_y/normalised" -> "x y, normalised".
-    """
-    column = Name.of(method) if "/" in method else Name(method, "raw")
-    name = column.method
-    words = NAMES.get(name) or name.replace("_stage", "-stage").replace("_", " ")
-    return f"{words}, normalised" if column.form == "normalised" else words
-
-
-def against(lead, error, rival):
-    """How a difference with its standard error reads."""
-    if abs(lead) <= 2 * error:
-        return f"level with {rival} ({lead:+.3f} ± {error:.3f})"
-    place = "ahead of" if lead > 0 else "behind"
-    return f"{place} {rival} by {abs(lead):.3f} ± {error:.3f}"
-
-
-def above(value, other):
-    """How a value reads beside another: "above", "equal to" or "below"."""
-    if value > other:
-        return "above"
-    return "equal to" if value == other else "below"
 
 
 def testbed(numbers):
@@ -104,60 +66,78 @@ def factors(numbers):
 def fact_tracing(numbers):
     """Notebook 3: does influence find the sentences, and what does each stage's curvature give?"""
     plain = numbers["plain"]
-    method = "multi_stage_trajectory" if "multi_stage_trajectory" in plain else "multi_stage"
-    mrr, leads = plain[method]["normalised"]["mrr"], numbers["lead"]
+    along = "multi_stage_trajectory" in plain
+    method = "multi_stage_trajectory" if along else "multi_stage"
+    where, leads = " over checkpoints" if along else "", numbers["lead"]
+    mrr = plain[method]["normalised"]["mrr"]
 
-    def rival(where):
-        lead = leads[where]
-        return against(lead["mean"], lead["se"], named(lead["over"]))
+    def at_one(condition, metric, form):
+        value = numbers[condition]["multi_stage"]["normalised"][metric]
+        return f" ({value:{form}} at one)" if along else ""
+
+    def rival(condition):
+        lead = leads[condition]
+        name, over = named(lead["over"]), lead["over"]
+        if along and "_trajectory" not in over and over.startswith(OF_CHECKPOINTS):
+            name += " at one checkpoint"
+        return against(lead["mean"], lead["se"], name)
 
     claim = (
         f"Multi-stage influence finds the sentences that state the fact with a mean reciprocal "
-        f"rank of {mrr:.3f} (1: always first): {rival('plain')}, the best rival that is neither a "
-        f"part of it nor told the fact."
+        f"rank of {mrr:.3f}{where}{at_one('plain', 'mrr', '.3f')} (1: always first): "
+        f"{rival('plain')}, the best rival that is neither a part of it nor told the fact."
     )
-    for where, what in (
+    for condition, what in (
+        ("named", "Among sentences that name the subject and the object"),
         ("matched", "Among sentences of the same words"),
         ("causal", "Asked for sentences whose absence lowers the answer"),
     ):
-        if where in leads:
-            auc = numbers[where][method]["normalised"]["auc"]
-            chance = numbers[where]["chance"]["auc"]
-            claim += f" {what} it is right in {auc:.0%} of pairs, chance {chance:.0%}: "
-            claim += f"{rival(where)}."
+        if condition in leads:
+            auc = numbers[condition][method]["normalised"]["auc"]
+            chance = numbers[condition]["chance"]["auc"]
+            claim += (
+                f" {what} it is right in {auc:.0%} of pairs{where}"
+                f"{at_one(condition, 'auc', '.0%')}, chance {chance:.0%}: {rival(condition)}."
+            )
     for stage, other in (("fine-tuning", "pretraining_only"), ("pre-training", "finetuning_only")):
-        claim += _without_curvature(stage, numbers["paired"][f"multi_stage - {other}"]["raw"])
-    return Finding(f"{mrr:.3f}", "MRR of the sentences that state the fact", claim)
+        claim += _without_curvature(stage, numbers["paired"][f"multi_stage - {other}"])
+    return Finding(f"{mrr:.3f}", f"MRR of the sentences that state the fact{where}", claim)
 
 
-def _without_curvature(stage, gain):
-    """What leaving out a stage's curvature does; `gain`: that of having it, with its interval."""
+def _without_curvature(stage, gains):
+    """What leaving out a stage's curvature does; `gains`: {form: that of having it}."""
+    raw, normalised = (_changed(gains[form]) for form in ("raw", "normalised"))
+    return (
+        f" At one checkpoint, leaving out {stage}'s curvature {raw.format('raw')} and "
+        f"{normalised.format('normalised')}."
+    )
+
+
+def _changed(gain):
     mean, low, high = gain["mean"], gain["low"], gain["high"]
     if low > 0:
         verdict = "costs"
     else:
         verdict = "gains" if high < 0 else "makes no sure difference to"
-    return (
-        f" Leaving out {stage}'s curvature {verdict} raw MRR "
-        f"({-mean:+.3f}, 95% {-high:+.3f} to {-low:+.3f})."
-    )
+    return f"{verdict} {{}} MRR ({-mean:+.3f}, 95% {-high:+.3f} to {-low:+.3f})"
 
 
 def exact(numbers):
-    """Notebook 4: how near EK-FAC and the dial come to exact two-stage influence."""
+    """Notebook 4: how near does EK-FAC come to exact two-stage influence?"""
     problems = numbers["two_stages"]
     problem = "test-bed" if "test-bed" in problems else next(iter(problems))
     at = {name: x["spearman"] for name, x in problems[problem].items()}
-    ekfac = at["EK-FAC, 0 products"]
-    few, many = at["dial, 4 products"], at["dial, 19 products"]
-    plain_few, plain_many = at["CG, 5 products"], at["CG, 20 products"]
+    ekfac, kfac, dot = (at[f"{name}, 0 products"] for name in ("EK-FAC", "K-FAC", "gradient dot"))
+    size = problems[problem]["EK-FAC, 0 products"]["pearson"]
+    block = at["block CG, 20 products"]
     return Finding(
-        f"{ekfac:.2f} → {many:.2f}",
-        "Spearman with exact two-stage influence: EK-FAC, the dial at 20 products",
-        f"On the {problem}, EK-FAC shares {ekfac:.2f} of the exact order (Spearman). The dial has "
-        f"{few:.2f} within 5 products with the curvature and {many:.2f} within 20: "
-        f"{above(few, plain_few)} plain conjugate gradients' {plain_few:.2f}, and "
-        f"{above(many, plain_many)} their {plain_many:.2f}.",
+        f"{ekfac:.2f}",
+        "Spearman of EK-FAC with exact two-stage influence, over all documents",
+        f"On the {problem}, EK-FAC shares {ekfac:.2f} of the exact order of all documents "
+        f"(Spearman), K-FAC {kfac:.2f}, the plain dot product of gradients {dot:.2f}; of the "
+        f"sizes, which the few large scores decide, EK-FAC shares {size:.2f} (Pearson). Block "
+        f"conjugate gradients share {block:.2f} of the order after 20 products with the exact "
+        f"curvature. Whether nearer to exact is nearer to retraining, notebook 6 asks.",
     )
 
 
@@ -171,17 +151,20 @@ def scalability(numbers):
         if set(at[name]) == {"0"} and not name.startswith(("EK-FAC", "the dial"))
     ]
     rival, name = max(without_products, default=(float("nan"), "none"))
-    dials, plains = at["the dial"], at["conjugate gradients"]
-    k = max((k for k in dials if k in plains and int(k) <= 20), key=int)
-    dial, plain = dials[k]["spearman"], plains[k]["spearman"]
-    cost = dials[k]["cost"] / plains[k]["cost"]
+    dials = at["the dial"]
+    k = max((k for k in dials if int(k) <= 20), key=int)
+    dial, cost = dials[k]["spearman"], dials[k]["cost"]
+    blocks = at["the dial, block alone"]
+    like = min((k for k in blocks), key=lambda k: abs(log(blocks[k]["cost"] / cost)))
+    block = blocks[like]["spearman"]
     return Finding(
         f"{ours:.2f}",
         "Spearman of EK-FAC with a converged solve, one stage",
         f"At damping {damping}, EK-FAC has a Spearman of {ours:.2f} with a converged solve, "
-        f"{above(ours, rival)} the {rival:.2f} of {name}, the best that needs no products with the "
-        f"curvature. {k} products of the dial reach {dial:.2f}, {above(dial, plain)} plain "
-        f"conjugate gradients' {plain:.2f}, at {cost:.1f} times their cost.",
+        f"{above(ours, rival)} the {rival:.2f} of {name}, the best rival without products with the "
+        f"curvature. {k} products of the dial reach {dial:.2f}: {above(dial, block)} block "
+        f"conjugate gradients' {block:.2f}, which take {like} products at "
+        f"{blocks[like]['cost'] / cost:.1f} times the dial's total cost.",
     )
 
 
@@ -216,35 +199,52 @@ def case_studies(numbers):
     The first of the two that is there gives the key number.
     """
     plants = numbers.get("planted", {})
-    removals = numbers.get("removal", {}).get("facts", {})
-    found = [*([_planted(plants)] if plants else []), *([_removed(removals)] if removals else [])]
+    removals = numbers.get("removal", {})
+    found = [*([_planted(plants)] if plants else []), *([_removed(**removals)] if removals else [])]
     if not found:
         return None
     return found[0]._replace(claim=" ".join(finding.claim for finding in found))
 
 
 def _planted(plants):
-    ours, search = (plants[name]["precision_at_5"] for name in ("influence", "bm25"))
+    ours, search = plants["influence"], plants["bm25"]
+    value, one = ours["precision_at_5"], plants.get("one checkpoint")
+    along = f" (over checkpoints; {one['precision_at_5']:.0%} at one)" if one else ""
     return Finding(
-        f"{ours:.0%}",
+        f"{value:.0%}",
         "of the first five documents are the planted ones",
-        f"Of the first five documents behind a planted association {ours:.0%} are those that "
-        f"planted it, {above(ours, search)} BM25's {search:.0%}.",
+        f"Of the first five documents behind a planted association {value:.0%} are those that "
+        f"planted it{along}: {_beside(ours, search, 'precision_at_5', 'BM25')}.",
     )
 
 
-def _removed(removals):
-    ours, search, chance = (
-        removals[name]["flipped_or_halved"] for name in ("influence", "bm25", "random")
-    )
+def _removed(facts, plants=None):
+    ours, search, chance = (facts[name] for name in ("influence", "bm25", "random"))
+    value, traits = ours["flipped_or_halved"], ""
+    if plants:
+        own, rival = plants["influence"], plants["bm25"]
+        traits = (
+            f" Of {own['answers']} planted associations {own['flipped_or_halved']:.0%} do: "
+            f"{_beside(own, rival, 'flipped_or_halved', 'BM25')}."
+        )
     return Finding(
-        f"{ours:.0%}",
+        f"{value:.0%}",
         "of answers flip, or halve their probability, without their first documents",
-        f"Trained again without their first documents, {ours:.0%} of "
-        f"{removals['influence']['answers']} right answers flip or halve their probability: "
-        f"{above(ours, search)} the {search:.0%} of BM25's first, "
-        f"{above(ours, chance)} the {chance:.0%} of random ones.",
+        f"Trained again without their first documents, {value:.0%} of {ours['answers']} right "
+        f"answers flip or halve their probability: "
+        f"{_beside(ours, search, 'flipped_or_halved', 'BM25')}, "
+        f"{_beside(ours, chance, 'flipped_or_halved', 'random documents')}.{traits}",
     )
+
+
+def _beside(ours, other, key, name):
+    """How two shares read beside each other, their errors taken as of different answers."""
+    lead, error = ours[key] - other[key], hypot(ours["se"], other["se"])
+    if abs(lead) <= 2 * error:
+        place = "level with"
+    else:
+        place = "ahead of" if lead > 0 else "behind"
+    return f"{place} {name} with {other[key]:.0%} ({100 * lead:+.0f} ± {100 * error:.0f} points)"
 
 
 def your_models(numbers):

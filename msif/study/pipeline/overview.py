@@ -1,9 +1,10 @@
 """One page over all reports: ``python -m msif.study.pipeline.overview`` writes reports/index.html.
 
-For each notebook its question, its key figure, what it found and the number, and links to every
-report of every profile under reports/. Every number comes from a file that a stage wrote, and every
-sentence is filled in from these numbers: where one contradicts the study's hopes, the sentence says
-so. The page loads nothing; equal reports give equal bytes. How it looks: overview.html.j2.
+First the table of `front`. Then for each notebook its question, its key figure, what it found and
+the number, and links to every report of every profile under reports/. Every number comes from a
+file that a stage wrote, and every sentence is filled in from these numbers: where one contradicts
+the study's hopes, the sentence says so. The page loads nothing; equal reports give equal bytes. How
+it looks: overview.html.j2.
 """
 
 import base64
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from msif.core.extras import need
 from msif.study.paths import root
+from msif.study.pipeline import front
 from msif.study.pipeline.findings import FINDINGS, Finding
 
 jinja2 = need("jinja2")
@@ -117,10 +119,13 @@ def page(folder):
     """The page over a folder of reports, as HTML."""
     folder = Path(folder)
     found = collect(folder)
+    table = front.rows(folder)
     # The profiles of the notebook that most have come first, in its order.
     widest_first = sorted(found.values(), key=len, reverse=True)
     profiles = list(dict.fromkeys(r.profile for reports in widest_first for r in reports))
     return _template().render(
+        front=[_front(row) for row in table],
+        answers=front.answers(folder, table),
         notebooks=list(found.values()),
         profiles=profiles,
         explorers=[
@@ -132,6 +137,17 @@ def page(folder):
         rows=[_row(name, reports, profiles) for name, reports in found.items()],
         benchmarks=[_benchmark(path) for path in sorted(folder.glob("benchmarks/*.md"))],
     )
+
+
+def _front(row):
+    """A line of the front table; cells: (name, at one checkpoint, over several) of each column."""
+    return {
+        "head": front.HEAD,
+        "profile": row.profile,
+        "question": front.QUESTIONS[row.condition],
+        "size": row.size,
+        "cells": [row.said(column) for column in front.COLUMNS],
+    }
 
 
 def _row(name, reports, profiles):

@@ -215,19 +215,32 @@ def test_fact_tracing_says_where_it_is_behind_and_what_a_stage_costs():
         (-0.1, 0.1, "makes no sure difference to"),
     ):
         paired["raw"] = {"mean": (low + high) / 2, "low": low, "high": high}
-        said = f"Leaving out fine-tuning's curvature {verdict} raw MRR"
+        said = f"leaving out fine-tuning's curvature {verdict} raw MRR"
         assert said in claim("fact_tracing", numbers)
+
+
+def test_a_lead_over_checkpoints_says_that_the_rival_has_one():
+    numbers = committed("fact_tracing")
+    numbers["lead"]["causal"] = {"over": "trackstar/raw", "mean": 0.1, "se": 0.01}
+    said = "75% at one), chance 50%: ahead of TrackStar at one checkpoint by 0.100 ± 0.010"
+    assert said in claim("fact_tracing", numbers)
+    numbers["lead"]["causal"]["over"] = "trackstar_trajectory/raw"
+    said = "ahead of TrackStar, over checkpoints by 0.100"
+    assert said in claim("fact_tracing", numbers)
 
 
 def test_validation_says_above_and_below():
     numbers = committed("exact")
-    said = "0.91 within 20: above plain conjugate gradients' 0.57, and above their 0.68"
+    said = "EK-FAC shares 0.32 of the exact order of all documents (Spearman), K-FAC 0.32,"
     assert said in claim("exact", numbers)
-    numbers["two_stages"]["test-bed"]["CG, 20 products"]["spearman"] = 0.99
-    assert "and below their 0.99" in claim("exact", numbers)
     numbers = committed("scalability")
     numbers["0.1 x mean"]["gradient dot"]["0"]["spearman"] = 0.9
     assert "below the 0.90 of gradient dot" in claim("scalability", numbers)
+    assert "0.91: below block conjugate gradients' 0.94, which take 50" in claim(
+        "scalability", numbers
+    )
+    numbers["0.1 x mean"]["the dial"]["20"]["spearman"] = 0.95
+    assert "0.95: above block" in claim("scalability", numbers)
     numbers = committed("retraining")
     assert "below the 0.66 of counting" in claim("retraining", numbers)
     numbers["lds"]["statements_raw_5_models"] = 0.1
@@ -235,21 +248,24 @@ def test_validation_says_above_and_below():
 
 
 def test_case_studies_may_lack_a_study():
-    planted = {"planted": {"influence": {"precision_at_5": 0.92}, "bm25": {"precision_at_5": 0.1}}}
+    few, many = ({"precision_at_5": x, "se": 0.03} for x in (0.1, 0.92))
+    planted = {"planted": {"influence": many, "bm25": few}}
     facts = {
-        "influence": {"flipped_or_halved": 0.3, "answers": 40},
-        "bm25": {"flipped_or_halved": 0.5},
-        "random": {"flipped_or_halved": 0.1},
+        "influence": {"flipped_or_halved": 0.5, "se": 0.06, "answers": 40},
+        "bm25": {"flipped_or_halved": 0.4, "se": 0.08},
+        "random": {"flipped_or_halved": 0.1, "se": 0.06},
     }
     removal = {"removal": {"facts": facts}}
-    both = "below the 50% of BM25's first, above the 10% of random ones"
+    said = "level with BM25 with 40% (+10 ± 10 points), ahead of random documents with 10% (+40"
     assert FINDINGS["case_studies"]({}) is None
     assert FINDINGS["case_studies"](planted).number == "92%"
-    assert "above BM25's 10%" in claim("case_studies", planted)
-    assert FINDINGS["case_studies"](removal).number == "30%"
-    assert "30% of 40 right answers" in claim("case_studies", removal)
+    assert "ahead of BM25 with 10% (+82 ± 4 points)" in claim("case_studies", planted)
+    assert FINDINGS["case_studies"](removal).number == "50%"
+    assert "50% of 40 right answers" in claim("case_studies", removal)
     assert FINDINGS["case_studies"](planted | removal).number == "92%"
-    assert both in claim("case_studies", planted | removal)
+    assert said in claim("case_studies", planted | removal)
+    removal["removal"]["plants"] = facts
+    assert "Of 40 planted associations 50% do: level with" in claim("case_studies", removal)
 
 
 @pytest.mark.parametrize(

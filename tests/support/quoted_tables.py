@@ -1,0 +1,72 @@
+"""The tables of docs/findings.md: which number of the reports each of their cells is."""
+
+from dataclasses import dataclass
+
+from msif.study.pipeline.words import named
+from support.quoted import Number, by_chance, case_study, exact, lds, metrics, retrained, tracing
+
+NOTHING = Number(None, "–", 0, 0, "", "")
+
+
+def _retrieval(method):
+    if method == "chance":
+        rest = [by_chance(c, "auc") for c in ("matched", "causal")]
+        return [by_chance("plain", "mrr"), NOTHING, *rest]
+    forms = [tracing(method, form=form) for form in ("raw", "normalised")]
+    return [*forms, tracing(method, "matched"), tracing(method, "causal")]
+
+
+def _lds(method):
+    if method == "noise ceiling":
+        return [NOTHING, retrained("ceiling")]
+    return [lds(method, 1), lds(method, 5)]
+
+
+def _exact(problem):
+    budgets = (("EK-FAC", 0), ("dial", 4), ("dial", 19), ("CG", 5), ("CG", 20))
+    return [exact(problem, method, products) for method, products in budgets]
+
+
+def _named_by(method):
+    removed = ("removal", "facts", method)
+    return [
+        case_study("planted", method, "precision_at_5"),
+        case_study(*removed, "flipped_or_halved"),
+        case_study(*removed, "of_given"),
+    ]
+
+
+def _memory(label):
+    return [case_study("memory", label, kind) for kind in ("memorised", "inferred")]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of docs/findings.md. head: what its first line starts with; row: the numbers of a
+    line by its first cell as the records call it; records: {the first cell: that}."""
+
+    head: str
+    digits: int
+    row: object
+    records: dict
+
+
+def tables():
+    """The `Table` of each."""
+    methods = {named(x): x for x in metrics("full", "fact_tracing")["plain"]}
+    predicting = {named(x): x for x in ("multi_stage_source", "trak", "statements")} | methods
+    older = {"BM25": "bm25", "dot product of gradients, over checkpoints": "TracInCP"}
+    return [
+        Table("| method | MRR, raw", 3, _retrieval, methods),
+        Table("| method | LDS, one model", 2, _lds, predicting),
+        Table("| Spearman with exact influence", 2, _exact, {}),
+        Table("| documents named by", 2, _named_by, older),
+        Table("| probability of the answer", 2, _memory, {}),
+    ]
+
+
+def cells(text, table):
+    """([the other titles], [(first cell, [the other cells])]) of a table in a page's text."""
+    head, _, *lines = (table.head + text.split(table.head)[1].split("\n\n")[0]).splitlines()
+    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in (head, *lines)]
+    return found[0][1:], [(line[0], line[1:]) for line in found[1:]]
