@@ -158,11 +158,20 @@ def lds(predicted, outcomes, resamples=300, seed=0):
     """
     predicted, measured = np.asarray(predicted), np.asarray(outcomes).mean(1).T
 
-    def score(q, s):
-        return np.nan_to_num(spearman(predicted[q][:, s], measured[q][:, s]))
+    for name, x in (("predictions", predicted), ("outcomes", measured)):
+        if not np.isfinite(x).all():
+            raise ValueError(f"{name} are not finite: a training or a score has diverged")
 
-    value = float(np.nan_to_num(spearman(predicted, measured)).mean())
+    def score(q, s):
+        return _ordered(predicted[q][:, s], measured[q][:, s])
+
+    value = float(score(*(np.arange(n) for n in measured.shape)).mean())
     return value, _bootstrap_error(score, measured.shape, resamples, seed)
+
+
+def _ordered(predicted, measured):
+    """`spearman` of each row, 0 for those whose predictions are all equal."""
+    return np.where(np.ptp(predicted, axis=1) == 0, 0.0, spearman(predicted, measured))
 
 
 def lds_difference(predicted, other, outcomes, resamples=300, seed=0):
@@ -174,7 +183,7 @@ def lds_difference(predicted, other, outcomes, resamples=300, seed=0):
 
     def gain(q, s):
         found = measured[q][:, s]
-        return spearman(a[q][:, s], found) - spearman(b[q][:, s], found)
+        return _ordered(a[q][:, s], found) - _ordered(b[q][:, s], found)
 
     everything = tuple(np.arange(n) for n in measured.shape)
     return float(gain(*everything).mean()), _bootstrap_error(gain, measured.shape, resamples, seed)

@@ -157,6 +157,16 @@ def test_the_error_of_lds_is_never_too_small():
     assert 0.9 < np.mean(errors) / np.std(values) < 1.2 * 3**0.5
 
 
+def test_predictions_without_an_order_count_as_none_and_diverged_ones_are_refused():
+    signal, outcomes = simulated(subsets=40, queries=2)
+    flat = np.stack([signal[0], np.zeros(40)])
+    whole = metrics.spearman(signal, outcomes.mean(1).T)
+    assert metrics.lds(flat, outcomes, 2)[0] == pytest.approx(whole[0] / 2)
+    for wrong, where in ((signal * np.nan, outcomes), (signal, outcomes * np.nan)):
+        with pytest.raises(ValueError, match="not finite"):
+            metrics.lds(wrong, where, 2)
+
+
 def test_a_difference_of_lds_is_the_difference_and_knows_what_the_two_share():
     signal, outcomes = simulated(subsets=40)
     value, error = metrics.lds_difference(signal, signal + 0.1, outcomes, resamples=20)

@@ -130,14 +130,14 @@ def of_answers():
             for row in front.rows(REPORTS)
             if row.cells["single-stage"].one.mean >= row.cells["multi-stage"].one.mean
         ),
-        phrase("with an MRR of {:2}", tracing("multi_stage")),
-        phrase("Spearman {:2} on notebook 04's", bed["EK-FAC", "spearman"]),
+        phrase("state the fact have an MRR of {:2}", tracing("multi_stage")),
+        phrase("a Spearman of {:2} with that of exact", bed["EK-FAC", "spearman"]),
         phrase("(dot product of gradients {:2})", bed["gradient dot", "spearman"]),
         phrase(
             "is {:2} (dot product {:2})", *(bed[m, "pearson"] for m in ("EK-FAC", "gradient dot"))
         ),
         phrase(
-            "correlation {:2} by one model, BM25 {:2}, where noise allows {:2}",
+            "correlation of {:2}, BM25 {:2}; noise allows {:2}",
             lds("multi_stage", 1),
             lds("bm25", 1),
             retrained("ceiling"),

@@ -37,14 +37,20 @@ class Recipe:
     max_length: int = 64
 
     def key(self):
-        """What tells one recipe from another, as JSON values; of the corpus its digest."""
-        return vars(self) | {"corpus": self.corpus.digest()}
+        """What tells one recipe from another, as JSON values; of the corpus and of weights that
+        training starts from, their digests."""
+        known = vars(self) | {"corpus": self.corpus.digest()}
+        start = testbed.start_digest(self.model)
+        return known | ({"start": start} if start else {})
 
 
 def subsets(documents, count, share, seed=0):
     """`count` random subsets of the documents to leave out: (count, documents) bool.
 
-    In each row `share` of the documents is True, rounded down, but at least one."""
+    In each row `share` of the documents is True, rounded down, but at least one. Raises ValueError
+    for a share that is not between 0 and 1."""
+    if not 0 < share < 1:
+        raise ValueError(f"share is {share}; expected one between 0 and 1, of what is left out")
     rng = torch.Generator().manual_seed(seed)
     left_out = torch.zeros(count, documents, dtype=torch.bool)
     size = max(1, math.floor(documents * share))
@@ -61,8 +67,14 @@ def half_subsets(documents, count, seed=0):
 def retrained(recipe, left_out, seed, last=None):
     """θ₂ after both stages, pre-trained without the documents `left_out` ((N,) bool).
 
-    last: they are left out in that many last epochs of pre-training alone; None: in all."""
+    last: they are left out in that many last epochs of pre-training alone; None: in all. Raises
+    ValueError for another number than 1 to all epochs."""
     weights = (~left_out).float()
+    if last is not None and not 1 <= last <= recipe.pretraining["epochs"]:
+        raise ValueError(
+            f"last is {last}; expected 1 to {recipe.pretraining['epochs']}, the epochs of "
+            "pre-training"
+        )
     if last is not None:
         there = torch.ones(recipe.pretraining["epochs"] - last, len(left_out))
         weights = torch.cat([there, weights.expand(last, -1)])

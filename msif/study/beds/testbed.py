@@ -150,8 +150,8 @@ def trained(seed, corpus, model, finetuning, **settings):
     Arguments as for `build`. A relative model folder is meant from the study's root.
     """
     model = from_root(model, "source")
-    corpus_digest, start_digest = corpus.digest(), _start_digest(model)
-    named = {"model": model, "seed": seed, "corpus": corpus_digest, "start": start_digest}
+    digests = {"corpus": corpus.digest(), "start": start_digest(model)}
+    named = {"model": model, "seed": seed} | digests
     key = {**settings, **named}
 
     def first(folder):
@@ -222,7 +222,7 @@ def whole(rows):
     ]
 
 
-def _start_digest(model):
+def start_digest(model):
     """Digest of the weights that pre-training continues from; None when it starts from scratch."""
     if "source" not in model:
         return None

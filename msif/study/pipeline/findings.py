@@ -306,16 +306,17 @@ def removal(numbers):
     lost, lead = numbers["lost"], numbers["lead"]
     (ours,) = lost.keys() - lead.keys() - {"others' documents"}
     share = lost[ours]["value"]
-    rest = [
-        f"{named(name)} {lost[name]['value']:.0%} ({x['value']:+.0%} ± {x['error']:.0%} for {ours})"
-        for name, x in lead.items()
-    ]
+
+    def beside(name, x):
+        error = "" if x["error"] is None else f" ± {x['error']:.0%}"
+        return f"{named(name)} {lost[name]['value']:.0%} ({x['value']:+.0%}{error} for {ours})"
+
+    rest = "".join(f"; {beside(name, x)}" for name, x in lead.items())
     return Finding(
         f"{share:.0%}",
         "of right answers lost without the documents that influence ranks highest",
         f"Both stages trained again without the {numbers['top']} documents that {ours} ranks "
-        f"highest, {share:.0%} of {numbers['answers']} right answers are lost; "
-        f"{', '.join(rest)}.",
+        f"highest, {share:.0%} of {numbers['answers']} right answers are lost{rest}.",
     )
 
 
@@ -335,6 +336,9 @@ def regimes(numbers):
     follows = (
         "" if follow is None else f" Over {len(recipes)} recipes the two correlate {follow:.2f}."
     )
+    if rough == even:
+        claim = f"One recipe alone ({even}, metasmoothness {smooth(even):.2f}) was tried."
+        return Finding(f"{lds(best):.2f}", "LDS of multi-stage influence", claim)
     return Finding(
         f"{lds(best):.2f}",
         "LDS of multi-stage influence by the recipe that it predicts best",

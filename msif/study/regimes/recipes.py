@@ -28,6 +28,26 @@ SHOWN = (
 COUNT, EXACT = "statements", "exact derivative"
 
 
+def check(pretraining, recipes, shares, windows, seeds):
+    """Raise ValueError, before any training, for what this study cannot compare.
+
+    shares: all that are left out. windows: last epochs of the first recipe. seeds: the other
+    ones."""
+    if len(set(seeds)) < 2:
+        raise ValueError(
+            f"retraining_seeds is {seeds}; expected two at least: what noise allows is their "
+            "agreement"
+        )
+    if wrong := [x for x in shares if not 0 < x < 1]:
+        raise ValueError(f"share {wrong[0]}: expected one between 0 and 1, of what is left out")
+    if wrong := [x for x in windows if not 1 <= x <= pretraining["epochs"]]:
+        raise ValueError(
+            f"window {wrong[0]}: expected 1 to {pretraining['epochs']}, the epochs of pre-training"
+        )
+    if not recipes or next(iter(recipes.values())):
+        raise ValueError("recipes: the first must change nothing; the others differ from it")
+
+
 def recipe(corpus, model, pretraining, finetuning, changes):
     """A `retraining.Recipe` of a corpus with some settings of training changed."""
     first = pretraining | changes.get("pretraining", {})
@@ -97,9 +117,12 @@ class Outcomes:
 
     @property
     def ceiling(self):
-        """The LDS of a perfect prediction of `others`: what noise between seeds allows."""
-        agreement = metrics.seed_agreement(self.others)
-        return metrics.noise_ceiling(agreement, self.others.shape[1])
+        """The LDS of a perfect prediction of the mean of `others`: what noise allows."""
+        return self.allowed(self.others.shape[1])
+
+    def allowed(self, seeds):
+        """The same of the mean of so many other seeds."""
+        return metrics.noise_ceiling(metrics.seed_agreement(self.others), seeds)
 
 
 def outcomes(plan, share, subsets, own, others, processes=None, last=None):
@@ -116,9 +139,9 @@ def outcomes(plan, share, subsets, own, others, processes=None, last=None):
 def lds(tables, found, queries=None, resamples=300):
     """{method: {"own", "others", "ensemble": (LDS, standard error)}}.
 
-    own: each model against retrainings of its own seed; others: against the mean of the other
-    seeds; both the mean over models. ensemble: the models' mean against the mean of the other
-    seeds. queries: numbers of those that the scores are of (None: all)."""
+    own: each model against the retrainings of its own seed; others: against those of each other
+    seed, one at a time, as noisy as those; both are means. ensemble: the models' mean against the
+    mean of the other seeds. queries: numbers of those that the scores are of (None: all)."""
     chosen = slice(None) if queries is None else list(queries)
     own, others = found.own[:, :, chosen], found.others[:, :, chosen]
 
@@ -127,7 +150,7 @@ def lds(tables, found, queries=None, resamples=300):
         return {name: metrics.lds(p, measured, resamples) for name, p in predicted.items()}
 
     per_own = [against(t, own[:, [k]]) for k, t in enumerate(tables)]
-    per_other = [against(t, others) for t in tables]
+    per_other = [against(t, others[:, [k]]) for t in tables for k in range(others.shape[1])]
     together = against(datamodels.ensemble(tables), others)
     return {
         name: {
@@ -137,6 +160,13 @@ def lds(tables, found, queries=None, resamples=300):
         }
         for name in together
     }
+
+
+def gain(tables, found, method, other):
+    """LDS of the models' mean by one method minus that by another, on the same subsets and queries:
+    (difference, standard error)."""
+    predicted = datamodels.predicted(datamodels.ensemble(tables), found.left_out)
+    return metrics.lds_difference(predicted[method], predicted[other], found.others)
 
 
 def _mean(pairs):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from msif.core.models import tiny_gpt_neox
 from msif.study.beds import retraining, testbed
 from msif.study.beds.retraining import Recipe, half_subsets, outcome, outcomes, retrained
 from msif.study.corpora.corpus import generate
@@ -138,3 +139,14 @@ def test_processes_in_parallel_equal_one_after_the_other(study, monkeypatch):
     (study / "serial" / "dvc.yaml").touch()
     monkeypatch.chdir(study / "serial")  # where nothing is kept yet
     assert arranged(left_out, seeds, together)
+
+
+def test_new_weights_in_a_folder_that_training_starts_from_make_another_recipe(tmp_path):
+    """So that retrainings of the old ones are not found again."""
+    given = {"source": str(tmp_path)}
+    keys = []
+    for seed in (0, 1, 0):
+        tiny_gpt_neox(20, width=8, layers=1, heads=2, seed=seed).save_pretrained(tmp_path)
+        keys.append(Recipe(CORPUS, given, {}, {}).key())
+    assert keys[0] == keys[2] and keys[0] != keys[1]
+    assert "start" not in RECIPE.key()

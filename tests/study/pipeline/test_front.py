@@ -117,9 +117,19 @@ def test_whether_to_trust_it_is_said_where_there_are_records_of_it(tmp_path):
     folder = reports(tmp_path, world(), exact={"two_stages": {"test-bed": bed}}, retraining=lds)
     _, (about, rest) = front.answers(folder, front.rows(folder))
     assert about == "Should I trust it on my model?"
-    for number in ("MRR of 0.60", "Spearman 0.12", "gradients 0.56)", "is 0.34 (dot product 0.78)"):
+    for number in (
+        "MRR of 0.60",
+        "Spearman of 0.12",
+        "gradients 0.56)",
+        "is 0.34 (dot product 0.78)",
+    ):
         assert number in rest
-    assert "0.21 by one model, BM25 0.11, where noise allows 0.43" in rest
+    assert "correlation of 0.21, BM25 0.11; noise allows 0.43" in rest
+    assert "Both are so, as Spearman counts every pair" in rest
+    bed["EK-FAC, 0 products"]["pearson"] = 0.12
+    folder = reports(tmp_path, world(), exact={"two_stages": {"test-bed": bed}}, retraining=lds)
+    _, (_, rest) = front.answers(folder, front.rows(folder))
+    assert "Of the few large scores that is no better" in rest and "Both are so" not in rest
 
 
 def test_the_readme_has_the_table_as_it_is_made_from_the_reports():

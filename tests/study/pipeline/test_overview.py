@@ -304,7 +304,21 @@ def test_a_rival_whose_documents_cost_more_answers_is_said_to():
     lead = {"embeddings": {"value": -0.25, "error": 0.1}, "random": value}
     found = claim("removal", {"lost": lost, "lead": lead, "answers": 16, "top": 5})
     assert "without the 5 documents that influence ranks highest, 50% of 16 right answers" in found
-    assert "sentence embeddings 50% (-25% ± 10% for influence), random 50%" in found
+    assert "sentence embeddings 50% (-25% ± 10% for influence); random 50%" in found
+    alone = {"lost": {"influence": value}, "lead": {}, "answers": 1, "top": 5}
+    assert claim("removal", alone).endswith("50% of 1 right answers are lost.")
+
+
+def test_recipes_are_compared_where_there_are_several():
+    def recipe(smooth, lds):
+        ensemble = {"multi-stage": {"ensemble": {"value": lds}}}
+        return {"metasmoothness": {"value": smooth}, "lds": ensemble, "ceiling": 0.8}
+
+    recipes = {"a": recipe(0.8, 0.2), "b": recipe(0.9, 0.4)}
+    found = claim("regimes", {"recipes": recipes, "correlation": None})
+    assert "(a, metasmoothness 0.80) has an LDS of 0.20, the smoothest (b, 0.90) one" in found
+    one = claim("regimes", {"recipes": {"a": recipes["a"]}, "correlation": None})
+    assert one == "One recipe alone (a, metasmoothness 0.80) was tried."
 
 
 def test_the_page_of_the_reports_that_are_there():

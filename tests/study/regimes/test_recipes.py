@@ -35,15 +35,17 @@ def test_a_recipe_differs_in_what_was_changed_alone():
     assert (PLAN.pretraining, PLAN.finetuning) == (FIRST, SECOND)
 
 
-def test_left_out_in_all_last_epochs_is_left_out_and_in_none_is_not():
+def test_left_out_in_all_last_epochs_is_left_out():
     left_out = retraining.subsets(N, 1, 0.25)[0]
     assert left_out.sum() == N // 4
     whole = weights(retraining.retrained(PLAN, left_out, 5))
-    last = [weights(retraining.retrained(PLAN, left_out, 5, n)) for n in (0, 1, 3)]
-    assert torch.equal(last[2], whole)
-    nothing = torch.zeros(N, dtype=torch.bool)
-    assert torch.equal(last[0], weights(retraining.retrained(PLAN, nothing, 5)))
-    assert not torch.equal(last[1], whole) and not torch.equal(last[1], last[0])
+    last = [weights(retraining.retrained(PLAN, left_out, 5, n)) for n in (1, 3)]
+    nothing = weights(retraining.retrained(PLAN, torch.zeros(N, dtype=torch.bool), 5))
+    assert torch.equal(last[1], whole)
+    assert not torch.equal(last[0], whole) and not torch.equal(last[0], nothing)
+    for wrong in (0, 4):
+        with pytest.raises(ValueError, match=f"last is {wrong}; expected 1 to 3"):
+            retraining.retrained(PLAN, left_out, 5, wrong)
 
 
 def test_a_share_leaves_out_at_least_one_and_halves_are_as_they_were():
@@ -65,6 +67,24 @@ def test_outcomes_are_told_apart_by_seed_and_the_ceiling_is_of_the_others():
     assert np.array_equal(found.others[1, 1], expected)
     agreement = metrics.seed_agreement(found.others)
     assert found.ceiling == metrics.noise_ceiling(agreement, 2)
+    assert found.allowed(1) == metrics.noise_ceiling(agreement, 1)
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"seeds": [7]}, "two at least"),
+        ({"shares": [0.5, 1.0]}, "share 1.0"),
+        ({"windows": [0]}, "window 0: expected 1 to 3"),
+        ({"windows": [4]}, "window 4: expected 1 to 3"),
+        ({"recipes": {"a": {"pretraining": {"epochs": 1}}}}, "the first must change nothing"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_any_training(wrong, said):
+    given = {"recipes": {"a": {}}, "shares": [0.5], "windows": [3], "seeds": [7, 8]}
+    recipes.check(FIRST, **given)
+    with pytest.raises(ValueError, match=said):
+        recipes.check(FIRST, **given | wrong)
 
 
 def test_lds_is_one_for_the_effects_themselves():
@@ -82,6 +102,9 @@ def test_lds_is_one_for_the_effects_themselves():
     found = recipes.lds(tables, recipes.Outcomes(left_out, own, mean), resamples=3)["ours"]
     assert found["own"][0] == pytest.approx(1) and found["ensemble"][0] == pytest.approx(1)
     assert 0 < found["others"][0] < 1
+    both = [t | {"nothing": torch.zeros(6, N)} for t in tables]
+    gain, _ = recipes.gain(both, recipes.Outcomes(left_out, own, mean), "ours", "nothing")
+    assert gain == pytest.approx(1)
     few = [{"ours": t["ours"][[1, 4]]} for t in tables]
     some = recipes.lds(few, recipes.Outcomes(left_out, own, mean), [1, 4], resamples=3)["ours"]
     assert some["own"][0] == pytest.approx(1)
