@@ -6,13 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
+from msif.api.kinds import adapters_digest
 from msif.api.scores import Scores
 from msif.api.stages import Stage, layers_key, loss_of_pairs, name_of
 from msif.api.streams import Stream
 from msif.core import checks, data, files, influence, pairs, queries
-from msif.core.digests import tensors_digest
 from msif.core.layers import Vectors, matrix
 from msif.scale import processes, streaming
 
@@ -115,8 +113,7 @@ def _stage_key(stage):
     numbers = [[x.value, x.relative] for x in (stage.core.damping, stage.core.alpha)]
     found = {"factors": header, "layers": layers_key(stage.model), "numbers": [*numbers, stage.new]}
     if adapters := stage.model.adapters:  # the same sum of weights can come of others
-        sides = {f"{name} {x.scale}": torch.cat([x.A.mT, x.B]) for name, x in adapters.items()}
-        found["adapters"] = [tensors_digest(sides), stage.decay, stage.remainder]
+        found["adapters"] = [adapters_digest(adapters), stage.decay, stage.remainder]
     return found
 
 

@@ -16,7 +16,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-
 _PLACES = ("first", "second", "last")
 
 
