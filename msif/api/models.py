@@ -135,6 +135,7 @@ class Model:
             prompts = list(checks.several("prompt", prompts))
         given = forms.read(prompts, columns, limit)
         if given is not None and answers is not None:
+            assert isinstance(prompts, list)  # a path beside answers is refused above
             raise ValueError(
                 f"answers are given beside rows or conversations, which have their own (row 0 is "
                 f"{reprlib.repr(prompts[0])}): expected prompts of text beside them"
