@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from msif.core import capture, ekfac, files, pairs, preferences, store
 from msif.core.adapters import Adapter
+from msif.core.digests import tensors_digest
 from msif.core.layers import Tracked
 from msif.core.objectives import loss
 from msif.scale import processes
@@ -86,6 +88,12 @@ def read_beside(factors: ekfac.EKFAC, place: Path) -> ekfac.EKFAC:
         if beside(place, what).exists()
     }
     return Fitted(factors.factors, factors.header, **found) if found else factors
+
+
+def adapters_digest(adapters: Mapping[str, Adapter]) -> str:
+    """sha256 (hex) of adapters: the same sum of weights can come of others."""
+    sides = {f"{name} {x.scale}": torch.cat([x.A.mT, x.B]) for name, x in adapters.items()}
+    return tensors_digest(sides)
 
 
 def beside(place: Path, what: str) -> Path:

@@ -1,5 +1,6 @@
 """A language model with its tokenizer, and the texts that it reads."""
 
+import reprlib
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -134,7 +135,11 @@ class Model:
             prompts = list(checks.several("prompt", prompts))
         given = forms.read(prompts, columns, limit)
         if given is not None and answers is not None:
-            raise ValueError("answers are given beside rows or conversations, which have their own")
+            assert isinstance(prompts, list)  # a path beside answers is refused above
+            raise ValueError(
+                f"answers are given beside rows or conversations, which have their own (row 0 is "
+                f"{reprlib.repr(prompts[0])}): expected prompts of text beside them"
+            )
         if isinstance(given, forms.Chats):
             _no_text_between(between)
             options = {"max_length": self._longest(max_length, FOREVER), "loss_on": given.loss}
@@ -246,7 +251,7 @@ class Model:
         due = {}
         for n, chat in enumerate(chats):
             if n not in told:
-                opened = conversations.opened(chat, self.tokenizer, f"row {n}")
+                opened = conversations.opened(chat, self.tokenizer, f"row {n}", loss)
                 due[n] = Open(chat[-1]["content"], *opened)
         found = answered(self.tracked, self.tokenizer, due, new_tokens, longest)
         rows = conversations.encode(told.values(), self.tokenizer, longest, loss, told)

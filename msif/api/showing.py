@@ -1,17 +1,20 @@
 """The explorer of what a trace found, or several, a tab a stage."""
 
+import reprlib
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from operator import index
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from msif.api.kinds import adapters_digest
 from msif.api.scores import Scores
-from msif.api.stages import loss_of_pairs
+from msif.api.stages import layers_key, loss_of_pairs
 from msif.core import checks
 from msif.core.pairs import are_pairs
 from msif.view import explorer, tabs
@@ -26,6 +29,7 @@ def show(
     count: int | None = None,
     opponents: int = 3,
     beside: Mapping[str, Tensor] | None = None,
+    withhold_texts: bool | Collection[int] | Mapping[str, Any] = False,
     title: str = "Influence explorer",
     height: int = 760,
     **options: Any,
@@ -34,12 +38,15 @@ def show(
     nothing.
 
     Documents are shaded by the part of the score that passes through each token. Scores of several
-    stages for the same questions, as a list or as {name: scores}, have a tab each. count: documents
-    from the top of each ranking, and opponents from its end. beside: other methods' scores, {name:
-    (q, n)} in the order of `scores.index`. options: `groups`, `notes` (one string a question),
-    `labels` (one {document number: text} a question), `methods` ({name: a line about it}), `about`;
-    `beside` and `labels` of one stage alone. Returns an IPython `HTML`, or the path. Raises
-    ValueError for sizes that do not fit together, and for scores of other questions or models.
+    stages for the same questions, as a list or as {name: scores}, have a tab each; where their
+    stages were fitted or inverted with other settings, the tab says which. count: documents from
+    the top of each ranking, and opponents from its end. beside: other methods' scores, {name:
+    (q, n)} in the order of `scores.index`. withhold_texts: write no word of the documents (of third
+    parties, say), or of those of these numbers; of tabs {name: either}. options: `groups`, `notes`
+    (one string a question), `labels` (one {document number: text} a question), `methods` ({name: a
+    line about it}), `about`; `beside` and `labels` of one stage alone. Returns an IPython `HTML`,
+    or the path. Raises ValueError for sizes that do not fit together, for numbers of no document,
+    and for scores of other questions, models or layers.
 
     >>> msif.show(scores, "explorer.html")
     PosixPath('explorer.html')
@@ -54,21 +61,26 @@ def show(
         count = checks.whole("count", count)
     opponents = checks.whole("opponents", opponents, 0)
     found = _tabs(scores)
+    hidden = _withheld(withhold_texts, found)
     if len(found) == 1:
-        [one] = found.values()
+        [(name, one)] = found.items()
         given = explored(one, count or one.shown, opponents, beside or {}, options)
+        shown = _hiding(explorer.prepared(**given), hidden[name])
         if path is not None:
-            return explorer.write(path, title, **explorer.prepared(**given))
-        return explorer.show(title=title, height=height, **given)
+            return explorer.write(path, title, **shown)
+        return explorer.inline(explorer.page(title, **shown), title, height)
     if beside or "labels" in options:
         raise ValueError(
             f"{'beside' if beside else 'labels'} with scores of {len(found)} stages: expected "
             f"scores of one, whose documents they belong to"
         )
-    about, pages = options.pop("about", ""), {}
-    for name, one in found.items():
+    about, pages, settings = options.pop("about", ""), {}, [_settings(x) for x in found.values()]
+    differ = [name for name in settings[0] if len({x[name] for x in settings}) > 1]
+    for (name, one), mine in zip(found.items(), settings):
         given = explored(one, count or one.shown, opponents, {}, dict(options))
-        pages[name] = explorer.prepared(**given) | {"note": _note(one)}
+        told = ", ".join(f"{x} = {mine[x]}" for x in differ)
+        note = f"{_note(one)} Not as in all tabs: {told}." if told else _note(one)
+        pages[name] = _hiding(explorer.prepared(**given), hidden[name]) | {"note": note}
     if path is not None:
         return tabs.write(path, title, pages, about)
     return explorer.inline(tabs.page(title, pages, about), title, height)
@@ -87,12 +99,10 @@ def _tabs(given):
         raise ValueError(f"scores are a {kind}: expected what `msif.trace` gives, or a list of it")
     first = several[0]
     for x in several[1:]:
-        ends = [y.stages[-1].factors.header["model"] for y in (first, x)]
-        if x.questions != first.questions or ends[0] != ends[1]:
+        if other := _other(first, x):
             raise ValueError(
-                f"scores of stages {first.stage} and {x.stage} are for "
-                f"{'other models' if ends[0] != ends[1] else 'other questions'}: expected the same "
-                f"for all tabs, with the same answers"
+                f"scores of stages {first.stage} and {x.stage} are for other {other}: expected the "
+                f"same for all tabs, with the same answers"
             )
     names = [*given] if named else [_kind(x) for x in several]
     often = Counter(names)
@@ -100,6 +110,76 @@ def _tabs(given):
     if twice := [x for x, times in Counter(names).items() if times > 1]:
         raise ValueError(f"there are several {twice[0]}: give names, {{name: scores}}")
     return dict(zip(names, several))
+
+
+def _other(one, two):
+    """What of two scores must not differ, and does; "" for nothing."""
+    if len(one.stages) != len(two.stages):
+        return f"models (of {len(one.stages)} and {len(two.stages)} stages)"
+    for k, both in enumerate(zip(one.stages, two.stages), 1):
+        ends = [(x.factors.header["model"], adapters_digest(x.model.adapters)) for x in both]
+        if ends[0] != ends[1]:
+            sources = " and ".join(x.model.source for x in both)
+            return f"models (in stage {k} {sources})"
+        layers = [layers_key(x.model) for x in both]
+        if layers[0] != layers[1]:
+            return f"layers (of stage {k}, {len(layers[0])} and {len(layers[1])} are tracked)"
+    return "" if one.questions == two.questions else "questions"
+
+
+FITTED = ("labels", "samples", "seed", "b", "sequences", "tokens", "data")
+
+
+def _settings(scores):
+    """{what may differ between chains of equal models: its value, as text}."""
+    found = {}
+    for k, x in enumerate(scores.stages, 1):
+        numbers = {"damping": x.core.damping, "α": x.core.alpha}
+        told = {
+            name: f"{y.value!r}{'' if y.relative else ' (absolute)'}" for name, y in numbers.items()
+        }
+        told |= {name: str(getattr(x, name)) for name in ("new", "decay", "remainder")}
+        header = x.factors.header
+        told |= {f"{name} of the factors": str(header.get(name))[:12] for name in FITTED}
+        found |= {f"{name} of stage {k}": value for name, value in told.items()}
+    return found
+
+
+def _withheld(given, found):
+    """{tab: True, False, or the documents' numbers}. ValueError for anything else."""
+    names = ", ".join(map(repr, found))
+    if not isinstance(given, Mapping):
+        if len(found) > 1 and not isinstance(given, bool):
+            raise ValueError(
+                f"withhold_texts is {reprlib.repr(given)}, and there are {len(found)} tabs; "
+                f"expected True, False, or {{name: numbers, or True}}, of {names}"
+            )
+        given = dict.fromkeys(found, given)
+    if wrong := [x for x in given if x not in found]:
+        raise ValueError(f"withhold_texts has {wrong[0]!r}, which is no tab; expected {names}")
+    for name, hidden in given.items():
+        if isinstance(hidden, bool):
+            continue
+        if not isinstance(hidden, Set | list | tuple):
+            raise ValueError(
+                f"withhold_texts of {name} is {reprlib.repr(hidden)}; expected True, False, or a "
+                f"set of documents' numbers"
+            )
+        known = set(found[name].index.tolist())
+        for n in hidden:
+            if isinstance(n, bool) or not hasattr(n, "__index__") or n not in known:
+                raise ValueError(
+                    f"withhold_texts of {name} has {n!r}, which is the number of no document; "
+                    f"expected those of its {len(known)} documents"
+                )
+    return {name: given.get(name, False) for name in found}
+
+
+def _hiding(shown, hidden):
+    """The page's arguments, with what is withheld of the documents that it shows."""
+    if not isinstance(hidden, bool):
+        hidden = {n for n in map(index, hidden) if n in shown["documents"]}
+    return shown | {"withhold_texts": hidden}
 
 
 def _kind(scores):
@@ -129,11 +209,11 @@ def explored(
     options: dict[str, Any],
 ) -> dict[str, Any]:
     """The arguments of `explorer.show`: the documents that stand first or last in any ranking."""
-    index = scores.index.tolist() if beside else []
+    numbers = scores.index.tolist() if beside else []
     for name, values in beside.items():
         shape, wanted_shape = (
             tuple(torch.as_tensor(values).shape),
-            (len(scores.questions), len(index)),
+            (len(scores.questions), len(numbers)),
         )
         if name in TOLD or shape != wanted_shape:
             raise ValueError(
@@ -149,12 +229,12 @@ def explored(
     }
     for values in beside.values():
         order = torch.as_tensor(values).sort(dim=1, descending=True, stable=True).indices
-        ends = torch.cat([order[:, :count], order[:, len(index) - opponents :]], 1)
-        wanted |= {index[at] for at in ends.flatten().tolist()}
+        ends = torch.cat([order[:, :count], order[:, len(numbers) - opponents :]], 1)
+        wanted |= {numbers[at] for at in ends.flatten().tolist()}
     both = scores.among(wanted)
     units = torch.stack([x[2] for x in both.values()], 1)
     tables = dict(zip(TOLD, (units, torch.stack([x[1] for x in both.values()], 1))))
-    place = {n: at for at, n in enumerate(index)}
+    place = {n: at for at, n in enumerate(numbers)}
     for name, values in beside.items():
         tables[name] = torch.as_tensor(values)[:, [place[n] for n in both]]
     for stage in {scores.stage, len(scores.stages) - 1}:

@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import torch
 
+from msif.api.kinds import adapters_digest
 from msif.api.scores import Scores
 from msif.api.stages import Stage, layers_key, loss_of_pairs, name_of
 from msif.api.streams import Stream
 from msif.core import checks, data, files, influence, pairs, queries
-from msif.core.digests import tensors_digest
 from msif.core.layers import Vectors, matrix
 from msif.scale import processes, streaming
 
@@ -115,8 +115,7 @@ def _stage_key(stage):
     numbers = [[x.value, x.relative] for x in (stage.core.damping, stage.core.alpha)]
     found = {"factors": header, "layers": layers_key(stage.model), "numbers": [*numbers, stage.new]}
     if adapters := stage.model.adapters:  # the same sum of weights can come of others
-        sides = {f"{name} {x.scale}": torch.cat([x.A.mT, x.B]) for name, x in adapters.items()}
-        found["adapters"] = [tensors_digest(sides), stage.decay, stage.remainder]
+        found["adapters"] = [adapters_digest(adapters), stage.decay, stage.remainder]
     return found
 
 
@@ -217,17 +216,32 @@ def _check_chain(stages, stage):
 
 
 def _foreign(base, adapted):
-    """Do adapted weights, less what the adapters add, differ from the base's by more than a tenth
-    of that? Rounding, of bfloat16 too, is less."""
-    for name, x in adapted.adapters.items():
+    """Do adapted weights, less what the adapters add, differ from the base's by more than 2 % of
+    that (A and B in bfloat16 are closer) and rounding? Layers that the base's own adapters alone
+    have moved count, too."""
+    for name in {**base.adapters, **adapted.adapters}:
         before, after = (
             matrix(layer, layer.weight.detach()).float().cpu()
             for layer in (m.tracked.model.get_submodule(name) for m in (base, adapted))
         )
-        added = x.added().cpu()
-        if (after - before - added).norm() > 0.1 * added.norm() + 1e-2 * before.norm():
+        own, added = (
+            x.adapters[name].added().cpu() if name in x.adapters else before.new_zeros(())
+            for x in (base, adapted)
+        )
+        sizes = added.norm() if name in adapted.adapters else own.norm()
+        rounding = max(map(_rounding, (before, after))) * torch.maximum(before.norm(), after.norm())
+        if (after - before - added).norm() > 0.02 * sizes + rounding:
             return True
     return False
+
+
+def _rounding(weight):
+    """How much of a weight's norm may be rounding: half of the spacing of the coarsest numbers that
+    hold it exactly (bfloat16's in float32, say); of float32 1e-5, as sums in another order are."""
+    for dtype in (torch.bfloat16, torch.float16):
+        if torch.equal(weight.to(dtype).float(), weight):
+            return torch.finfo(dtype).eps / 2
+    return 1e-5
 
 
 def _doubt(largest, sequences):

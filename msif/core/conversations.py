@@ -44,18 +44,14 @@ def encode(
     or of words that the tokenizer does not know, for what the template cannot render or does not
     tell apart, and for more than `max_length` tokens; and for a tokenizer without a template.
     """
-    if loss_on not in ("turns", "last", "rest"):
-        raise ValueError(f"loss_on is {loss_on!r}; expected 'turns', 'last' or 'rest'")
+    _check_loss(loss_on)
     max_length = checks.whole("max_length", max_length, 2)
     found, unknown = [], {}
     for number, given in zip(count() if numbers is None else numbers, conversations):
         what = f"row {number}"
         messages = checked(given, what)
         end_in(messages, "assistant", what)
-        if loss_on == "rest":
-            ids, turns = _parted(messages[:-1], messages, tokenizer, what)
-        else:
-            ids, turns = _rendered(messages, tokenizer, what)
+        ids, turns = _learnt(messages, tokenizer, what, loss_on)
         _short_enough(ids, max_length, what)
         if words := _unknown(messages, ids, turns, tokenizer, what):
             unknown[number] = words
@@ -65,14 +61,16 @@ def encode(
 
 
 def opened(
-    given: Any, tokenizer: PreTrainedTokenizerBase, what: str
+    given: Any, tokenizer: PreTrainedTokenizerBase, what: str, loss_on: str = "last"
 ) -> tuple[Ids, Ids, tuple[int, ...]]:
     """(ids, closing, labels of the closing) of a conversation that ends where an answer is due:
-    with the generation prompt, and what the template has after an answer. Raises as `encode`."""
+    with the generation prompt, and what the template has after an answer, labelled as `encode` does
+    with the same `loss_on`. Raises as that."""
+    _check_loss(loss_on)
     messages = checked(given, what)
     end_in(messages, "user", what)
     probe: Messages = [*messages, {"role": "assistant", "content": _PROBE}]
-    ids, turns = _rendered(probe, tokenizer, what)
+    ids, turns = _learnt(probe, tokenizer, what, loss_on)
     head = _prefix(messages, ids, tokenizer, what, add_generation_prompt=True)
     text = str(tokenizer.apply_chat_template(probe, tokenize=False))
     closing = rows.closing_ids("", "", tokenizer, closing=text.rpartition(_PROBE)[2])
@@ -107,6 +105,18 @@ def encode_pairs(
             made.append(_sequence(number, ids, rest))
         found.append(pairs.Pair(number, *made))
     return found
+
+
+def _check_loss(loss_on):
+    if loss_on not in ("turns", "last", "rest"):
+        raise ValueError(f"loss_on is {loss_on!r}; expected 'turns', 'last' or 'rest'")
+
+
+def _learnt(messages, tokenizer, what, loss_on) -> tuple[Ids, list[tuple[int, int]]]:
+    """(ids, [(start, end)] of every turn of the assistant, or of the rest)."""
+    if loss_on == "rest":
+        return _parted(messages[:-1], messages, tokenizer, what)
+    return _rendered(messages, tokenizer, what)
 
 
 def _parted(prompt, messages, tokenizer, what) -> tuple[Ids, list[tuple[int, int]]]:

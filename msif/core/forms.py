@@ -115,6 +115,7 @@ def _form(row, columns, what):
 def _joined(row, columns, due, what):
     """The conversation of a row whose prompt and answer are messages."""
     messages.nothing_unread(row, what)
+    _with_prompt(row, columns, what)
     prompt = messages.checked(row[columns[0]], f"{what}, {columns[0]}")
     messages.end_in(prompt, "user", f"{what}, {columns[0]}")
     name, answer = _answer(row, columns, due, what)
@@ -131,11 +132,15 @@ def _joined(row, columns, due, what):
 
 def _text(row, columns, due, what):
     """(prompt, answer) of a row of texts."""
-    if columns[0] not in row:
-        raise ValueError(f"{what} has no column {columns[0]!r}; its columns are {_names(row)}")
+    _with_prompt(row, columns, what)
     prompt = checks.text(f"{what}: {columns[0]!r}", row[columns[0]])
     name, answer = _answer(row, columns, due, what)
     return prompt, checks.text(f"{what}: {name!r}", answer) if due or answer is not None else None
+
+
+def _with_prompt(row, columns, what):
+    if columns[0] not in row:
+        raise ValueError(f"{what} has no column {columns[0]!r}; its columns are {_names(row)}")
 
 
 def _answer(row, columns, due, what):

@@ -37,6 +37,12 @@ def preferences(given: Iterable[Any] | str | Path, limit: int | None = None) -> 
                 f"{what} {number} has no {missing[0]!r}; its columns are "
                 f"{', '.join(sorted(map(str, row)))}"
             )
+        texts = all(isinstance(row[x], str) for x in PREFERENCE[1:])
+        if texts and not isinstance(row.get("prompt"), str):
+            raise ValueError(
+                f"{what} {number}: prompt is {reprlib.repr(row.get('prompt'))}, and chosen and "
+                f"rejected are text; expected all three as text, or all as lists of messages"
+            )
     if not found:
         raise ValueError(f"{given} is empty; expected at least one row")
     return found

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from support.tiny import llama
-from support.tokenizers_of_kinds import CHAT, byte_level, like_llama
+from support.tokenizers_of_kinds import CHAT, MARKED, byte_level, like_llama
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from msif.api.models import Model
@@ -169,6 +169,21 @@ def test_conversations_are_rows_and_questions(tmp_path, monkeypatch):
     assert cut.input_ids == told.input_ids[: len(cut.input_ids)] and cut.labels[-1] == said[-1]
 
 
+def test_after_a_prompt_of_messages_all_of_the_model_s_own_answer_has_the_loss(monkeypatch):
+    """As all of a given one has, where the template's marks end before what closes it, too."""
+    bare = MARKED.replace("<|im_end|>{% endgen", "{% endgen").replace("{{ '\\n' }}", "<|im_end|>\n")
+    chat = small(byte_level(TEXTS, bare))
+    told = {"prompt": TWO, "completion": [{"role": "assistant", "content": "Oslo"}]}
+    said = chat.tokenizer("Oslo")["input_ids"]
+    monkeypatch.setattr("msif.api.own.greedy", lambda model, prompts, *rest, **more: [said])
+    for row in (told, [*TWO, *told["completion"]]):
+        due = {"prompt": TWO} if row is told else TWO
+        [given], [own] = chat.questions([row]), chat.questions([due], new_tokens=len(said) + 1)
+        assert given == own
+        decoded = chat.tokenizer.decode([x for x in own.labels if x != NO_LOSS])
+        assert decoded == ("Oslo<|im_end|>\n" if row is told else "Oslo")
+
+
 def test_preferences_arrive_as_text_or_as_conversations(tmp_path):
     chat = small(byte_level(TEXTS, CHAT))
     sides = {"chosen": "London", "rejected": "Oslo"}
@@ -184,9 +199,20 @@ def test_preferences_arrive_as_text_or_as_conversations(tmp_path):
         ([{"prompt": prompt, "chosen": "a"}], "pair 0 has no 'rejected'; its columns are"),
         ([prompt], "pair 0 is .* expected a row with prompt, chosen, rejected"),
         ([{"prompt": prompt, "chosen": "a", "rejected": TWO}], "expected a list of messages on"),
+        ([{"prompt": TWO, **sides}], "pair 0: prompt is .* chosen and rejected are text; expected"),
+        (
+            [{"prompt": prompt, **sides}, {"prompt": TWO, **sides}],
+            "pair 1: prompt is .* text; expected all three as text, or all as lists of messages",
+        ),
+        ([sides], "pair 0: prompt is None, and chosen and rejected are text; expected all three"),
     ):
         with pytest.raises(ValueError, match=message):
             chat.preferences(wrong)
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": TWO, **sides}))
+    with pytest.raises(ValueError, match="pairs.jsonl, row 0: prompt is"):
+        chat.preferences(tmp_path / "pairs.jsonl")
+    with pytest.raises(ValueError, match="beside rows or .*row 0 is .*: expected prompts of text"):
+        chat.preferences([TWO], ["London"], ["Oslo"])
     for wrong in (lambda: chat.answers([TWO], closing=""), lambda: chat.answers([TWO], ["a"])):
         with pytest.raises(ValueError, match="conversations"):
             wrong()

@@ -13,6 +13,7 @@ from msif.core import influence, preferences
 pytestmark = [
     pytest.mark.filterwarnings("ignore:the largest score:UserWarning"),  # tiny data
     pytest.mark.filterwarnings("ignore:not in a notebook:UserWarning"),
+    pytest.mark.filterwarnings("ignore:tracked. 60 % of:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*knows these documents no better than chance"),
     pytest.mark.filterwarnings("ignore:.*gets its own fine-tuning rows wrong"),
 ]
@@ -77,6 +78,81 @@ def test_each_stage_has_a_tab(scores, tmp_path):
     assert [x["name"] for x in data_of(named.read_text("utf-8"))["tabs"]] == ["a", "b"]
 
 
+def test_other_settings_of_the_same_models_are_told_in_their_tabs(pair, given, tmp_path):
+    """Damping, α and what the factors were fitted on: to compare them is what tabs may be for."""
+    two = stages_of(pair, given)
+    firm = msif.Stage(two[0].model, two[0].factors, damping=10.0)
+    absolute = msif.Damping(0.1, relative=False)
+    loose = msif.Stage(pair[1], msif.fit(pair[1], given[1], seed=7), alpha=absolute)
+    chains = {"a": two, "b": [firm, two[1]], "c": [two[0], loose]}
+    found = {name: msif.trace(chain, ASK, given[0]) for name, chain in chains.items()}
+    page = data_of(msif.show(found, tmp_path / "x.html").read_text("utf-8"))
+    told = [
+        f"Stage 1 of 2. Not as in all tabs: damping of stage 1 = {d}, α of stage 2 = {a}, seed of "
+        f"the factors of stage 2 = {s}."
+        for d, a, s in ((0.1, 0.1, 0), (10.0, 0.1, 0), (0.1, "0.1 (absolute)", 7))
+    ]
+    assert [x["note"] for x in page["tabs"]] == told
+    page = data_of(msif.show({"a": found["a"], "d": found["a"]}, tmp_path / "x.html").read_text())
+    assert [x["note"] for x in page["tabs"]] == ["Stage 1 of 2."] * 2
+
+
+def test_texts_are_withheld_of_one_stage_or_of_tabs(scores, tmp_path):
+    def words(what, withheld):
+        """[{number: is its text there}], a tab each."""
+        page = msif.show(what, tmp_path / "x.html", count=3, withhold_texts=withheld)
+        found = data_of(page.read_text("utf-8"))
+        whole = msif.show(what, tmp_path / "y.html", count=3)
+        whole = data_of(whole.read_text("utf-8"))
+        pages = [x.get("tabs", [x]) for x in (found, whole)]
+        return [
+            {int(n): d["words"] == y["documents"][n]["words"] for n, d in x["documents"].items()}
+            for x, y in zip(*pages)
+        ]
+
+    names = ["pre-training documents", "fine-tuning rows", "preference pairs"]
+    [all_of] = words(scores[0], False)
+    assert all(all_of.values())
+    assert (
+        words(scores[0], True)
+        == words(scores[0], {names[0]: True})
+        == [dict.fromkeys(all_of, False)]
+    )
+    first = min(all_of)
+    numbers = set(scores[0].index.tolist()) - {first}  # others than are shown, too
+    assert len(numbers) >= len(all_of)
+    assert words(scores[0], numbers) == [{n: n == first for n in all_of}]
+    three = words(scores, {names[0]: [first], names[2]: True})
+    assert three[0] == {n: n != first for n in all_of}
+    assert all(three[1].values()) and not any(three[2].values())
+    assert not any(any(x.values()) for x in words(scores, True))
+
+
+@pytest.mark.parametrize(
+    "several, wrong, message",
+    [
+        (
+            True,
+            {0},
+            "withhold_texts is .0., and there are 3 tabs; expected True, False, or .name: ",
+        ),
+        (
+            True,
+            {"rows": True},
+            "withhold_texts has 'rows', which is no tab; expected 'pre-training",
+        ),
+        (True, {"fine-tuning rows": "all"}, "of fine-tuning rows is 'all'; expected True, False,"),
+        (False, [999], "of pre-training documents has 999, which is the number of no document; e"),
+        (False, {True}, "has True, which is the number of no document"),
+        (False, 1, "withhold_texts of pre-training documents is 1; expected True, False, or a set"),
+    ],
+)
+def test_what_is_withheld_of_nothing_is_refused(scores, several, wrong, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        msif.show(scores if several else scores[0], tmp_path / "x.html", withhold_texts=wrong)
+    assert not (tmp_path / "x.html").exists()
+
+
 def test_one_is_shown_without_tabs(scores, tmp_path):
     pages = [msif.show(x, tmp_path / "x.html").read_bytes() for x in (scores[:1], scores[0])]
     assert pages[0] == pages[1] and b"tablist" not in pages[0]
@@ -86,10 +162,20 @@ def test_what_does_not_stand_side_by_side_is_refused(scores, made, pair, given, 
     chain, data = made
     path = tmp_path / "x.html"
     other = msif.trace(chain, ASK[:1], data[1], stage=1)
-    short = msif.trace(stages_of(pair, given), ASK, data[1], stage=1)
+    two = stages_of(pair, given)
+    short = msif.trace(two, ASK, data[1], stage=1)
+    mlp = [msif.load(x.source, pattern=r"mlp\.") for x in pair]
+    few = msif.trace(stages_of(mlp, given), ASK, data[1], stage=1)
+    with pytest.warns(UserWarning, match="nothing was fine-tuned"):
+        on_itself = [msif.Stage(pair[1], two[1].factors, damping=0.1), two[1]]
+        based = msif.trace(on_itself, ASK, data[1], stage=1)
     for wrong, message in {
         lambda: msif.show([scores[0], other], path): "stages 0 and 1 are for other questions",
-        lambda: msif.show([scores[0], short], path): "stages 0 and 1 are for other models",
+        lambda: msif.show(
+            [scores[0], short], path
+        ): "stages 0 and 1 are for other models .of 3 and",
+        lambda: msif.show([short, few], path): "other layers .of stage 1, 14 and 6 are tra",
+        lambda: msif.show([short, based], path): "other models .in stage 1 .*base and .*tuned.",
         lambda: msif.show([scores[1], scores[1]], path): "several fine-tuning rows, stage 2: give",
         lambda: msif.show([], path): "scores are a empty list",
         lambda: msif.show([scores[0].values], path): "scores are a Tensor: expected what `msif.tr",

@@ -131,11 +131,14 @@ def test_what_could_be_read_in_two_ways_is_refused_by_its_row(row, message, tmp_
         ({"prompt": TWO[:2], "completion": TWO[3:]}, "prompt ends with the assistant's turn"),
         ({"prompt": [], "completion": TWO[3:]}, r"prompt is \[\]; expected a list of messages"),
         ({"prompt": TWO[:1], "completion": TWO[3:], "tools": ["x"]}, "has 'tools', with which"),
+        ({"completion": TWO[3:]}, "has no column 'prompt'; its columns are completion"),
+        ({"prompt": None, "completion": TWO[3:]}, "prompt is None; expected a list of messages"),
     ],
 )
 def test_messages_that_are_no_prompt_and_answer_are_refused(row, message):
-    with pytest.raises(ValueError, match=f"row 1.*{message}"):
-        forms.read([{"prompt": TWO[:3], "completion": TWO[3:]}, row], COLUMNS)
+    for due in (True, False):
+        with pytest.raises(ValueError, match=f"row 1.*{message}"):
+            forms.read([{"prompt": TWO[:3], "completion": TWO[3:]}, row], COLUMNS, due=due)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
 """Marks of a chat template ({% generation %}): by turn and by whole characters, or refused."""
 
 import pytest
-from support.tokenizers_of_kinds import MARKED, byte_level
+from support.tokenizers_of_kinds import CHAT, MARKED, byte_level
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from msif.core.conversations import encode
+from msif.core.conversations import encode, opened
 from msif.core.data import NO_LOSS
 
 TEXTS = ["system user assistant Where was Ada born ? Paris London : ."]
@@ -61,6 +61,32 @@ def test_a_character_of_several_tokens_is_marked_whole(make, answer):
     assert row.input_ids == tuple(expected) and said(row, tokenizer) == [answer, answer]
     [last] = encode([chat], tokenizer, 999, "last")
     assert last.input_ids == row.input_ids and said(last, tokenizer) == [answer]
+
+
+@pytest.mark.parametrize("loss_on", ["turns", "last", "rest"])
+@pytest.mark.parametrize("template", [BARE, MARKED, CHAT])
+def test_an_answer_of_the_model_s_own_has_the_loss_of_a_given_one(template, loss_on):
+    """Marks or none, what closes it included."""
+    tokenizer = byte_level(TEXTS, template)
+    [row] = encode([[user("Where ?"), told("Paris")]], tokenizer, 999, loss_on)
+    head, closing, labels = opened([user("Where ?")], tokenizer, "row 0", loss_on)
+    answer = row.input_ids[len(head) : -len(closing)]
+    assert head + answer + closing == row.input_ids and tokenizer.decode(answer) == "Paris"
+    assert (NO_LOSS,) * len(head) + answer + labels == row.labels
+    assert (NO_LOSS in labels) == (template != CHAT and loss_on != "rest")
+
+
+def test_the_rest_needs_no_marks_for_an_answer_of_the_model_s_own():
+    """As a given one does not."""
+    tokenizer = byte_level(TEXTS, TWICE)
+    chat = [user("Where ?"), told("London"), user("Where ?")]
+    with pytest.raises(ValueError, match="row 0: the chat template .*marks 2 stretches"):
+        opened(chat, tokenizer, "row 0", "last")
+    with pytest.raises(ValueError, match="loss_on is 'all'; expected 'turns', 'last' or 'rest'"):
+        opened(chat, tokenizer, "row 0", "all")
+    head, closing, labels = opened(chat, tokenizer, "row 0", "rest")
+    [row] = encode([[*chat, told("Paris")]], tokenizer, 999, "rest")
+    assert row.input_ids[: len(head)] == head and closing == labels == row.labels[-len(closing) :]
 
 
 @pytest.mark.parametrize(

@@ -54,9 +54,24 @@ def test_what_cannot_be_compared_is_refused():
     same = model([0.0, 1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match="the first and the last model are equal"):
         metasmoothness([same, same, same])
+    other = model([1.0, 1.0, 2.0, 4.0])
+    for models, which in (
+        ([same, same, other], "first and the second"),
+        ([other, same, same], "second and the last"),
+        ([same, other, same], "first and the last"),
+    ):
+        with pytest.raises(ValueError, match=f"the {which} model are equal; expected three that"):
+            metasmoothness(models)
+    for wrong in (float("nan"), float("inf")):
+        for n, which in enumerate(("first", "second", "last")):
+            models = [same, other, model([0.0, 0.5, 0.0, 0.0])]
+            models[n] = model([0.0, 1.0, wrong, 3.0])
+            with pytest.raises(ValueError, match=f"b of the {which} model has numbers that are N"):
+                metasmoothness(models)
     with pytest.raises(ValueError, match="2 models; expected three"):
         metasmoothness([same, same])
     with pytest.raises(ValueError, match="differ in names or shapes"):
         metasmoothness([same, same, nn.Linear(2, 2)])
-    with pytest.raises(ValueError, match="step is 0"):
-        document_weights(3, step=0)
+    for step in (0, -0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"step is {step}; expected a positive, finite number"):
+            document_weights(3, step=step)

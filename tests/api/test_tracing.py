@@ -1,0 +1,70 @@
+"""A chain's adapters are on the weights of the stage before, or a trace says that they are not."""
+
+import warnings
+
+import pytest
+import torch
+from support.own_pair import ASK
+
+import msif
+from msif.api.models import Model
+from msif.core.adapters import Adapter, merged
+from msif.core.layers import tracked
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:the largest score:UserWarning"),  # tiny data
+    pytest.mark.filterwarnings("ignore:.*knows these documents no better than chance"),
+    pytest.mark.filterwarnings("ignore:.*gets its own fine-tuning rows wrong"),
+]
+
+
+def drawn(base, size, seed):
+    """Adapters of all layers that change each weight by `size` of its norm."""
+    rng, found = torch.Generator().manual_seed(seed), {}
+    for x in base.tracked.layers:
+        weight = base.tracked.model.get_submodule(x.name).weight.detach()
+        B, A = (torch.randn(n, generator=rng) for n in ((len(weight), 2), (2, weight.shape[1])))
+        found[x.name] = Adapter(A, B, float(size * weight.norm() / (B @ A).norm()))
+    return found
+
+
+@pytest.mark.parametrize(
+    "dtype, size, seen",
+    [
+        ("float32", 1e-4, True),
+        ("float32", 0.009, True),
+        ("bfloat16", 1e-3, False),  # less than rounding
+        ("bfloat16", 0.009, True),
+        ("float16", 0.002, True),
+    ],
+)
+def test_two_adapters_on_the_same_base_are_no_chain(folder, dtype, size, seen):
+    """However little they change, above rounding; the second on the first's merge are one, in
+    whatever dtype it was merged, and held in float32 afterwards, too."""
+    base = msif.load(folder / "base", dtype=dtype)
+    rows = base.answers(folder / "rows.jsonl")[:2]
+    one, two = (drawn(base, size, seed) for seed in (1, 2))
+
+    def model(below, added, name):
+        return Model(tracked(merged(below, added).float()), base.tokenizer, name, added)
+
+    net = base.tracked.model
+    first = model(net, one, "first")
+    first = Model(first.tracked, first.tokenizer, "first")  # saved as a whole model
+    below = merged(net, one)
+    ends = {
+        "rounded": (below, False),
+        "whole": (merged(net, one).float(), False),
+        "same": (net, seen),
+    }
+    for name, (on, expected) in ends.items():
+        last = model(on, two, name)
+        chain = [
+            msif.Stage(first, msif.fit(first, rows), damping=0.1),
+            msif.Stage(last, msif.fit(last, rows), alpha=0.1),
+        ]
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            msif.trace(chain, ASK[:1], rows, stage=1)
+        told = [str(x.message) for x in said if "are not on the weights of first" in str(x.message)]
+        assert bool(told) == expected, (name, told)
