@@ -4,7 +4,6 @@ import reprlib
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ class Model:
         """
         if isinstance(texts, str | Path):
             texts = data.load_texts(texts, column, limit=limit)
-        chosen = _first(checks.several("document", texts), limit)
+        chosen = checks.first(checks.several("document", texts), limit)
         context = limits(self.tracked.model)[1]
         return data.encode_documents(chosen, self.tokenizer, self._longest(max_length), context)
 
@@ -141,7 +140,7 @@ class Model:
                 f"{reprlib.repr(prompts[0])}): expected prompts of text beside them"
             )
         if isinstance(given, forms.Chats):
-            _no_text_between(between)
+            conversations.no_text_between(between)
             options = {"max_length": self._longest(max_length, FOREVER), "loss_on": given.loss}
             return conversations.encode(given.conversations, self.tokenizer, **options)
         if given is not None:
@@ -163,7 +162,7 @@ class Model:
                         f"model's own answer to a question, `questions`"
                     )
             pairs = list(zip(prompts, told))
-        return self._encoded(_first(pairs, limit), max_length, new_tokens, between)
+        return self._encoded(checks.first(pairs, limit), max_length, new_tokens, between)
 
     def questions(
         self,
@@ -196,7 +195,7 @@ class Model:
             columns = ("text", forms.ANSWER)
         given = forms.read(asked, columns, limit, due=False)
         if isinstance(given, forms.Chats):
-            _no_text_between(between)
+            conversations.no_text_between(between)
             return self._conversed(given, max_length, new_tokens)
         if given is not None:
             return self._encoded(given, max_length, new_tokens, between)
@@ -207,7 +206,7 @@ class Model:
                 raise ValueError(
                     f"question {n} is {pair!r}: expected a prompt or a (prompt, answer) pair"
                 )
-        return self._encoded(_first(pairs, limit), max_length, new_tokens, between)
+        return self._encoded(checks.first(pairs, limit), max_length, new_tokens, between)
 
     def preferences(
         self,
@@ -234,7 +233,7 @@ class Model:
         if chosen is None and rejected is None:
             rows = messages.preferences(prompts, limit)
             if not all(isinstance(row[x], str) for row in rows for x in ("chosen", "rejected")):
-                _no_text_between(options)
+                conversations.no_text_between(options)
                 longest = self._longest(max_length, FOREVER)
                 return conversations.encode_pairs(rows, self.tokenizer, longest)
             asked, *told = ([row.get(x) for row in rows] for x in messages.PREFERENCE)
@@ -308,15 +307,3 @@ class Model:
             after = rows.closing_ids(prompt, "", self.tokenizer, closing=closing, form=form)
             due[n] = Open(prompt, head, after, after, closing is not None)
         return answered(self.tracked, self.tokenizer, due, new_tokens, longest)
-
-
-def _first(values, limit):
-    return list(islice(values, None if limit is None else checks.whole("limit", limit)))
-
-
-def _no_text_between(options):
-    if given := [name for name in ("separator", "closing") if options[name] is not None]:
-        raise ValueError(
-            f"{given[0]} is {options[given[0]]!r}, and the rows are conversations: the chat "
-            f"template says what stands there"
-        )

@@ -3,6 +3,7 @@
 import operator
 import reprlib
 from collections.abc import Iterable, Mapping, Set
+from itertools import islice
 from os import PathLike
 from typing import Any
 
@@ -49,3 +50,8 @@ def several(what: str, values: Any) -> Iterable[Any]:
             f"one for each {what}"
         )
     return values
+
+
+def first(values: Iterable, limit: int | None) -> list:
+    """The first `limit` values, all of them for None. Raises for what is no whole number."""
+    return list(islice(values, None if limit is None else whole("limit", limit)))

@@ -256,3 +256,12 @@ def _unknown(messages, ids, turns, tokenizer, what):
             )
         found += words
     return found
+
+
+def no_text_between(options: dict) -> None:
+    """Raise ValueError for a `separator` or `closing` beside conversations."""
+    if given := [name for name in ("separator", "closing") if options[name] is not None]:
+        raise ValueError(
+            f"{given[0]} is {options[given[0]]!r}, and the rows are conversations: the chat "
+            f"template says what stands there"
+        )

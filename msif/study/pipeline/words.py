@@ -1,5 +1,7 @@
 """How methods, and differences between them, are called on pages that people read."""
 
+from typing import NamedTuple
+
 from msif.study.tracing.names import Name
 
 NAMES = {
@@ -28,6 +30,14 @@ NAMES = {
     "word_order": "a rule of word order",
     "statements": "counting the statements",
 }
+
+
+class Finding(NamedTuple):
+    """A key number, what it counts, and the claim that it carries."""
+
+    number: str
+    what: str
+    claim: str
 
 
 def named(method):

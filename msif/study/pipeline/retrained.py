@@ -1,0 +1,138 @@
+"""What the notebooks found that train both stages again without documents: 6, 7, 10 and 11.
+
+A function a stage, as in `findings`.
+"""
+
+from math import hypot
+
+from msif.study.pipeline.words import Finding, above, against, named
+
+# The rivals that notebook 6 compares with.
+RIVALS_OF_RETRAINING = ("single", "gradient", "tracincp", "trak", "representation", "bm25")
+
+
+def retraining(numbers):
+    """Notebook 6: does influence predict what training without half of the corpus does?"""
+    lds, ceiling = numbers["lds"], numbers["ceiling"]
+    models = max(int(name.split("_")[-2]) for name in lds)
+    end = f"_{models}_models"
+    at = {name.removesuffix(end): x for name, x in lds.items() if name.endswith(end)}
+    best = max((name for name in at if name.startswith("multi_stage")), key=at.get)
+    value, knows = at[best], at["statements_raw"]
+    method = named("/".join(best.rsplit("_", 1)))
+    lead, name = min(
+        ((x, name) for name, x in numbers["lead"].items() if name.startswith(RIVALS_OF_RETRAINING)),
+        key=lambda rival: rival[0]["value"],
+    )
+    return Finding(
+        f"{value:.2f}",
+        f"linear datamodeling score; noise ceiling {ceiling:.2f}",
+        f"What both stages do, trained again without random halves of the corpus, is predicted "
+        f"with a rank correlation of {value:.2f} ({method}, {models} models): "
+        f"{value / ceiling:.0%} of the noise ceiling, "
+        f"{against(lead['value'], lead['error'], named(name))}, "
+        f"the best of single-stage and similarity methods, and {above(value, knows)} "
+        f"the {knows:.2f} of counting the sentences that state the fact.",
+    )
+
+
+def case_studies(numbers):
+    """Notebook 7: plants found and answers lost. None where there are neither plants nor removals.
+
+    The first of the two that is there gives the key number.
+    """
+    plants = numbers.get("planted", {})
+    removals = numbers.get("removal", {})
+    found = [*([_planted(plants)] if plants else []), *([_removed(**removals)] if removals else [])]
+    if not found:
+        return None
+    return found[0]._replace(claim=" ".join(finding.claim for finding in found))
+
+
+def _planted(plants):
+    ours, search = plants["influence"], plants["bm25"]
+    value, one = ours["precision_at_5"], plants.get("one checkpoint")
+    along = f" (over checkpoints; {one['precision_at_5']:.0%} at one)" if one else ""
+    return Finding(
+        f"{value:.0%}",
+        "of the first five documents are the planted ones",
+        f"Of the first five documents behind a planted association {value:.0%} are those that "
+        f"planted it{along}: {_beside(ours, search, 'precision_at_5', 'BM25')}.",
+    )
+
+
+def _removed(facts, plants=None):
+    ours, search, chance = (facts[name] for name in ("influence", "bm25", "random"))
+    value, traits = ours["flipped_or_halved"], ""
+    if plants:
+        own, rival = plants["influence"], plants["bm25"]
+        traits = (
+            f" Of {own['answers']} planted associations {own['flipped_or_halved']:.0%} do: "
+            f"{_beside(own, rival, 'flipped_or_halved', 'BM25')}."
+        )
+    return Finding(
+        f"{value:.0%}",
+        "of answers flip, or halve their probability, without their first documents",
+        f"Trained again without their first documents, {value:.0%} of {ours['answers']} right "
+        f"answers flip or halve their probability: "
+        f"{_beside(ours, search, 'flipped_or_halved', 'BM25')}, "
+        f"{_beside(ours, chance, 'flipped_or_halved', 'random documents')}.{traits}",
+    )
+
+
+def _beside(ours, other, key, name):
+    """How two shares read beside each other, their errors taken as of different answers."""
+    lead, error = ours[key] - other[key], hypot(ours["se"], other["se"])
+    if abs(lead) <= 2 * error:
+        place = "level with"
+    else:
+        place = "ahead of" if lead > 0 else "behind"
+    return f"{place} {name} with {other[key]:.0%} ({100 * lead:+.0f} ± {100 * error:.0f} points)"
+
+
+def removal(numbers):
+    """Notebook 10: are answers lost without the documents that influence ranks highest?"""
+    lost, lead = numbers["lost"], numbers["lead"]
+    (ours,) = lost.keys() - lead.keys() - {"others' documents"}
+    share = lost[ours]["value"]
+
+    def beside(name, x):
+        error = "" if x["error"] is None else f" ± {x['error']:.0%}"
+        return f"{named(name)} {lost[name]['value']:.0%} ({x['value']:+.0%}{error} for {ours})"
+
+    rest = "".join(f"; {beside(name, x)}" for name, x in lead.items())
+    return Finding(
+        f"{share:.0%}",
+        "of right answers lost without the documents that influence ranks highest",
+        f"Both stages trained again without the {numbers['top']} documents that {ours} ranks "
+        f"highest, {share:.0%} of {numbers['answers']} right answers are lost{rest}.",
+    )
+
+
+def regimes(numbers):
+    """Notebook 11: does LDS follow how smooth the training is?"""
+    recipes = numbers["recipes"]
+
+    def smooth(name):
+        return recipes[name]["metasmoothness"]["value"]
+
+    def lds(name):
+        return recipes[name]["lds"]["multi-stage"]["ensemble"]["value"]
+
+    rough, even = min(recipes, key=smooth), max(recipes, key=smooth)
+    best = max(recipes, key=lds)
+    follow = numbers["correlation"]
+    follows = (
+        "" if follow is None else f" Over {len(recipes)} recipes the two correlate {follow:.2f}."
+    )
+    if rough == even:
+        claim = f"One recipe alone ({even}, metasmoothness {smooth(even):.2f}) was tried."
+        return Finding(f"{lds(best):.2f}", "LDS of multi-stage influence", claim)
+    return Finding(
+        f"{lds(best):.2f}",
+        "LDS of multi-stage influence by the recipe that it predicts best",
+        f"The roughest training ({rough}, metasmoothness {smooth(rough):.2f}) has an LDS of "
+        f"{lds(rough):.2f}, the smoothest ({even}, {smooth(even):.2f}) one of {lds(even):.2f}; "
+        f"noise between seeds allows {recipes[rough]['ceiling']:.2f} and "
+        f"{recipes[even]['ceiling']:.2f}.{follows}",
+    )

@@ -1,0 +1,153 @@
+"""Sentences follow the numbers: ahead, level or behind, whatever was hoped for."""
+
+import json
+
+import pytest
+from support import ROOT
+
+from msif.study.pipeline.findings import FINDINGS, against
+
+REPORTS = ROOT / "reports"
+
+
+@pytest.mark.parametrize(
+    "lead, error, said",
+    [
+        (0.3, 0.1, "ahead of BM25 by 0.300 ± 0.100"),
+        (-0.3, 0.1, "behind BM25 by 0.300 ± 0.100"),
+        (0.2, 0.1, "level with BM25 (+0.200 ± 0.100)"),
+        (-0.1, 0.1, "level with BM25 (-0.100 ± 0.100)"),
+    ],
+)
+def test_a_difference_reads_as_it_is(lead, error, said):
+    assert against(lead, error, "BM25") == said
+
+
+def committed(stage):
+    return json.loads((REPORTS / "full" / f"{stage}.metrics.json").read_text())
+
+
+def claim(stage, numbers):
+    return FINDINGS[stage](numbers).claim
+
+
+def test_fact_tracing_says_where_it_is_behind_and_what_a_stage_costs():
+    numbers = committed("fact_tracing")
+    for mean, said in (
+        (0.1, "ahead of sentence embeddings by"),
+        (-0.1, "behind sentence embeddings by"),
+        (0.0, "level with sentence embeddings"),
+    ):
+        numbers["lead"]["plain"] = {"over": "embeddings/raw", "mean": mean, "se": 0.01}
+        assert f": {said}" in claim("fact_tracing", numbers)
+    paired = numbers["paired"]["multi_stage - pretraining_only"]
+    for low, high, verdict in (
+        (0.1, 0.2, "costs"),
+        (-0.2, -0.1, "gains"),
+        (-0.1, 0.1, "makes no sure difference to"),
+    ):
+        paired["raw"] = {"mean": (low + high) / 2, "low": low, "high": high}
+        said = f"leaving out fine-tuning's curvature {verdict} raw MRR"
+        assert said in claim("fact_tracing", numbers)
+
+
+def test_a_lead_over_checkpoints_says_that_the_rival_has_one():
+    numbers = committed("fact_tracing")
+    numbers["lead"]["causal"] = {"over": "trackstar/raw", "mean": 0.1, "se": 0.01}
+    said = "75% at one), chance 50%: ahead of TrackStar at one checkpoint by 0.100 ± 0.010"
+    assert said in claim("fact_tracing", numbers)
+    numbers["lead"]["causal"]["over"] = "trackstar_trajectory/raw"
+    said = "ahead of TrackStar, over checkpoints by 0.100"
+    assert said in claim("fact_tracing", numbers)
+
+
+def test_validation_says_above_and_below():
+    numbers = committed("exact")
+    said = "EK-FAC shares 0.32 of the exact order of all documents (Spearman), K-FAC 0.32,"
+    assert said in claim("exact", numbers)
+    numbers = committed("scalability")
+    numbers["0.1 x mean"]["gradient dot"]["0"]["spearman"] = 0.9
+    assert "below the 0.90 of gradient dot" in claim("scalability", numbers)
+    assert "0.91: below block conjugate gradients' 0.94, which take 50" in claim(
+        "scalability", numbers
+    )
+    numbers["0.1 x mean"]["the dial"]["20"]["spearman"] = 0.95
+    assert "0.95: above block" in claim("scalability", numbers)
+    numbers = committed("retraining")
+    assert "below the 0.66 of counting" in claim("retraining", numbers)
+    numbers["lds"]["statements_raw_5_models"] = 0.1
+    assert "above the 0.10 of counting" in claim("retraining", numbers)
+
+
+def test_case_studies_may_lack_a_study():
+    few, many = ({"precision_at_5": x, "se": 0.03} for x in (0.1, 0.92))
+    planted = {"planted": {"influence": many, "bm25": few}}
+    facts = {
+        "influence": {"flipped_or_halved": 0.5, "se": 0.06, "answers": 40},
+        "bm25": {"flipped_or_halved": 0.4, "se": 0.08},
+        "random": {"flipped_or_halved": 0.1, "se": 0.06},
+    }
+    removal = {"removal": {"facts": facts}}
+    said = "level with BM25 with 40% (+10 ± 10 points), ahead of random documents with 10% (+40"
+    assert FINDINGS["case_studies"]({}) is None
+    assert FINDINGS["case_studies"](planted).number == "92%"
+    assert "ahead of BM25 with 10% (+82 ± 4 points)" in claim("case_studies", planted)
+    assert FINDINGS["case_studies"](removal).number == "50%"
+    assert "50% of 40 right answers" in claim("case_studies", removal)
+    assert FINDINGS["case_studies"](planted | removal).number == "92%"
+    assert said in claim("case_studies", planted | removal)
+    removal["removal"]["plants"] = facts
+    assert "Of 40 planted associations 50% do: level with" in claim("case_studies", removal)
+
+
+@pytest.mark.parametrize(
+    "value, verdict", [(0.5, "raises"), (-0.5, "lowers"), (0.1, "does not surely change")]
+)
+def test_a_step_that_lowers_the_answer_is_said_to(value, verdict):
+    kinds = ("first by influence", "first by BM25", "at random", "last by influence")
+    step = {kind: {"value": value, "error": 0.1} for kind in kinds}
+    assert f"that stands first {verdict} the answer" in claim("your_models", {"step": step})
+
+
+@pytest.mark.parametrize("error", [None, float("nan")])
+def test_a_step_of_one_question_has_no_standard_error(error):
+    kinds = ("first by influence", "first by BM25", "at random", "last by influence")
+    found = claim("your_models", {"step": dict.fromkeys(kinds, {"value": 0.2, "error": error})})
+    assert "raises the answer's log-probability (+0.20 nats, one question)" in found
+
+
+@pytest.mark.parametrize("lead, verdict", [(0.3, "ahead of"), (-0.3, "behind"), (0.1, "level")])
+def test_a_wrong_treatment_of_adapters_that_is_better_is_said_to(lead, verdict):
+    value = {"value": 0.6, "error": 0.1}
+    numbers = {
+        "mrr": {"LoRA": {"own": {"normalised": value}}},
+        "mrr_lead": {"LoRA": {"identity": value, "as full": {"value": lead, "error": 0.1}}},
+        "exact": {"LoRA": {"dense": {"own, R": value, "identity": value}}},
+        "shared": {"full and LoRA": value, "two seeds of full": value},
+    }
+    found = claim("kinds_of_fine_tuning", numbers)
+    assert "0.60: ahead of T := I by 0.600 ± 0.100" in found
+    assert f"{verdict} " in found.partition("T := I by 0.600 ± 0.100, ")[2].split(".")[0]
+
+
+def test_a_rival_whose_documents_cost_more_answers_is_said_to():
+    value = {"value": 0.5, "error": 0.1}
+    lost = dict.fromkeys(("influence", "embeddings", "random", "others' documents"), value)
+    lead = {"embeddings": {"value": -0.25, "error": 0.1}, "random": value}
+    found = claim("removal", {"lost": lost, "lead": lead, "answers": 16, "top": 5})
+    assert "without the 5 documents that influence ranks highest, 50% of 16 right answers" in found
+    assert "sentence embeddings 50% (-25% ± 10% for influence); random 50%" in found
+    alone = {"lost": {"influence": value}, "lead": {}, "answers": 1, "top": 5}
+    assert claim("removal", alone).endswith("50% of 1 right answers are lost.")
+
+
+def test_recipes_are_compared_where_there_are_several():
+    def recipe(smooth, lds):
+        ensemble = {"multi-stage": {"ensemble": {"value": lds}}}
+        return {"metasmoothness": {"value": smooth}, "lds": ensemble, "ceiling": 0.8}
+
+    recipes = {"a": recipe(0.8, 0.2), "b": recipe(0.9, 0.4)}
+    found = claim("regimes", {"recipes": recipes, "correlation": None})
+    assert "(a, metasmoothness 0.80) has an LDS of 0.20, the smoothest (b, 0.90) one" in found
+    one = claim("regimes", {"recipes": {"a": recipes["a"]}, "correlation": None})
+    assert one == "One recipe alone (a, metasmoothness 0.80) was tried."
