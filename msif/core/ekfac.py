@@ -263,6 +263,8 @@ def errors(
         return ((x - y).norm() / y.norm()).item()
 
     run = (tracked, sequences, fisher_losses(labels, 1, seed="errors"), batch_size)
+    device = next(tracked.model.parameters()).device
+    reference = {name: x.to(device) for name, x in reference.items()}
     again, squares = covariances(*run), corrected_eigenvalues(*run, reference)
     found: dict[str, list[float]] = {"A": [], "B": [], "Λ": []}
     for name, ours in reference.items():

@@ -157,8 +157,9 @@ def logits(model: nn.Module, batch: Batch) -> Tensor:
     Padding is known by the mask. Decoder classifiers of transformers pool at the last id that is
     not config.pad_token_id, so padding gets that id here; ValueError for a sequence that ends in
     it, as it would be pooled elsewhere, for several of a classifier that has none, and for a model
-    of another kind of output.
+    of another kind of output. The batch may lie on another device than the model.
     """
+    batch = batch.to(next(model.parameters()).device)
     ids = batch.input_ids
     pad = getattr(text_config(model), "pad_token_id", None)
     if hasattr(model, "score") and pad is not None:  # what decoder classifiers call their head

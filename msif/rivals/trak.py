@@ -42,11 +42,11 @@ def projector(layers, dimension, seed, dtype=torch.float32):
 
 
 def trak_features(tracked, sequences, project, batch_size=64):
-    """φ = Pᵀ∇m of each sequence: (n, dimension); `project` maps rows (n, P), in the order of
-    `layers`."""
+    """φ = Pᵀ∇m of each sequence: (n, dimension), on the CPU; `project` maps rows (n, P) there, in
+    the order of `layers`."""
 
     def features(few):
-        return project(flatten(gradients(tracked, few, margin, batch_size)))
+        return project(flatten(gradients(tracked, few, margin, batch_size)).cpu())
 
     starts = range(0, len(sequences), batch_size)
     return torch.cat([features(sequences[i : i + batch_size]) for i in starts])

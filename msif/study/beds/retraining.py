@@ -96,7 +96,8 @@ def measured(model, queries, batch_size=64):
     """{measurement: (q,)} of a model on queries."""
     found = [(logits(model, batch), batch) for batch in batches(queries, batch_size)]
     return {
-        name: torch.cat([f(z, batch) for z, batch in found]) for name, f in MEASUREMENTS.items()
+        name: torch.cat([f(z, batch) for z, batch in found]).cpu()
+        for name, f in MEASUREMENTS.items()
     }
 
 

@@ -96,7 +96,7 @@ def _start(model):
 
 def untrained(model):
     """The model that pre-training continues from, where a profile's `model` says one."""
-    return load_model(**from_root(_start(model), "source"))
+    return load_model(**from_root(_start(model), "source"), device=testbed.where())
 
 
 def _in_chat(corpus, model):
@@ -106,7 +106,7 @@ def _in_chat(corpus, model):
     corpus = chatted(corpus, tokenizer)
 
     def compute():
-        return known_before(load_model(**model), tokenizer, corpus)
+        return known_before(load_model(**model, device=testbed.where()), tokenizer, corpus)
 
     known = scratch.value("known", model | {"corpus": corpus.digest()}, compute)
     queries = [query for n, query in enumerate(corpus.queries) if n not in known]

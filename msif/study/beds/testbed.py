@@ -8,6 +8,7 @@ where, in which precision and on which device.
 """
 
 import json
+import os
 import shutil
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -44,14 +45,15 @@ class Testbed:
     queries: list
     history: dict
 
-    def model(self, name, dtype="float32", device="cpu"):
+    def model(self, name, dtype="float32", device=None):
         """θ₁ "pretrained", θ₂ "finetuned", or "checkpoint-<epoch>" of pre-training.
 
-        A `given` one comes as models.json says, whatever `dtype` and `device` are.
+        device: by default `where`. A `given` one comes as models.json says, whatever `dtype` and
+        `device` are.
         """
         if (elsewhere := self.folder / "models.json").exists():
             return load_model(**json.loads(elsewhere.read_text())[name])
-        return load_model(self.folder / name, dtype, device)
+        return load_model(self.folder / name, dtype, device or where())
 
     @property
     def checkpoints(self):
@@ -60,9 +62,15 @@ class Testbed:
         return [f"checkpoint-{epoch}" for epoch in epochs] + ["pretrained"]
 
 
+def where():
+    """The device of models that are trained here: MSIF_DEVICE, such as "cuda"; else the CPU, so that
+    a study has the same numbers on a machine with a GPU and on one without."""
+    return os.environ.get("MSIF_DEVICE") or "cpu"
+
+
 def default_device():
-    """A GPU, if there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """The device of a pair from elsewhere: MSIF_DEVICE; else a GPU, if there is one."""
+    return os.environ.get("MSIF_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def build(folder, corpus, *, finetuning, **settings):
@@ -233,11 +241,11 @@ def start(corpus, model, seed):
     """(tokenizer, model) before the first step of pre-training; `model` as for `pretrain`."""
     if "source" in model:
         at = {name: model[name] for name in ("source", "revision") if name in model}
-        return load_tokenizer(**at), load_model(**at)
+        return load_tokenizer(**at), load_model(**at, device=where())
     rows = corpus.finetuning + corpus.queries
     texts = [d["text"] for d in corpus.documents] + [f"{r['prompt']} {r['answer']}" for r in rows]
     tokenizer = word_tokenizer(texts)
-    return tokenizer, tiny_gpt_neox(len(tokenizer), seed=seed, **model)
+    return tokenizer, tiny_gpt_neox(len(tokenizer), seed=seed, **model).to(where())
 
 
 def encode(corpus, tokenizer, max_length):

@@ -87,9 +87,9 @@ def trak_at(case, names, settings, batch_size=64):
 
 @torch.no_grad()
 def _errors(model, sequences, batch_size):
-    """1 − p of each sequence: (n,)."""
+    """1 − p of each sequence: (n,), on the CPU."""
     few = batches(sequences, batch_size)
-    return torch.cat([trak.error_probability(logits(model, batch), batch) for batch in few])
+    return torch.cat([trak.error_probability(logits(model, batch), batch) for batch in few]).cpu()
 
 
 def _asking(setting, name):

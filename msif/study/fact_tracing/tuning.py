@@ -51,7 +51,7 @@ def _mrr(case, pair):
     """{"raw", "normalised"}: MRR of (raw, normalised or None)."""
 
     def mean(values):
-        return float(metrics.reciprocal_ranks(values.numpy(), case.proponents).mean())
+        return float(metrics.reciprocal_ranks(values.cpu().numpy(), case.proponents).mean())
 
     raw, normalised = pair
     return {

@@ -53,7 +53,7 @@ def over_alphas(found, alphas, *, b, damping, documents=None, batch_size=64):
             w = {f"{name}/{a}": x for a in alphas for name, x in _both(q, chain, a).items()}
             for name, x in _scores(found, kind, found.base, w, batch_size).items():
                 kind_and_treatment, _, form = name.rsplit("/", 2)
-                mrr = metrics.reciprocal_ranks(x.numpy(), proponents).mean()
+                mrr = metrics.reciprocal_ranks(x.cpu().numpy(), proponents).mean()
                 table.setdefault(f"{kind_and_treatment}/{form}", []).append(float(mrr))
         return table
 

@@ -96,11 +96,13 @@ def load_case(
     all, up to `limit`.
 
     layers: {"pattern", "per_head"}, as the factors were fitted with (arguments of
-    `tracked_layers`). in_memory: of the factors (`store.load`)."""
+    `tracked_layers`). in_memory: of the factors (`store.load`); always where the models are on a
+    GPU, as the machine's own memory is free then."""
     bed = testbed.load(testbed_folder)
     tuned = bed.model("finetuned")
     layers = tracked_layers(tuned, **layers)
     queries = asked(bed, tuned, only_correct, limit)
+    in_memory = in_memory or testbed.where() != "cpu"
     factors = {
         name: store.load(factors_folder / name, Tracked(bed.model(name), layers), in_memory)
         for name in [*bed.checkpoints, "finetuned"]

@@ -1,7 +1,7 @@
 """Fact tracing: every method's score of every pre-training document for every query.
 
 A score is a sum over layers: a large model's can be had for some layers at a time (`parts`), and
-the vectors of `TOGETHER` queries for one group of layers are held together, for one pass over
+the vectors of `together` queries for one group of layers are held together, for one pass over
 candidates a group of layers, group of queries and model.
 
 All methods measure f at θ₂ unless they say otherwise, take the candidate's gradient at the model
@@ -42,9 +42,11 @@ from msif.core.influence import (
 from msif.rivals.retrieval import bm25
 from msif.rivals.tracin import tracincp
 from msif.study import metrics, scratch
+from msif.study.beds import testbed
 from msif.study.tracing.names import FORMS
 
-TOGETHER = 12  # queries that are scored together where layers are scored in parts
+TOGETHER = 12  # queries that are scored together where layers are scored in parts, in 24 GB
+ON_GPU = 48  # the same on a GPU of 80 GB
 HELD = 6  # vectors of one query that are held together at most, at a model of pre-training
 # The methods with a …_trajectory.
 ALONG_PRETRAINING = (
@@ -54,6 +56,11 @@ ALONG_PRETRAINING = (
     "gradient_dot",
     "single_stage_pretrained",
 )
+
+
+def together():
+    """How many queries are scored together where layers are scored in parts."""
+    return TOGETHER if testbed.where() == "cpu" else ON_GPU
 
 
 def query_vectors(q, pretraining, finetuning, damping, alpha):
@@ -70,12 +77,13 @@ def query_vectors(q, pretraining, finetuning, damping, alpha):
 
 
 def score_together(tracked, candidates, vectors, batch_size, title=None):
-    """{method: Scores} for {method: w}, by one pass over the candidates; `vectors` is emptied."""
+    """{method: Scores} for {method: w}, by one pass over the candidates, on the CPU; `vectors` is
+    emptied."""
     sizes = {method: len(next(iter(w.values()))) for method, w in vectors.items()}
     stacked = _stacked(vectors)
     found = score(tracked, candidates, stacked, batch_size=batch_size, title=title)
-    split = found.values.split(list(sizes.values()))
-    return {method: Scores(values, found.norms) for method, values in zip(sizes, split)}
+    split, norms = found.values.cpu().split(list(sizes.values())), found.norms.cpu()
+    return {method: Scores(values, norms) for method, values in zip(sizes, split)}
 
 
 def _stacked(vectors):
@@ -92,7 +100,7 @@ def all_methods(case, *, parts=1, title="", rates=None, **settings):
 
     settings: damping, alpha and single_stage_damping, d, α and d₂ relative to each layer's
     mean eigenvalue, and batch_size. parts: groups of layers whose vectors are held together
-    (`Case.parts`), fewer where there are fewer vectors, for `TOGETHER` queries at a time; with
+    (`Case.parts`), fewer where there are fewer vectors, for `together` queries at a time; with
     several, the scores of each group of both at each model are kept in scratch/. rates: the
     learning rate of each pre-training checkpoint, for TracInCP; None: constant."""
     path = case.bed.checkpoints
@@ -117,7 +125,7 @@ def _in_parts(case, name, parts, title, settings):
     """{method: Scores} of the candidates at one model."""
     if parts == 1:
         return _at_model(case, name, title=f"{title} {name}", **settings)
-    few = [case.queries[i : i + TOGETHER] for i in range(0, len(case.queries), TOGETHER)]
+    few = [case.queries[i : i + together()] for i in range(0, len(case.queries), together())]
     found = [
         _layers_in_parts(
             replace(case, queries=q), name, parts, f"{title} {name} {k}/{len(few)}", settings
@@ -168,16 +176,16 @@ def _fewer(parts, share):
 
 
 def added(parts):
-    """The `Scores` of layers that were scored in groups."""
+    """The `Scores` of layers that were scored in groups, on the CPU."""
     norms = sum(s.norms.square() for s in parts).sqrt()
-    return Scores(sum(s.values for s in parts), norms)
+    return Scores(sum(s.values for s in parts).cpu(), norms.cpu())
 
 
 def multi_stage(case, queries, documents, damping, alpha, *, parts=1, batch_size=64, title=None):
     """`Scores` of documents at θ₁ for queries at θ₂, none of which need be of the corpus. parts:
-    groups of layers for `TOGETHER` queries, by all methods (`all_methods`); 1: one group."""
+    groups of layers for `together` queries, by all methods (`all_methods`); 1: one group."""
     if parts > 1:
-        needed = math.ceil(parts * 3 / HELD * len(queries) / TOGETHER)
+        needed = math.ceil(parts * 3 / HELD * len(queries) / together())
         parts = min(needed, len(case.layers))
 
     def of_part(part):
