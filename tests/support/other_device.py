@@ -17,10 +17,10 @@ from torch.utils._pytree import tree_leaves
 
 GPU = torch.device("cuda", 0)
 # What copies between devices, or takes indices from the CPU, as on a GPU.
-BETWEEN = ("aten::copy_", "aten::_to_copy", "aten::_copy_from", "aten::index", "aten::_index_put",
-           "aten::index_put", "aten::set_", "aten::_unsafe_index")  # fmt: skip
+BETWEEN = tuple(
+    f"aten::{name}" for name in ("copy_", "_to_copy", "_copy_from", "index", "_index_put", "set_")
+)
 TO_NUMPY = {torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__dlpack__}
-
 HOOKS = {torch.Tensor.register_hook, torch.Tensor.register_post_accumulate_grad_hook}
 
 
