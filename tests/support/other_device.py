@@ -138,6 +138,7 @@ def other_device():
     marks = _Marks()
     nothing = mock.patch.multiple(
         torch.cuda,
+        is_available=lambda: True,
         synchronize=lambda *_: None,
         empty_cache=lambda: None,
         reset_peak_memory_stats=lambda *_: None,

@@ -63,14 +63,28 @@ class Testbed:
 
 
 def where():
-    """The device of models that are trained here: MSIF_DEVICE, such as "cuda"; else the CPU, so that
-    a study has the same numbers on a machine with a GPU and on one without."""
-    return os.environ.get("MSIF_DEVICE") or "cpu"
+    """The device of models that are trained here: MSIF_DEVICE, such as "cuda"; else the CPU, so
+    that a study has the same numbers on a machine with a GPU and on one without. Raises ValueError
+    for a device that torch does not know or find."""
+    return _asked_for() or "cpu"
 
 
 def default_device():
-    """The device of a pair from elsewhere: MSIF_DEVICE; else a GPU, if there is one."""
-    return os.environ.get("MSIF_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    """The device of a pair from elsewhere: MSIF_DEVICE, as `where`; else a GPU, if there is one."""
+    return _asked_for() or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _asked_for():
+    name = os.environ.get("MSIF_DEVICE")
+    try:
+        if name and torch.device(name).type == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError("torch finds no such GPU")
+    except RuntimeError as error:
+        raise ValueError(
+            f"MSIF_DEVICE is {name!r}: {error}; expected a device of this machine, such as cpu or "
+            "cuda, or no such variable"
+        ) from error
+    return name
 
 
 def build(folder, corpus, *, finetuning, **settings):
