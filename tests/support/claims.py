@@ -70,6 +70,14 @@ def readme():
     return [
         phrase("multi-stage has {:2} and {:2}, single-stage {:2} and {:2}.", *best),
         phrase(
+            "on a GPU it has {:2} with 48 questions",
+            tracing("multi_stage_trajectory", "plain", "benchmarks/smollm_h100"),
+        ),
+        phrase(
+            "in pre-training alone has {:2} over checkpoints",
+            tracing("single_stage_pretrained_trajectory", "named", "smollm"),
+        ),
+        phrase(
             "it is {:2} ± {:2} above TrackStar",
             lead("causal", "trackstar"),
             lead("causal", "trackstar", "se"),
