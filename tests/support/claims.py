@@ -71,7 +71,7 @@ def readme():
         phrase("multi-stage has {:2} and {:2}, single-stage {:2} and {:2}.", *best),
         phrase(
             "on a GPU it has {:2} with 48 questions",
-            tracing("multi_stage_trajectory", "plain", "benchmarks/smollm_h100"),
+            tracing("multi_stage_trajectory", "plain", "smollm_h100"),
         ),
         phrase(
             "in pre-training alone has {:2} over checkpoints",
