@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from msif.core import store
 from msif.study.beds.retraining import Recipe
 from msif.study.corpora.corpus import generate
 from msif.study.fact_tracing import comparison, pages
@@ -57,3 +58,19 @@ def test_texts_of_others_are_withheld(study, tmp_path):
     for n, d in data["documents"].items():
         ours = corpus.documents[int(n)]["kind"] in pages.OURS
         assert ours != ("withheld" in "".join(d["words"]))
+
+
+def test_of_a_large_model_documents_alone_are_taken_apart(study, tmp_path):
+    """Its factors are read from disk; the parts of documents are the same."""
+    case, table = study
+
+    def on_disk(name):
+        store.save(case.factors[name], tmp_path / name)
+        return store.load(tmp_path / name, in_memory=False)
+
+    large = replace(case, factors={name: on_disk(name) for name in case.factors})
+    whole, few = (written((x, table), tmp_path / "x.html") for x in (case, large))
+    for one, other in zip(whole["queries"], few["queries"]):
+        for n, part in one["parts"].items():
+            assert part["query"] and not other["parts"][n]["query"]
+            assert other["parts"][n]["tokens"] == pytest.approx(part["tokens"], rel=1e-4)
