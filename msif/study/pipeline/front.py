@@ -30,6 +30,11 @@ QUESTIONS = {
     "matched": "same words",
     "causal": "what mattered",
 }
+# At one checkpoint, and over several: of one stage those of pre-training, as fine-tuning has none.
+INFLUENCE = (
+    ("single_stage_finetuned", "single_stage_pretrained_trajectory"),
+    ("multi_stage", "multi_stage_trajectory"),
+)
 SEARCHES = ("bm25", "tfidf", "embeddings")
 # Rivals and their variants; the dot product of gradients has none of what influence adds to it.
 RIVALS = {
@@ -156,10 +161,7 @@ def rows(folder):
     for profile in [p for p in PROFILES if p in there] or there:
         records = json.loads((folder / profile / "fact_tracing.json").read_text("utf-8"))
         for condition in (c for c in QUESTIONS if any(r["condition"] == c for r in records)):
-            influence = [
-                _cell(records, condition, (name, f"{name}_trajectory"))
-                for name in ("single_stage_finetuned", "multi_stage")
-            ]
+            influence = [_cell(records, condition, names) for names in INFLUENCE]
             rival = _best(records, condition, RIVALS.values())
             search = _best(records, condition, [(name,) for name in SEARCHES])
             cells = dict(zip(COLUMNS, (*influence, rival, search), strict=True))
@@ -172,12 +174,7 @@ def second_stage(folder, found=None):
     found = rows(folder) if found is None else found
     gains = {p: _gain(folder, p) for p in dict.fromkeys(row.profile for row in found)}
     unsure = [f"{p} ({_said(gain)})" for p, gain in gains.items() if gain and gain["low"] <= 0]
-    behind = [
-        f"{row.profile}, {QUESTIONS[row.condition]} ({single.mean:.2f} and {multi.mean:.2f})"
-        for row in found
-        for single, multi in [[row.cells[x].one for x in COLUMNS[:2]]]
-        if single.mean >= multi.mean
-    ]
+    behind, behind_over = (_behind(found, which) for which in ("one", "over"))
     parts = []
     if unsure:
         parts.append(
@@ -186,7 +183,19 @@ def second_stage(folder, found=None):
         )
     if behind:
         parts.append(f"multi-stage is not above single-stage on {_listed(behind)}")
+    if behind_over:
+        parts.append(f"over checkpoints it is not on {_listed(behind_over)}")
     return f"Where the second stage does not help: {'; '.join(parts) or 'nowhere in this table'}."
+
+
+def _behind(found, which):
+    """Where multi-stage is not above single-stage; which: "one" checkpoint, or "over" several."""
+    pairs = [(row, [getattr(row.cells[x], which) for x in COLUMNS[:2]]) for row in found]
+    return [
+        f"{row.profile}, {QUESTIONS[row.condition]} ({single.mean:.2f} and {multi.mean:.2f})"
+        for row, (single, multi) in pairs
+        if single and multi and single.mean >= multi.mean
+    ]
 
 
 def _gain(folder, profile):
