@@ -184,7 +184,8 @@ def second_stage(folder, found=None):
     if behind:
         parts.append(f"multi-stage is not above single-stage on {_listed(behind)}")
     if behind_over:
-        parts.append(f"over checkpoints it is not on {_listed(behind_over)}")
+        what = "it is not" if behind else "multi-stage is not above single-stage"
+        parts.append(f"over checkpoints {what} on {_listed(behind_over)}")
     return f"Where the second stage does not help: {'; '.join(parts) or 'nowhere in this table'}."
 
 

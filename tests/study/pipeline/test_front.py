@@ -106,6 +106,17 @@ def test_where_the_second_stage_does_not_help_is_what_the_records_say(tmp_path, 
     assert front.second_stage(folder).endswith(said)
 
 
+def test_one_stage_over_checkpoints_of_pre_training_is_a_rival_too(tmp_path):
+    alone = record("single_stage_pretrained_trajectory", 0.8, normalised=True)
+    folder = reports(tmp_path, [*world(), alone], low=0.01)
+    said = front.second_stage(folder)
+    assert said.endswith(
+        "help: over checkpoints multi-stage is not above single-stage on full, plain (0.80 and "
+        "0.70)."
+    )
+    assert " (0.80 " in front.markdown(folder)
+
+
 def test_whether_to_trust_it_is_said_where_there_are_records_of_it(tmp_path):
     assert len(front.answers(tmp_path, front.rows(reports(tmp_path, world())))) == 1
     bed = {
