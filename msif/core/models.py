@@ -31,7 +31,7 @@ from msif.core import weights
 from msif.core.data import Batch
 from msif.core.layers import MERGE
 from msif.core.origin import look_for
-from msif.core.parts import OTHER_MODALITIES
+from msif.core.parts import OTHER_MODALITIES, table
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 _CONTEXTS = ("max_position_embeddings", "n_positions", "max_target_positions")
@@ -237,10 +237,7 @@ def _positive(config, name):
 
 def _rows(model, getter):
     """Rows of the embedding or unembedding; None where there is none."""
-    try:
-        found = getattr(model, getter)()
-    except (AttributeError, NotImplementedError):  # how transformers says that there is none
-        return None
+    found = table(model, getter)
     return len(found.weight) if isinstance(found, nn.Embedding | nn.Linear) else None
 
 

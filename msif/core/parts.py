@@ -7,6 +7,7 @@ text: its configuration has a part of its own for that, and so have its modules.
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,7 @@ def matrices(model: nn.Module) -> Iterator[tuple[str, int]]:
     """(name, numbers) of every matrix that reads text between embeddings and head, packed ones by
     what they stand for. A layer's weight goes by the layer's name."""
     modules = dict(model.named_modules())
-    head = _module(model, "get_output_embeddings")
+    head = table(model, "get_output_embeddings")
     biases = {
         f"{x}.{what}_bias" for x, y in fused_experts(model).items() for what in projections(y)
     }
@@ -101,8 +102,9 @@ def _packed(model) -> list[tuple[str, Tensor]]:
     return [(name, x) for name, x in model.named_buffers() if x.dtype in PACKED and x.dim() > 1]
 
 
-def _module(model, getter):
-    try:
+def table(model: nn.Module, getter: str) -> nn.Module | None:
+    """What the model's get_input_embeddings or get_output_embeddings gives; None without one, which
+    transformers says by either error."""
+    with suppress(AttributeError, NotImplementedError):
         return getattr(model, getter)()
-    except (AttributeError, NotImplementedError):  # how transformers says that there is none
-        return None
+    return None
