@@ -1,5 +1,7 @@
 """Arrays in, figures out. Colour-blind safe, at print size; the caller's title is the finding."""
 
+import textwrap
+
 import numpy as np
 
 try:
@@ -118,8 +120,7 @@ def tracing(names, intervals, title, xlabel, lines=()):
         ax.errorbar(mean, at + shift, xerr=[mean - low, high - mean], **look)
     for label, x in lines:
         ax.axvline(x, color="0.25", linestyle="--", linewidth=1.2, label=label)
-    ax.set_yticks(at, names)
-    ax.invert_yaxis()
+    _named(ax, at, names)
     ax.grid(axis="x", color="0.9")
     ax.set(xlim=(0, 1.02), xlabel=xlabel)
     _headline(figure, title, fontsize="medium")
@@ -134,8 +135,7 @@ def differences(names, intervals, title, xlabel):
     mean, low, high = np.array(intervals).T
     ax.errorbar(mean, at, xerr=[mean - low, high - mean], fmt="o", color=PALETTE[2], capsize=3)
     ax.axvline(0, color="0.25", linestyle="--")
-    ax.set_yticks(at, names)
-    ax.invert_yaxis()
+    _named(ax, at, names)
     ax.set(xlabel=xlabel, title=title, ylim=(len(names) - 0.5, -0.5))
     return figure
 
@@ -225,8 +225,7 @@ def dots(names, series, title, xlabel, lines=(), limits=None):
         ax.errorbar(value, at + shift, xerr=error, **look)
     for (label, x), style in zip(lines, ("--", ":", "-.")):
         ax.axvline(x, color="0.25", linestyle=style, linewidth=1.2, label=label)
-    ax.set_yticks(at, names)
-    ax.invert_yaxis()
+    _named(ax, at, names)
     ax.grid(axis="x", color="0.9")
     ax.set(xlabel=xlabel, xlim=limits)
     if len(series) > 1 or lines:
@@ -252,16 +251,12 @@ def growth(sizes, curves, title, xlabel, ylabel, lines=()):
     return figure
 
 
-def curves(panels, title, xlabel, ylabel, ticks, scale="log", goals=()):
+def curves(panels, title, xlabel, ylabel, ticks, scale="log"):
     """Lines with a band of ± one standard error, one panel a problem.
 
-    panels: {panel: {label: (x, mean, error)}}. goals: points (x, y) that a method should reach,
-    drawn as open stars.
-    """
+    panels: {panel: {label: (x, mean, error)}}."""
     size = {"figsize": (3 + 3 * len(panels), 3.9), "layout": "constrained"}
     figure, axes = plt.subplots(1, len(panels), sharey=True, squeeze=False, **size)
-    goal_x, goal_y = np.array(goals).reshape(-1, 2).T
-    star = {"marker": "*", "s": 140, "facecolor": "none", "edgecolor": "0.25", "zorder": 3}
     labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
     for ax, (panel, lines) in zip(axes[0], panels.items()):
         for label, points in lines.items():
@@ -270,7 +265,6 @@ def curves(panels, title, xlabel, ylabel, ticks, scale="log", goals=()):
             marker, color = "osD^vPX*"[n % 8], PALETTE[n % 10]
             ax.plot(x, mean, marker=marker, color=color, label=label, markersize=5)
             ax.fill_between(x, mean - error, mean + error, color=color, alpha=0.25, linewidth=0)
-        ax.scatter(goal_x, goal_y, **star)
         ax.set(xscale=scale, title=panel)
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.minorticks_off()
@@ -301,11 +295,16 @@ def shares_kept(names, panels, title, xlabel):
         ax.grid(axis="x", color="0.9")
         ax.set(xlim=(-0.1, 1.03), title=panel)
     figure.supxlabel(xlabel, fontsize="medium")
-    axes[0, 0].set_yticks(at, names)
-    axes[0, 0].invert_yaxis()
+    _named(axes[0, 0], at, names)
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
     _headline(figure, title)
     return figure
+
+
+def _named(ax, at, names):
+    """Names down the side, the first on top; long ones on two lines."""
+    ax.set_yticks(at, [textwrap.fill(name, 36) for name in names])
+    ax.invert_yaxis()
 
 
 def _headline(figure, title, **look):

@@ -12,7 +12,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 from msif.study.pipeline import front
-from msif.study.pipeline.words import named
+from msif.study.tracing.names import named
 from support.quoted import (
     ALONG,
     REPORTS,

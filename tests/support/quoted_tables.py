@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from msif.study.pipeline.words import named
+from msif.study.tracing.names import named
 from support.quoted import Number, by_chance, case_study, exact, lds, metrics, retrained, tracing
 
 NOTHING = Number(None, "–", 0, 0, "", "")

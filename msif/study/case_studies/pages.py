@@ -2,7 +2,7 @@
 each document taken apart."""
 
 from msif.study.case_studies import cases
-from msif.study.tracing.explored import LEGEND, explored, methods_of
+from msif.study.tracing.explored import LEGEND, explored, methods_of, taken_apart
 from msif.view import explorer
 
 
@@ -40,16 +40,11 @@ def write(
     withheld: a second one, for the same without third-party words. batch_size: documents whose
     gradients are held together, three float32 numbers for each tracked weight."""
     case, documents, queries = study.case, {}, []
-    options = {
-        "model": case.tracked("pretrained"),
-        "tuned": case.tracked("finetuned"),
-        "stages": case.chain(damping, alpha),
-        "count": count,
-        "opponents": opponents,
-        "batch_size": batch_size,
-    }
+    stages = case.chain(damping, alpha)
+    options = {"count": count, "opponents": opponents, "batch_size": batch_size}
     for n, group in chosen(study, each).items():
         row, (part, at) = case.rows[n], _found(study.parts, case.queries[n])
+        options |= taken_apart(part.case, case.queries[n], stages)
         about = {
             "name": n,
             "group": group,

@@ -24,7 +24,7 @@ and the gradients, single-stage and multi-stage scores of `tracing.methods`.
 To add a rival: a function of a case that gives (q, n) scores, higher = nearer, under its name in
 `searched` (of texts) or `similar` (of models); its cost in `costs`; a line in the table above and
 in notebook 03's. Columns are named "method/form" (`tracing.names`); a rival with a normalised form
-gives both. Every condition then compares it, and `findings.NAMES` has its name for readers.
+gives both. Every condition then compares it, and `names.NAMES` has what readers call it.
 """
 
 import torch

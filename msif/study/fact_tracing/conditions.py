@@ -20,6 +20,7 @@ import numpy as np
 from msif.study import metrics
 from msif.study.tracing.methods import FORMS
 from msif.study.tracing.names import Name
+from msif.study.tracing.names import named as for_readers
 
 
 @dataclass(frozen=True)
@@ -125,14 +126,14 @@ class Condition:
         }
 
     def drawn(self):
-        """([methods, the best first], {form: [(mean, low, high) of each]}) for `figures.tracing`;
-        nan where a method has one form."""
+        """([methods as readers call them, the best first], {form: [(mean, low, high) of each]}),
+        for `figures.tracing`; nan where a method has one form."""
         nothing, best = (np.nan,) * 3, {}
         for name in self.methods:
             method, mean = Name.of(name).method, self.intervals[name][0]
             best[method] = max(best.get(method, mean), mean)
         order = sorted(best, key=best.get, reverse=True)
-        return order, {
+        return list(map(for_readers, order)), {
             form: [self.intervals.get(f"{m}/{form}", nothing) for m in order] for form in FORMS
         }
 
@@ -210,12 +211,6 @@ def named(cases, tables):
         for seed, case in cases.items()
     }
     return condition("named", cases, tables, metric="auc", candidates=candidates)
-
-
-def title(name):
-    """A name "method/form" as a figure shows it."""
-    column = Name.of(name)
-    return column.method if column.form == "raw" else f"{column.method}, {column.form}"
 
 
 def kind_of(document):

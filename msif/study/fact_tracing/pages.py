@@ -1,8 +1,6 @@
 """The explorer's page of queries whose answers are known."""
 
-from msif.core.influence import precondition, query_gradients
-from msif.core.store import LayerFiles
-from msif.study.tracing.explored import LEGEND, explored, methods_of
+from msif.study.tracing.explored import LEGEND, explored, methods_of, taken_apart
 from msif.view import explorer
 
 OURS = ("statement", "near", "wrong", "denied", "supposed")  # kinds of documents made here
@@ -16,25 +14,14 @@ def write(
     table: {method/form: (q, n)}. show_texts: False shows of the corpora that mix texts of others
     with those made here what is made here, and of other corpora no words. count: documents shown
     from the top of each method. batch_size: documents whose gradients are held together, three
-    float32 numbers for each tracked weight. Of a large model, whose factors are read from disk,
-    documents are taken apart and the query's own tokens are not: that would carry each document's
-    gradient through the stages, minutes a query."""
+    float32 numbers for each tracked weight."""
     mixed = "about" in case.rows[0]
     chosen = [n for n, row in enumerate(case.rows) if row.get("about", "invented") == "invented"]
-    base, tuned = case.tracked("pretrained"), case.tracked("finetuned")
     stages = case.chain(damping, alpha)
-    large = any(isinstance(f.factors, LayerFiles) for f in case.factors.values())
-    options = {
-        "model": base,
-        "tuned": tuned,
-        "count": count,
-        "opponents": 3,
-        "batch_size": batch_size,
-    }
+    options = {"count": count, "opponents": 3, "batch_size": batch_size}
     documents, queries = {}, []
     for n in chosen[:each]:
-        q = query_gradients(tuned, [case.queries[n]])
-        options |= {"w": precondition(q, stages)[0], "stages": None if large else stages}
+        options |= taken_apart(case, case.queries[n], stages)
         about = {"name": n, "group": case.rows[n]["relation"], "label": "states it"}
         found, query = explored(case, table, n, **about, **options)
         documents |= found

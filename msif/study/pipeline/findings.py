@@ -10,7 +10,8 @@ two standard errors) or "behind", whatever the study hoped for.
 from math import isnan, log
 
 from msif.study.pipeline.retrained import case_studies, regimes, removal, retraining
-from msif.study.pipeline.words import Finding, above, against, named
+from msif.study.pipeline.words import Finding, above, against
+from msif.study.tracing.names import named
 
 OF_CHECKPOINTS = ("trackstar", "trak", "gradient_dot", "single_stage")  # what may be averaged
 

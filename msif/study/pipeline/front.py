@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from msif.core.extras import need
 from msif.core.files import write_text
 from msif.study.paths import root
-from msif.study.pipeline.words import named
+from msif.study.tracing.names import named
 
 student = need("scipy.stats").t
 PROFILES = ("full", "stories", "webnlg", "smollm", "bloom")  # where none is there: all that are

@@ -5,7 +5,8 @@ A function a stage, as in `findings`.
 
 from math import hypot
 
-from msif.study.pipeline.words import Finding, above, against, named
+from msif.study.pipeline.words import Finding, above, against
+from msif.study.tracing.names import named
 
 # The rivals that notebook 6 compares with.
 RIVALS_OF_RETRAINING = ("single", "gradient", "tracincp", "trak", "representation", "bm25")

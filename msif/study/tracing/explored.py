@@ -3,6 +3,8 @@ apart."""
 
 from dataclasses import replace
 
+from msif.core.influence import precondition, query_gradients
+from msif.core.store import LayerFiles
 from msif.view import explorer
 
 METHODS = {
@@ -33,6 +35,20 @@ LEGEND = (
 def methods_of(table):
     """{label: what it is} of those of `METHODS` that a table has."""
     return {label: text for name, (label, text) in METHODS.items() if name in table}
+
+
+def taken_apart(case, query, stages):
+    """What `explorer.prepared` takes documents and query apart with: {"model", "tuned", "w",
+    "stages"}.
+
+    Of a large model, whose factors are read from disk, stages is None: the query's own tokens are
+    left out, for which each document's gradient would be carried through the stages, minutes a
+    query."""
+    tuned = case.tracked("finetuned")
+    w = precondition(query_gradients(tuned, [query]), stages)[0]
+    large = any(isinstance(f.factors, LayerFiles) for f in case.factors.values())
+    base = case.tracked("pretrained")
+    return {"model": base, "tuned": tuned, "w": w, "stages": None if large else stages}
 
 
 def explored(case, table, at, *, name, group, label, note="", **options):

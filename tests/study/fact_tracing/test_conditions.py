@@ -81,7 +81,7 @@ def test_means_by_relation_and_number_of_proponents_and_the_drawing_order():
     assert list(where.by_proponents("multi_stage/raw")) == [1, 2]
     names, intervals = where.drawn()
     assert (
-        names == ["bm25", "multi_stage"]
+        names == ["BM25", "multi-stage"]
         and np.isnan(intervals["normalised"][0]).all()
         and np.isfinite(intervals["normalised"][1]).all()
     )
