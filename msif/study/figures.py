@@ -251,12 +251,16 @@ def growth(sizes, curves, title, xlabel, ylabel, lines=()):
     return figure
 
 
-def curves(panels, title, xlabel, ylabel, ticks, scale="log"):
+def curves(panels, title, xlabel, ylabel, ticks, scale="log", goals=()):
     """Lines with a band of ± one standard error, one panel a problem.
 
-    panels: {panel: {label: (x, mean, error)}}."""
+    panels: {panel: {label: (x, mean, error)}}. goals: points (x, y) that a method should reach,
+    drawn as open stars.
+    """
     size = {"figsize": (3 + 3 * len(panels), 3.9), "layout": "constrained"}
     figure, axes = plt.subplots(1, len(panels), sharey=True, squeeze=False, **size)
+    goal_x, goal_y = np.array(goals).reshape(-1, 2).T
+    star = {"marker": "*", "s": 140, "facecolor": "none", "edgecolor": "0.25", "zorder": 3}
     labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
     for ax, (panel, lines) in zip(axes[0], panels.items()):
         for label, points in lines.items():
@@ -265,6 +269,7 @@ def curves(panels, title, xlabel, ylabel, ticks, scale="log"):
             marker, color = "osD^vPX*"[n % 8], PALETTE[n % 10]
             ax.plot(x, mean, marker=marker, color=color, label=label, markersize=5)
             ax.fill_between(x, mean - error, mean + error, color=color, alpha=0.25, linewidth=0)
+        ax.scatter(goal_x, goal_y, **star)
         ax.set(xscale=scale, title=panel)
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.minorticks_off()

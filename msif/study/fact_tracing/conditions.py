@@ -20,7 +20,7 @@ import numpy as np
 from msif.study import metrics
 from msif.study.tracing.methods import FORMS
 from msif.study.tracing.names import Name
-from msif.study.tracing.names import named as for_readers
+from msif.study.tracing.names import named as title
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Condition:
             method, mean = Name.of(name).method, self.intervals[name][0]
             best[method] = max(best.get(method, mean), mean)
         order = sorted(best, key=best.get, reverse=True)
-        return list(map(for_readers, order)), {
+        return list(map(title, order)), {
             form: [self.intervals.get(f"{m}/{form}", nothing) for m in order] for form in FORMS
         }
 
