@@ -114,11 +114,19 @@ def lama_corpus(
     for row, scores in zip(rows, search):
         fact = tuple(row["fact"])
         own = set(stating[fact])
-        near = sorted(set(of_object[fact[2]]) - own)
-        near = rng.sample(near, min(same_object, len(near)))
-        best = [n for n in np.argsort(-scores, kind="stable")[:first].tolist() if scores[n] > 0]
-        row |= {"proponents": own, "candidates": own | {*best, *common, *near}}
+        others = set(of_object[fact[2]]) - own
+        few = candidates(rng, own, scores, others, common, first, same_object)
+        row |= {"proponents": own, "candidates": few}
     return _numbered(rng, sentences, rows, factor_documents)
+
+
+def candidates(rng, own, scores, others, common, first=100, same_object=100):
+    """The set of numbers of the documents that one query is ranked among: all that state its fact
+    (own), the `first` by BM25's scores (n,), those above 0; at most `same_object` of the `others`
+    that state another fact of its object, drawn by rng; and `common`, the same for all queries."""
+    near = rng.sample(sorted(others), min(same_object, len(others)))
+    best = [n for n in np.argsort(-scores, kind="stable")[:first].tolist() if scores[n] > 0]
+    return {*own, *best, *near, *common}
 
 
 def _by_fact(sentences):
