@@ -11,6 +11,7 @@ these documents. Beside the methods of `tracing.methods`, at each seed's models:
     multi_stage_adam        EK-FAC in Adam's metric (`adam`)
     representation          cosine of mean hidden states at θ₂, query and answer against document
     trak                    TRAK at models that saw half of the documents (`msif.rivals.trak`)
+    bayesian                covariance over models drawn near θ₁, each fine-tuned (`sampled`)
 
 An ensemble is the mean over seeds; what they disagree about is noise, which `shrunk` takes off.
 """
@@ -164,13 +165,17 @@ def union_of_top(scores, queries, count):
     return left_out
 
 
-def costs(case, epochs):
+def costs(case, recipe, count, settings):
     """{method: forward + backward passes per candidate document and model}, as `methods.costs`.
-    epochs: of pre-training, which TRAK pays for on half of the documents."""
-    found = methods.costs(case)
+    TRAK pays for pre-training on half of the documents; `bayesian_scores`, with its count and
+    settings, for each draw's steps, its losses and its fine-tuning."""
+    found, documents = methods.costs(case), len(case.bed.documents)
+    rows = recipe.finetuning["epochs"] * len(case.bed.finetuning)
+    steps = settings["between"] * settings.get("batch_size", 64)
     return found | {
         "multi_stage_source": found["multi_stage_trajectory"],
-        "trak": round(epochs / 2 + 1, 2),
+        "trak": round(recipe.pretraining["epochs"] / 2 + 1, 2),
+        "bayesian": round(count * ((steps + rows) / documents + 1 / 3), 2),
         "representation": round(1 / 3, 2),
         "statements": 0,
     }

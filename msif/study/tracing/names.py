@@ -21,6 +21,7 @@ NAMES = {
     "trackstar_pretrained": "TrackStar at the pre-trained model",
     "trak": "TRAK",
     "trak_pretrained": "TRAK at the pre-trained model",
+    "bayesian": "Bayesian, both stages sampled",
     "hidden_mean": "hidden states, mean",
     "hidden_mean_pretrained": "hidden states of the pre-trained model, mean",
     "hidden_last": "hidden states, last",
