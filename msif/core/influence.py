@@ -26,6 +26,7 @@ from torch import Tensor
 
 from msif.core import checks, data, pairs
 from msif.core.capture import gradients, grouped_passes, passes
+from msif.core.kronecker import EKFAC
 from msif.core.layers import Tracked, Vectors
 from msif.core.models import limits
 from msif.core.objectives import Objective, log_probability, loss
@@ -194,10 +195,13 @@ def self_influence(
 ) -> Tensor:
     """s(z, z) = ∇ℓ_zᵀ (H + α + d)⁻¹ ∇ℓ_z ≥ 0 of each document of a stage: (n,).
 
-    Its influence on its own log-probability, in nats per unit of weight.
+    Its influence on its own log-probability, in nats per unit of weight. With EK-FAC, whose layers
+    are independent, one layer of `batch_size` documents is held at a time.
     """
 
     data.check(documents, *limits(tracked.model))
+    if type(stage) is Stage and isinstance(stage.curvature, EKFAC):
+        return _by_layer(tracked, documents, stage, stage.curvature, batch_size)
 
     def values(few):
         g = gradients(tracked, few, loss, batch_size)
@@ -207,6 +211,20 @@ def self_influence(
     return torch.cat(
         [values(documents[i : i + batch_size]) for i in range(0, len(documents), batch_size)]
     )
+
+
+def _by_layer(tracked, documents, stage, curvature, batch_size):
+    """`self_influence` as a sum over layers, in the eigenbasis."""
+    found = torch.zeros(len(documents), dtype=torch.float64)
+
+    def consume(layer, a, g, draw, batch, group):
+        new = layer.name in stage.new
+        f = stage.inverse_filter_of_new if new else stage.inverse_filter
+        found[group] += curvature.quadratic(f, layer, a, g).cpu().double()
+
+    grouped_passes(tracked, documents, [loss], batch_size, consume)
+    dtype = torch.promote_types(tracked.model.dtype, torch.float32)
+    return found.to(dtype).to(tracked.model.device)
 
 
 def trajectory(scores: Iterable[Tensor]) -> Tensor:

@@ -93,6 +93,13 @@ class LayerFactors:
         eigenvalues, rotated = self.eigenvalues.double(), self.rotate(v)
         return self.rotate_back(rotated * f(eigenvalues, eigenvalues.mean()).to(rotated))
 
+    def quadratic(self, f: Filter, a: Tensor, g: Tensor, bias: bool) -> Tensor:
+        """⟨D, f(G) D⟩ = Σ f(Λ) (Q_Bᵀ D Q_A)², (n,), of D as in `rotated_gradient`."""
+        eigenvalues, dtype = self.eigenvalues.double(), self.basis_in.dtype
+        both = torch.promote_types(a.dtype, dtype), torch.promote_types(g.dtype, dtype)
+        rotated = self.rotated_gradient(a.to(both[0]), g.to(both[1]), bias)
+        return (rotated.square() * f(eigenvalues, eigenvalues.mean()).to(rotated)).sum((1, 2, 3))
+
 
 @dataclass(frozen=True)
 class EKFAC:
@@ -118,6 +125,11 @@ class EKFAC:
             return _named(name, factors.apply, f_new if name in new else f, x)
 
         return {name: applied(name, x) for name, x in v.items()}
+
+    def quadratic(self, f: Filter, layer: Layer, a: Tensor, g: Tensor) -> Tensor:
+        """`LayerFactors.quadratic` of one layer: (n,). Raises as `apply`."""
+        factors = self.factors[layer.name].to(a.device)
+        return _named(layer.name, factors.quadratic, f, a, g, layer.bias)
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -40,6 +40,7 @@ from msif.core.layers import Tracked, tracked, tracked_layers
 from msif.core.objectives import fisher_losses, logit_margin, loss
 from msif.core.queries import preconditioned
 from msif.curvature.dense import Dense
+from msif.curvature.unrolling import Unrolled
 
 ABSOLUTE = (Damping(0.01, relative=False), Damping(0.05, relative=False))
 
@@ -171,6 +172,20 @@ def test_self_influence_is_the_diagonal_of_the_scores_of_documents_for_themselve
     assert (expected > 0).all()
     for size in (2, 32):
         assert relative(self_influence(tracked_model, data, stage, size), expected) < 1e-10
+
+
+def test_self_influence_is_by_the_stages_own_inverse(study):
+    """An unrolled stage has another filter, though its curvature is EK-FAC too; layers that are new
+    have no α; no gradient of all layers is held where layers are independent."""
+    curvature, tracked_model, data = study.factors[1], study.tracked[1], study.data[1]
+    last = study.layers[-1].name
+    for stage in (
+        Unrolled(curvature, time=2.0),
+        Stage(curvature, Damping(0.1), alpha=Damping(3.0), new=(last,)),
+    ):
+        w = stage.inverse(query_gradients(tracked_model, data))
+        expected = score(tracked_model, data, w).values.diagonal()
+        assert relative(self_influence(tracked_model, data, stage), expected) < 1e-10
 
 
 def test_a_measurement_other_than_the_log_probability_is_differentiated(study):
