@@ -7,17 +7,22 @@ checkpoint, plain scores, and an absolute damping of 1e-4 in both stages:
 
     s(z) = ∇(−f)(θ₂)ᵀ α (H₂ + α)⁻¹ (H₁ + d)⁻¹ ∇ℓ_z(θ₁),    d = α = 1e-4
 
-How strong that is depends on the eigenvalues, so on the model and on how H is normalised: here it
-is the mean over sequences of the curvature of the summed loss.
+up to the factor α, which changes no rank. How strong the damping is depends on the eigenvalues, so
+on the model and on how H is normalised: here it is the mean over sequences of the curvature of the
+summed loss. The code that was released computes (H₁ + d)⁻¹ of the candidates and does not use it:
+its scores are `finetuning_only`. Its gradient similarity has the query at θ₂ and the candidate at
+θ₁ (`gradient_dot`), and so has its similarity of mean hidden states (`hidden_states`).
 """
 
 import json
 import random
 
 import numpy as np
+import torch
 from safetensors.torch import load_file
 
-from msif.core.influence import Damping, Scores, Stage, precondition, query_gradients
+from msif.core.influence import Damping, Scores, Stage, query_gradients
+from msif.rivals import representations
 from msif.rivals.retrieval import bm25
 from msif.study import metrics, params, scratch
 from msif.study.corpora import lama
@@ -39,25 +44,33 @@ def traced(profile, seed):
     folders = results(profile, "testbed", own), results(profile, "factors", own)
     case = load_case(*folders, layers, how["only_correct"], how["queries"])
     found = load_file(results(profile, "fact_tracing", own) / "scores.safetensors")
-    shape = len(case.queries), len(case.bed.documents)
-    if wrong := [name for name, x in found.items() if tuple(x.shape) != shape]:
+    expected = torch.from_numpy(_searched(case)).float()
+    kept = found["bm25/raw"]
+    if kept.shape != expected.shape or not torch.allclose(kept, expected, atol=1e-4):
         raise ValueError(
-            f"seed {seed}: notebook 3's scores {wrong[0]} are of {tuple(found[wrong[0]].shape)} "
-            f"questions and documents, the test-bed has {shape}: run notebook 3 again"
+            f"seed {seed}: notebook 3's scores {tuple(kept.shape)} are not of the questions and "
+            f"documents of its test-bed, {tuple(expected.shape)}: run notebook 3 again"
         )
     return case, found
 
 
+def _searched(case):
+    """BM25's scores (q, N) of question and answer, as notebook 3 has them."""
+    asked = [f"{row.get('question', row['prompt'])} {row['answer']}" for row in case.rows]
+    return bm25([d["text"] for d in case.bed.corpus.documents], asked)
+
+
 def among(case, seed, first=100, same_object=100, shared=200):
-    """For each question the sorted numbers of its candidates (`lama.candidates`); those that name
-    the same object are documents with it as their own or in one of their triples."""
+    """For each question the sorted numbers of its candidates: those of its row, or drawn
+    (`lama.candidates`); those that name the same object are documents with it as their own or in
+    one of their triples."""
+    if all(row.get("candidates") for row in case.rows):
+        return [sorted(row["candidates"]) for row in case.rows]
     documents, rng = case.bed.corpus.documents, random.Random(seed)
     common = rng.sample(range(len(documents)), min(shared, len(documents)))
-    asked = [f"{row.get('question', row['prompt'])} {row['answer']}" for row in case.rows]
-    search = bm25([d["text"] for d in documents], asked)
     named = [_objects(d) for d in documents]
     found = []
-    for row, scores in zip(case.rows, search):
+    for row, scores in zip(case.rows, _searched(case)):
         own = set(row["proponents"])
         others = {n for n, objects in enumerate(named) if row["object"] in objects} - own
         few = lama.candidates(rng, own, scores, others, common, first, same_object)
@@ -70,8 +83,9 @@ def _objects(document):
 
 
 def by_damping(case, dampings, batch_size=64):
-    """{method: {damping: Scores (q, N)}} of multi_stage and single_stage_finetuned with absolute
-    dampings, d = α for the former; one pass over the documents at each model, kept in scratch/."""
+    """{method: {damping: Scores (q, N)}} of multi_stage, finetuning_only and
+    single_stage_finetuned with absolute dampings, d = α; one pass over the documents at each model,
+    kept in scratch/."""
     key = case.key() | {"dampings": dampings, "batch_size": batch_size}
     kept = scratch.tensors("as-published", key, lambda: _computed(case, dampings, batch_size))
     methods = dict.fromkeys(name.split(" ")[0] for name in kept)
@@ -79,32 +93,35 @@ def by_damping(case, dampings, batch_size=64):
     def scores(method, d):
         return Scores(*(kept[f"{method} {d:g} {part}"] for part in ("values", "norms")))
 
-    return {method: {d: scores(method, d) for d in dampings} for method in methods}
+    return {method: {d: scores(method, d) for d in dampings} for method in sorted(methods)}
 
 
 def _computed(case, dampings, batch_size):
     q = query_gradients(case.tracked("finetuned"), case.queries)
-    both = {d: Damping(d, relative=False) for d in dampings}
+    both = {f"{d:g}": Damping(d, relative=False) for d in dampings}
     first, second = (case.factors[name] for name in ("pretrained", "finetuned"))
+    passed = {d: Stage(second, alpha=x).transfer(q) for d, x in both.items()}
+    at_start = {f"finetuning_only {d}": v for d, v in passed.items()}
+    at_start |= {f"multi_stage {d}": Stage(first, both[d]).inverse(v) for d, v in passed.items()}
+    found = _scored(case, "pretrained", at_start, batch_size)
+    at_end = {f"single_stage_finetuned {d}": Stage(second, x).inverse(q) for d, x in both.items()}
+    return found | _scored(case, "finetuned", at_end, batch_size)
 
-    def chain(d):
-        return [Stage(first, d), Stage(second, alpha=d)]
 
-    vectors = {
-        ("multi_stage", "pretrained"): {f"{d:g}": precondition(q, chain(both[d]))[0] for d in both},
-        ("single_stage_finetuned", "finetuned"): {
-            f"{d:g}": Stage(second, both[d]).inverse(q) for d in both
-        },
-    }
-    found = {}
-    for (method, model), w in vectors.items():
-        scored = score_together(case.tracked(model), case.bed.documents, w, batch_size, method)
-        for d, scores in scored.items():
-            found[f"{method} {d} values"], found[f"{method} {d} norms"] = (
-                scores.values,
-                scores.norms,
-            )
-    return found
+def _scored(case, model, vectors, batch_size):
+    found = score_together(case.tracked(model), case.bed.documents, vectors, batch_size, model)
+    values = {f"{name} values": scores.values for name, scores in found.items()}
+    return values | {f"{name} norms": scores.norms for name, scores in found.items()}
+
+
+def hidden_states(case, batch_size=64):
+    """Cosine of mean last hidden states, of questions with their answers at θ₂ and of documents at
+    θ₁: (q, N)."""
+    tuned, base = case.bed.model("finetuned"), case.bed.model("pretrained")
+    asked = representations.states(tuned, case.queries, batch_size=batch_size)
+    found = representations.states(base, case.bed.documents, batch_size=batch_size)
+    unit = torch.nn.functional.normalize
+    return unit(asked, dim=1) @ unit(found, dim=1).mT
 
 
 def both_forms(scores):

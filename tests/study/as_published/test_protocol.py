@@ -1,11 +1,14 @@
 """The paper's protocol: who is a candidate, what its settings compute, how ranks are counted."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from msif.core.influence import Damping, Stage, precondition, query_gradients, score
+from msif.rivals import representations
 from msif.study import paths, scratch
 from msif.study.as_published import protocol
 from msif.study.beds.retraining import Recipe
@@ -66,6 +69,8 @@ def test_absolute_dampings_are_the_numbers_themselves_in_both_stages(case):
     assert ours.normalised().equal(ours.values / ours.norms)
     single = score(tuned, case.bed.documents, Stage(second, d).inverse(q)).values
     torch.testing.assert_close(found["single_stage_finetuned"][1e-2].values, single, **close)
+    released = score(base, case.bed.documents, Stage(second, alpha=d).transfer(q)).values
+    torch.testing.assert_close(found["finetuning_only"][1e-2].values, released, **close)
     assert not torch.allclose(found["multi_stage"][1e-4].values, both.values)
     assert list(found["multi_stage"]) == [1e-4, 1e-2]
     assert len(list(scratch.paths.scratch().glob("as-published-*"))) == 1
@@ -91,7 +96,23 @@ def test_ranks_are_counted_among_the_candidates_alone(case):
     assert (found["first"]["mrr"][0] == 1).all() and (found["first"]["recall"][0] == 1).all()
 
 
-def test_scores_of_other_questions_are_refused(case, tmp_path, monkeypatch):
+def test_candidates_that_a_corpus_brings_are_kept(case):
+    rows = [row | {"candidates": [5, 2]} for row in case.bed.corpus.queries]
+    bed = replace(case.bed, corpus=replace(case.bed.corpus, queries=rows))
+    found = protocol.among(replace(case, bed=bed), 0)
+    assert found == [[2, 5]] * len(case.queries)
+
+
+def test_hidden_states_are_of_two_models_and_not_centred(case):
+    found = protocol.hidden_states(case, batch_size=7)
+    q = representations.states(case.bed.model("finetuned"), case.queries)[1]
+    z = representations.states(case.bed.model("pretrained"), case.bed.documents)[3]
+    expected = torch.nn.functional.cosine_similarity(q, z, dim=0)
+    torch.testing.assert_close(found[1, 3], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stale", ["shape", "values", None])
+def test_scores_of_other_questions_or_documents_are_refused(case, tmp_path, monkeypatch, stale):
     how = {"only_correct": False, "queries": None}
     monkeypatch.setattr(protocol.params, "section", lambda *_: how)
     monkeypatch.setattr(protocol, "load_case", lambda *_: case)
@@ -100,10 +121,11 @@ def test_scores_of_other_questions_are_refused(case, tmp_path, monkeypatch):
     (folder / "factors").mkdir(parents=True)
     (folder / "factors" / "layers.json").write_text("{}")
     (folder / "fact_tracing" / "seed-0").mkdir(parents=True)
-    kept = folder / "fact_tracing" / "seed-0" / "scores.safetensors"
-    save_file({"bm25/raw": torch.zeros(2, 3)}, kept)
-    with pytest.raises(ValueError, match=r"bm25/raw are of \(2, 3\).*run notebook 3 again"):
-        protocol.traced("tiny", 0)
-    whole = torch.zeros(len(case.queries), len(case.bed.documents))
-    save_file({"bm25/raw": whole}, kept)
-    assert protocol.traced("tiny", 0)[1]["bm25/raw"].shape == whole.shape
+    kept = torch.from_numpy(protocol._searched(case)).float()
+    other = {"shape": kept[:, :3].contiguous(), "values": kept.flip(0), None: kept}[stale]
+    save_file({"bm25/raw": other}, folder / "fact_tracing" / "seed-0" / "scores.safetensors")
+    if stale:
+        with pytest.raises(ValueError, match="not of the questions.*run notebook 3 again"):
+            protocol.traced("tiny", 0)
+    else:
+        assert protocol.traced("tiny", 0)[1]["bm25/raw"].equal(kept)

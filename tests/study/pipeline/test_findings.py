@@ -153,12 +153,17 @@ def test_recipes_are_compared_where_there_are_several():
     assert one == "One recipe alone (a, metasmoothness 0.80) was tried."
 
 
-def test_the_papers_settings_stand_beside_ours():
+def test_the_papers_settings_and_what_changes_them():
     def of(value):
         return {"mrr": {"mean": value}}
 
-    methods = {"multi-stage": of(0.6), "single-stage": of(0.5), "BM25": of(0.7)}
-    gain = {"mean": 0.2, "low": 0.1, "high": 0.3}
-    found = claim("as_published", {"methods": methods, "gain": gain, "candidates": 301.4})
+    methods = {"multi-stage, absolute": of(0.6), "single-stage, absolute": of(0.5), "BM25": of(0.7)}
+    change = {"mean": 0.2, "low": 0.1, "high": 0.3}
+    none = {"mean": 0.0, "low": -0.1, "high": 0.1}
+    gains = {
+        "normalised, in place of plain": change,
+        "relative damping, in place of absolute": none,
+    }
+    found = claim("as_published", {"methods": methods, "gains": gains, "candidates": 301.4})
     assert "an MRR of 0.60 among 301 candidates (single-stage 0.50, BM25 0.70)" in found
-    assert found.endswith("by +0.20 [+0.10, +0.30].")
+    assert "by +0.20 [+0.10, +0.30], a relative damping by +0.00 [-0.10, +0.10]." in found
