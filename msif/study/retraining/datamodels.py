@@ -170,12 +170,13 @@ def costs(case, recipe, count, settings):
     TRAK pays for pre-training on half of the documents; `bayesian_scores`, with its count and
     settings, for each draw's steps, its losses and its fine-tuning."""
     found, documents = methods.costs(case), len(case.bed.documents)
-    rows = recipe.finetuning["epochs"] * len(case.bed.finetuning)
-    steps = settings["between"] * settings.get("batch_size", 64)
+    rows = count * recipe.finetuning["epochs"] * len(case.bed.finetuning)
+    steps = settings["burn_in"] + (count - 1) * settings["between"]
+    read = 2 * steps * settings.get("batch_size", 32)  # at the draw, and where it began
     return found | {
         "multi_stage_source": found["multi_stage_trajectory"],
         "trak": round(recipe.pretraining["epochs"] / 2 + 1, 2),
-        "bayesian": round(count * ((steps + rows) / documents + 1 / 3), 2),
+        "bayesian": round((read + rows) / documents + 1 + count / 3, 2),
         "representation": round(1 / 3, 2),
         "statements": 0,
     }

@@ -30,5 +30,7 @@ def _scores(case, recipe, seed, count, settings):
         tuned = copy.deepcopy(model)
         train(tuned, bed.finetuning, seed=seed, **recipe.finetuning)
         f.append(measured(tuned, case.queries)["log_probability"])
-    raw, normalised = bayesian.covariances(torch.stack(losses), torch.stack(f))
+    raw, normalised = bayesian.covariances(
+        torch.stack(losses), torch.stack(f), settings["inverse_temperature"]
+    )
     return {"bayesian/raw": raw, "bayesian/normalised": normalised}

@@ -8,6 +8,7 @@ FORMS = ("raw", "normalised")
 # A method's key, less "_trajectory", and its name on pages and in figures.
 NAMES = {
     "multi_stage": "multi-stage",
+    "multi_stage_refined": "multi-stage, with exact products",
     "multi_stage_source": "multi-stage, pre-training unrolled",
     "pretraining_only": "without fine-tuning's curvature",
     "finetuning_only": "without pre-training's curvature",
@@ -26,8 +27,10 @@ NAMES = {
     "hidden_mean_pretrained": "hidden states of the pre-trained model, mean",
     "hidden_last": "hidden states, last",
     "hidden_input": "input embeddings, mean",
-    "representation": "hidden states, mean",
+    "representation": "hidden states, mean, not centred",
     "bm25": "BM25",
+    "bm25_question": "BM25 of the question alone",
+    "bm25_all_words": "BM25, stop words kept",
     "tfidf": "TF-IDF",
     "embeddings": "sentence embeddings",
     "word_order": "a rule of word order",

@@ -20,7 +20,13 @@ RECIPE = Recipe(
     TRAINING,
     32,
 )
-SETTINGS = {"between": 2, "step": 1e-6, "inverse_temperature": 1e4, "localisation": 1e4}
+SETTINGS = {
+    "burn_in": 4,
+    "between": 2,
+    "step": 1e-6,
+    "inverse_temperature": 1e4,
+    "localisation": 1e4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +48,7 @@ def test_each_draw_is_fine_tuned_and_its_losses_are_of_before(case, tmp_path, mo
         tuned = copy.deepcopy(model)
         train(tuned, case.bed.finetuning, seed=0, **RECIPE.finetuning)
         f.append(measured(tuned, case.queries)["log_probability"])
-    raw, normalised = bayesian.covariances(torch.stack(losses), torch.stack(f))
+    raw, normalised = bayesian.covariances(torch.stack(losses), torch.stack(f), 1e4)
     largest = float(raw.abs().max())  # float32 losses of tens of nats, in other batches
     torch.testing.assert_close(found["bayesian/raw"], raw, rtol=1e-2, atol=1e-2 * largest)
     assert found["bayesian/normalised"].shape == normalised.shape
@@ -53,4 +59,6 @@ def test_each_draw_is_fine_tuned_and_its_losses_are_of_before(case, tmp_path, mo
 def test_its_cost_counts_steps_losses_and_fine_tuning(case):
     documents, rows = len(case.bed.documents), len(case.bed.finetuning)
     found = datamodels.costs(case, RECIPE, count=6, settings=SETTINGS)["bayesian"]
-    assert found == pytest.approx(6 * ((2 * 64 + 2 * rows) / documents + 1 / 3), abs=0.01)
+    assert found == pytest.approx(
+        (6 * 2 * rows + 2 * 32 * (4 + 5 * 2)) / documents + 1 + 6 / 3, abs=0.01
+    )
