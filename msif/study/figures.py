@@ -13,6 +13,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 PALETTE = sns.color_palette("colorblind")
+FEW = 60  # rows of a figure that are named one by one
 sns.set_theme(
     context="notebook",
     style="ticks",
@@ -216,12 +217,14 @@ def dots(names, series, title, xlabel, lines=(), limits=None):
 
     series: {label: [(value, standard error) for each name]}; lines: [(label, x)].
     """
-    figure, ax = plt.subplots(figsize=(9, 0.36 * len(names) + 1.5), layout="constrained")
+    row = 0.36 if len(names) <= FEW else 0.05
+    figure, ax = plt.subplots(figsize=(9, row * len(names) + 1.5), layout="constrained")
     at = np.arange(len(names))
     shifts = np.linspace(-0.2, 0.2, len(series)) if len(series) > 1 else [0]
     for (label, values), color, marker, shift in zip(series.items(), PALETTE, "osD^v", shifts):
         value, error = np.array(values, dtype=float).T
-        look = {"fmt": marker, "color": color, "capsize": 3, "markersize": 5, "label": label}
+        look = {"fmt": marker, "color": color, "label": label}
+        look |= {"capsize": 3, "markersize": 5} if len(names) <= FEW else {"markersize": 2.5}
         ax.errorbar(value, at + shift, xerr=error, **look)
     for (label, x), style in zip(lines, ("--", ":", "-.")):
         ax.axvline(x, color="0.25", linestyle=style, linewidth=1.2, label=label)
@@ -307,8 +310,14 @@ def shares_kept(names, panels, title, xlabel):
 
 
 def _named(ax, at, names):
-    """Names down the side, the first on top; long ones on two lines."""
+    """Names down the side, the first on top; long ones on two lines. Of more than `FEW`, such as a
+    deep model's layers, the first words, each where it begins."""
     ax.set_yticks(at, [textwrap.fill(name, 36) for name in names])
+    if len(names) > FEW:
+        first = [name.split(" ")[0] for name in names]
+        begins = [n for n, word in enumerate(first) if n == 0 or word != first[n - 1]]
+        ax.set_yticks(begins, [first[n] for n in begins])
+        ax.set_ylim(-1, len(names))
     ax.invert_yaxis()
 
 
