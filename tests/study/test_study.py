@@ -37,7 +37,7 @@ OWN = [
 # Committed reports by this code; those of full are older.
 CURRENT = ["stories", "webnlg", "smollm"]
 NOT_YET = {  # half a night of two cores; and what no run of theirs has had yet
-    "smollm": ("07_case_studies", "10_removal"),
+    "smollm": ("10_removal",),
     "stories": ("10_removal",),
     "webnlg": ("10_removal",),
 }

@@ -9,7 +9,15 @@ from msif.study.pipeline.words import Finding, above, against
 from msif.study.tracing.names import named
 
 # The rivals that notebook 6 compares with.
-RIVALS_OF_RETRAINING = ("single", "gradient", "tracincp", "trak", "bayesian", "representation", "bm25")
+RIVALS_OF_RETRAINING = (
+    "single",
+    "gradient",
+    "tracincp",
+    "trak",
+    "bayesian",
+    "representation",
+    "bm25",
+)
 
 
 def retraining(numbers):

@@ -26,6 +26,8 @@ METHODS = {
     ),
     "bm25/raw": ("BM25", "text search for question and answer; no unit"),
 }
+# What stands for influence: over checkpoints, where there are any.
+INFLUENCE = ("multi_stage_trajectory/raw", "multi_stage/normalised")
 LEGEND = (
     "Shades and bars take the plain multi-stage score apart, whatever the ranking: in nats per "
     "unit of document weight, positive = proponent."
@@ -34,7 +36,14 @@ LEGEND = (
 
 def methods_of(table):
     """{label: what it is} of those of `METHODS` that a table has."""
-    return {label: text for name, (label, text) in METHODS.items() if name in table}
+    return dict(METHODS[name] for name in _names(table))
+
+
+def _names(table):
+    """Those of `METHODS` that a table has, the one that stands for influence first."""
+    there = [name for name in METHODS if name in table]
+    stands = [name for name in there if name in INFLUENCE]
+    return [*stands[:1], *(name for name in there if name not in stands[:1])]
 
 
 def taken_apart(case, query, stages):
@@ -56,7 +65,7 @@ def explored(case, table, at, *, name, group, label, note="", **options):
     {method/form: (q, n)}; the page's `name` of the query. label: what its proponents are called.
     options: of `explorer.prepared`."""
     query, row = case.queries[at], case.rows[at]
-    scores = {METHODS[x][0]: table[x][at : at + 1] for x in METHODS if x in table}
+    scores = {METHODS[x][0]: table[x][at : at + 1] for x in _names(table)}
     made = explorer.prepared(
         scores,
         [query],
