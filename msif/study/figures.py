@@ -312,7 +312,7 @@ def shares_kept(names, panels, title, xlabel):
 def _named(ax, at, names):
     """Names down the side, the first on top; long ones on two lines. Of more than `FEW`, such as a
     deep model's layers, the first words, each where it begins."""
-    ax.set_yticks(at, [textwrap.fill(name, 36) for name in names])
+    ax.set_yticks(at, [textwrap.fill(name, 36, break_on_hyphens=False) for name in names])
     if len(names) > FEW:
         first = [name.split(" ")[0] for name in names]
         begins = [n for n, word in enumerate(first) if n == 0 or word != first[n - 1]]

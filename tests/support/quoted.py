@@ -128,6 +128,19 @@ def tuned(profile, method):
     return Number(found["mrr"], "–", worlds, worlds, *keys)
 
 
+# ------------------------------------------------------------------------------------ notebook 12
+
+
+def published(profile, *keys):
+    """A number of the paper's protocol; keys: of its metrics, to a mean and its interval."""
+    whole = found = metrics(profile, "as_published")
+    for key in keys:
+        found = found[key]
+    spread = "[{low:+.3f}, {high:+.3f}]".format(**found).replace("-", "−")
+    worlds, file = whole["models"], f"{profile}/as_published.metrics.json"
+    return Number(found["mean"], spread, worlds, worlds, file, ", ".join(keys))
+
+
 # --------------------------------------------------------------------- notebooks 01, 02, 04 and 05
 
 
