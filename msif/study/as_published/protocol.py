@@ -44,7 +44,7 @@ def traced(profile, seed):
     folders = results(profile, "testbed", own), results(profile, "factors", own)
     case = load_case(*folders, layers, how["only_correct"], how["queries"])
     found = load_file(results(profile, "fact_tracing", own) / "scores.safetensors")
-    expected = torch.from_numpy(_searched(case)).float()
+    expected = torch.from_numpy(searched(case)).float()
     kept = found["bm25/raw"]
     if kept.shape != expected.shape or not torch.allclose(kept, expected, atol=1e-4):
         raise ValueError(
@@ -54,7 +54,7 @@ def traced(profile, seed):
     return case, found
 
 
-def _searched(case):
+def searched(case):
     """BM25's scores (q, N) of question and answer, as notebook 3 has them."""
     asked = [f"{row.get('question', row['prompt'])} {row['answer']}" for row in case.rows]
     return bm25([d["text"] for d in case.bed.corpus.documents], asked)
@@ -68,9 +68,9 @@ def among(case, seed, first=100, same_object=100, shared=200):
         return [sorted(row["candidates"]) for row in case.rows]
     documents, rng = case.bed.corpus.documents, random.Random(seed)
     common = rng.sample(range(len(documents)), min(shared, len(documents)))
-    named = [_objects(d) for d in documents]
+    named = [objects_of(d) for d in documents]
     found = []
-    for row, scores in zip(case.rows, _searched(case)):
+    for row, scores in zip(case.rows, searched(case)):
         own = set(row["proponents"])
         others = {n for n, objects in enumerate(named) if row["object"] in objects} - own
         few = lama.candidates(rng, own, scores, others, common, first, same_object)
@@ -78,7 +78,7 @@ def among(case, seed, first=100, same_object=100, shared=200):
     return found
 
 
-def _objects(document):
+def objects_of(document):
     return {o for _, _, o in document.get("triples", ())} | {document.get("object")}
 
 

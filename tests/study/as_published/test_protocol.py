@@ -52,8 +52,8 @@ def test_candidates_are_what_states_it_what_search_finds_the_same_object_and_sha
 
 def test_an_object_may_stand_in_any_of_a_documents_triples():
     triples = {"triples": [["a", "capital", "b"], ["a", "leader", "c"]], "text": "…"}
-    assert {"b", "c"} <= protocol._objects(triples)
-    assert protocol._objects({"object": "d"}) == {"d"}
+    assert {"b", "c"} <= protocol.objects_of(triples)
+    assert protocol.objects_of({"object": "d"}) == {"d"}
 
 
 def test_absolute_dampings_are_the_numbers_themselves_in_both_stages(case):
@@ -121,7 +121,7 @@ def test_scores_of_other_questions_or_documents_are_refused(case, tmp_path, monk
     (folder / "factors").mkdir(parents=True)
     (folder / "factors" / "layers.json").write_text("{}")
     (folder / "fact_tracing" / "seed-0").mkdir(parents=True)
-    kept = torch.from_numpy(protocol._searched(case)).float()
+    kept = torch.from_numpy(protocol.searched(case)).float()
     other = {"shape": kept[:, :3].contiguous(), "values": kept.flip(0), None: kept}[stale]
     save_file({"bm25/raw": other}, folder / "fact_tracing" / "seed-0" / "scores.safetensors")
     if stale:
