@@ -79,6 +79,7 @@ def among(case, seed, first=100, same_object=100, shared=200):
 
 
 def objects_of(document):
+    """The set of objects of what a document states: its own, or those of its triples."""
     return {o for _, _, o in document.get("triples", ())} | {document.get("object")}
 
 

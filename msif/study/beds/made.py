@@ -42,7 +42,8 @@ def _finetuned(folder, base, rows, max_length, seed, settings):
     """{"source"} of the model at `base` fine-tuned on the rows, and its tokenizer with dolly's
     keys."""
     inspect.signature(train).bind(None, None, **settings)
-    tokenizer = dolly.with_keys(load_tokenizer(**base))
+    known = load_tokenizer(**base)
+    tokenizer = dolly.with_keys(known)
     sequences = dolly.rows(folder, tokenizer, max_length, seed=seed, **rows)[1]
     net = load_model(**base)
     key = {
@@ -52,7 +53,7 @@ def _finetuned(folder, base, rows, max_length, seed, settings):
     }
 
     def make(target):
-        _read_keys(net, tokenizer, seed)
+        read_keys(net, tokenizer, known)
         check(sequences, *limits(net))
         size = sum(p.nbytes for p in net.parameters())
         require(disk=4 * size, memory=4 * size, folder=target, what="fine-tuning and keeping it")
@@ -65,9 +66,20 @@ def _finetuned(folder, base, rows, max_length, seed, settings):
     return {"source": str(scratch.built("finetuned", key, make))}
 
 
-def _read_keys(net, tokenizer, seed):
-    """Embeddings for the tokens that the tokenizer has and the model lacks, drawn by seed."""
+@torch.no_grad()
+def read_keys(net, tokenizer, known):
+    """Rows of the model's embeddings, in and out, for the tokens that `tokenizer` has and the one
+    it was made from, `known`, lacks: each begins as the mean over what `known` splits it into.
+
+    Drawn at random, a key that ends a response is not learnt from some hundred rows, and the model
+    rambles on."""
+    added = range(len(known), len(tokenizer))
     if len(tokenizer) > net.get_input_embeddings().num_embeddings:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            net.resize_token_embeddings(len(tokenizer))
+        net.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    tables = {
+        id(x.weight): x.weight for x in (net.get_input_embeddings(), net.get_output_embeddings())
+    }
+    for table in tables.values():  # one where they are tied
+        for n in added:
+            pieces = known(tokenizer.decode([n]), add_special_tokens=False)["input_ids"]
+            table[n] = table[pieces].mean(0)

@@ -9,7 +9,7 @@ from support.small_pair import inside, needs_data, to_tune
 
 from msif.core.data import NO_LOSS, collate
 from msif.core.model_digest import model_digest
-from msif.core.models import load_model, logits
+from msif.core.models import load_model, load_tokenizer, logits
 from msif.core.objectives import loss
 from msif.study.beds import made, pairs, training
 
@@ -93,3 +93,26 @@ def test_an_unknown_setting_of_training_is_refused_first(tuned):
     wrong = {"finetuning": {"epoch": 2, "rate": 1e-3}}
     with pytest.raises(TypeError, match="epoch"):
         pairs.prepared(0, **settings | {"models": settings["models"] | {"finetuned": wrong}})
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_keys_begin_as_the_mean_of_what_they_were_split_into(tuned, tied):
+    """In the embeddings and, where it is another matrix, in the head; nothing else changes."""
+    _, bed, folder = tuned
+    known, net = load_tokenizer(folder / "base"), load_model(folder / "base")
+    net.config.tie_word_embeddings = tied
+    if tied:
+        net.get_output_embeddings().weight = net.get_input_embeddings().weight
+    before = [x.weight.detach().clone() for x in _tables(net)]
+    made.read_keys(net, bed.tokenizer, known)
+    for old, table in zip(before, _tables(net)):
+        new = table.weight.detach()
+        assert len(new) == len(bed.tokenizer) and new[: len(known)].equal(old[: len(known)])
+        for n in range(len(known), len(bed.tokenizer)):
+            pieces = known(bed.tokenizer.decode([n]), add_special_tokens=False)["input_ids"]
+            assert len(pieces) > 1
+            torch.testing.assert_close(new[n], old[pieces].mean(0))
+
+
+def _tables(net):
+    return net.get_input_embeddings(), net.get_output_embeddings()
