@@ -19,7 +19,7 @@ from msif.study.pipeline import overview
 jinja2, latex2mathml = need("jinja2"), need("latex2mathml.converter")
 nbconvert, markdown = need("nbconvert"), need("nbconvert.filters.markdown_mistune")
 
-# nbconvert's page, less the three blocks that load JavaScript from elsewhere.
+# nbconvert's page, less the three blocks that load JavaScript from elsewhere; code is folded.
 # MathML leaves it to CSS to align columns.
 PAGE = """{% extends "lab/index.html.j2" %}
 {% block html_head_js_requirejs %}{% endblock %}
@@ -27,10 +27,13 @@ PAGE = """{% extends "lab/index.html.j2" %}
 {% block html_head_js_mermaidjs %}{% endblock %}
 {% block html_head_css %}<style>
 main { max-width: 70rem; margin: auto }
-math[display="block"] { margin: 1em 0 }
+details.code > summary { cursor: pointer; font-size: small; opacity: 0.6 }
+math[display="block"] { margin: 1em 0; max-width: 100%; overflow-x: auto }
 mtd[columnalign="right"] { text-align: right; padding-right: 0 }
 mtd[columnalign="left"] { text-align: left; padding-left: 0.2em }
 </style>{% endblock %}
+{% block input_group %}<details class="code"><summary>code</summary>
+{{ super() }}</details>{% endblock %}
 """
 
 

@@ -42,6 +42,13 @@ def test_a_page_loads_nothing_and_runs_nothing():
     )
 
 
+def test_code_is_folded_and_what_it_shows_is_not():
+    html = to_html(page(), "demo")
+    folded = html.split('<details class="code">')[1].split("</details>")[0]
+    assert html.count("<details") == html.count("</details>") == 1
+    assert "jp-InputArea" in folded and PNG not in folded and "<b>bold</b>" not in folded
+
+
 def test_formulas_become_mathml_and_prices_and_code_do_not():
     html = to_html(page(), "demo")
     assert html.count('<math display="inline">') == 3 and html.count('<math display="block">') == 1
