@@ -32,7 +32,6 @@ from msif.core.influence import (
     precondition,
     query_gradients,
     score,
-    self_influence,
     token_scores,
     trajectory,
 )
@@ -40,7 +39,6 @@ from msif.core.layers import Tracked, tracked, tracked_layers
 from msif.core.objectives import fisher_losses, logit_margin, loss
 from msif.core.queries import preconditioned
 from msif.curvature.dense import Dense
-from msif.curvature.unrolling import Unrolled
 
 ABSOLUTE = (Damping(0.01, relative=False), Damping(0.05, relative=False))
 
@@ -163,29 +161,6 @@ def test_normalised_scores_are_divided_by_the_documents_gradient_norm(study):
     assert relative(found.norms, norms) < 1e-10
     assert relative(found.normalised(), found.values / norms) < 1e-10
     assert torch.equal(Scores(torch.zeros(1, 2), torch.zeros(2)).normalised(), torch.zeros(1, 2))
-
-
-def test_self_influence_is_the_diagonal_of_the_scores_of_documents_for_themselves(study):
-    stage, tracked_model, data = stages_of(study)[1], study.tracked[1], study.data[1]
-    w = stage.inverse(query_gradients(tracked_model, data))
-    expected = score(tracked_model, data, w).values.diagonal()
-    assert (expected > 0).all()
-    for size in (2, 32):
-        assert relative(self_influence(tracked_model, data, stage, size), expected) < 1e-10
-
-
-def test_self_influence_is_by_the_stages_own_inverse(study):
-    """An unrolled stage has another filter, though its curvature is EK-FAC too; layers that are new
-    have no α; no gradient of all layers is held where layers are independent."""
-    curvature, tracked_model, data = study.factors[1], study.tracked[1], study.data[1]
-    last = study.layers[-1].name
-    for stage in (
-        Unrolled(curvature, time=2.0),
-        Stage(curvature, Damping(0.1), alpha=Damping(3.0), new=(last,)),
-    ):
-        w = stage.inverse(query_gradients(tracked_model, data))
-        expected = score(tracked_model, data, w).values.diagonal()
-        assert relative(self_influence(tracked_model, data, stage), expected) < 1e-10
 
 
 def test_a_measurement_other_than_the_log_probability_is_differentiated(study):

@@ -1,11 +1,11 @@
 """Every number in README, docs/ and the index is that of a report or a benchmark, and has a line in
-docs/claims.md: `support.claims` says which."""
+docs/claims.md: `support.phrases` says which."""
 
 import json
 import re
 
 import pytest
-from support import claims
+from support import claims, phrases
 from support.pages import README, REPORTS, TEXT, benchmark, report
 from support.quoted_tables import cells, tables
 
@@ -44,13 +44,13 @@ def test_a_claim_has_a_file_and_its_worlds():
 
 
 def test_every_number_of_the_readme_is_that_of_a_report():
-    left = unquoted(SHOWN, claims.readme())
+    left = unquoted(SHOWN, phrases.readme())
     assert left == ["95 %", "0.5"]  # the level of the intervals, and chance
 
 
 def test_every_number_below_the_front_table_is_that_of_a_report():
     _, *below = GENERATED.strip().split("\n\n")
-    assert not unquoted("\n".join(below), claims.of_answers())
+    assert not unquoted("\n".join(below), phrases.of_answers())
 
 
 def test_what_the_readme_says_of_the_table_without_a_number_is_so():
@@ -72,7 +72,7 @@ def test_what_the_readme_says_of_the_table_without_a_number_is_so():
 
 def test_every_number_in_the_prose_of_the_findings_is_that_of_a_report():
     prose = "\n".join(x for x in TEXT["findings.md"].splitlines() if not x.startswith("|"))
-    left = unquoted(prose, claims.findings())
+    left = unquoted(prose, phrases.findings())
     assert left == ["95 %", "0.1"]  # the level of an interval, and a damping
     paired = report("fact_tracing")["paired"]
     other = ("pretraining_only", "finetuning_only", "gradient_dot")
@@ -83,7 +83,7 @@ def test_every_number_in_the_prose_of_the_findings_is_that_of_a_report():
     assert lows == {"raw": [True] * 3, "normalised": [False, False, True]}
     for profile, sure in (("full", False), ("stories", True), ("webnlg", True)):
         gains = report("fact_tracing", profile)["paired"]
-        along = " - ".join(claims.ALONG)
+        along = " - ".join(phrases.ALONG)
         assert gains[along]["normalised"]["low"] <= 0
         assert (gains["multi_stage - pretraining_only"]["normalised"]["low"] > 0) == sure
 
@@ -101,7 +101,7 @@ def test_every_number_in_the_tables_of_the_findings_is_that_of_a_report(table):
 # ------------------------------------------------------------------------------------------ index
 
 
-@pytest.mark.parametrize("stage", claims.index())
+@pytest.mark.parametrize("stage", phrases.index())
 def test_every_number_of_a_card_of_the_index_is_that_of_a_claim(stage):
     finding = FINDINGS[stage](report(stage))
     text = " ".join(finding)
@@ -109,7 +109,7 @@ def test_every_number_of_a_card_of_the_index_is_that_of_a_claim(stage):
         text = text.replace(level, "")
     known = {
         shown.lstrip("-").replace("-0.000", "0.000")
-        for number in claims.index()[stage]
+        for number in phrases.index()[stage]
         for shown in (f"{number.value:.{n}{kind}}" for n, kind in FORMATS)
     }
     said = re.findall(r"\d+\.\d+|\d+%", text)
