@@ -54,6 +54,12 @@ def held(scores, counts):
     return np.cumsum(positive, 1)[:, np.asarray(counts) - 1] / positive.sum(1, keepdims=True)
 
 
+def by_chance(documents, rows=1000):
+    """Independent normal numbers in place of scores (rows, documents): what `held` and
+    `half_held_by` say where there is nothing to find."""
+    return np.random.default_rng(0).standard_normal((rows, documents))
+
+
 def _positive(scores):
     """Each query's positive scores, 0 in place of the others, the highest first: (q, n)."""
     return np.sort(np.clip(np.asarray(scores, dtype=float), 0, None), axis=1)[:, ::-1]
