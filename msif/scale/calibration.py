@@ -139,19 +139,20 @@ class _Trial:
         return self.clock()
 
     def memory(self, run):
-        """`Calibration.memory` by the largest batch, or as much of it as half of the time allows;
-        what it takes once, such as imports, came before."""
+        """`Calibration.memory` by the largest batch, or as much of it as half of the time allows,
+        the larger of two runs: a long run's peak is its worst batch's, which an allocator fits now
+        better, now worse. What is taken once, such as imports, came before."""
         first = self._of(self.groups[0])
         least = [first[-1]]
         run(least)
         each = self.timed(lambda: run(least)) / len(least[0].input_ids)
-        affordable = self.seconds / 2 / max(each, 1e-9) / len(first[0].input_ids)
+        affordable = self.seconds / 4 / max(each, 1e-9) / len(first[0].input_ids)
         few, needs = first[: max(1, int(affordable))], self.needs
         self.count += 1
-        taken = memory_taken(lambda: run(few), self.device)
+        taken = max(memory_taken(lambda: run(few), self.device) or 0 for _ in range(2))
         if len(few) < len(first):
             needs = Needs(self.tracked, _lengths(few), len(few))
-        return None if taken is None else max(0.1, taken / needs.batch(self.tracked.layers))
+        return max(0.1, taken / needs.batch(self.tracked.layers)) if taken else None
 
     def batches(self):
         """Batches to be timed, spread over the lengths, as many as the time allows; one at
