@@ -42,7 +42,7 @@ def losses(pretraining, finetuning, title):
             alpha = 0.9 if seed == 0 else 0.4
             ax.plot(range(1, len(run) + 1), run, marker="o", color=PALETTE[0], alpha=alpha)
         ax.set(xlabel=f"{stage} epoch", ylabel="loss [nats / sequence]", ylim=(0, None))
-    _headline(figure, title)
+    headline(figure, title)
     return figure
 
 
@@ -83,7 +83,7 @@ def spectra(stages, title):
     else:
         note = f"{len(layers)} layers, dark: first, light: last"
         last.text(0.03, 0.03, note, transform=last.transAxes)
-    _headline(figure, title)
+    headline(figure, title)
     return figure
 
 
@@ -124,7 +124,7 @@ def tracing(names, intervals, title, xlabel, lines=()):
     _named(ax, at, names)
     ax.grid(axis="x", color="0.9")
     ax.set(xlim=(0, 1.02), xlabel=xlabel)
-    _headline(figure, title, fontsize="medium")
+    headline(figure, title, fontsize="medium")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
@@ -153,62 +153,7 @@ def grid(table, rows, columns, title, xlabel, ylabel):
     for ax, (form, values) in zip(axes, table.items()):
         sns.heatmap(np.array(values), ax=ax, xticklabels=columns, yticklabels=rows, **look)
         ax.set(title=form, xlabel=xlabel, ylabel=ylabel if ax is axes[0] else "")
-    _headline(figure, title)
-    return figure
-
-
-def accuracy_for_cost(panels, title):
-    """Accuracy against cost, one line a method, the Pareto front in grey.
-
-    panels: [(title, xlabel, ylabel, {method: [(cost, value, error)]})]. Costs on a log axis; error
-    bars are ± one standard error (None: not known). A method has one look in every panel.
-    """
-    size = {"figsize": (5.6 * len(panels), 5.2), "layout": "constrained"}
-    figure, axes = plt.subplots(1, len(panels), squeeze=False, **size)
-    names = list(dict.fromkeys(name for *_, methods in panels for name in methods))
-    looks = {
-        name: {"color": PALETTE[i % len(PALETTE)], "marker": "os^DvPX*<>hp"[i % 12]}
-        for i, name in enumerate(names)
-    }
-    for ax, (heading, xlabel, ylabel, methods) in zip(axes[0], panels):
-        costs, best = _front([point[:2] for points in methods.values() for point in points])
-        grey = {"color": "0.75", "linewidth": 6, "zorder": 0}
-        ax.step(costs, best, where="post", label="best at this cost", **grey)
-        for name, points in methods.items():
-            cost, value, error = zip(*sorted(points))
-            error = None if error[0] is None else error
-            look = looks[name] | {"capsize": 2, "linewidth": 1.2, "label": name}
-            ax.errorbar(cost, value, yerr=error, **look)
-        ax.axhline(0, color="0.25", linewidth=0.8)
-        ax.set(xscale="log", xlabel=xlabel, ylabel=ylabel, title=heading, ylim=(None, 1.02))
-    _shared_legend(figure, axes[0])
-    _headline(figure, title)
-    return figure
-
-
-def _front(points):
-    """(costs, values) of the points that no cheaper one equals, in the order of cost."""
-    front = []
-    for cost, value in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or value > front[-1][1]:
-            front.append((cost, value))
-    return zip(*front)
-
-
-def power_laws(sizes, curves, title, xlabel, ylabel):
-    """Costs against size on log axes, with the fitted power law dashed.
-
-    curves: {label: (values, exponent)}.
-    """
-    figure, ax = plt.subplots(figsize=(7, 3.8), layout="constrained")
-    sizes = np.asarray(sizes, dtype=float)
-    centred = np.log(sizes) - np.log(sizes).mean()
-    for (label, (values, exponent)), color, marker in zip(curves.items(), PALETTE, "osD^v"):
-        law = np.exp(np.mean(np.log(values)) + exponent * centred)
-        ax.plot(sizes, values, marker=marker, color=color, linestyle="", label=label)
-        ax.plot(sizes, law, color=color, linestyle="--")
-    ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel, title=title)
-    ax.legend(fontsize="small")
+    headline(figure, title)
     return figure
 
 
@@ -233,7 +178,7 @@ def dots(names, series, title, xlabel, lines=(), limits=None):
     ax.set(xlabel=xlabel, xlim=limits)
     if len(series) > 1 or lines:
         ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    _headline(figure, title)
+    headline(figure, title)
     return figure
 
 
@@ -279,8 +224,8 @@ def curves(panels, title, xlabel, ylabel, ticks, scale="log", goals=()):
         ax.grid(axis="y", color="0.9")
     figure.supxlabel(xlabel, fontsize="medium")
     axes[0, 0].set(ylabel=ylabel, ylim=(min(-0.05, axes[0, 0].get_ylim()[0]), 1.02))
-    _shared_legend(figure, axes[0])
-    _headline(figure, title)
+    shared_legend(figure, axes[0])
+    headline(figure, title)
     return figure
 
 
@@ -305,7 +250,7 @@ def shares_kept(names, panels, title, xlabel):
     figure.supxlabel(xlabel, fontsize="medium")
     _named(axes[0, 0], at, names)
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    _headline(figure, title)
+    headline(figure, title)
     return figure
 
 
@@ -321,12 +266,12 @@ def _named(ax, at, names):
     ax.invert_yaxis()
 
 
-def _headline(figure, title, **look):
+def headline(figure, title, **look):
     """The finding, above all panels."""
     figure.suptitle(title, fontweight="bold", x=0.01, ha="left", **look)
 
 
-def _shared_legend(figure, axes):
+def shared_legend(figure, axes):
     """One legend for all panels, beside them: each label once."""
     handles = {label: h for ax in axes for h, label in zip(*ax.get_legend_handles_labels())}
     figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize="small")

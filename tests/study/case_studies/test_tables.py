@@ -9,7 +9,9 @@ from msif.study.case_studies import tables
 
 
 def portion():
-    kinds = [{"kind": "wiki", "title": f"<{n}>", "text": f"words {n}", "document": n} for n in range(5)]
+    kinds = [
+        {"kind": "wiki", "title": f"<{n}>", "text": f"words {n}", "document": n} for n in range(5)
+    ]
     corpus = SimpleNamespace(documents=kinds)
     row = {"prompt": "Who?", "answer": "A & B", "how": "greedy", "logprob": -3.21}
     row["found"] = {"embeddings": [0, 4], "bm25": [4, 3]}
