@@ -140,8 +140,8 @@ def own_tree():
 
 @pytest.mark.slow
 def test_the_measured_peak_is_the_predicted_one_within_a_tenth(monkeypatch):
-    """4 M tracked weights, each in a process of its own, whose allocator returns what is freed: what
-    glibc's otherwise keeps is a tenth more or less of so small a model, by chance."""
+    """4 M tracked weights, each in a process of its own, whose allocator returns what is freed:
+    what glibc's otherwise keeps is a tenth more or less of so small a model, by chance."""
     size = planned.Size("4 M", 256, 704, 5, 4, 4, 4096, documents=64)
     monkeypatch.setenv("PYTHONPATH", own_tree()["PYTHONPATH"])
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "131072")
