@@ -7,7 +7,7 @@ import torch
 
 from msif.api.stages import Stage, fit
 from msif.core.influence import Damping, query_gradients
-from msif.study import metrics, scratch
+from msif.study import scratch
 from msif.study.kinds_of_fine_tuning import treatments
 from msif.study.kinds_of_fine_tuning.treatments import AS_FULL, OWN, SINGLE
 from msif.study.kinds_of_fine_tuning.tunings import AGAIN, DPO, KINDS, LORA
@@ -41,24 +41,27 @@ def scored(found, *, b, damping, alpha, single_stage_damping, documents=None, ba
     return scratch.tensors("kind-scores", found.key() | fits | settings, compute)
 
 
-def over_alphas(found, alphas, *, b, damping, documents=None, batch_size=64):
-    """{kind/treatment/form: MRR of each α (alphas,)}, of `own` and `as full` for all kinds."""
+def over_settings(found, values, *, b, damping, documents=None, batch_size=64):
+    """{kind/treatment/form: (values, q, n)}: scores by `own` and `as full` with each of the values
+    as α of all later stages, and by `single` with it as d. Kept in scratch/."""
     fits = {"b": b, "documents": documents, "batch_size": batch_size}
-    proponents = [row["proponents"] for row in found.bed.corpus.queries]
 
     def compute():
         table = {}
         for kind in KINDS:
             chain, q = chain_of(found, kind, damping=damping, alpha=1.0, **fits)
-            w = {f"{name}/{a}": x for a in alphas for name, x in _both(q, chain, a).items()}
-            for name, x in _scores(found, kind, found.base, w, batch_size).items():
+            both = {f"{t}/{x}": w for x in values for t, w in _both(q, chain, x).items()}
+            last = chain[-1].curvature
+            alone = {f"{SINGLE}/{x}": treatments.single(q, last, x) for x in values}
+            each = _scores(found, kind, found.base, both, batch_size)
+            each |= _scores(found, kind, found.ends[kind], alone, batch_size)
+            for name, scores in each.items():  # in the order of values
                 kind_and_treatment, _, form = name.rsplit("/", 2)
-                mrr = metrics.reciprocal_ranks(x.cpu().numpy(), proponents).mean()
-                table.setdefault(f"{kind_and_treatment}/{form}", []).append(float(mrr))
-        return table
+                table.setdefault(f"{kind_and_treatment}/{form}", []).append(scores.cpu())
+        return {name: torch.stack(few) for name, few in table.items()}
 
-    key = found.key() | fits | {"damping": damping, "alphas": list(alphas)}
-    return scratch.value("kind-alphas", key, compute)
+    key = found.key() | fits | {"damping": damping, "values": list(values)}
+    return scratch.tensors("kind-settings", key, compute)
 
 
 def _both(q, chain, alpha):

@@ -8,11 +8,11 @@ from support.tiny import relative
 from msif.core import adapters, influence, pairs, preferences
 from msif.core.data import NO_LOSS, collate
 from msif.core.models import logits
-from msif.study import metrics, scratch
+from msif.study import scratch
 from msif.study.beds import retraining
 from msif.study.corpora import corpus
 from msif.study.kinds_of_fine_tuning import again, named, tracing, tunings
-from msif.study.kinds_of_fine_tuning.treatments import IDENTITY, OWN
+from msif.study.kinds_of_fine_tuning.treatments import IDENTITY, OWN, SINGLE
 from msif.study.kinds_of_fine_tuning.tunings import AGAIN, DPO, FULL, KINDS, LORA
 
 pytest.importorskip("peft")
@@ -38,7 +38,7 @@ def found(tmp_path_factory):
         patch.setattr(scratch.paths, "scratch", lambda *parts: folder.joinpath(*parts))
         x = tunings.tuned(RECIPE, 0, SETTINGS)
         scores = tracing.scored(x, damping=0.01, alpha=0.1, single_stage_damping=0.01, **FITS)
-        over = tracing.over_alphas(x, [0.1, 1.0], damping=0.01, **FITS)
+        over = tracing.over_settings(x, [0.1, 1.0], damping=0.01, **FITS)
         left_out = retraining.half_subsets(len(PEOPLE.documents), 2)
         outcomes = again.outcomes(RECIPE, SETTINGS, left_out, [5], 1)
         yield x, scores, over, outcomes
@@ -138,13 +138,15 @@ def test_without_a_later_stage_the_kinds_differ_by_their_query_alone(found):
         assert relative(scores[f"{kind}/{IDENTITY}/raw"], expected) < 1e-4
 
 
-def test_the_mrr_over_alphas_is_that_of_the_scores(found):
-    _, scores, over, _ = found
-    proponents = [row["proponents"] for row in PEOPLE.queries]
+def test_the_scores_over_settings_are_those_of_one_setting(found):
+    """α = .1 is what `scored` was given; `single` has its d for it, which is .01 there."""
+    x, scores, over, _ = found
     for kind in KINDS:
         name = f"{kind}/{OWN}/normalised"
-        expected = metrics.reciprocal_ranks(scores[name].numpy(), proponents).mean()
-        assert abs(over[name][0] - expected) < 1e-6 and len(over[name]) == 2
+        assert relative(over[name][0], scores[name]) < 1e-5 and len(over[name]) == 2
+    lower = tracing.over_settings(x, [0.01], damping=0.01, **FITS)
+    name = f"{KINDS[0]}/{SINGLE}/raw"
+    assert relative(lower[name][0], scores[name]) < 1e-5
 
 
 def test_a_retraining_that_leaves_nothing_out_is_the_first_training(found):

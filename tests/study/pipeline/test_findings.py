@@ -119,15 +119,24 @@ def test_a_step_of_one_question_has_no_standard_error(error):
 @pytest.mark.parametrize("lead, verdict", [(0.3, "ahead of"), (-0.3, "behind"), (0.1, "level")])
 def test_a_wrong_treatment_of_adapters_that_is_better_is_said_to(lead, verdict):
     value = {"value": 0.6, "error": 0.1}
+    both = {
+        "LoRA": {
+            "identity": value | {"each": [0.5, 0.7]},
+            "as full": {"value": lead, "error": 0.1, "each": [lead]},
+        }
+    }
     numbers = {
         "mrr": {"LoRA": {"own": {"normalised": value}}},
-        "mrr_lead": {"LoRA": {"identity": value, "as full": {"value": lead, "error": 0.1}}},
+        "mrr_lead_at_best": both,
+        "lds_lead_at_best": both,
         "exact": {"LoRA": {"dense": {"own, R": value, "identity": value}}},
         "shared": {"full and LoRA": value, "two seeds of full": value},
     }
     found = claim("kinds_of_fine_tuning", numbers)
-    assert "0.60: ahead of T := I by 0.600 ± 0.100" in found
-    assert f"{verdict} " in found.partition("T := I by 0.600 ± 0.100, ")[2].split(".")[0]
+    said = found.partition("it is ahead of T := I (+0.60 ± 0.10), ")[2]
+    finding, _, predicting = said.partition(" at finding the statements; at predicting retraining ")
+    assert finding.startswith(f"{verdict} ")
+    assert predicting.startswith(f"ahead of T := I (+0.60 ± 0.10), {verdict} ")
 
 
 def test_a_rival_whose_documents_cost_more_answers_is_said_to():
