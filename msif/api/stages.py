@@ -90,9 +90,22 @@ class Stage:
                 f"with _): factors and scores are of the model before; fit them again"
             )
 
+    def frozen_since(self, before: Model) -> tuple[str, ...]:
+        """Names of the tracked layers whose weights are bit by bit those of the model before: the
+        stage left them as they were. () of adapters, which say themselves what they move."""
+        if self.model.adapters:
+            return ()
+        earlier, own = before.tracked, self.model.tracked
+        both = set(earlier.names)
+        return tuple(
+            layer.name
+            for layer in own.layers
+            if layer.name in both and _equal(*(_weights(x.model, layer) for x in (earlier, own)))
+        )
+
     @property
     def core(self) -> influence.Stage:
-        """The stage as `core.influence` has it."""
+        """The stage as `core.influence` has it, whatever came before."""
         more = self.factors if isinstance(self.factors, Fitted) else Fitted({}, {})
         plain = influence.Stage(
             self.factors, _damping(self.damping), _damping(self.alpha), self.new, more.coupling
@@ -129,6 +142,20 @@ def a_model(x: object) -> Model:
             f"the model is a {type(x).__name__}: expected a msif.Model, as `msif.load` gives it"
         )
     return x
+
+
+def _weights(model, layer):
+    """Weight and bias of a layer; of an expert its part of those that hold all."""
+    found = model.get_submodule(layer.module).parameters(recurse=False)
+    return [p.detach() if layer.expert is None else p.detach()[layer.expert] for p in found]
+
+
+def _equal(some, others):
+    """Are they the same numbers, whatever the dtype and device?"""
+    return len(some) == len(others) and all(
+        a.shape == b.shape and torch.equal(a, b.to(a)) and torch.equal(a.to(b), b)
+        for a, b in zip(some, others)
+    )
 
 
 def _damping(value):

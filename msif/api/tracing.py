@@ -65,7 +65,7 @@ def trace(
     documents = list(documents) if isinstance(documents, list) else documents
     if folder is not None and pairs.are_pairs(documents):
         raise ValueError("pairs are scored in memory: leave out the folder")
-    chain, model = [x.core for x in stages], stages[stage].model
+    chain, model = chained(stages), stages[stage].model
 
     def vectors():
         last = stages[-1].model.tracked
@@ -86,7 +86,8 @@ def trace(
         found = influence.score(model.tracked, documents, w, **options)
         largest = found.values.abs().max().item()
     else:
-        name = {"stages": [_stage_key(x) for x in stages], "stage": stage}
+        keys = [_stage_key(x, core) for x, core in zip(stages, chain)]
+        name = {"stages": keys, "stage": stage}
         name |= {"questions": data.digest(asked), "documents": _source(documents)}
         found = Path(folder) / f"scores-{name_of(name)}"
         kept = found / "w.safetensors"
@@ -110,10 +111,23 @@ def trace(
     return Scores(stages, asked, cast(list, documents), stage, w, found, top)
 
 
-def _stage_key(stage):
+def chained(stages: Sequence[Stage]) -> list[influence.Stage]:
+    """The stages as `core.influence` has them, each with the layers that it left as they were: what
+    a stage did not train passes it whole."""
+    found = [x.core for x in stages]
+    for k, (earlier, later) in enumerate(zip(stages, stages[1:]), 1):
+        same = earlier.factors.header["model"] == later.factors.header["model"]  # warned of
+        if not same and (frozen := later.frozen_since(earlier.model)):
+            found[k] = replace(found[k], frozen=frozen)
+    return found
+
+
+def _stage_key(stage, core):
     header = {k: v for k, v in stage.factors.header.items() if k != "versions"}
-    numbers = [[x.value, x.relative] for x in (stage.core.damping, stage.core.alpha)]
+    numbers = [[x.value, x.relative] for x in (core.damping, core.alpha)]
     found = {"factors": header, "layers": layers_key(stage.model), "numbers": [*numbers, stage.new]}
+    if core.frozen:
+        found["frozen"] = core.frozen
     if adapters := stage.model.adapters:  # the same sum of weights can come of others
         found["adapters"] = [adapters_digest(adapters), stage.decay, stage.remainder]
     return found

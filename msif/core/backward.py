@@ -56,10 +56,12 @@ def backpropagate(
     twice, or not at all, or that the loss does not depend on, or that runs on anything but
     sequences or their positions, or on other sizes than its own.
 
-    A model that changes a layer's input in place is run forward twice the first time.
+    A model that changes a layer's input in place is run forward twice the first time. One of
+    float16 has its gradients scaled on the way, and not where they are consumed.
     """
     batch = batch.to(next(tracked.model.parameters()).device)
     copied = _overwritten.setdefault(tracked.model, set())
+    half = any(p.dtype == torch.float16 for p in tracked.model.parameters())
     watch = Watch(tracked, batch, consume, copied)
     with torch.enable_grad(), watch.hooked():
         predicted = logits(tracked.model, batch)
@@ -70,13 +72,38 @@ def backpropagate(
         watch.all_of(watch.inputs, "{} did not run")
         watch.forward = False
         for draw, objective in enumerate(objectives):
-            scalar = objective(predicted, batch).sum()
-            finite(scalar, "the loss", batch)
-            watch.draw, watch.arrived = draw, set()
-            if scalar.requires_grad:
-                scalar.backward(retain_graph=draw + 1 < len(objectives))
+            top = _at_logits(objective, predicted, batch)
+            watch.draw, watch.arrived, watch.scale = draw, set(), None
+            if top is not None:
+                if half:
+                    watch.scale = _to_size_one(top)
+                    top = top * watch.scale.view(-1, *[1] * (top.dim() - 1))
+                more = draw + 1 < len(objectives)
+                predicted.backward(top.to(predicted.dtype), retain_graph=more)
             watch.rest_of_experts()
             watch.all_of(watch.arrived, "no gradient reaches {}")
+
+
+def _at_logits(objective, predicted, batch):
+    """The gradient of the summed objective at the logits, in at least float32; None where nothing
+    tracked takes part."""
+    wide = torch.promote_types(predicted.dtype, torch.float32)
+    z = predicted.detach().to(wide).requires_grad_()
+    scalar = objective(z, batch).sum()
+    finite(scalar, "the loss", batch)
+    if not (scalar.requires_grad and predicted.requires_grad):
+        return None
+    return torch.autograd.grad(scalar, z)[0]
+
+
+def _to_size_one(top):
+    """The power of two for each row that brings its largest gradient to about 1: (n,).
+
+    float16 holds nothing below 6e-8, and the gradients of sure answers are smaller; rows of a batch
+    do not meet in the model, so that what they are multiplied with can be divided out of g."""
+    largest = top.flatten(1).abs().amax(1)
+    exponent = torch.frexp(largest.where(largest > 0, 1)).exponent
+    return torch.ldexp(torch.ones_like(largest), 1 - exponent)
 
 
 @contextmanager

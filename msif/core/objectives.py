@@ -69,8 +69,7 @@ def _check_classes(labels, outputs):
 def loss(logits: Tensor, batch: Batch) -> Tensor:
     """Training loss ℓ_z = −Σ_t log p(y_t | x_<t): (n,), nats."""
     z, y = align(logits, batch.labels)
-    each = F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction="none", ignore_index=NO_LOSS)
-    return each.view_as(y).sum(1)
+    return _Nats.apply(z, y).sum(1)
 
 
 def log_probability(logits: Tensor, batch: Batch) -> Tensor:
@@ -90,6 +89,41 @@ def logit_margin(logits: Tensor, batch: Batch) -> Tensor:
     target = y.clamp(min=0)[..., None]
     rival = z.scatter(2, target, -torch.inf).amax(2)
     return ((z.gather(2, target)[..., 0] - rival) * (y != NO_LOSS)).sum(1)
+
+
+class _Nats(torch.autograd.Function):
+    """−log p(y) of logits z (n, T, V) and targets y (n, T), 0 where there is none: (n, T).
+
+    Cross-entropy, but with all that the others have, r = Σ_{v ≠ y} p_v, in place of 1 − p_y:
+    −log p_y = log(1 + e^(log Σ_{v ≠ y} e^{z_v} − z_y)); its gradient is p_v, and −r at y. Where a
+    model is sure, p_y rounds to 1, and 1 − p_y is rounding error alone from p_y ≈ 1 − 1e-7 on.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z, y):
+        target = y.clamp(min=0)[..., None]
+        others = z.scatter(-1, target, -torch.inf).logsumexp(-1, keepdim=True)
+        nats = torch.logaddexp(others - z.gather(-1, target), others.new_zeros(()))[..., 0]
+        return nats.masked_fill(y == NO_LOSS, 0)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        z, y = ctx.saved_tensors
+        target, none = y.clamp(min=0)[..., None], (y == NO_LOSS)[..., None]
+        p = z.softmax(-1)
+        if torch.is_grad_enabled():  # differentiated once more: nothing in place
+            p = p.scatter(-1, target, 0)
+            p = p.scatter(-1, target, -p.sum(-1, keepdim=True))
+            return (p * grad[..., None]).masked_fill(none, 0), None
+        p.scatter_(-1, target, 0)
+        p.scatter_(-1, target, -p.sum(-1, keepdim=True))
+        return p.mul_(grad[..., None]).masked_fill_(none, 0), None
 
 
 def generator(seed: int | str, index: int, draw: int) -> torch.Generator:
@@ -125,7 +159,8 @@ def sampled_loss(logits: Tensor, batch: Batch, *, seed: int | str, draw: int) ->
     u = _noise(torch.rand, y, batch, seed, draw).to(cdf.dtype)[..., None] * cdf[..., -1:]
     drawn = torch.searchsorted(cdf, u, right=True).clamp(max=z.shape[2] - 1)
     del cdf
-    return _linear(z, p.scatter_add_(2, drawn, -torch.ones_like(u)), y)
+    p.scatter_(2, drawn, 0)  # p_ŷ − 1 is what the others have, as in `loss`
+    return _linear(z, p.scatter_(2, drawn, -p.sum(2, keepdim=True)), y)
 
 
 def gaussian_loss(logits: Tensor, batch: Batch, *, seed: int | str, draw: int) -> Tensor:

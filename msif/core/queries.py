@@ -8,6 +8,8 @@ result.
 
 from collections import abc
 
+import torch
+
 from msif.core import checks, data
 from msif.core.capture import grouped_passes
 from msif.core.data import Sequence
@@ -70,6 +72,14 @@ def preconditioned(
     return {x.name: found[x.name] for x in tracked.layers if x.name in found}
 
 
+def _everything(eigenvalues, mean):
+    return torch.ones_like(eigenvalues)
+
+
+def _nothing(eigenvalues, mean):
+    return torch.zeros_like(eigenvalues)
+
+
 def is_plain(stage: Stage) -> bool:
     """Is it a stage that `preconditioned` takes?"""
     plain = type(stage) is Stage and stage.cross is None
@@ -99,6 +109,8 @@ def _solve(layer, a, g, stages, stage):
 
 def _filter(stage, name, inverse):
     """One stage's filter for a layer: its inverse, or its transfer, which no new layer reaches."""
+    if name in stage.frozen:
+        return _nothing if inverse else _everything
     if not inverse:
         return stage.transfer_filter
     return stage.inverse_filter_of_new if name in stage.new else stage.inverse_filter

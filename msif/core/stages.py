@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from msif.core.kronecker import EKFAC
 from msif.core.layers import MERGE, Filter, Vectors
 
 
@@ -74,9 +75,11 @@ class Stage:
     curvature: H. damping d: numerical. alpha α: how strongly the stage stays near its start (for
     stage 1: its L2 regularisation). new: layers that earlier stages lack, such as a classification
     head; they carry no α. P below is 1 on all other layers, and 0 on the new ones. cross: X, where
-    the loss itself depends on the stage's start. Stages may differ in precision: the higher one is
-    kept. Raises ValueError for a damping or alpha that is no `Damping`, for `new` as one string,
-    and for new layers beside a cross term.
+    the loss itself depends on the stage's start. frozen: layers that the stage left as it found
+    them: there θ_k = θ_{k−1}, so that T is 1, and no row of the stage has influence. Stages may
+    differ in precision: the higher one is kept. Raises ValueError for a damping or alpha that is no
+    `Damping`, for `new` or `frozen` as one string, for new layers beside a cross term, and for
+    frozen layers of a curvature that may couple them to others.
     """
 
     curvature: Curvature
@@ -84,6 +87,7 @@ class Stage:
     alpha: Damping = NONE
     new: tuple[str, ...] = ()
     cross: Cross | None = None
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self):
         for name, x in (("damping", self.damping), ("alpha", self.alpha)):
@@ -92,8 +96,14 @@ class Stage:
                     f"{name} is {x!r}: expected a Damping, such as Damping(0.1), × the mean "
                     f"eigenvalue, or Damping(0.1, relative=False)"
                 )
-        if isinstance(self.new, str):
-            raise ValueError(f"new is {self.new!r}: expected names of layers, ({self.new!r},)")
+        for what, names in (("new", self.new), ("frozen", self.frozen)):
+            if isinstance(names, str):
+                raise ValueError(f"{what} is {names!r}: expected names of layers, ({names!r},)")
+        if self.frozen and not isinstance(self.curvature, EKFAC):
+            raise ValueError(
+                f"frozen layers {self.frozen} and a {type(self.curvature).__name__}: expected "
+                f"EK-FAC, which couples no layer to another"
+            )
         if self.new and self.cross is not None:
             raise ValueError(
                 f"the new layers {self.new} and a cross term: expected a stage of preferences to "
@@ -106,16 +116,23 @@ class Stage:
         return self.alpha.value == 0 and self.cross is None
 
     def inverse(self, v: Vectors) -> Vectors:
-        """(H + αP + d)⁻¹ v."""
-        return self.curvature.apply(self.inverse_filter, v, self.new, self.inverse_filter_of_new)
+        """(H + αP + d)⁻¹ v; 0 on frozen layers."""
+        moved = self._applied(self.inverse_filter, v)
+        return {name: moved[name] if name in moved else torch.zeros_like(v[name]) for name in v}
 
     def transfer(self, v: Vectors) -> Vectors:
-        """T v = (X + α)ᵀ (H + αP + d)⁻¹ v on the layers that earlier stages have."""
-        moved = self.curvature.apply(self.transfer_filter, v, self.new, self.inverse_filter_of_new)
+        """T v = (X + α)ᵀ (H + αP + d)⁻¹ v on the layers that earlier stages have; v itself on
+        frozen ones."""
+        moved = v | self._applied(self.transfer_filter, v)
         if self.cross is not None:
             crossed = self.cross.transposed(self.inverse(v))
             return {name: x + crossed[name] for name, x in moved.items()}
         return {name: x for name, x in moved.items() if name not in self.new}
+
+    def _applied(self, f, v):
+        """f(H) v on the layers that the stage trained, new ones by their own filter."""
+        trained = {name: x for name, x in v.items() if name not in self.frozen}
+        return self.curvature.apply(f, trained, self.new, self.inverse_filter_of_new)
 
     def inverse_filter(self, eigenvalues: Tensor, mean: Tensor) -> Tensor:
         """1 / (λ + α + d) of a layer's eigenvalues λ and their mean.

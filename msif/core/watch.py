@@ -33,6 +33,7 @@ class Watch:
         self.inputs: dict[str, tuple[Tensor, int]] = {}
         self.arrived: set[str] = set()
         self.draw = 0
+        self.scale: Tensor | None = None  # (n,), what the rows of g were multiplied with
         self.forward = True  # not yet backward
 
     @contextmanager
@@ -139,6 +140,8 @@ class Watch:
                 raise RuntimeError(f"the input of {layer.name} changed during the backward pass")
             self.arrived.add(layer.name)
             g = form(g.view(shape))
+            if self.scale is not None:
+                g = g / self.scale.to(g)[:, None, None]
             finite(g.sum(), f"the gradient at {layer.name}", self.batch)
             self.consume(layer, form(a), g, self.draw)
 

@@ -57,7 +57,7 @@ class Refined(Stage):
     `GaussNewton.product`. iterations: 0 for the preconditioner alone. correction: from `low_rank`,
     or None for EK-FAC alone. solver: `block_cg` (None), or `cg` for each query by itself. Shared
     and new layers are coupled through G; new ones carry no α. Raises ValueError for
-    iterations < 0, or > 0 without a product.
+    iterations < 0, or > 0 without a product, and for frozen layers.
     """
 
     product: object = None
@@ -67,6 +67,8 @@ class Refined(Stage):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.frozen:
+            raise ValueError(f"frozen layers {self.frozen}: expected none, as G couples all layers")
         if self.iterations < 0:
             raise ValueError(f"iterations is {self.iterations}; expected 0 (EK-FAC) or more")
         if self.iterations and self.product is None:

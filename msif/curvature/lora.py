@@ -43,7 +43,7 @@ class LoRA(Stage):
     the stage minimises in W, of these layers at least (`capture.mean_gradient`). alpha: the pull of
     φ, relative to the mean eigenvalue of a layer's Pᵀ(G + d)P. decay: β, of the mean loss.
     remainder: False leaves out R. Raises ValueError for adapters of layers that the curvature
-    lacks, for shapes that do not fit, new layers, and a negative β.
+    lacks, for shapes that do not fit, new or frozen layers, and a negative β.
     """
 
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
@@ -53,8 +53,11 @@ class LoRA(Stage):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.new:
-            raise ValueError(f"new layers {self.new} in a stage of adapters: expected none")
+        if self.new or self.frozen:
+            raise ValueError(
+                f"new layers {self.new} and frozen ones {self.frozen} in a stage of adapters: "
+                f"expected none; layers without adapters are left as they were by themselves"
+            )
         if not 0 <= self.decay < float("inf"):
             raise ValueError(f"the weight decay is {self.decay!r}: expected a finite number ≥ 0")
         missing = sorted(set(self.adapters) - set(self.curvature.layers))

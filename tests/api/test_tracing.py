@@ -1,5 +1,6 @@
 """A chain's adapters are on the weights of the stage before, or a trace says that they are not."""
 
+import copy
 import warnings
 
 import pytest
@@ -8,6 +9,7 @@ from support.own_pair import ASK
 
 import msif
 from msif.api.models import Model
+from msif.core import influence
 from msif.core.adapters import Adapter, merged
 from msif.core.layers import tracked
 
@@ -68,3 +70,33 @@ def test_two_adapters_on_the_same_base_are_no_chain(folder, dtype, size, seen):
             msif.trace(chain, ASK[:1], rows, stage=1)
         told = [str(x.message) for x in said if "are not on the weights of first" in str(x.message)]
         assert bool(told) == expected, (name, told)
+
+
+def test_layers_that_fine_tuning_left_as_they_were_pass_the_question_whole(folder, pair, given):
+    """Of the tuned model, the first block is put back to the base's: there θ₂ = θ₁, T = 1, and no
+    row has influence, whatever α; one changed number is enough."""
+    base, tuned = pair
+    net = copy.deepcopy(tuned.tracked.model)
+    first = [x for x in base.tracked.names if ".layers.0." in x]
+    for name in first:
+        there = net.get_submodule(name).weight
+        there.data.copy_(base.tracked.model.get_submodule(name).weight)
+    half = Model(tracked(net), tuned.tokenizer, "half frozen")
+    documents, rows = given[0], half.answers(folder / "rows.jsonl")
+    stages = [
+        msif.Stage(base, msif.fit(base, documents), damping=0.1),
+        msif.Stage(half, msif.fit(half, rows), alpha=0.1),
+    ]
+    assert list(stages[1].frozen_since(base)) == first
+    q = influence.query_gradients(half.tracked, half.answers(*zip(*ASK)))
+    passed = stages[1].core.transfer(q) | {name: q[name] for name in first}
+    expected = influence.score(base.tracked, documents, stages[0].core.inverse(passed)).values
+    found = msif.trace(stages, half.answers(*zip(*ASK)), documents)
+    torch.testing.assert_close(found.values, expected, rtol=1e-4, atol=1e-5 * expected.abs().max())
+    own = msif.trace(stages, half.answers(*zip(*ASK)), rows, stage=1)
+    assert all(not own.w[name].any() for name in first)
+    assert all(own.w[name].any() for name in base.tracked.names if name not in first)
+    net.get_submodule(first[0]).weight.data[0, 0] += 1e-3
+    changed = Model(tracked(net), tuned.tokenizer, "one number")
+    moved = msif.Stage(changed, msif.fit(changed, rows), alpha=0.1)
+    assert list(moved.frozen_since(base)) == first[1:]

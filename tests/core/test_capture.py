@@ -101,6 +101,24 @@ def test_low_precision_activations_give_float32_gradients():
     }
 
 
+@MODELS
+def test_gradients_in_float16_are_those_of_a_sure_answer_too(make):
+    """An objective of 1e-9 of the loss has gradients below float16's smallest number, 6e-8: they
+    are those of the loss times that. The rows of a batch have sizes of their own."""
+    model = tracked(make().half())
+    size = torch.tensor([1.0, 1e-5, 1e-9])
+
+    def smaller(logits, batch):
+        return loss(logits, batch) * size[batch.index]
+
+    found = gradients(model, documents(3), smaller, 3)
+    expected = gradients(model, documents(3), loss, 3)
+    for name, x in expected.items():
+        assert x.dtype == torch.float32
+        for row, full, scale in zip(found[name], x, size):
+            assert relative(row / scale, full) < 0.02, name  # 11 bits, by way of two layers
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_weight_that_is_not_finite_is_named_with_its_layer_and_the_sequences(value):
     model = neox()

@@ -96,3 +96,35 @@ def test_preconditioning_that_will_not_fit_is_refused_before_it_starts(study, mo
         precondition(query, stages)
     with pytest.raises(MemoryError, match="preconditioning 3 queries"):
         preconditioned(study.tracked[1], study.queries, stages)
+
+
+def test_what_a_stage_left_as_it_was_passes_whole_and_owes_its_rows_nothing(study):
+    """A frozen layer is the limit of an infinite α on it: T = 1, the inverse 0; the other layers
+    are as without it. Layer by layer the same (1e-6: a rotation there and back in float32)."""
+    first, second = stages_of(study)
+    names = list(study.factors[1].factors)
+    frozen = replace(second, frozen=tuple(names[:2]))
+    firm = replace(second, alpha=Damping(1e12, relative=False))
+    model, queries = study.tracked[1], documents(3, seed=5)
+    q = query_gradients(model, queries)
+    found, plain, limit = (precondition(q, [first, x]) for x in (frozen, second, firm))
+    for name in names:
+        expected = limit if name in frozen.frozen else plain
+        torch.testing.assert_close(found[0][name], expected[0][name], rtol=1e-5, atol=0)
+        wanted = torch.zeros_like(q[name]) if name in frozen.frozen else plain[1][name]
+        torch.testing.assert_close(found[1][name], wanted, rtol=0, atol=0)
+    for k in (0, 1):
+        fast = preconditioned(model, queries, [first, frozen], stage=k)
+        for name in names:
+            size = found[k][name].abs().max().item()
+            torch.testing.assert_close(fast[name], found[k][name], rtol=1e-5, atol=1e-6 * size)
+
+
+def test_frozen_layers_of_a_curvature_that_couples_layers_are_refused(study):
+    class Coupled:
+        layers = ("a",)
+
+    with pytest.raises(ValueError, match=r"frozen layers \('a',\) and a Coupled: expected EK-FAC"):
+        Stage(Coupled(), alpha=Damping(0.1), frozen=("a",))
+    with pytest.raises(ValueError, match=r"frozen is 'a': expected names of layers, \('a',\)"):
+        Stage(study.factors[0], frozen="a")
