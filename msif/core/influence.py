@@ -106,10 +106,21 @@ class Scores:
     def normalised(self) -> Tensor:
         """Divided by the candidate's gradient norm: (q, n).
 
-        So long or badly fitted documents are not favoured.
+        So long or badly fitted documents are not favoured. Raises FloatingPointError for a
+        candidate whose gradient is too small to be squared, and yet has a score.
         """
         if self.norms is None:
             raise ValueError("these scores have no norms: ask for them where they are computed")
+        least = 100 * torch.finfo(self.norms.dtype).tiny ** 0.5  # below it, squares are none
+        lost = (self.norms < least) & (self.values != 0).any(0)
+        if lost.any():
+            n = int(lost.nonzero()[0])
+            raise FloatingPointError(
+                f"candidate {n} has a gradient of norm {self.norms[n].item():.1g}, of numbers too "
+                f"small to be squared in {self.norms.dtype}: the model is sure of all its tokens. "
+                f"Leave it out, take the values that are not normalised, or load the model in "
+                f"float64"
+            )
         return self.values / self.norms.clamp(min=torch.finfo(self.norms.dtype).tiny)
 
 
@@ -137,7 +148,7 @@ def score(
     first = next(iter(weights.values()))
     parts = list(weights) if per_layer else ["all"]
     found = {name: first.new_zeros(len(first), len(candidates)) for name in parts}
-    squares = first.new_zeros(len(candidates))
+    norms = first.new_zeros(len(candidates))
     at = {x.index: n for n, x in enumerate(candidates)}
 
     def consume(layer, a, g, draw, batch):
@@ -146,12 +157,12 @@ def score(
         both = torch.promote_types(D.dtype, first.dtype)  # w of a stage of another precision
         scores = weights[layer.name].to(D.device, both) @ D.to(both).mT
         found[layer.name if per_layer else "all"][:, here] += scores.to(first.device)
-        squares[here] += torch.linalg.vector_norm(D, dim=1).square().to(first.device)
+        norms[here] = norms[here].hypot(torch.linalg.vector_norm(D, dim=1).to(norms))
 
     with share_said(tracked.model, title, "pass"):
         passes(tracked, candidates, [objective], batch_size, consume, title)
     values = sum(found.values(), first.new_zeros(()))
-    return Scores(values, squares.sqrt(), found if per_layer else {})
+    return Scores(values, norms, found if per_layer else {})
 
 
 def token_scores(

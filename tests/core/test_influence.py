@@ -294,3 +294,14 @@ def test_gradients_of_the_loss_come_in_the_given_order(study):
     expected = weight_gradients(study.models[0], study.layers, study.data[0][::-1], plain_loss)
     found = gradients(study.tracked[0], study.data[0][::-1], loss, batch_size=4)
     assert all(relative(found[name], expected[name]) < 1e-10 for name in expected)
+
+
+def test_a_norm_too_small_to_be_squared_is_refused_where_it_would_divide():
+    """Not one that is 0 with a score of 0, and not in float64, which squares it."""
+    values = torch.tensor([[1.0, 0.0, 2e-20], [3.0, 0.0, 0.0]])
+    norms = torch.tensor([1.0, 0.0, 1e-20])
+    with pytest.raises(FloatingPointError, match="candidate 2 has a gradient of norm 1e-20"):
+        Scores(values, norms).normalised()
+    found = Scores(values.double(), norms.double()).normalised()
+    torch.testing.assert_close(found[0].tolist(), [1.0, 0.0, 2.0])
+    assert Scores(values[:, :2], norms[:2]).normalised().tolist() == [[1.0, 0.0], [3.0, 0.0]]
