@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 
-from msif.api.kinds import Fitted, of_preferences, read_beside, with_mean
+from msif.api.kinds import Fitted, of_pairs, of_preferences, read_beside, with_mean
 from msif.api.models import Model
 from msif.core import data, ekfac, files, influence, pairs, preferences, store
 from msif.core.generation import log_probabilities, own_share
@@ -36,7 +36,8 @@ class Stage:
     weight decay that they were trained with, of the mean loss. remainder: count also how their
     product bends the loss, which is right near an optimum (`curvature.lora`).
 
-    Raises ValueError for factors of another model or other layers, and for a negative number.
+    Raises ValueError for factors of another model or other layers, for those that have lost what
+    their stage needs besides (a mean gradient, a cross term), and for a negative number.
 
     >>> stage = msif.Stage(base, factors, damping=1e-3)
     """
@@ -94,6 +95,13 @@ class Stage:
     def core(self) -> influence.Stage:
         """The stage as `core.influence` has it."""
         more = self.factors if isinstance(self.factors, Fitted) else Fitted({}, {})
+        if of_pairs(self.factors) and not more.cross:
+            raise ValueError(
+                f"the factors of {self.model.source} were fitted on preferences, and their cross "
+                f"term is not with them: expected factors as `msif.fit` gives them, or as "
+                f"`msif.load_factors` reads them where it left them (`core.store` keeps the "
+                f"curvature alone)"
+            )
         plain = influence.Stage(
             self.factors, _damping(self.damping), _damping(self.alpha), self.new, more.coupling
         )
@@ -244,11 +252,11 @@ def load_factors(folder: str | Path, model: Model) -> ekfac.EKFAC:
 
     folder: of the factors themselves, or the working folder, if it has one set of this model's.
     Raises `store.FactorsError` for damaged files, factors of another model or other layers, none,
-    or several.
+    or several, and for preferences whose cross term does not lie beside them.
 
     >>> factors = msif.load_factors("work", base)
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # what lies beside it goes by its own name, which "." is not
     if not (folder / "header.json").exists():
         there = sorted(path.parent for path in folder.glob("factors-*/header.json"))
         digest = model_digest(model.tracked.model)

@@ -39,6 +39,8 @@ from msif.core.selfcheck import batching
 from msif.core.spent import share_said
 from msif.core.vectors import same_layers
 
+LABELS = "preferences"  # what headers of such factors have as `labels`
+
 
 @dataclass(frozen=True)
 class DPO:
@@ -196,7 +198,7 @@ def _cross(end, start, items, objective, batch_size, factors):
 def _header(end, start, items, b) -> dict[str, Any]:
     rows = pairs.rows_of(items)
     return {
-        "labels": "preferences",
+        "labels": LABELS,
         "samples": 1,
         "seed": 0,
         "b": b,

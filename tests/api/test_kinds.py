@@ -8,7 +8,7 @@ import torch
 from support.own_pair import add_adapters, build
 
 import msif
-from msif.core import capture, ekfac, influence, preferences
+from msif.core import capture, ekfac, influence, preferences, store
 from msif.core.objectives import loss
 from msif.core.stages import Damping, Stage
 from msif.curvature.lora import LoRA
@@ -20,6 +20,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gets its own fine-tuning rows wrong"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
+MISSING = "with their cross term is missing: put it back"
 ASK = [("Where was Gus born?", "Rome"), ("Where was Hal born?", "Oslo")]
 
 
@@ -158,6 +159,67 @@ def test_a_chain_ends_in_preferences_whose_pairs_can_be_scored(
         msif.trace(chain, ASK, pairs, stage=2, folder=tmp_path)
     with pytest.raises(ValueError, match="pairs for stage 1: expected a later stage"):
         msif.trace(chain, ASK, pairs, stage=1)
+
+
+def of_preferences(folder, models, place=None):
+    """A model and the factors of pairs that it prefers, kept in a place."""
+    last = msif.load(folder / "tuned")
+    pairs = last.preferences(["Where was Bo born?"] * 2, ["Paris", "Rome"], ["London", "Oslo"])
+    return last, msif.fit(last, pairs, start=models[1], folder=place)
+
+
+def test_preferences_that_lost_their_cross_term_are_refused_and_never_traced_as_rows(
+    folder, models, tmp_path
+):
+    """Without it T is α (H + α)⁻¹, that of plain fine-tuning: other scores, with nothing said."""
+    last, factors = of_preferences(folder, models, tmp_path)
+    [place] = tmp_path.glob("factors-*")
+    cross = place.with_name(f"cross-{place.name}.safetensors")
+    copied = tmp_path / "copy" / "mine"
+    shutil.copytree(place, copied)
+    with pytest.raises(store.FactorsError, match=f"cross-mine.safetensors .*{MISSING}"):
+        msif.load_factors(copied, last)
+    shutil.copy(cross, copied.with_name("cross-mine.safetensors"))
+    with pytest.raises(ValueError, match="a file of something else, copied or renamed"):
+        msif.load_factors(copied, last)
+    cross.rename(tmp_path / "away")
+    for where in (tmp_path, place):
+        with pytest.raises(store.FactorsError, match=f"{cross.name} .*{MISSING}"):
+            msif.load_factors(where, last)
+    (tmp_path / "away").rename(cross)
+    for alone in (store.load(place, last.tracked), store.load(copied), plain(factors)):
+        with pytest.raises(ValueError, match="cross term is not with them"):
+            msif.Stage(last, alone, alpha=0.1)
+    read = msif.load_factors(place, last)
+    assert all(torch.equal(x, factors.cross[name]) for name, x in read.cross.items())
+    assert msif.Stage(last, read, alpha=0.1).core.cross is not None
+
+
+def plain(factors):
+    return ekfac.EKFAC(factors.factors, factors.header)
+
+
+def test_a_folder_of_factors_is_not_written_of_what_it_does_not_hold(
+    folder, models, stages, tmp_path
+):
+    _, preferred = of_preferences(folder, models)
+    for factors, what in ((preferred, "cross"), (stages[1].factors, "mean")):
+        with pytest.raises(store.FactorsError, match=f"have {what} besides.*msif.load_factors"):
+            store.save(factors, tmp_path / "factors")
+        assert not (tmp_path / "factors").exists()
+    store.save(plain(preferred), tmp_path / "factors")
+    store.save(stages[0].factors, tmp_path / "of the base")
+
+
+def test_what_lies_beside_factors_is_found_however_their_folder_is_named(
+    folder, models, tmp_path, monkeypatch
+):
+    last, factors = of_preferences(folder, models, tmp_path / "work")
+    [place] = (tmp_path / "work").glob("factors-*")
+    (tmp_path / "linked").symlink_to(place)
+    monkeypatch.chdir(place)
+    for where in (".", "..", f"../{place.name}", "../../linked", place):
+        assert msif.load_factors(where, last).cross.keys() == factors.cross.keys()
 
 
 def test_stages_that_do_not_follow_each_other_are_called_out(folder, models, given, stages):
