@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.own_pair import add_adapters, build
 
 import msif
@@ -20,6 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gets its own fine-tuning rows wrong"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
+FILE = "model.safetensors"
 MISSING = "with their cross term is missing: put it back"
 ASK = [("Where was Gus born?", "Rome"), ("Where was Hal born?", "Oslo")]
 
@@ -112,6 +114,10 @@ def test_the_base_may_be_somewhere_else(folder, models, tmp_path):
         assert torch.equal(p, models[1].tracked.model.get_parameter(name))
     with pytest.raises(OSError, match="gone"):
         msif.load(tmp_path / "lora")
+    more = {"model.layers.0.self_attn.q_proj.bias": torch.ones(16)}
+    save_file(load_file(moved / FILE) | more, moved / FILE, {"format": "pt"})
+    with pytest.raises(ValueError, match="moved' have 1 tensors that its .* would not read"):
+        msif.load(tmp_path / "lora", base=moved)
 
 
 def test_wrong_turns_end_in_one_sentence(folder, models, given, stages):
