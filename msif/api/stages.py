@@ -12,9 +12,10 @@ import torch
 
 from msif.api.kinds import Fitted, of_pairs, of_preferences, read_beside, with_mean
 from msif.api.models import Model
-from msif.core import data, ekfac, files, influence, pairs, preferences, store
+from msif.core import checks, data, ekfac, files, influence, pairs, preferences, store
 from msif.core.generation import log_probabilities, own_share
 from msif.core.influence import Damping
+from msif.core.layers import refuse_without_gradients
 from msif.core.model_digest import model_digest
 from msif.core.models import limits
 from msif.core.objectives import loss
@@ -170,9 +171,10 @@ def fit(
     fitted. keep: bytes of disk, or "16GiB", that may hold what the first pass saw, to save the
     second. title: of the plan and the progress bars (None: silent).
 
-    Raises ValueError for sequences that the model cannot read, MemoryError or OSError where memory
-    or disk will not do, `files.Busy` while another run writes there. Warns where the model gives
-    less than half of the answers' tokens itself: it was then hardly fine-tuned on these rows.
+    Raises ValueError for sequences that the model cannot read, and for a model that autograd gives
+    no gradients of (`layers.refuse_without_gradients`); MemoryError or OSError where memory or disk
+    will not do, `files.Busy` while another run writes there. Warns where the model gives less than
+    half of the answers' tokens itself: it was then hardly fine-tuned on these rows.
 
     >>> factors = msif.fit(base, docs)
     >>> sorted(factors.layers) == sorted(base.tracked.names)
@@ -181,7 +183,9 @@ def fit(
     """
     if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
         raise ValueError(f"folder is {str(folder)!r}, a file: expected a folder, or a new name")
-    a_model(model)
+    refuse_without_gradients(a_model(model).tracked)
+    batch_size, samples = checks.whole("batch_size", batch_size), checks.whole("samples", samples)
+    seed = checks.seed(seed)
     if pairs.are_pairs(sequences):
         if memory is not None or keep:
             raise ValueError(
@@ -222,8 +226,8 @@ def _with_mean(model, factors, rows, place, options, objective=loss):
 def _fit_preferences(model, items, start, b, folder, batch_size, title):
     if start is None:
         raise ValueError("pairs without start: expected the model that DPO began with (start=…)")
-    a_model(start)
-    place = None
+    refuse_without_gradients(a_model(start).tracked)
+    place, b = None, preferences.DPO(b, {}).b
     if folder is not None:
         key = {"layers": layers_key(model), "b": b, "data": pairs.digest(items)}
         key |= {x: model_digest(y.tracked.model) for x, y in (("model", model), ("start", start))}

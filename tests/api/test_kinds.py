@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -215,6 +216,22 @@ def test_a_folder_of_factors_is_not_written_of_what_it_does_not_hold(
         assert not (tmp_path / "factors").exists()
     store.save(plain(preferred), tmp_path / "factors")
     store.save(stages[0].factors, tmp_path / "of the base")
+
+
+def test_numbers_of_numpy_name_the_same_preferences_and_adapters(
+    folder, models, given, stages, tmp_path
+):
+    last = msif.load(folder / "tuned")
+    pairs = last.preferences(["Where was Bo born?"], ["Paris"], ["London"])
+    for number in (float, np.float32, np.float64):
+        found = msif.fit(last, pairs, start=models[1], b=number(0.5), folder=tmp_path)
+        assert type(found.header["b"]) is float
+        adapted = msif.Stage(models[1], stages[1].factors, alpha=0.1, decay=number(0.25))
+        msif.trace([stages[0], adapted], ASK, given[0], folder=tmp_path)
+    assert all(len(list(tmp_path.glob(f"{x}-*/"))) == 1 for x in ("factors", "scores"))
+    for b in ("0.5", True, 0, float("nan")):
+        with pytest.raises(ValueError, match="DPO's b is .*: expected a finite number > 0"):
+            msif.fit(last, pairs, start=models[1], b=b)
 
 
 def test_what_lies_beside_factors_is_found_however_their_folder_is_named(
