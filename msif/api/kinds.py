@@ -81,13 +81,27 @@ def of_preferences(
 
 
 def read_beside(factors: ekfac.EKFAC, place: Path) -> ekfac.EKFAC:
-    """Factors from a folder, with what a stage of adapters or preferences has left beside them."""
+    """Factors from a folder, with what a stage of adapters or preferences has left beside them.
+
+    Raises FactorsError for preferences without their cross term: another function of the same H.
+    """
     found = {
         what: files.load(beside(place, what), of=place.name)[0]
         for what in ("mean", "cross")
         if beside(place, what).exists()
     }
+    if of_pairs(factors) and not found.get("cross"):
+        raise store.FactorsError(
+            f"{place} holds factors of preferences, and {beside(place, 'cross')} with their cross "
+            f"term is missing: put it back (it lies beside the folder, and both keep the names "
+            f"that `msif.fit` gave them), or fit them again"
+        )
     return Fitted(factors.factors, factors.header, **found) if found else factors
+
+
+def of_pairs(factors: ekfac.EKFAC) -> bool:
+    """Were the factors fitted on preferences, so that a stage needs their cross term?"""
+    return factors.header.get("labels") == preferences.LABELS
 
 
 def adapters_digest(adapters: Mapping[str, Adapter]) -> str:

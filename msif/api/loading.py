@@ -35,7 +35,8 @@ def load(
     every other weight counts as fixed.
 
     Raises OSError, naming the source, if nothing can be loaded from it; ValueError for weights that
-    lack parameters, where no layer can be tracked, and for adapters that are not plain LoRA.
+    lack parameters or have some that the model does not read, where no layer can be tracked, and
+    for adapters that are not plain LoRA.
 
     >>> base = msif.load("my/base")
     >>> len(base.tracked.layers)

@@ -10,11 +10,12 @@ from typing import Any, cast
 
 import torch
 
-from msif.api.kinds import Fitted, of_preferences, read_beside, with_mean
+from msif.api.kinds import Fitted, of_pairs, of_preferences, read_beside, with_mean
 from msif.api.models import Model
-from msif.core import data, ekfac, files, influence, pairs, preferences, store
+from msif.core import checks, data, ekfac, files, influence, pairs, preferences, store
 from msif.core.generation import log_probabilities, own_share
 from msif.core.influence import Damping
+from msif.core.layers import refuse_without_gradients
 from msif.core.model_digest import model_digest
 from msif.core.models import limits
 from msif.core.objectives import loss
@@ -36,7 +37,8 @@ class Stage:
     weight decay that they were trained with, of the mean loss. remainder: count also how their
     product bends the loss, which is right near an optimum (`curvature.lora`).
 
-    Raises ValueError for factors of another model or other layers, and for a negative number.
+    Raises ValueError for factors of another model or other layers, for those that have lost what
+    their stage needs besides (a mean gradient, a cross term), and for a negative number.
 
     >>> stage = msif.Stage(base, factors, damping=1e-3)
     """
@@ -107,6 +109,13 @@ class Stage:
     def core(self) -> influence.Stage:
         """The stage as `core.influence` has it, whatever came before."""
         more = self.factors if isinstance(self.factors, Fitted) else Fitted({}, {})
+        if of_pairs(self.factors) and not more.cross:
+            raise ValueError(
+                f"the factors of {self.model.source} were fitted on preferences, and their cross "
+                f"term is not with them: expected factors as `msif.fit` gives them, or as "
+                f"`msif.load_factors` reads them where it left them (`core.store` keeps the "
+                f"curvature alone)"
+            )
         plain = influence.Stage(
             self.factors, _damping(self.damping), _damping(self.alpha), self.new, more.coupling
         )
@@ -189,9 +198,10 @@ def fit(
     fitted. keep: bytes of disk, or "16GiB", that may hold what the first pass saw, to save the
     second. title: of the plan and the progress bars (None: silent).
 
-    Raises ValueError for sequences that the model cannot read, MemoryError or OSError where memory
-    or disk will not do, `files.Busy` while another run writes there. Warns where the model gives
-    less than half of the answers' tokens itself: it was then hardly fine-tuned on these rows.
+    Raises ValueError for sequences that the model cannot read, and for a model that autograd gives
+    no gradients of (`layers.refuse_without_gradients`); MemoryError or OSError where memory or disk
+    will not do, `files.Busy` while another run writes there. Warns where the model gives less than
+    half of the answers' tokens itself: it was then hardly fine-tuned on these rows.
 
     >>> factors = msif.fit(base, docs)
     >>> sorted(factors.layers) == sorted(base.tracked.names)
@@ -200,7 +210,9 @@ def fit(
     """
     if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
         raise ValueError(f"folder is {str(folder)!r}, a file: expected a folder, or a new name")
-    a_model(model)
+    refuse_without_gradients(a_model(model).tracked)
+    batch_size, samples = checks.whole("batch_size", batch_size), checks.whole("samples", samples)
+    seed = checks.seed(seed)
     if pairs.are_pairs(sequences):
         if memory is not None or keep:
             raise ValueError(
@@ -241,8 +253,8 @@ def _with_mean(model, factors, rows, place, options, objective=loss):
 def _fit_preferences(model, items, start, b, folder, batch_size, title):
     if start is None:
         raise ValueError("pairs without start: expected the model that DPO began with (start=…)")
-    a_model(start)
-    place = None
+    refuse_without_gradients(a_model(start).tracked)
+    place, b = None, preferences.DPO(b, {}).b
     if folder is not None:
         key = {"layers": layers_key(model), "b": b, "data": pairs.digest(items)}
         key |= {x: model_digest(y.tracked.model) for x, y in (("model", model), ("start", start))}
@@ -271,11 +283,11 @@ def load_factors(folder: str | Path, model: Model) -> ekfac.EKFAC:
 
     folder: of the factors themselves, or the working folder, if it has one set of this model's.
     Raises `store.FactorsError` for damaged files, factors of another model or other layers, none,
-    or several.
+    or several, and for preferences whose cross term does not lie beside them.
 
     >>> factors = msif.load_factors("work", base)
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # what lies beside it goes by its own name, which "." is not
     if not (folder / "header.json").exists():
         there = sorted(path.parent for path in folder.glob("factors-*/header.json"))
         digest = model_digest(model.tracked.model)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -55,7 +56,8 @@ def trace(
     """
     stages, top = _stages(stages), checks.whole("top", top)
     batch_size = checks.whole("batch_size", batch_size)
-    _check_chain(stages, stage)
+    _check_chain(stages)
+    stage = _number(stages, stage)
     if isinstance(documents, data.Sequence | str):
         raise ValueError(
             f"documents are a {type(documents).__name__}: expected a list, as `Model.documents` "
@@ -129,7 +131,7 @@ def _stage_key(stage, core):
     if core.frozen:
         found["frozen"] = core.frozen
     if adapters := stage.model.adapters:  # the same sum of weights can come of others
-        found["adapters"] = [adapters_digest(adapters), stage.decay, stage.remainder]
+        found["adapters"] = [adapters_digest(adapters), stage.core.decay, bool(stage.remainder)]
     return found
 
 
@@ -194,10 +196,16 @@ def _asked(model, questions):
     return model.questions(given)
 
 
-def _check_chain(stages, stage):
+def _number(stages, stage):
+    """The number of a stage, as an int."""
+    with suppress(ValueError):
+        if (number := checks.whole("stage", stage, 0)) < len(stages):
+            return number
+    raise ValueError(f"stage is {stage!r}: expected 0 to {len(stages) - 1}")
+
+
+def _check_chain(stages):
     influence.check([x.core for x in stages])
-    if type(stage) is not int or not 0 <= stage < len(stages):
-        raise ValueError(f"stage is {stage!r}: expected 0 to {len(stages) - 1}")
     for x in stages:
         x.check_model()
     for k, (earlier, later) in enumerate(zip(stages, stages[1:]), 2):

@@ -8,16 +8,22 @@ from os import PathLike
 from typing import Any
 
 
-def whole(name: str, value: Any, least: int = 1) -> int:
-    """`value` as an int. ValueError, with the name, unless it is a whole number of at least
-    `least`: true, 2.5 and "8" are none."""
+def whole(name: str, value: Any, least: int | None = 1) -> int:
+    """`value` as an int, of numpy's too. ValueError, with the name, unless it is a whole number of
+    at least `least` (None: of any sign): true, 2.5 and "8" are none."""
     try:
         number = operator.index(value)
     except TypeError:
         number = None
-    if number is None or isinstance(value, bool) or number < least:
-        raise ValueError(f"{name} is {value!r}; expected a whole number, at least {least}")
+    if number is None or isinstance(value, bool) or (least is not None and number < least):
+        bound = "" if least is None else f", at least {least}"
+        raise ValueError(f"{name} is {value!r}; expected a whole number{bound}")
     return number
+
+
+def seed(value: Any) -> int | str:
+    """A seed as headers can hold it: a text, or a whole number. ValueError for another."""
+    return value if isinstance(value, str) else whole("seed", value, None)
 
 
 def text(what: str, value: Any) -> str:

@@ -23,7 +23,7 @@ from msif.core.capture import passes
 from msif.core.coverage import coverage, say_coverage
 from msif.core.data import Batch, Sequence, digest
 from msif.core.kronecker import EKFAC, LayerFactors, block_shape, factor_bytes
-from msif.core.layers import Layer, Tracked
+from msif.core.layers import Layer, Tracked, refuse_without_gradients
 from msif.core.model_digest import model_digest
 from msif.core.objectives import Objective, fisher_losses
 from msif.core.pairs import Items
@@ -53,10 +53,12 @@ def fit(
     labels: "gaussian", "sampled" or "true" (see `objectives.fisher_losses`), `samples` of them per
     sequence. partitions: the layers are fitted in that many groups, one after the other, to bound
     memory; the result does not change. Raises MemoryError when the factors of one partition will
-    not fit, FloatingPointError naming a layer that is not finite, ValueError for partitions < 1.
+    not fit, FloatingPointError naming a layer that is not finite, ValueError for partitions < 1
+    and as `layers.refuse_without_gradients`.
     """
     partitions = checks.whole("partitions", partitions)
     checks.whole("the number of tracked layers", len(tracked.layers))
+    refuse_without_gradients(tracked)
     require(
         memory=sum(map(factor_bytes, tracked.layers)) // partitions * 2,
         what=f"EK-FAC factors of {len(tracked.layers)} layers",
@@ -307,7 +309,7 @@ def header(
     return {
         "labels": labels,
         "samples": samples,
-        "seed": seed,
+        "seed": checks.seed(seed),
         "sequences": len(sequences),
         "tokens": sum(len(x.input_ids) for x in sequences),
         "coverage": coverage(tracked).header(),

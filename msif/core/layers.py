@@ -219,6 +219,62 @@ def _sizes(name, module):
     return sizes
 
 
+def refuse_without_gradients(tracked: Tracked) -> None:
+    """ValueError, naming what it is of and what to do, where autograd could not give the gradients
+    of the tracked layers: for tensors without numbers (`refuse_without_numbers`), in or from
+    `torch.inference_mode`, and for weights that are computed from others."""
+    refuse_without_numbers(tracked.model)
+    if not tracked.layers:
+        return
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "gradients are asked for inside torch.inference_mode(), which has none: leave it "
+            "(torch.no_grad() may stay)"
+        )
+    for name, x in _tensors(tracked.model):
+        if x.is_inference():
+            raise ValueError(
+                f"{name} was made inside torch.inference_mode(), and can have no gradient: load "
+                f"the model outside of it"
+            )
+    there = {name for name, _ in tracked.model.named_parameters()}
+    for layer in tracked.layers:
+        for name in own_parameters(tracked.model, layer).values():
+            if name not in there:
+                raise ValueError(
+                    f"{name} is not a parameter of the model but computed from others (pruned or "
+                    f"parametrized): make it one (torch.nn.utils.prune.remove, or "
+                    f"torch.nn.utils.parametrize.remove_parametrizations), or leave {layer.name} "
+                    f"out of the tracked layers by a pattern"
+                )
+
+
+def refuse_without_numbers(model: nn.Module) -> None:
+    """ValueError, naming it, for a parameter or buffer on the meta device."""
+    for name, x in _tensors(model):
+        if x.is_meta:
+            raise ValueError(
+                f"{name} is on the meta device, without numbers: expected a model whose weights "
+                f"are all loaded; load it anew, and do not move parts of it to 'meta'"
+            )
+
+
+def _tensors(model):
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def own_parameters(model: nn.Module, layer: Layer) -> dict[str, str]:
+    """{"weight" and "bias": names of the layer's parameters}; of an expert those of all experts."""
+    bias = f"{layer.module}.bias" if layer.expert is None else f"{layer.parameter}_bias"
+    return {"weight": layer.parameter} | ({"bias": bias} if has_bias(model, layer) else {})
+
+
+def has_bias(model: nn.Module, layer: Layer) -> bool:
+    """Has the layer a bias? Also of an expert, whose inputs end in a 1 then."""
+    return layer.bias or getattr(model.get_submodule(layer.module), "has_bias", False)
+
+
 def own_module(model: nn.Module, layer: Layer) -> nn.Module:
     """The module whose weight is the layer's alone. ValueError for an expert, which has none."""
     if layer.expert is not None:

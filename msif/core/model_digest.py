@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from msif.core.digests import is_of_library, plain_digest
+from msif.core.layers import refuse_without_numbers
 from msif.core.models import position_tables, text_config
 
 # Fields that logits do not depend on in eval mode: names, precision, ways to compute the same.
@@ -31,8 +32,9 @@ def model_digest(model: nn.Module) -> str:
     and its own numbers, such as an epsilon that was changed by hand. Of a module of one's own also
     its functions, collections and records of numbers, such as a dataclass that configures it, and
     of each module the functions hooked to it. It does not depend on the device, or on the file or
-    folder that the model came from.
+    folder that the model came from. Raises ValueError for a model without numbers.
     """
+    refuse_without_numbers(model)
     sha, tensors = hashlib.sha256(), model.state_dict()
     settings = _settings(model)
     if settings is None:

@@ -84,8 +84,9 @@ def load_model(
 
     dtype: one of `DTYPES`. head: "causal" (language model) or "classifier" (sequence classifier; a
     classification head that the source lacks is newly drawn from torch's global random state).
-    Raises ValueError for another dtype or head, and for weights that lack parameters; OSError,
-    naming the source, if nothing can be loaded from it.
+    Raises ValueError for another dtype or head, for weights that lack parameters, and for those
+    that have more in the model's own parts than it reads (`weights.unread`); OSError, naming the
+    source, if nothing can be loaded from it.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
@@ -106,15 +107,26 @@ def load_model(
     body = f"{model.base_model_prefix}."
     missing = sorted(k for k in found["missing_keys"] if head == "causal" or k.startswith(body))
     if missing:
-        shown = ", ".join(missing[:5]) + ", …" * (len(missing) > 5)
         raise ValueError(
             f"the weights of {str(source)!r} lack {len(missing)} parameters of "
-            f"{type(model).__name__}, which would be random: {shown}. Expected a complete "
-            f"checkpoint; check that head={head!r} is the head it was trained with"
+            f"{type(model).__name__}, which would be random: {_first(missing)}. Expected a "
+            f"complete checkpoint; check that head={head!r} is the head it was trained with"
+        )
+    if unread := weights.unread(model, found["unexpected_keys"]):
+        raise ValueError(
+            f"the weights of {str(source)!r} have {len(unread)} tensors that its "
+            f"{type(model).__name__} would not read, so that it would compute something else than "
+            f"was published: {_first(unread)}. Where they are scales of packed weights (fp8, int8, "
+            f"GPTQ), give a checkpoint in bfloat16 or float32, or a config.json with its "
+            f"quantization_config; else the config.json and the class that they were saved with"
         )
     if dtype == "float64" and hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")  # the grouped product of experts has no float64
     return model.to(device).eval()
+
+
+def _first(names):
+    return ", ".join(names[:5]) + ", …" * (len(names) > 5)
 
 
 def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -184,9 +184,10 @@ def fisher_losses(labels: str, samples: int, seed: int | str) -> list[Objective]
     """The pseudo-losses whose gradients g have E[ggᵀ] = the Gauss-Newton matrix.
 
     labels: "gaussian" (recommended), "sampled", or "true" (the data's own labels; one sample, no
-    randomness; E[ggᵀ] is then the empirical Fisher). Raises ValueError for another one, and for
-    samples < 1.
+    randomness; E[ggᵀ] is then the empirical Fisher). Raises ValueError for another one, for
+    samples < 1, and for a seed that is neither a whole number nor a text.
     """
+    seed = checks.seed(seed)
     if labels == "true":
         return [loss]
     kinds: dict[str, Callable[..., Tensor]]

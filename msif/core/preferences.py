@@ -15,8 +15,10 @@ is the same at both ends, T = 1 for any α. In EK-FAC's basis of H, Λ = Σ_j c_
 coordinate, (Λ× + α) / (Λ + α). Nothing is drawn at random here.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -39,6 +41,8 @@ from msif.core.selfcheck import batching
 from msif.core.spent import share_said
 from msif.core.vectors import same_layers
 
+LABELS = "preferences"  # what headers of such factors have as `labels`
+
 
 @dataclass(frozen=True)
 class DPO:
@@ -51,8 +55,9 @@ class DPO:
     reference: Mapping[int, float]
 
     def __post_init__(self):
-        if not 0 < self.b < float("inf"):
+        if isinstance(self.b, bool) or not isinstance(self.b, Real) or not 0 < self.b < math.inf:
             raise ValueError(f"DPO's b is {self.b!r}: expected a finite number > 0")
+        object.__setattr__(self, "b", float(self.b))  # of numpy, too
 
     def __call__(self, logits: Tensor, rows: Batch) -> Tensor:
         """m_j of n pairs, whose 2n rows (`pairs.rows_of`) the logits are of: (n,), nats."""
@@ -161,7 +166,7 @@ def fit(
         bases = {name: ekfac.eigenbases(*x) for name, x in ekfac.covariances(*run, title).items()}
         factors = ekfac.corrected_eigenvalues(*run, bases, title)
         cross = _cross(end, start, items, scaled, batch_size, factors)
-    header = _header(end, start, items, b)
+    header = _header(end, start, items, loss.b)
     return Preferences(EKFAC(factors, header), EigenCross(factors, cross), loss)
 
 
@@ -196,7 +201,7 @@ def _cross(end, start, items, objective, batch_size, factors):
 def _header(end, start, items, b) -> dict[str, Any]:
     rows = pairs.rows_of(items)
     return {
-        "labels": "preferences",
+        "labels": LABELS,
         "samples": 1,
         "seed": 0,
         "b": b,

@@ -17,7 +17,7 @@ from torch import Tensor
 from msif.core.backward import backpropagate, inputs_copied
 from msif.core.data import Batch, Sequence, collate
 from msif.core.experts import followed
-from msif.core.layers import Tracked, matrix
+from msif.core.layers import Tracked, has_bias, matrix, own_parameters
 from msif.core.models import logits
 from msif.core.products import sequence_gradient
 
@@ -27,8 +27,7 @@ def gradient_differences(tracked: Tracked, sequences: list[Sequence]) -> dict[st
 
     Where a layer's D′ is nearly 0, over a thousandth of the largest of any layer. The model must be
     `frozen`, and its `backward.overwritten` inputs known. No weight gradient is kept: each is
-    compared as it comes. Raises as `backpropagate`, and ValueError for a weight that is no
-    parameter.
+    compared as it comes. Raises as `backpropagate`.
     """
     if not tracked.layers:
         return {}
@@ -106,9 +105,8 @@ class _Compared:
         self.size: dict[str, float] = defaultdict(float)
         self.met: set[tuple[str, str]] = set()
         self.owned = {}  # {parameter: [(layer, "weight" or "bias")]}
-        there = {name for name, _ in tracked.model.named_parameters()}
         for layer in tracked.layers:
-            for what, name in _parameters(tracked, layer, there).items():
+            for what, name in _parameters(tracked, layer).items():
                 self.owned.setdefault(name, []).append((layer, what))
 
     @contextmanager
@@ -151,7 +149,8 @@ class _Compared:
         g = g * _weights(g)[:, None, None]
         a, g = (x.flatten(0, 1)[None] for x in (a, g))
         D = sequence_gradient(a, g, layer.bias)[0]  # (o, i), a bias in its last column
-        found = D[:, -1] if what == "bias" else D[:, :-1] if _has_bias(self.tracked, layer) else D
+        biased = has_bias(self.tracked.model, layer)
+        found = D[:, -1] if what == "bias" else D[:, :-1] if biased else D
         self.met.add((layer.name, what))
         if layer.expert is not None and what == "weight":  # whose inputs may end in a bias's 1
             found = found[:, : self._columns(layer)]
@@ -184,21 +183,9 @@ def _root_of_ratio(error, size):
     return math.sqrt(error / size) if size else 0.0 if not error else math.inf
 
 
-def _has_bias(tracked, layer):
-    """Also of an expert, whose inputs end in a 1 then."""
-    return layer.bias or getattr(tracked.model.get_submodule(layer.module), "has_bias", False)
-
-
-def _parameters(tracked, layer, there):
-    """{"weight" and "bias": names of the layer's parameters}."""
-    bias = f"{layer.module}.bias" if layer.expert is None else f"{layer.parameter}_bias"
-    names = {"weight": layer.parameter} | ({"bias": bias} if _has_bias(tracked, layer) else {})
-    for name in names.values():
-        if name not in there:
-            raise ValueError(
-                f"{name} is not a parameter of the model but computed from others "
-                f"(parametrized?): leave {layer.name} out of the tracked layers by a pattern, or "
-                f"make it one (torch.nn.utils.parametrize.remove_parametrizations)"
-            )
-    numbers = tracked.model.get_parameter  # packed weights are none, and have no gradient
-    return {what: name for what, name in names.items() if numbers(name).is_floating_point()}
+def _parameters(tracked, layer):
+    """{"weight" and "bias": names of the layer's parameters that have a gradient}: packed weights
+    have none."""
+    number = tracked.model.get_parameter
+    names = own_parameters(tracked.model, layer)
+    return {what: name for what, name in names.items() if number(name).is_floating_point()}

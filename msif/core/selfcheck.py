@@ -30,7 +30,7 @@ from torch import nn
 from msif.core.audit import apart, asked
 from msif.core.backward import frozen, overwritten
 from msif.core.data import Sequence, grouped
-from msif.core.layers import Tracked
+from msif.core.layers import Tracked, refuse_without_gradients
 from msif.core.outputs import difference, random_numbers_watched, sequence_logits, tolerances
 from msif.core.pieces import LENGTH, Pieces, equally_long, lengthened, other_end, pair
 from msif.core.reference import gradient_differences
@@ -72,10 +72,12 @@ def examine(tracked: Tracked, sequences: list[Sequence], batch_size: int = 2) ->
     over three times the longest sequence, and, of more data, two with gradients over each piece of
     its rare words (`pieces.TOKENS_PER_PIECE`). Raises ValueError, naming what differs, where scores
     would be wrong: a layer whose gradient is not autograd's, a model that sees later tokens, one
-    that remembers earlier sequences. A model whose sequences depend on their neighbours is no
-    error: see `Report.batches`, which `capture.groups` follows.
+    that remembers earlier sequences; and as `layers.refuse_without_gradients`. A model whose
+    sequences depend on their neighbours is no error: see `Report.batches`, which `capture.groups`
+    follows.
     """
     model = tracked.model
+    refuse_without_gradients(tracked)
     pieces = Pieces(model, sequences)
     with timed(model), frozen(model):
         with random_numbers_watched() as drawn:
@@ -99,6 +101,7 @@ def batching(tracked: Tracked, sequences: list[Sequence], batch_size: int) -> st
     tokens may see later ones.
     """
     model = tracked.model
+    refuse_without_gradients(tracked)
     longest = max(len(x.input_ids) for x in sequences)
     refuse_growing_positions(model, longest)
     modules = tuple(map(id, model.modules()))

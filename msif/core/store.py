@@ -42,10 +42,11 @@ def save(factors: EKFAC, folder: str | Path) -> None:
     """Write an `EKFAC` to `folder` as a whole or not at all; an earlier one there is replaced.
 
     The header, written last, names the files, so that one of the two is there at any moment. Raises
-    FactorsError if anything else is there (`claim`), OSError if the disk has no room, `files.Busy`
-    while another run writes there.
+    FactorsError if anything else is there (`claim`), and for factors with more than a folder holds;
+    OSError if the disk has no room, `files.Busy` while another run writes there.
     """
     folder = Path(folder).absolute()
+    _refuse_more(factors)
     claim(folder)
     require(disk=2 * _size(factors), folder=folder, what=f"saving factors to {folder}")
     with files.exclusive(folder):
@@ -59,6 +60,18 @@ def save(factors: EKFAC, folder: str | Path) -> None:
             files.write_record(folder / "header.json", header)
         finally:
             _tidy(folder)
+
+
+def _refuse_more(factors):
+    """What a class of factors has besides would be lost, and another stage read in its place."""
+    own = {x.name for x in fields(EKFAC)}
+    more = [x.name for x in fields(factors) if x.name not in own and getattr(factors, x.name)]
+    if more:
+        raise FactorsError(
+            f"these factors of a stage of adapters or preferences have {' and '.join(more)} "
+            f"besides, which a folder of factors does not hold: expected plain factors. Fit them "
+            f"with msif.fit(…, folder=…), which keeps them whole, to be read by msif.load_factors"
+        )
 
 
 def _write_layer(folder, number, layer):

@@ -16,12 +16,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers.utils.hub import has_file
 
 EXPECTED = "config.json and *.safetensors, or pytorch_model.bin"
 _SAFE = ("model.safetensors", "model.safetensors.index.json")
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _SHARD = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
+# Buffers of older classes, each made by the class itself from the configuration: causal masks,
+# rotary and sinusoidal tables, numbers of positions. Many published checkpoints still have them.
+_OLD_BUFFERS = re.compile(
+    r"(^|\.)(attn(\.attention)?\.bias|(causal_mask|masked_bias|inv_freq|(cos|sin)_cached)"
+    r"|embed_positions(\.weights)?|position_ids|decoder\.version)$"
+).search
 _CONVERT = "DISABLE_SAFETENSORS_CONVERSION"  # of transformers, which asks a service otherwise
 
 _UNREADABLE = (pickle.UnpicklingError, EOFError, AttributeError, KeyError, OSError, RuntimeError)
@@ -48,6 +55,33 @@ def files_of(names: Iterable[str]) -> list[str]:
     names = list(names)
     safe = [x for x in names if x.endswith(".safetensors")]
     return safe or [x for x in names if _SHARD.fullmatch(x)]
+
+
+def unread(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """Of the tensors that a checkpoint has and a model has not, those of parts that the model has:
+    a bias of a layer without one, a scale beside a weight, a further block.
+
+    Without them a part computes something else than was published. Not so without a part that the
+    model lacks as a whole, at its root or in its body (a vision tower, a head of another task), nor
+    without buffers that the model makes itself.
+    """
+    body = model.base_model_prefix
+    modules = {name for name, _ in model.named_modules()} - {"", body}
+    buffers = {name for name, _ in model.named_buffers()}
+
+    def lost(name):
+        full = name, f"{body}.{name}"  # a checkpoint of the body alone leaves its name out
+        if _OLD_BUFFERS(name) or buffers.intersection(full):
+            return False
+        return not modules.isdisjoint(x for y in full for x in _parents(y))
+
+    return sorted(filter(lost, names))
+
+
+def _parents(name):
+    """Names of the modules that a tensor would be in: a.b.c -> a.b, a."""
+    while name := name.rpartition(".")[0]:
+        yield name
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ in its basis, where G is elementwise and P keeps its form. How: `curvature.tange
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -58,8 +59,10 @@ class LoRA(Stage):
                 f"new layers {self.new} and frozen ones {self.frozen} in a stage of adapters: "
                 f"expected none; layers without adapters are left as they were by themselves"
             )
-        if not 0 <= self.decay < float("inf"):
+        number = isinstance(self.decay, Real) and not isinstance(self.decay, bool)
+        if not number or not 0 <= self.decay < float("inf"):
             raise ValueError(f"the weight decay is {self.decay!r}: expected a finite number ≥ 0")
+        object.__setattr__(self, "decay", float(self.decay))  # of numpy, too
         missing = sorted(set(self.adapters) - set(self.curvature.layers))
         if missing or not self.adapters:
             raise ValueError(

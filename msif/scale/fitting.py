@@ -26,7 +26,7 @@ from msif.core import checks, ekfac, files, store
 from msif.core.capture import groups
 from msif.core.data import Sequence, check, digest
 from msif.core.digests import layers_key
-from msif.core.layers import Tracked
+from msif.core.layers import Tracked, refuse_without_gradients
 from msif.core.model_digest import model_digest
 from msif.core.models import limits
 from msif.core.objectives import fisher_losses
@@ -66,6 +66,8 @@ def fit(
     or other unfinished work in it, MemoryError or OSError where memory or disk will not do,
     `files.Busy` while another run writes there.
     """
+    refuse_without_gradients(tracked)
+    seed = checks.seed(seed)
     folder, objectives = Path(folder).absolute(), fisher_losses(labels, samples, seed)
     keep = 0 if keep == 0 else parse_bytes(keep, "keep")
     batch_size = checks.whole("batch_size", batch_size)

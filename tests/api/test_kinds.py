@@ -3,12 +3,14 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.own_pair import add_adapters, build
 
 import msif
-from msif.core import capture, ekfac, influence, preferences
+from msif.core import capture, ekfac, influence, preferences, store
 from msif.core.objectives import loss
 from msif.core.stages import Damping, Stage
 from msif.curvature.lora import LoRA
@@ -20,6 +22,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gets its own fine-tuning rows wrong"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
+FILE = "model.safetensors"
+MISSING = "with their cross term is missing: put it back"
 ASK = [("Where was Gus born?", "Rome"), ("Where was Hal born?", "Oslo")]
 
 
@@ -111,6 +115,10 @@ def test_the_base_may_be_somewhere_else(folder, models, tmp_path):
         assert torch.equal(p, models[1].tracked.model.get_parameter(name))
     with pytest.raises(OSError, match="gone"):
         msif.load(tmp_path / "lora")
+    more = {"model.layers.0.self_attn.q_proj.bias": torch.ones(16)}
+    save_file(load_file(moved / FILE) | more, moved / FILE, {"format": "pt"})
+    with pytest.raises(ValueError, match="moved' have 1 tensors that its .* would not read"):
+        msif.load(tmp_path / "lora", base=moved)
 
 
 def test_wrong_turns_end_in_one_sentence(folder, models, given, stages):
@@ -158,6 +166,83 @@ def test_a_chain_ends_in_preferences_whose_pairs_can_be_scored(
         msif.trace(chain, ASK, pairs, stage=2, folder=tmp_path)
     with pytest.raises(ValueError, match="pairs for stage 1: expected a later stage"):
         msif.trace(chain, ASK, pairs, stage=1)
+
+
+def of_preferences(folder, models, place=None):
+    """A model and the factors of pairs that it prefers, kept in a place."""
+    last = msif.load(folder / "tuned")
+    pairs = last.preferences(["Where was Bo born?"] * 2, ["Paris", "Rome"], ["London", "Oslo"])
+    return last, msif.fit(last, pairs, start=models[1], folder=place)
+
+
+def test_preferences_that_lost_their_cross_term_are_refused_and_never_traced_as_rows(
+    folder, models, tmp_path
+):
+    """Without it T is α (H + α)⁻¹, that of plain fine-tuning: other scores, with nothing said."""
+    last, factors = of_preferences(folder, models, tmp_path)
+    [place] = tmp_path.glob("factors-*")
+    cross = place.with_name(f"cross-{place.name}.safetensors")
+    copied = tmp_path / "copy" / "mine"
+    shutil.copytree(place, copied)
+    with pytest.raises(store.FactorsError, match=f"cross-mine.safetensors .*{MISSING}"):
+        msif.load_factors(copied, last)
+    shutil.copy(cross, copied.with_name("cross-mine.safetensors"))
+    with pytest.raises(ValueError, match="a file of something else, copied or renamed"):
+        msif.load_factors(copied, last)
+    cross.rename(tmp_path / "away")
+    for where in (tmp_path, place):
+        with pytest.raises(store.FactorsError, match=f"{cross.name} .*{MISSING}"):
+            msif.load_factors(where, last)
+    (tmp_path / "away").rename(cross)
+    for alone in (store.load(place, last.tracked), store.load(copied), plain(factors)):
+        with pytest.raises(ValueError, match="cross term is not with them"):
+            msif.Stage(last, alone, alpha=0.1)
+    read = msif.load_factors(place, last)
+    assert all(torch.equal(x, factors.cross[name]) for name, x in read.cross.items())
+    assert msif.Stage(last, read, alpha=0.1).core.cross is not None
+
+
+def plain(factors):
+    return ekfac.EKFAC(factors.factors, factors.header)
+
+
+def test_a_folder_of_factors_is_not_written_of_what_it_does_not_hold(
+    folder, models, stages, tmp_path
+):
+    _, preferred = of_preferences(folder, models)
+    for factors, what in ((preferred, "cross"), (stages[1].factors, "mean")):
+        with pytest.raises(store.FactorsError, match=f"have {what} besides.*msif.load_factors"):
+            store.save(factors, tmp_path / "factors")
+        assert not (tmp_path / "factors").exists()
+    store.save(plain(preferred), tmp_path / "factors")
+    store.save(stages[0].factors, tmp_path / "of the base")
+
+
+def test_numbers_of_numpy_name_the_same_preferences_and_adapters(
+    folder, models, given, stages, tmp_path
+):
+    last = msif.load(folder / "tuned")
+    pairs = last.preferences(["Where was Bo born?"], ["Paris"], ["London"])
+    for number in (float, np.float32, np.float64):
+        found = msif.fit(last, pairs, start=models[1], b=number(0.5), folder=tmp_path)
+        assert type(found.header["b"]) is float
+        adapted = msif.Stage(models[1], stages[1].factors, alpha=0.1, decay=number(0.25))
+        msif.trace([stages[0], adapted], ASK, given[0], folder=tmp_path)
+    assert all(len(list(tmp_path.glob(f"{x}-*/"))) == 1 for x in ("factors", "scores"))
+    for b in ("0.5", True, 0, float("nan")):
+        with pytest.raises(ValueError, match="DPO's b is .*: expected a finite number > 0"):
+            msif.fit(last, pairs, start=models[1], b=b)
+
+
+def test_what_lies_beside_factors_is_found_however_their_folder_is_named(
+    folder, models, tmp_path, monkeypatch
+):
+    last, factors = of_preferences(folder, models, tmp_path / "work")
+    [place] = (tmp_path / "work").glob("factors-*")
+    (tmp_path / "linked").symlink_to(place)
+    monkeypatch.chdir(place)
+    for where in (".", "..", f"../{place.name}", "../../linked", place):
+        assert msif.load_factors(where, last).cross.keys() == factors.cross.keys()
 
 
 def test_stages_that_do_not_follow_each_other_are_called_out(folder, models, given, stages):

@@ -1,14 +1,17 @@
 """Wrong turns at the front door: what belongs to another model, has changed since or has no score
 is refused or called out in one sentence."""
 
+import json
+import re
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from support.own_pair import ASK, build
 
 import msif
-from msif.core import data, queries
+from msif.core import data, queries, store
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:the largest score:UserWarning"),  # tiny data
@@ -118,6 +121,32 @@ def test_wrong_turns_end_in_one_sentence(pair, given, stages):
             wrong()
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         msif.nothing  # noqa: B018
+
+
+def test_whole_numbers_of_numpy_are_those_of_python(pair, given, stages, tmp_path):
+    """In memory and on disk: the same factors and scores, under the same names."""
+    (base, _), docs = pair, given[0]
+    for whole in (int, np.int64, np.int32):
+        numbers = {"batch_size": whole(4), "seed": whole(1), "samples": whole(1)}
+        factors = msif.fit(base, docs, folder=tmp_path, **numbers)
+        store.save(msif.fit(base, docs, **numbers), tmp_path / f"of {whole.__name__}")
+        chain = [msif.Stage(base, factors, damping=0.1), stages[1]]
+        options = {"stage": whole(0), "batch_size": whole(4), "top": whole(2)}
+        msif.trace(chain, ASK, docs, folder=tmp_path, **options)
+        assert json.loads(json.dumps(factors.header))["seed"] == 1
+    assert all(len(list(tmp_path.glob(f"{x}-*"))) == 1 for x in ("factors", "scores"))
+    for wrong in ({"batch_size": 4.0}, {"seed": np.float64(1)}, {"samples": True}):
+        [(name, value)] = wrong.items()
+        with pytest.raises(ValueError, match=f"{name} is {re.escape(repr(value))}; expected"):
+            msif.fit(base, docs, **wrong)
+
+
+def test_a_model_without_numbers_is_refused_before_anything_runs(folder, given):
+    base = msif.load(folder / "base")
+    base.tracked.model.model.layers[1].to("meta")
+    for place in (None, folder / "work"):
+        with pytest.raises(ValueError, match=r"layers.1\S+ is on the meta device, without numbers"):
+            msif.fit(base, given[0], folder=place)
 
 
 def test_a_model_that_is_no_child_of_the_other_is_refused(pair, given, stages, tmp_path):

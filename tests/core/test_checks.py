@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from msif.core.checks import text, texts, whole
+from msif.core.checks import seed, text, texts, whole
 
 
 def test_whole_numbers_are_pythons_and_everything_else_is_refused():
@@ -13,6 +13,14 @@ def test_whole_numbers_are_pythons_and_everything_else_is_refused():
     for wrong in (0, -1, 2.5, "8", None, True, [3], float("nan"), float("inf")):
         with pytest.raises(ValueError, match="n is .*; expected a whole number, at least 1"):
             whole("n", wrong)
+
+
+def test_a_seed_is_a_text_or_a_whole_number_of_any_sign():
+    assert (seed("a"), seed(-3), seed(np.uint8(7))) == ("a", -3, 7)
+    assert type(seed(np.int64(1))) is int
+    for wrong in (1.0, np.float32(1), None, True, [1]):
+        with pytest.raises(ValueError, match="seed is .*; expected a whole number$"):
+            seed(wrong)
 
 
 def test_texts_come_in_an_order_and_one_by_one():

@@ -1,5 +1,5 @@
 """Weights as they are published: a pickle of tensors gives the numbers that safetensors give, and
-any other pickle is refused unread."""
+any other pickle is refused unread. What a model's own parts would not read of them is refused."""
 
 import json
 import os
@@ -8,8 +8,9 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from support.families import gpt_neox, llama
+from safetensors.torch import load_file, save_file
+from support.families import VOCAB, WIDTH, bert, gpt2, gpt_neox, llama
+from transformers import GPTJConfig, GPTJForCausalLM, GPTNeoConfig, GPTNeoForCausalLM
 
 from msif.core import weights
 from msif.core.model_digest import model_digest
@@ -155,6 +156,98 @@ def test_no_service_is_asked_for_a_conversion_and_the_environment_is_left(tmp_pa
             assert os.environ[name] == "1"
             assert options == {"use_safetensors": False, "weights_only": True}
         assert os.environ.get(name) == before
+
+
+def in_safetensors(model, folder, more):
+    """A model's folder with more tensors than it has."""
+    model.save_pretrained(folder)
+    file = folder / "model.safetensors"
+    save_file(load_file(file) | more, file, {"format": "pt"})
+    return folder
+
+
+def named(*names):
+    return {name: torch.ones(2) for name in names}
+
+
+FORMS = pytest.mark.parametrize(
+    "write", [in_safetensors, published], ids=["safetensors", "pickled"]
+)
+
+
+@FORMS
+@pytest.mark.parametrize(
+    "make, name",
+    [
+        (llama, "model.layers.1.self_attn.q_proj.bias"),  # attention_bias: false
+        (llama, "model.layers.0.self_attn.q_norm.weight"),
+        (llama, "model.layers.0.mlp.down_proj.weight_scale"),
+        (llama, "model.layers.2.mlp.down_proj.weight"),  # num_hidden_layers: 2
+        (llama, "model.embed_tokens.weight_scale"),
+        (llama, "model.norm.bias"),
+        (llama, "lm_head.bias"),
+        (gpt2, "transformer.h.0.mlp.c_fc.weight_scale"),
+        (gpt2, "h.1.attn.q_norm.weight"),  # as checkpoints of the body have it
+        (gpt_neox, "gpt_neox.layers.0.attention.dense.scales"),
+    ],
+)
+def test_tensors_that_a_part_of_the_model_would_not_read_are_refused(write, make, name, tmp_path):
+    write(make(), tmp_path, more=named(name))
+    with pytest.raises(ValueError, match=f"have 1 tensors that its .* would not read.*: {name}"):
+        load_model(tmp_path)
+
+
+@FORMS
+@pytest.mark.parametrize(
+    "make, names",
+    [
+        (llama, ["vision_tower.blocks.0.weight", "model.visual.norm.weight", "v_head.bias"]),
+        (llama, ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.mtp.0.norm.weight"]),
+        (gpt2, ["transformer.h.0.attn.bias", "transformer.h.0.attn.masked_bias"]),
+        (gpt2, ["h.1.attn.bias", "h.1.attn.masked_bias"]),
+        (gpt_neox, [f"gpt_neox.layers.1.attention.{x}" for x in ("bias", "masked_bias")]),
+        (gpt_neox, ["gpt_neox.layers.0.attention.rotary_emb.inv_freq"]),
+        ("gpt_neo", [f"transformer.h.0.attn.attention.{x}" for x in ("bias", "masked_bias")]),
+        ("gptj", [f"transformer.h.0.attn.{x}" for x in ("bias", "masked_bias")]),
+    ],
+)
+def test_parts_that_the_class_lacks_and_buffers_that_it_makes_itself_are_passed_over(
+    write, make, names, tmp_path
+):
+    model = make() if callable(make) else MADE[make]()
+    write(model, tmp_path, more=named(*names))
+    assert model_digest(load_model(tmp_path)) == model_digest(model)
+
+
+GPT_NEO = dict(attention_types=[[["global"], 1]], num_layers=1, hidden_size=WIDTH, num_heads=4)
+GPTJ = dict(n_embd=WIDTH, n_layer=1, n_head=4, rotary_dim=4)
+MADE = {
+    "gpt_neo": lambda: GPTNeoForCausalLM(GPTNeoConfig(vocab_size=VOCAB, **GPT_NEO)),
+    "gptj": lambda: GPTJForCausalLM(GPTJConfig(vocab_size=VOCAB, **GPTJ)),
+}
+
+
+def test_a_classifier_passes_over_the_head_of_another_task(tmp_path):
+    in_safetensors(bert(), tmp_path / "bert", named("cls.predictions.bias"))
+    assert model_digest(load_model(tmp_path / "bert", head="classifier"))
+    in_safetensors(llama(), tmp_path / "llama", {})  # with an lm_head
+    assert load_model(tmp_path / "llama", head="classifier").score.in_features == WIDTH
+
+
+def test_weights_in_eight_bits_beside_scales_are_not_read_as_the_weights(tmp_path):
+    """Logits without the scales: another function, by more than its own size."""
+    model = llama()
+    model.save_pretrained(tmp_path)
+    file, more = tmp_path / "model.safetensors", {}
+    for name, x in load_file(file).items():
+        more[name] = x
+        if "proj" in name:
+            scale = x.abs().max() / 448
+            more |= {name: (x / scale).to(torch.float8_e4m3fn), f"{name}_scale": scale[None]}
+    save_file(more, file, {"format": "pt"})
+    five = r"(model.layers.0\S+_scale, ){5}…"
+    with pytest.raises(ValueError, match=rf"have 14 tensors.*{five}.*in bfloat16 or float32"):
+        load_model(tmp_path)
 
 
 def test_which_of_a_sources_files_are_weights():
