@@ -86,13 +86,17 @@ def one_batch(
 
     Of n pairs, the model and the objectives read 2n rows (`pairs.rows_of`), and give n numbers; a,
     g and the batch that are consumed are those of n samples with the positions of both rows.
+
+    Raises ValueError for an objective that gives anything but n numbers, as `backpropagate` and
+    `audit.audited`.
     """
     each = rows_of(sequences) if are_pairs(sequences) else cast(list[Sequence], sequences)
     rows = collate(each)
+    scalars = [_one_each(x, sequences) for x in objectives]
     if not are_pairs(sequences):
         if again is not None:
-            objectives = audited(tracked, each, again, objectives)
-        backpropagate(tracked, rows, objectives, partial(_with_batch, consume, rows))
+            scalars = audited(tracked, each, again, scalars)
+        backpropagate(tracked, rows, scalars, partial(_with_batch, consume, rows))
         return
     ids, mask, labels = map(beside, (rows.input_ids, rows.attention_mask, rows.labels))
     batch = Batch(rows.index[: len(sequences)], ids, mask, labels)
@@ -100,22 +104,29 @@ def one_batch(
     def consume_pairs(layer, a, g, draw):
         consume(layer, beside(a), beside(g), draw, batch)
 
-    def of_pairs(objective):
-        def checked(logits, rows):
-            found = objective(logits, rows)
-            if len(found) != len(sequences):
-                raise ValueError(
-                    f"the objective gives {len(found)} numbers for {len(sequences)} pairs; "
-                    f"expected one that reads pairs, such as preferences.DPO's"
-                )
-            return found
-
-        return checked
-
-    scalars = [of_pairs(x) for x in objectives]
     if again is not None:
         scalars = audited(tracked, each, again, scalars, "pairs cannot be read through it")
     backpropagate(tracked, rows, scalars, consume_pairs)
+
+
+def _one_each(objective, items):
+    """The objective; ValueError where it gives anything but one number for each of the items: by
+    their mean, say, scores would depend on the batches."""
+    n, what, expected = len(items), "sequences", "one number each, of its own positions alone"
+    if are_pairs(items):
+        what, expected = "pairs", "one that reads pairs, such as preferences.DPO's"
+
+    def checked(logits, rows):
+        found = objective(logits, rows)
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        if shape != (n,):
+            raise ValueError(
+                f"the objective (or measurement) gives {shape} for {n} {what}, not a tensor of "
+                f"shape ({n},); expected {expected}"
+            )
+        return found
+
+    return checked
 
 
 def _with_batch(consume, batch, *found):

@@ -8,6 +8,8 @@ import hashlib
 import json
 import sys
 import sysconfig
+import uuid
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from enum import Enum
@@ -73,12 +75,36 @@ def function_digest(function: Callable[..., Any]) -> str:
 
 
 def plain_digest(x: Any) -> str | None:
-    """A digest of numbers, texts, functions, collections and records of such; None for what may
-    hold something else, such as tensors, modules and open files."""
+    """A digest of numbers, tensors, texts, functions, collections and records of such; None for
+    what may hold something else, such as modules and open files."""
     try:
         return _digest(x, {}) if _plain(x) else None
     except _Unknown:
         return None
+
+
+def digest_of_any(x: Any, known: Iterable[tuple[Any, str]]) -> tuple[str, list[str]]:
+    """A digest of x whatever it holds, and the kinds of what cannot be told from one run to the
+    next, such as open files.
+
+    Each of these counts as itself: with one, the digest is another in any other process. known:
+    objects that texts stand for in place of what they hold, such as the modules of a model by
+    their names.
+    """
+    kinds: list[str] = []
+
+    def unknown(y):
+        kinds.append(type(y).__name__)
+        return _token(y)
+
+    return _digest(x, {id(y): (y, text) for y, text in known}, unknown), kinds
+
+
+def is_of_user(x: Any) -> bool:
+    """Is it a function, method or `partial` of one, in code that is of no installed package?"""
+    while isinstance(x, partial | MethodType):
+        x = x.func if isinstance(x, partial) else x.__func__
+    return isinstance(x, FunctionType) and not _of_library(x.__code__.co_filename)
 
 
 def is_of_library(kind: type) -> bool:
@@ -90,7 +116,8 @@ def _plain(x, depth=8):
     def each(parts):
         return depth > 0 and all(_plain(part, depth - 1) for part in parts)
 
-    if isinstance(x, (*PLAIN, np.generic, Enum, torch.dtype, BuiltinFunctionType)):
+    numbers = (np.generic, np.ndarray, Tensor)
+    if isinstance(x, (*PLAIN, *numbers, Enum, torch.dtype, BuiltinFunctionType)):
         return True
     if isinstance(x, FunctionType):
         held = [y for cell in x.__closure__ or () for y in _filled(cell)]
@@ -109,26 +136,47 @@ class _Unknown(Exception):
     pass
 
 
-def _digest(x, seen):
-    """A text that is equal for equal x alone. seen: {id: (x, its digest, or where it was met)}."""
+def _refuse(x):
+    raise _Unknown(type(x).__name__)
+
+
+# {id: (what gives the object while it is there, its token)}, of objects that count as themselves.
+_tokens: dict[int, tuple[Callable[[], Any], str]] = {}
+
+
+def _token(x):
+    """A text that no other object has, nor one of another process."""
+    there, token = _tokens.get(id(x), (lambda: None, ""))
+    if there() is not x:  # a new one, which may lie where another lay
+        token = uuid.uuid4().hex
+        try:
+            _tokens[id(x)] = weakref.ref(x), token
+        except TypeError:  # one that must be held to be known again
+            _tokens[id(x)] = lambda: x, token
+    return token
+
+
+def _digest(x, seen, unknown=_refuse):
+    """A text that is equal for equal x alone. seen: {id: (x, its digest, or where it was met)}.
+    unknown: gives the text of what cannot be told from one run to the next, or raises."""
     if id(x) not in seen:
         seen[id(x)] = x, f"a cycle to {len(seen)}"
         kind = f"{type(x).__module__}.{type(x).__qualname__}"
-        found = json.dumps([kind, _parts(x, seen)])
+        found = json.dumps([kind, _parts(x, seen, unknown)])
         seen[id(x)] = x, hashlib.sha256(found.encode()).hexdigest()
     return seen[id(x)][1]
 
 
-def _parts(x, seen):
+def _parts(x, seen, unknown):
     """What makes x what it is, as JSON values."""
 
     def each(parts):
-        return [_digest(part, seen) for part in parts]
+        return [_digest(part, seen, unknown) for part in parts]
 
     match x:
         case None | bool() | int() | float() | complex() | str() | bytes() if type(x) in PLAIN:
             return repr(x)
-        case Tensor():
+        case Tensor() if x.layout == torch.strided and not x.is_meta:
             return tensors_digest({"": x})
         case ModuleType():
             return x.__name__
@@ -158,7 +206,7 @@ def _parts(x, seen):
     try:  # as it would be pickled, which is never done
         found = x.__reduce_ex__(4)
     except Exception:
-        raise _Unknown(type(x).__name__) from None
+        return unknown(x)
     return found if isinstance(found, str) else each(map(_listed, found))
 
 

@@ -16,6 +16,7 @@ from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from msif.core.parts import fused_experts, in_a_block, projections, reads_text
+from msif.core.shared import shared_parameters
 
 # {layer name: (n, o, i)}: gradients, or query vectors w, of n sequences.
 Vectors = dict[str, Tensor]
@@ -186,16 +187,11 @@ def _refuse_adapters(model):
 
 def _refuse_shared(model, layers):
     mine = {x.parameter for x in layers} | {f"{x.name}.bias" for x in layers}
-    owners = defaultdict(list)  # by memory: a second Parameter over the same numbers is shared too
-    for full, p in model.named_parameters(remove_duplicate=False):
-        owners[p.data_ptr() or id(p)].append(full)  # meta tensors have no memory: address 0
-    for group in owners.values():
-        tracked = [full for full in group if full in mine]
-        if tracked and len(group) > 1:
-            others = ", ".join(full for full in group if full != tracked[0])
+    for full, others in shared_parameters(model).items():
+        if full in mine:
             raise ValueError(
-                f"{tracked[0]} is one parameter with {others}: shared (tied) weights cannot be "
-                f"tracked; choose a pattern that leaves this layer out, or untie them"
+                f"{full} is one parameter with {', '.join(others)}: shared (tied) weights cannot "
+                f"be tracked; choose a pattern that leaves this layer out, or untie them"
             )
 
 

@@ -175,8 +175,13 @@ def gaussian_loss(logits: Tensor, batch: Batch, *, seed: int | str, draw: int) -
 
 
 def _linear(z, u, y):
-    """Σ_t ⟨u_t, z_t⟩ over the label positions, u constant: (n,)."""
+    """Σ_t ⟨u_t, z_t⟩ over the label positions, u constant: (n,).
+
+    An output that cannot be (z = −∞, so that p = u = 0) adds 0, as if the model had none such.
+    """
     u = u.masked_fill_((y == NO_LOSS)[..., None], 0)
+    if z.detach().amin() == -torch.inf:  # else logits are not copied
+        z = z.masked_fill(z.isneginf() & (u == 0), 0)
     return torch.linalg.vecdot(u, z).sum(1)
 
 

@@ -1,12 +1,15 @@
 """Gradients from captured activations equal the weights' own .grad,
 and capturing leaves no trace on the model."""
 
+import re
+
 import pytest
 import torch
 from support.tiny import documents, gpt2, llama, neox, plain_loss, relative, weight_gradients
 
 from msif.core.capture import backpropagate, frozen, gradients, passes
 from msif.core.data import Sequence, collate
+from msif.core.influence import query_gradients
 from msif.core.layers import Tracked, tracked, tracked_layers
 from msif.core.objectives import loss
 
@@ -148,6 +151,25 @@ def test_a_loss_that_is_not_finite_is_said_to_be():
             documents(2),
             lambda logits, batch: loss(logits, batch) / 0,
         )
+
+
+@pytest.mark.parametrize(
+    "of_losses, given, batch_size",
+    [
+        (torch.mean, "()", 2),
+        (torch.mean, "()", 1),
+        (lambda x: x[:1], "(1,)", 2),
+        (lambda x: x[:, None], "(2, 1)", 2),
+        (lambda x: x.sum().item(), "float", 2),
+    ],
+)
+def test_an_objective_gives_one_number_for_each_sequence(of_losses, given, batch_size):
+    """By a mean, which training code has, a score would depend on the size of its batch."""
+    net, n = tracked(neox()), batch_size
+    message = f"gives {given} for {n} sequences, not a tensor of shape ({n},); expected one number"
+    for run in (gradients, query_gradients):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            run(net, documents(4), lambda z, batch: of_losses(loss(z, batch)), batch_size)
 
 
 def test_a_layer_that_gets_all_positions_in_one_row_as_in_opt_has_the_same_gradients():

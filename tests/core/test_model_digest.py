@@ -1,18 +1,27 @@
 """A model's digest sees all that changes its function, and nothing else."""
 
 import copy
+import os
+import subprocess
+import sys
+import threading
+import warnings
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from support.families import VOCAB, gpt_neox, llama
+from support.families import FAMILIES, SIZES, VOCAB, WIDTH, bert, gpt_neox, llama
 from torch import nn
+from torch.nn.utils import prune
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from msif.core.buffers import own_buffers
 from msif.core.model_digest import model_digest
-from msif.core.models import tiny_gpt_neox
+from msif.core.models import load_model, tiny_gpt_neox
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -102,6 +111,7 @@ def test_running_training_mode_and_the_attention_used_do_not_change_the_digest()
     model = llama()
     before = model_digest(model)
     model(input_ids=torch.tensor([[1, 2, 3]]))
+    model(input_ids=torch.tensor([[1, 2, 3]]), output_hidden_states=True)
     model.set_attn_implementation("eager")
     assert model_digest(model.train()) == before
 
@@ -160,3 +170,298 @@ def test_the_digest_sees_a_hook_that_changes_the_function():
     assert model_digest(one) != model_digest(other)
     handle.remove()
     assert model_digest(one) == model_digest(other)
+
+
+# ------------------------------------------------------------------------------------------ buffers
+
+
+IDS = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8]])
+
+
+@pytest.mark.parametrize(
+    "make, name",
+    [(llama, "model.rotary_emb.inv_freq"), (bert, "bert.embeddings.position_ids")],
+    ids=["inv_freq", "position_ids"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_digest_sees_a_buffer_that_was_changed_by_hand(make, name, dtype):
+    """Also where the state dict lacks it, as transformers' frequencies of rotary positions."""
+    model = make().eval().to(dtype)
+    before, buffer = model_digest(model), model.get_buffer(name)
+    kept = buffer.clone()
+    assert name not in model.state_dict()
+    buffer.copy_(buffer / 8 if buffer.is_floating_point() else buffer.flip(-1))
+    changed = model_digest(model)
+    buffer.copy_(kept)
+    assert model_digest(model) == before != changed
+
+
+def test_the_digest_sees_a_small_change_of_a_buffer_in_full_precision():
+    model = llama()
+    before = model_digest(model)
+    model.model.rotary_emb.inv_freq[1] *= 1 + 1e-4
+    assert model_digest(model) != before
+
+
+@FAMILIES
+def test_buffers_as_the_class_makes_them_are_none_of_a_models_own(make):
+    """Whatever precision they were rounded to, and although the model has run."""
+    model = make().eval()
+    state = torch.get_rng_state(), copy.deepcopy(model.state_dict())
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float32, torch.float16):
+        assert not own_buffers(model.to(dtype))
+    model.float()(input_ids=IDS)
+    assert not own_buffers(model) and torch.equal(torch.get_rng_state(), state[0])
+    copied = make()
+    copied.load_state_dict(state[1])
+    own_buffers(copied)  # leaves the weights
+    assert all(torch.equal(x, state[1][name]) for name, x in copied.state_dict().items())
+
+
+def test_a_model_is_the_same_loaded_in_a_precision_or_moved_to_it(tmp_path):
+    model = llama()
+    model.save_pretrained(tmp_path)
+    loaded, moved = load_model(tmp_path, "bfloat16"), load_model(tmp_path).to(torch.bfloat16)
+    assert loaded.model.rotary_emb.inv_freq.dtype != moved.model.rotary_emb.inv_freq.dtype
+    assert model_digest(loaded) == model_digest(moved.train())
+    assert model_digest(load_model(tmp_path)) == model_digest(model.double().float())
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_positions_that_depend_on_the_batch_are_the_same_after_any(kind):
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0}
+    rope |= {"original_max_position_embeddings": 6, **(factors if kind == "longrope" else {})}
+    sizes = SIZES | {"max_position_embeddings": 12 if kind == "longrope" else 6}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, rope_parameters=rope)).eval()
+    model(input_ids=IDS[:, :3])
+    before = model_digest(model)
+    model(input_ids=IDS)
+    assert not own_buffers(model) and (kind == "dynamic" or model_digest(model) == before)
+    model.model.rotary_emb.original_inv_freq /= 8
+    assert model_digest(model) != before
+
+
+def test_all_buffers_count_of_a_module_whose_class_does_not_make_them_anew():
+    model, other = gpt_neox(), gpt_neox()
+    model.steering, other.steering = OwnModule(), OwnModule()
+    assert model_digest(model) == model_digest(other)
+    other.steering.table += 1
+    assert model_digest(model) != model_digest(other)
+
+
+# ------------------------------------------------------------------------------------ by one's hand
+
+
+def steered(v):
+    return lambda module, args, x: x + v
+
+
+def scaled(x, k=3.0):
+    return lambda module, args, y: y * k + x(y)
+
+
+class Steering:
+    def __init__(self, v):
+        self.v = v
+
+    def add(self, module, args, x):
+        return x + self.v
+
+    __call__ = add
+
+
+def linear(k):
+    net = nn.Linear(WIDTH, WIDTH)
+    nn.init.constant_(net.weight, k), nn.init.zeros_(net.bias)
+    return net
+
+
+HOOKS = {
+    "closure": steered,
+    "partial": lambda v: partial(lambda v, module, args, x: x + v, v),
+    "method": lambda v: Steering(v).add,
+    "object": Steering,
+    "collection": lambda v: lambda module, args, x, held={"v": [v]}: x + held["v"][0],
+    "array": lambda v: lambda module, args, x, held=v.numpy(): x + held[0],
+    "module": lambda v: scaled(linear(v[0].item())),
+}
+
+
+@pytest.mark.parametrize("make", HOOKS.values(), ids=HOOKS)
+@pytest.mark.parametrize("register", ["forward_hook", "forward_pre_hook", "full_backward_hook"])
+def test_the_digest_sees_what_a_hook_holds(make, register):
+    def hooked(hook):
+        model = gpt_neox()
+        getattr(model.gpt_neox.layers[0], f"register_{register}")(hook)
+        return model_digest(model)
+
+    one, again, other = (hooked(make(torch.full((WIDTH,), x))) for x in (1.0, 1.0, 2.0))
+    assert model_digest(gpt_neox()) != one == again != other
+
+
+def test_the_digest_sees_a_vector_of_a_hook_that_is_changed_in_place():
+    model, v = gpt_neox(), torch.zeros(WIDTH)
+    model.gpt_neox.layers[0].register_forward_hook(steered(v))
+    before = model_digest(model)
+    v[0] = 1
+    assert model_digest(model) != before
+
+
+def test_a_hook_that_holds_parts_of_the_model_is_known_by_which_they_are():
+    """The model's own weights count once; another's, by what they are."""
+    found = []
+    for number, scale in ((0, 1.0), (0, 1.0), (1, 1.0), (0, 2.0)):
+        model = gpt_neox()
+        model.gpt_neox.embed_in.weight.data *= scale
+        body = model.gpt_neox
+        body.layers[1].register_forward_hook(scaled(body.layers[number].mlp))
+        found.append(model_digest(model))
+    assert found[0] == found[1] and len(set(found)) == 3
+
+
+def patched(change, model=None):
+    model = model or gpt_neox()
+    mlp = model.gpt_neox.layers[0].mlp
+    mlp.forward = change(mlp.forward)
+    return model
+
+
+def times(k):
+    return lambda forward: lambda x: k * forward(x)
+
+
+def test_the_digest_sees_a_forward_of_an_instances_own():
+    before, one, again, other = (
+        model_digest(x)
+        for x in (gpt_neox(), patched(times(2)), patched(times(2)), patched(times(3)))
+    )
+    assert before != one == again != other != before
+    twice = patched(times(2), patched(times(2)))
+    assert model_digest(twice) not in (before, one, other)
+    assert model_digest(patched(lambda forward: forward)) == before
+    model = patched(times(2))
+    del model.gpt_neox.layers[0].mlp.forward
+    assert model_digest(model) == before
+
+
+@pytest.mark.parametrize("name", ["_attn_of_mine", "_init_weights", "get_input_embeddings"])
+def test_the_digest_sees_a_method_of_an_instances_own_where_the_class_has_one(name):
+    model = gpt_neox()
+    before = model_digest(model)
+    setattr(model, name, lambda *args: 2)
+    assert (model_digest(model) != before) == hasattr(gpt_neox(), name)
+
+
+def test_functions_of_ones_own_on_a_module_of_a_library_are_more_than_their_names():
+    found = []
+    for k in (1, 1, 2):
+        model = gpt_neox()
+        model.gpt_neox.layers[0].act = times(k)
+        found.append(model_digest(model))
+    assert found[0] == found[1] != found[2]
+
+
+def test_what_moves_tensors_between_devices_is_no_part_of_the_digest():
+    accelerate = pytest.importorskip("accelerate")
+
+    def dispatched(model):
+        accelerate.hooks.add_hook_to_module(
+            model.gpt_neox.layers[0].mlp, accelerate.hooks.AlignDevicesHook(io_same_device=True)
+        )
+        return model_digest(model)
+
+    assert dispatched(gpt_neox()) == model_digest(gpt_neox())
+    assert dispatched(patched(times(2))) == model_digest(patched(times(2)))
+
+
+def test_a_compiled_forward_is_no_part_of_the_digest():
+    assert model_digest(patched(torch.compile)) == model_digest(gpt_neox())
+
+
+@pytest.mark.parametrize(
+    "hold", [lambda x: x, lambda x: [x], lambda x: {"a": x}, torch.Tensor.numpy]
+)
+@pytest.mark.parametrize("own", [True, False])
+def test_the_digest_sees_plain_tensors_of_a_module(hold, own):
+    def made(k):
+        model = OwnModule() if own else gpt_neox()
+        module = model if own else model.gpt_neox.layers[0]
+        module.steering = hold(torch.full((3,), k))
+        return model_digest(model)
+
+    assert made(1.0) == made(1.0) != made(2.0)
+
+
+def test_the_digest_sees_a_weight_that_is_no_parameter():
+    found = []
+    for k in (1.0, 1.0, 2.0):
+        net = linear(1.0)
+        del net.weight
+        net.weight = torch.full((WIDTH, WIDTH), k)
+        found.append(model_digest(net))
+    assert found[0] == found[1] != found[2]
+
+
+def test_tensors_that_are_made_anew_in_each_forward_pass_are_no_part_of_the_digest():
+    class Remembering(nn.Module):
+        def forward(self, x):
+            self.seen = x
+            return x
+
+    net = nn.Sequential(linear(1.0), Remembering())
+    prune.l1_unstructured(net[0], "weight", 0.5)
+    before = model_digest(net)
+    net(torch.ones(2, WIDTH))
+    net[0].weight = net[0].weight.detach().double()
+    assert model_digest(net) == before
+    net[0].weight_mask.fill_(1)
+    assert model_digest(net) != before
+
+
+# ------------------------------------------------------------------------------- in other processes
+
+
+def hooked_with(held):
+    model = gpt_neox()
+    model.gpt_neox.layers[0].register_forward_hook(lambda module, args, x: held and x)
+    return model
+
+
+@pytest.mark.parametrize("made", [threading.Lock, lambda: (x for x in "ab")])
+def test_a_hook_that_holds_what_no_later_run_can_know_is_another_one_each_time(made):
+    one, other = hooked_with(made()), hooked_with(made())
+    with pytest.warns(UserWarning, match="hook or function of the model holds a .*this process al"):
+        digest = model_digest(one)
+    with pytest.warns(UserWarning):
+        assert model_digest(one) == digest != model_digest(other)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert model_digest(gpt_neox()) not in (digest, model_digest(hooked_with(1)))
+
+
+def digests():
+    """Of a model as it is, one changed by hand in each way, and one that cannot be known."""
+    model = patched(times(2))
+    model.gpt_neox.rotary_emb.inv_freq /= 8
+    model.gpt_neox.layers[1].steering = {"v": torch.ones(2)}
+    for make in HOOKS.values():
+        model.gpt_neox.layers[0].register_forward_hook(make(torch.ones(WIDTH)))
+    model.gpt_neox.layers[0].register_forward_hook(scaled(model.gpt_neox.final_layer_norm))
+    return [model_digest(x) for x in (gpt_neox(), model, hooked_with(threading.Lock()))]
+
+
+def test_digests_are_the_same_in_every_process_but_those_that_cannot_be():
+    here = Path(__file__).parent
+    path = [str(here), str(here.parent), *sys.path]
+    code = f"import sys; sys.path[:] = {path}; import test_model_digest as t; print(*t.digests())"
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+        ).stdout.split()
+        for seed in "12"
+    ]
+    assert found[0][:2] == found[1][:2] and found[0][2] != found[1][2] and len(set(found[0])) == 3

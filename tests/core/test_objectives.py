@@ -169,6 +169,42 @@ def test_sampled_gradients_are_a_probability_minus_one_hot_label():
 
 
 @BOTH
+def test_words_that_cannot_be_have_no_part_in_pseudo_gradients(draw_loss):
+    """A logit of −∞ (a masked vocabulary) gives what one so low gives that p is 0 to the last bit,
+    and over the other words what a model without these draws."""
+    sequences, logits = documents(4), torch.randn(4, 6, VOCAB)
+    batch = collate(sequences)
+    masked, low = (
+        logits.clone().index_fill_(2, torch.tensor([0, 3, VOCAB - 1]), x)
+        for x in (-torch.inf, -1e4)
+    )
+    u = pseudo_gradient(draw_loss, masked, batch)
+    assert torch.equal(u, pseudo_gradient(draw_loss, low, batch)) and u.any()
+    assert (u[..., [0, 3, VOCAB - 1]] == 0).all()
+    scalars = (draw_loss(x, batch, seed=0, draw=0) for x in (masked, low))
+    assert torch.allclose(*scalars, atol=1e-4) and u.sum(2).abs().max() < 1e-5
+
+
+def test_labels_are_drawn_as_by_a_model_without_the_words_that_cannot_be():
+    logits, there = torch.randn(4, 6, VOCAB), [t for t in range(VOCAB) if t not in (0, 3)]
+    masked = logits.clone().index_fill_(2, torch.tensor([0, 3]), -torch.inf)
+    few, batch = logits[..., there], collate(documents(4))
+    found = pseudo_gradient(sampled_loss, masked, batch)[..., there]
+    assert torch.allclose(found, pseudo_gradient(sampled_loss, few, batch), atol=1e-6)
+
+
+@BOTH
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_logit_of_nan_or_infinity_is_no_word_that_cannot_be(draw_loss, value):
+    """Nor is a position at which no word can be."""
+    logits, batch = torch.randn(4, 6, VOCAB), collate(documents(4))
+    logits[0, 0] = -torch.inf
+    assert draw_loss(logits, batch, seed=0, draw=0).isnan().tolist() == [True, *[False] * 3]
+    logits[0, 0, 1] = value
+    assert not draw_loss(logits, batch, seed=0, draw=0)[0].isfinite()
+
+
+@BOTH
 def test_draws_do_not_depend_on_batching_padding_or_order(draw_loss):
     sequences = documents(6)
     logits = torch.randn(6, 6, VOCAB, dtype=torch.float64)
