@@ -181,7 +181,7 @@ def fit(
     memory: int | str | None = None,
     labels: str = "gaussian",
     samples: int = 2,
-    seed: int = 0,
+    seed: int | str = 0,
     batch_size: int = 32,
     keep: int | str = 0,
     title: str | None = None,

@@ -45,7 +45,7 @@ def fit(
     *,
     labels: str = "gaussian",
     samples: int = 2,
-    seed: int = 0,
+    seed: int | str = 0,
     batch_size: int = 32,
     memory: int | str | None = None,
     keep: int | str = 0,
