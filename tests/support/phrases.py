@@ -16,6 +16,7 @@ from support.quoted import (
     exact,
     exchanged,
     gain,
+    kinds,
     lds,
     lead,
     metrics,
@@ -204,6 +205,19 @@ def findings():
         phrase("(Spearman {:2}, {:2}, {:2})", *near[0]),
         phrase("(Pearson {:2}, {:2}, {:2})", *near[1]),
         phrase("{:2} against {:2}", *stories),
+        phrase("(alike to {:2} of 1;", kinds("alike", "full and LoRA")),
+        phrase(
+            "MRR {:+2} ± {:2}, LDS {:+2} ± {:2}; with DPO after it {:+2} ± {:2} and {:+2} ± {:2}.",
+            *[
+                x
+                for kind in ("LoRA", "LoRA, DPO")
+                for lead in ("mrr_lead_at_best", "lds_lead_at_best")
+                for x in (
+                    kinds(lead, kind, "as full", sign=-1),
+                    kinds(lead, kind, "as full", "error"),
+                )
+            ],
+        ),
         phrase("(the models repeat {:} of {:};", *repeated),
         phrase(
             "for each of {:} right answers", case_study("removal", "facts", "influence", "answers")

@@ -226,6 +226,20 @@ def exchanged(key):
     return retrained("exchanged", key, models=_models("studied_seeds"))
 
 
+def kinds(*keys, sign=1):
+    """A number of notebook 09, ± over models and questions of each corpus."""
+    found, at = (
+        metrics("full", "kinds_of_fine_tuning"),
+        parameters("full", "09_kinds_of_fine_tuning"),
+    )
+    for key in keys:
+        found = found[key]
+    value, error = (found["value"], found["error"]) if isinstance(found, dict) else (found, None)
+    worlds = len(at["corpora"]), len(at["corpora"]) * len(at["model_seeds"])
+    where = "full/kinds_of_fine_tuning.metrics.json", ", ".join(keys) + ", value" * bool(error)
+    return Number(sign * value, _spread(error), *worlds, *where)
+
+
 def case_study(*keys, profile="full", spread=None):
     """A number of notebook 07, ± over answers where `se` stands beside it."""
     found = metrics(profile, "case_studies")
