@@ -10,11 +10,12 @@ from pathlib import Path
 from time import monotonic
 
 import torch
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from msif.core.data import collate
+from msif.core.data import NO_LOSS, collate
 from msif.core.models import logits
-from msif.core.objectives import loss
+from msif.core.objectives import align
 
 EVERY = 60  # seconds that a kill may cost
 
@@ -135,7 +136,7 @@ def _step(model, sequences, weights, size, optimiser, schedule, clip, precision)
 def _backward(model, sequences, weights, size, optimiser, precision):
     batch, low = collate(sequences).to(model.device), getattr(torch, precision)
     with nullcontext() if low is torch.float32 else torch.autocast(model.device.type, low):
-        losses = loss(logits(model, batch), batch)
+        losses = _losses(logits(model, batch), batch)
     if not torch.isfinite(losses).all():
         raise FloatingPointError(
             f"the training loss is NaN or infinite at sequences {batch.index.tolist()}: lower the "
@@ -144,6 +145,14 @@ def _backward(model, sequences, weights, size, optimiser, precision):
     ((losses * weights.to(losses.device)).sum() / size).backward()
     _check_gradients(model, batch)
     return losses.sum().item()
+
+
+def _losses(logits, batch):
+    """ℓ of each sequence (n,), by torch's own cross-entropy, as others train; `objectives.loss` has
+    more digits where a model is sure."""
+    z, y = align(logits, batch.labels)
+    each = cross_entropy(z.flatten(0, 1), y.flatten(), reduction="none", ignore_index=NO_LOSS)
+    return each.view_as(y).sum(1)
 
 
 def _check_gradients(model, batch):
