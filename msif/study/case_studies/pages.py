@@ -37,8 +37,9 @@ def write(
     batch_size=4,
 ):
     """Write the explorer of a `cases.Study` to `path`, `each` answers of a group; returns the path.
-    withheld: a second one, for the same without third-party words. batch_size: documents whose
-    gradients are held together, three float32 numbers for each tracked weight."""
+    withheld: a second one, for the same without third-party words, but with the questions asked of
+    a given pair, and its answers. batch_size: documents whose gradients are held together, three
+    float32 numbers for each tracked weight."""
     case, documents, queries = study.case, {}, []
     stages = case.chain(damping, alpha)
     options = {"count": count, "opponents": opponents, "batch_size": batch_size}
@@ -58,7 +59,10 @@ def write(
     methods = methods_of(study.table)
     written = explorer.write(path, title, documents, [q for _, q in queries], methods, LEGEND)
     if withheld:
-        hidden = [q if g.startswith("planted") else explorer.wordless(q) for g, q in queries]
+        given = study.recipe is None
+        hidden = [
+            q if given or g.startswith("planted") else explorer.wordless(q) for g, q in queries
+        ]
         explorer.write(withheld, title, documents, hidden, methods, LEGEND, withhold_texts=True)
     return written
 

@@ -71,10 +71,16 @@ def explored(case, table, at, *, name, group, label, note="", **options):
         [query],
         case.bed.documents,
         tokenizer=case.bed.tokenizer,
-        sources=[d["kind"] for d in case.bed.corpus.documents],
+        sources=[_source(d) for d in case.bed.corpus.documents],
         groups=[group],
         notes=[note],
         labels=[dict.fromkeys(row["proponents"], label)],
         **options,
     )
     return made["documents"], replace(made["queries"][0], id=str(name))
+
+
+def _source(document):
+    """Its kind, and its title, if it has one: that may be read where its text may not."""
+    title = document.get("title")
+    return f"{document['kind']}: {title}" if title else document["kind"]

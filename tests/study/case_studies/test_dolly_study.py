@@ -15,10 +15,14 @@ from msif.study.pipeline import report, run
 pytestmark = [pytest.mark.slow, small_pair.needs_data]
 
 
+def data_of(page):
+    """What an explorer's page knows."""
+    return json.loads(re.search(r"<script[^>]*application/json[^>]*>(.*?)</script>", page, re.S)[1])
+
+
 def texts_in(page):
     """The documents of an explorer's page."""
-    data = json.loads(re.search(r"<script[^>]*application/json[^>]*>(.*?)</script>", page, re.S)[1])
-    return {"".join(d["words"]) for d in data["documents"].values()}
+    return {"".join(d["words"]) for d in data_of(page)["documents"].values()}
 
 
 def elsewhere(folder):
@@ -67,5 +71,12 @@ def test_the_notebook_of_the_profile_runs_from_files_to_the_explorer(
     assert all("withheld" in text for text in texts_in(public)) and not any(
         text[:40] in executed for text in texts
     )
+    # who asked and what was said is no third party's; a title says which document it is
+    assert [q["prompt"] for q in data_of(public)["queries"]] == [
+        q["prompt"] for q in data_of(own)["queries"]
+    ]
+    assert all(q["prompt"] and q["answer"] for q in data_of(public)["queries"])
+    titles = {f"{d['kind']}: {d['title']}" for d in bed.corpus.documents}
+    assert {d["source"] for d in data_of(public)["documents"].values()} <= titles
     assert report.elsewhere(public) == [] and "GiB" in executed
     assert executed.count("median self-influence of all") == len(bed.queries), "a table each"
