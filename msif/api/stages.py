@@ -1,8 +1,6 @@
 """A stage of training: its model, its curvature, and how that is fitted and inverted."""
 
-import math
 import reprlib
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +9,9 @@ from typing import Any, cast
 import torch
 
 from msif.api.kinds import Fitted, of_pairs, of_preferences, read_beside, with_mean
+from msif.api.known import look_at_answers
 from msif.api.models import Model
 from msif.core import checks, data, ekfac, files, influence, pairs, preferences, store
-from msif.core.generation import log_probabilities, own_share
 from msif.core.influence import Damping
 from msif.core.layers import refuse_without_gradients
 from msif.core.model_digest import model_digest
@@ -21,8 +19,6 @@ from msif.core.models import limits
 from msif.core.objectives import loss
 from msif.curvature.lora import LoRA
 from msif.scale import fitting
-
-CHECKED = 64  # fine-tuning rows on which `fit` looks whether the model gives their answers
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -224,7 +220,7 @@ def fit(
         raise ValueError("start is given with sequences: only pairs have a reference model")
     sequences = cast(list[data.Sequence], sequences)
     data.check(sequences, *limits(model.tracked.model))
-    _look_at_answers(model, sequences)
+    look_at_answers(model, sequences)
     options: dict[str, Any] = {
         "labels": labels,
         "samples": samples,
@@ -313,43 +309,3 @@ def layers_key(model: Model) -> list[Any]:
         [x.name, x.in_features, x.out_features, x.bias, None if x.rows is None else x.rows.tolist()]
         for x in model.tracked.layers
     ]
-
-
-def _look_at_documents(model, sequences):
-    """Warn where the model knows the documents no better than chance."""
-    whole = [x for x in sequences if not isinstance(x.labels, int) and x.labels[0] != data.NO_LOSS]
-    words = limits(model.tracked.model)[0]
-    if not whole or not words < float("inf"):
-        return
-    few = whole[:: -(-len(whole) // CHECKED)]
-    tokens = sum(len(x.input_ids) - 1 for x in few)
-    nats = -log_probabilities(model.tracked.model, few).sum().item() / tokens
-    if nats > math.log(words):
-        warnings.warn(
-            f"{model.source} knows these documents no better than chance: {nats:.1f} nats a token, "
-            f"where {math.log(words):.1f} is a guess among {words:,} ({len(few)} documents looked "
-            f"at). Was it trained on such texts, with this tokenizer?",
-            stacklevel=4,
-        )
-
-
-def _look_at_answers(model, sequences):
-    """Warn where the model itself would give less than half of the answers' tokens."""
-    _look_at_documents(model, sequences)
-    rows = [
-        x
-        for x in sequences
-        if not isinstance(x.labels, int) and x.labels[0] == data.NO_LOSS and len(x.labels) > 1
-    ]
-    if not rows or len(rows) < len(sequences):
-        return
-    few = rows[:: -(-len(rows) // CHECKED)]
-    share = own_share(model.tracked.model, few)
-    if share < 0.5:
-        warnings.warn(
-            f"{model.source} gets its own fine-tuning rows wrong: of the answers' tokens, it would "
-            f"itself write {share:.0%} ({len(few)} rows looked at). Was it fine-tuned on these "
-            f"rows? Check the prompt's format (chat template, special words, spaces), the "
-            f"tokenizer, and the order of base and tuned: scores of the wrong rows mean nothing",
-            stacklevel=3,
-        )

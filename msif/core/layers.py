@@ -1,9 +1,4 @@
-"""The layers of a model that influence is computed over, and which rows belong to which head.
-
-Whatever the order of the rows in a projection's weight, the blocks of a per-head layer come out in
-one order: all heads' q, all k, all v. So block b of a fused layer with H heads is head b % H of
-role "qkv"[b // H]. Each head has d of the output rows.
-"""
+"""The layers of a model that influence is computed over."""
 
 import re
 from collections import defaultdict
@@ -12,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
+from msif.core.heads import head_rows
 from msif.core.parts import fused_experts, in_a_block, projections, reads_text
 from msif.core.shared import shared_parameters
 
@@ -24,16 +19,10 @@ Vectors = dict[str, Tensor]
 # f(eigenvalues of a layer's curvature, their mean), elementwise in the eigenvalues.
 Filter = Callable[[Tensor, Tensor], Tensor]
 
-SUPPORTED = (
-    "query_key_value of GPT-NeoX and BLOOM, c_attn of GPT-2, and separate q_proj, k_proj, v_proj "
-    "(Llama, Qwen, Mistral, …) or query, key, value (BERT)"
-)
 MERGE = (
     "merge them into the weights first: PeftModel.from_pretrained(base, folder)"
     ".merge_and_unload().save_pretrained(…), and load that"
 )
-_QUERY, _KEY_VALUE = ("q_proj", "query"), ("k_proj", "v_proj", "key", "value")
-_OUTPUT = ("dense", "o_proj", "out_proj", "c_proj")
 
 
 @dataclass(frozen=True)
@@ -111,7 +100,7 @@ def tracked_layers(
     experts of mixtures. Default: those inside the repeated blocks (attention, MLP, experts) that
     read text, not embeddings, unembedding or classification head; `coverage.coverage` says how much
     of the model that is. per_head: attention projections in one block per head and per q, k and v
-    (see `head_rows`); other layers stay one block. Raises ValueError if nothing matches, if
+    (see `heads.head_rows`); other layers stay one block. Raises ValueError if nothing matches, if
     parameters are shared with another module (tied weights: their gradient does not come from this
     layer alone), if per_head meets an unknown attention, for weights offloaded to disk or CPU, and,
     unless a pattern chooses among them, for a model with adapters (PEFT) that are not merged.
@@ -303,61 +292,3 @@ def weight_matrix(module: nn.Linear | Conv1D) -> Tensor:
     if module.bias is not None:
         weight = torch.cat([weight, module.bias[:, None]], 1)
     return weight.detach()
-
-
-def fused_head_by_head(heads: int, d: int) -> Tensor:
-    """Rows run [q, k, v] of head 0, then of head 1, …: (3·heads, d) int64.
-
-    `view(..., H, 3, d)` in {GPTNeoX,Bloom}Attention.
-    """
-    return torch.arange(3 * heads * d).view(heads, 3, d).transpose(0, 1).reshape(3 * heads, d)
-
-
-def fused_role_by_role(heads: int, d: int) -> Tensor:
-    """Rows run [q | k | v], each of them head by head: (3·heads, d) int64.
-
-    `split` before `view(..., H, d)` in GPT2Attention.
-    """
-    return torch.arange(3 * heads * d).view(3 * heads, d)
-
-
-def separate(heads: int, d: int) -> Tensor:
-    """Rows of q, k or v alone, head by head: (heads, d) int64.
-
-    `view(..., H, d)` in {Llama,Qwen2,BertSelf}Attention.
-    """
-    return torch.arange(heads * d).view(heads, d)
-
-
-def _layout(role, config):
-    """(blocks, d) rows of a projection called `role`; None if their order is unknown."""
-    heads = config.num_attention_heads
-    d = getattr(config, "head_dim", None) or config.hidden_size // heads
-    if role == "query_key_value" and config.model_type in ("gpt_neox", "bloom"):
-        return fused_head_by_head(heads, d)
-    if role == "c_attn" and config.model_type == "gpt2":
-        return fused_role_by_role(heads, d)
-    if role in _QUERY:
-        return separate(heads, d)
-    if role in _KEY_VALUE:  # fewer heads where grouped
-        return separate(getattr(config, "num_key_value_heads", None) or heads, d)
-    return None
-
-
-def head_rows(name: str, out_features: int, config: PretrainedConfig) -> Tensor | None:
-    """The rows of each head's q, k and v in the layer `name`: (blocks, d) int64.
-
-    None for one block: attention outputs and everything outside attention (no "att" in the dotted
-    name) stay whole. Raises ValueError for an attention projection whose row order is unknown, or
-    whose size contradicts the config.
-    """
-    *path, role = name.split(".")
-    if not any("att" in part.lower() for part in path) or role in _OUTPUT:
-        return None
-    rows = _layout(role, config.get_text_config())
-    if rows is None or rows.numel() != out_features:
-        raise ValueError(
-            f"{name} ({config.model_type}, {out_features} output rows) cannot be split by head: "
-            f"supported are {SUPPORTED}. Use per_head=False, or a pattern that leaves it out"
-        )
-    return rows

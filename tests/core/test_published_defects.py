@@ -10,8 +10,9 @@ from transformers import BloomConfig
 from msif.core.capture import gradients, passes
 from msif.core.data import NO_LOSS, Sequence, collate, encode_answers, word_tokenizer
 from msif.core.ekfac import covariances, fit
+from msif.core.heads import head_rows
 from msif.core.influence import Damping, Stage, precondition, query_gradients, score
-from msif.core.layers import Tracked, head_rows, tracked, tracked_layers
+from msif.core.layers import Tracked, tracked, tracked_layers
 from msif.core.objectives import fisher_losses, loss, sampled_loss
 
 
