@@ -52,7 +52,16 @@ class Reader:
     def open(self, link=""):
         """Load the page anew, at a link into it ("#q=…")."""
         self.driver.get("about:blank")
-        self.driver.get(self.address + link)
+        self.load(self.address + link)
+
+    def load(self, address):
+        """Load a page and wait until it is whole: `get` can return before the last one is gone."""
+        from selenium.webdriver.support.wait import WebDriverWait
+
+        self.driver.get(address)
+        whole = "return document.readyState === 'complete' && location.href.split('#')[0]"
+        page = address.split("#")[0]
+        WebDriverWait(self.driver, 60).until(lambda _: self.js(whole) == page)
 
     def size(self, width, height):
         """Make the window so large in pixels; below 500 it is a phone's."""

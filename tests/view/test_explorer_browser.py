@@ -217,7 +217,7 @@ def test_inside_a_notebook_it_runs_in_a_sandbox(reader, tmp_path):
     shown = show([[1.0, -1.0]], [("Who?", HOSTILE)], ["first text", HOSTILE], title="Mine")
     outer = tmp_path / "notebook.html"
     outer.write_text(f"<!doctype html><meta charset=utf-8>{shown.data}", "utf-8")
-    reader.driver.get(outer.as_uri())
+    reader.load(outer.as_uri())
     assert reader.js("return document.querySelector('iframe').contentDocument") is None
     reader.driver.switch_to.frame(reader.one("iframe"))
     assert (
@@ -234,7 +234,7 @@ def test_a_page_of_withheld_texts_still_ranks(reader, tmp_path):
         [[1.0, -1.0]], [("Who?", "Ada")], ["secret words", "more secrets"], sources=["web", "web"]
     )
     path = write(tmp_path / "withheld.html", "Demo", **data, withhold_texts=True)
-    reader.driver.get(path.as_uri())
+    reader.load(path.as_uri())
     assert (
         reader.texts(".doc .text") == [f"document {n} (text withheld: licence)" for n in (0, 1)]
         and "secret" not in reader.driver.page_source
