@@ -56,8 +56,8 @@ def english_corpus(
     """
     most = min(len(r.statements) for r in RELATIONS.values()) - 1  # one is left for probes
     check_ranges(
-        people=(people, 4, 200),
-        places=(places, 4, 200),
+        people=(people, 2, 200),
+        places=(places, 2, 200),
         statements=(statements, 1, most),
         real=(real, 0, 6000),
         real_queries=(real_queries, 0, 200),

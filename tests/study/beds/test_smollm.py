@@ -71,7 +71,7 @@ def test_the_notebooks_of_the_profile_run_on_the_real_weights(root, model):
     """Notebooks 01 to 03 as `dvc repro` executes them; scores of two layers in two groups."""
     profile = json.loads(json.dumps(PROFILE))
     profile = {name: profile[name] for name in ("testbed", "factors", "fact_tracing")}
-    sizes = {"people": 4, "places": 4, "statements": 1, "real": 10, "instructions": 4}
+    sizes = {"people": 2, "places": 2, "statements": 1, "real": 10, "instructions": 4}
     profile["testbed"]["corpus"] |= sizes | {"folder": "data", "real_queries": 0}
     profile["testbed"] |= {"checkpoints": []}
     for stage in ("pretraining", "finetuning"):
