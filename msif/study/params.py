@@ -2,6 +2,7 @@
 that would run them.
 """
 
+import copy
 import functools
 import re
 import shlex
@@ -17,12 +18,18 @@ def load(name):
     """The mapping in a YAML file of the study, such as "dvc.yaml"; {} for an empty one.
 
     Raises ValueError, naming file and line, for what is no YAML, no mapping, or has a key twice."""
-    yaml, path = need("yaml"), root() / name
+    return copy.deepcopy(_parsed(name, (root() / name).read_bytes()))
+
+
+@functools.cache
+def _parsed(name, content):
+    """The mapping in these bytes: a study asks for params.yaml hundreds of times."""
+    yaml = need("yaml")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
         found = yaml.load(text, Loader=_loader())
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        line = content[: error.start].count(b"\n") + 1
         raise ValueError(f"{name}, line {line}: this is not UTF-8, save it as such") from error
     except yaml.MarkedYAMLError as error:
         raise ValueError(f"{name}, {_at(error, text)}") from error
