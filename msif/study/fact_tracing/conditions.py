@@ -194,6 +194,20 @@ def condition(name, cases, tables, relevant=None, only=None, metric="mrr", candi
     return Condition(name, metric, seeds, *map(list, zip(*found)))
 
 
+def able(right, floor):
+    """Seeds of the models that answer at least this share of their questions correctly.
+
+    right: {seed: (q,) bool}. Raises ValueError, saying what they answer, where none does."""
+    share = {seed: float(np.mean(x)) for seed, x in right.items()}
+    found = [seed for seed in share if share[seed] >= floor]
+    if not found:
+        raise ValueError(
+            f"the models of seeds {list(share)} answer {max(share.values()):.0%} of their "
+            f"questions at most; the floor is {floor:.0%}: lower it, or train them for longer"
+        )
+    return found
+
+
 def named(cases, tables):
     """The condition of that name: for each query the sentences about its fact that name the subject
     and the object. No score by words or topics alone can tell them apart by what they name."""

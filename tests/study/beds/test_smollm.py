@@ -68,16 +68,16 @@ def test_a_row_is_what_the_chat_template_renders(model):
 
 
 def test_the_notebooks_of_the_profile_run_on_the_real_weights(root, model):
-    """Notebooks 01 to 03 as `dvc repro` executes them; scores of two layers in two groups."""
+    """Notebooks 01 to 03 as `dvc repro` executes them; scores of two layers."""
     profile = json.loads(json.dumps(PROFILE))
     profile = {name: profile[name] for name in ("testbed", "factors", "fact_tracing")}
-    sizes = {"people": 2, "places": 2, "statements": 1, "real": 10, "instructions": 4}
+    sizes = {"people": 2, "places": 2, "statements": 1, "real": 6, "instructions": 2}
     profile["testbed"]["corpus"] |= sizes | {"folder": "data", "real_queries": 0}
     profile["testbed"] |= {"checkpoints": []}
     for stage in ("pretraining", "finetuning"):
         profile["testbed"][stage]["epochs"] = 1
     profile["factors"] |= {"pattern": LAYERS, "documents": 16}
-    own = {"queries": 3, "only_correct": False, "parts": 2, "dimension": 4, "continuations": 0}
+    own = {"queries": 2, "only_correct": False, "parts": 1, "dimension": 4, "continuations": 0}
     profile["fact_tracing"] |= own
     (root / "params.yaml").write_text(yaml.safe_dump({"profiles": ["smollm"], "smollm": profile}))
     for name in ("01_testbed", "02_factors", "03_fact_tracing"):

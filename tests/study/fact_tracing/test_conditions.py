@@ -139,3 +139,10 @@ def test_the_area_under_the_curve_is_one_half_for_equal_scores_and_needs_both_ki
     ]  # of (0, 2) x (1, 3), and of 2 x (3, 5)
     assert found(metric="auc", relevant={1: [[0, 1, 2, 3], [5]], 2: [[0], [3]]}).queries == 3
     assert {"auc", "auc_se"} <= set(where.records({})[0])
+
+
+def test_models_that_answer_too_few_questions_are_left_out_and_none_is_refused():
+    right = {1: [True, True, False, False], 3: np.array([False, False, False, True]), 4: [True] * 4}
+    assert conditions.able(right, 0.5) == [1, 4] and conditions.able(right, 0) == [1, 3, 4]
+    with pytest.raises(ValueError, match=r"seeds \[1, 3\] answer 50% .* at most; the floor is 60%"):
+        conditions.able({1: right[1], 3: right[3]}, 0.6)
