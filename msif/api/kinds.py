@@ -76,8 +76,19 @@ def of_preferences(
             store.save(factors, place)
     else:
         factors = store.load(place, end)
+        _same_header(place, factors.header, preferences.header(end, start, items, b))
     processes.barrier()
     return Fitted(factors.factors, factors.header, cross=cross)
+
+
+def _same_header(place, found, asked):
+    """FactorsError if the factors in a folder were made of other things."""
+    other = [x for x in ("labels", "model", "start", "data", "b") if found.get(x) != asked[x]]
+    if other:
+        raise store.FactorsError(
+            f"{place} holds factors with another {' and '.join(other)} ({found.get(other[0])!r} "
+            f"there, {asked[other[0]]!r} asked for): choose another folder, or remove it"
+        )
 
 
 def read_beside(factors: ekfac.EKFAC, place: Path) -> ekfac.EKFAC:

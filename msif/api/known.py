@@ -3,7 +3,7 @@
 import math
 import warnings
 
-from msif.core import data
+from msif.core import data, preferences
 from msif.core.generation import log_probabilities, own_share
 from msif.core.models import limits
 
@@ -46,5 +46,24 @@ def _look_at_documents(model, sequences):
             f"{model.source} knows these documents no better than chance: {nats:.1f} nats a token, "
             f"where {math.log(words):.1f} is a guess among {words:,} ({len(few)} documents looked "
             f"at). Was it trained on such texts, with this tokenizer?",
+            stacklevel=4,
+        )
+
+
+def look_at_pairs(model, items, begun, batch_size):
+    """Warn where a stage of preferences has not raised the odds of what was chosen.
+
+    begun: the loss against the model that it began with (`preferences.against`), which knows the
+    margins there.
+    """
+    few = items[:: -(-len(items) // CHECKED)]
+    before = [begun.reference[x.index] for x in few]
+    grown = preferences.margins(model.tracked.model, few, batch_size).cpu().numpy() - before
+    if grown.mean() <= 0 or (grown > 0).mean() < 0.5:
+        warnings.warn(
+            f"{model.source} does not prefer what its pairs chose: next to the model that it began "
+            f"with, the odds of chosen against rejected have grown in {(grown > 0).mean():.0%} of "
+            f"them ({len(few)} looked at), by {grown.mean():+.2g} nats on average. Was it trained "
+            f"on these pairs, from this start? Are chosen and rejected exchanged?",
             stacklevel=4,
         )

@@ -250,6 +250,7 @@ def explored(
         "documents": documents,
         "numbers": list(both),
         "tokenizer": model.tokenizer,
+        "tuned_tokenizer": tuned.tokenizer,
         "model": model.tracked,
         "w": scores.w,
         "tuned": tuned.tracked,

@@ -9,7 +9,8 @@ from typing import Any, cast
 import torch
 
 from msif.api.kinds import Fitted, of_pairs, of_preferences, read_beside, with_mean
-from msif.api.known import look_at_answers
+from msif.api.known import look_at_answers, look_at_pairs
+from msif.api.lineage import same_weights
 from msif.api.models import Model
 from msif.core import checks, data, ekfac, files, influence, pairs, preferences, store
 from msif.core.influence import Damping
@@ -89,8 +90,9 @@ class Stage:
             )
 
     def frozen_since(self, before: Model) -> tuple[str, ...]:
-        """Names of the tracked layers whose weights are bit by bit those of the model before: the
-        stage left them as they were. () of adapters, which say themselves what they move."""
+        """Names of the tracked layers whose weights are those of the model before, or these rounded
+        to the fewer bits that they were saved in: the stage left them as they were. () of adapters,
+        which say themselves what they move."""
         if self.model.adapters:
             return ()
         earlier, own = before.tracked, self.model.tracked
@@ -98,7 +100,7 @@ class Stage:
         return tuple(
             layer.name
             for layer in own.layers
-            if layer.name in both and _equal(*(_weights(x.model, layer) for x in (earlier, own)))
+            if layer.name in both and _kept(*(_weights(x.model, layer) for x in (earlier, own)))
         )
 
     @property
@@ -155,12 +157,8 @@ def _weights(model, layer):
     return [p.detach() if layer.expert is None else p.detach()[layer.expert] for p in found]
 
 
-def _equal(some, others):
-    """Are they the same numbers, whatever the dtype and device?"""
-    return len(some) == len(others) and all(
-        a.shape == b.shape and torch.equal(a, b.to(a)) and torch.equal(a.to(b), b)
-        for a, b in zip(some, others)
-    )
+def _kept(before, after):
+    return len(before) == len(after) and all(map(same_weights, before, after))
 
 
 def _damping(value):
@@ -258,6 +256,7 @@ def _fit_preferences(model, items, start, b, folder, batch_size, title):
     options = {"batch_size": batch_size, "title": title}
     found = of_preferences(model.tracked, start.tracked, items, b, place, options)
     objective = preferences.against(start.tracked.model, items, b, batch_size)
+    look_at_pairs(model, items, objective, batch_size)
     return _with_mean(model, found, items, place, options, objective)
 
 

@@ -1,5 +1,6 @@
 """A corpus that memory does not hold."""
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -8,8 +9,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from msif.core import data
+from msif.core import data, sources
 from msif.scale import streaming
+
+State = tuple[tuple[str, int, int], ...]  # name, size and time of change of each file
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Stream:
     max_length: int
     column: str = "text"
     limit: int | None = None
-    made_of: tuple[int, int] | None = None  # size and time of a file, when the stream was made
+    made_of: State | None = None  # of its files, when the stream was made
 
     def __iter__(self) -> Iterator[data.Sequence]:
         texts = self.texts
@@ -32,12 +35,14 @@ class Stream:
         return streaming.tokenised(islice(texts, self.limit), self.tokenizer, self.max_length)
 
 
-def file_state(texts: Any) -> tuple[int, int] | None:
-    """Size and time of change of a file; None for anything else."""
-    if not isinstance(texts, str | Path) or not Path(texts).is_file():
+def file_state(texts: Any) -> State | None:
+    """Name, size and time of change of each file that texts are read from; None for no path and
+    what is not there."""
+    if not isinstance(texts, str | Path) or not Path(texts).exists():
         return None
-    found = Path(texts).stat()
-    return found.st_size, found.st_mtime_ns
+    with warnings.catch_warnings(action="ignore"):  # of files left out; who reads them has warned
+        files = sources.files_of(Path(texts))
+    return tuple((str(x), x.stat().st_size, x.stat().st_mtime_ns) for x in files)
 
 
 def kept_apart(texts: Any) -> Any:

@@ -7,14 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from msif.api.kinds import adapters_digest
+from msif.api.lineage import foreign
 from msif.api.scores import Scores
 from msif.api.stages import Stage, layers_key, loss_of_pairs, name_of
 from msif.api.streams import Stream
 from msif.core import checks, data, files, influence, pairs, queries
-from msif.core.layers import Vectors, matrix
+from msif.core.layers import Vectors
 from msif.scale import processes, streaming
 
 DOUBTFUL = 10.0  # nats: more than one document can be said to change an answer by, to first order
@@ -223,10 +222,11 @@ def _check_chain(stages):
                 f"the preferences of stage {k} were fitted with another start than "
                 f"{earlier.model.source}, in which stage {k - 1} ends: expected start= of that one"
             )
-        if later.model.adapters and _foreign(earlier.model, later.model):
+        if later.model.adapters and foreign(earlier.model, later.model):
             warnings.warn(
                 f"the adapters of {later.model.source} are not on the weights of "
-                f"{earlier.model.source}: is it the model that they were trained on?",
+                f"{earlier.model.source}: is it the model that they were trained on, or is a stage "
+                f"between them missing?",
                 stacklevel=3,
             )
         if earlier.factors.header["model"] == later.factors.header["model"]:
@@ -235,35 +235,6 @@ def _check_chain(stages):
                 f"({earlier.model.source}, {later.model.source}): nothing was fine-tuned",
                 stacklevel=3,
             )
-
-
-def _foreign(base, adapted):
-    """Do adapted weights, less what the adapters add, differ from the base's by more than 2 % of
-    that (A and B in bfloat16 are closer) and rounding? Layers that the base's own adapters alone
-    have moved count, too."""
-    for name in {**base.adapters, **adapted.adapters}:
-        before, after = (
-            matrix(layer, layer.weight.detach()).float().cpu()
-            for layer in (m.tracked.model.get_submodule(name) for m in (base, adapted))
-        )
-        own, added = (
-            x.adapters[name].added().cpu() if name in x.adapters else before.new_zeros(())
-            for x in (base, adapted)
-        )
-        sizes = added.norm() if name in adapted.adapters else own.norm()
-        rounding = max(map(_rounding, (before, after))) * torch.maximum(before.norm(), after.norm())
-        if (after - before - added).norm() > 0.02 * sizes + rounding:
-            return True
-    return False
-
-
-def _rounding(weight):
-    """How much of a weight's norm may be rounding: half of the spacing of the coarsest numbers that
-    hold it exactly (bfloat16's in float32, say); of float32 1e-5, as sums in another order are."""
-    for dtype in (torch.bfloat16, torch.float16):
-        if torch.equal(weight.to(dtype).float(), weight):
-            return torch.finfo(dtype).eps / 2
-    return 1e-5
 
 
 def _doubt(largest, sequences):

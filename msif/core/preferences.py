@@ -166,8 +166,9 @@ def fit(
         bases = {name: ekfac.eigenbases(*x) for name, x in ekfac.covariances(*run, title).items()}
         factors = ekfac.corrected_eigenvalues(*run, bases, title)
         cross = _cross(end, start, items, scaled, batch_size, factors)
-    header = _header(end, start, items, loss.b)
-    return Preferences(EKFAC(factors, header), EigenCross(factors, cross), loss)
+    return Preferences(
+        EKFAC(factors, header(end, start, items, loss.b)), EigenCross(factors, cross), loss
+    )
 
 
 def _cross(end, start, items, objective, batch_size, factors):
@@ -198,7 +199,8 @@ def _cross(end, start, items, objective, batch_size, factors):
     return {name: x / len(items) for name, x in total.items()}
 
 
-def _header(end, start, items, b) -> dict[str, Any]:
+def header(end: Tracked, start: Tracked, items: list[Pair], b: float) -> dict[str, Any]:
+    """What factors of preferences were made from, as JSON values."""
     rows = pairs.rows_of(items)
     return {
         "labels": LABELS,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Collection, Iterator
 from functools import partial
 from itertools import islice
@@ -113,7 +114,7 @@ class Rows:
         path = Path(source)
         named = path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
         if path.exists():
-            files = [path] if path.is_file() else _files(path, split)
+            files = files_of(path, split)
             self.parts = [partial(_reader(file), file, wanted) for file in files]
         elif named or _suffix(path) in FORMATS or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
             raise FileNotFoundError(
@@ -140,8 +141,13 @@ def _reader(path):
     return readers[FORMATS[_suffix(path)]]
 
 
+def files_of(source: Path, split: str = "train") -> list[Path]:
+    """The files that a local source is read from: itself, or those of a folder that belong to a
+    split by their names, sorted. Warns of those of other splits, where none has been asked for."""
+    return [source] if source.is_file() else _files(source, split)
+
+
 def _files(folder, split):
-    """The data files of a folder that belong to a split, by name."""
     inside = {path.relative_to(folder): path for path in sorted(_inside(folder))}
     inside = {
         name: path
@@ -177,6 +183,14 @@ def _files(folder, split):
         raise ValueError(
             f"{folder} has no split {split!r}; by the names of its files, there are "
             f"{', '.join(sorted(set(splits.values())))}"
+        )
+    others = [str(name) for name in found if splits[name] != split]
+    if others and split == "train":  # as it is, where nobody has asked for a split
+        warnings.warn(
+            f"{folder}: {len(others)} of {len(found)} files are of other splits by their names, "
+            f"and not read ({', '.join(others[:3])}{', …' * (len(others) > 3)}); rename them, or "
+            f"name a file itself, to read them",
+            stacklevel=2,
         )
     return [path for name, path in found.items() if splits[name] == split]
 

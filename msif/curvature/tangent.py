@@ -22,7 +22,7 @@ from msif.core.products import WORKSPACE, split
 from msif.curvature.conjugate import block_cg
 
 DENSE = 1024  # unknowns, up to which a system is solved exactly
-NULL = 1e-10  # eigenvalues below this share of the largest are 0: directions that move no weight
+NULL = 1e-10  # eigenvalues of at most this share of the largest are 0
 PRECISION, PRODUCTS = 1e-9, 300  # of conjugate gradients: relative residual, and products at most
 ENOUGH = 1e-3  # relative residual after all products that is no error
 
@@ -53,6 +53,13 @@ class Part:
     def unknowns(self) -> int:
         """r(o + i), a row for the bias included."""
         return self.A.numel() + self.B.numel()
+
+    @property
+    def idle(self) -> int:
+        """Dimension of the unknowns that move no weight: r(o + i) less that of {dB A + B dA}."""
+        a, b = (int(torch.linalg.matrix_rank(x)) for x in (self.A, self.B))
+        o, free = len(self.B), self.A.shape[1] - (self.fixed is not None)
+        return self.unknowns - (o * a + b * free - a * b)
 
     @property
     def trained(self) -> int:
@@ -115,9 +122,11 @@ class System:
         """P (K₊ + α)⁺ Pᵀ v; v: {layer: (q, o, i)}, of these layers at least.
 
         Raises ValueError where K has a negative eigenvalue and there is no α, or too many unknowns,
-        ArithmeticError where conjugate gradients do not arrive.
+        and where without α some of it is singular; ArithmeticError where conjugate gradients do not
+        arrive.
         """
         b = torch.cat([part.transposed(v[name].double()) for name, part in self.parts.items()], 1)
+        self._refuse_singular()
         if not b.any():
             x = b
         elif self.values is None or sum(self.sizes) <= DENSE:
@@ -151,22 +160,40 @@ class System:
             total = sum(x.trace(self.values) for x in parts)
         return total.item() / sum(x.trained for x in parts)
 
+    def _refuse_singular(self):
+        """As a plain stage does (`core.stages`), where G + d is elementwise."""
+        if self.values is None or self.alpha or self.decay:
+            return
+        least, most = self.values.min().item(), self.values.max().item()
+        if least <= 1e-12 * most:
+            raise ValueError(_singular(f"its eigenvalues go from {least:.3g} to {most:.3g}"))
+
     def _exactly(self, b):
         K = self.product(torch.eye(b.shape[1]).to(b))
-        values, vectors = torch.linalg.eigh((K + K.mT) / 2)
-        return (b @ vectors * self._inverse(values)) @ vectors.mT
+        K = (K + K.mT) / 2
+        if not self.alpha:
+            return self._undamped(K, b)
+        values, vectors = torch.linalg.eigh(K)
+        return (b @ vectors / (values.clamp(min=0) + self.alpha)) @ vectors.mT
 
-    def _inverse(self, values):
-        """1 / (κ₊ + α) of eigenvalues κ of K; 0 where that is 0 beside the largest."""
-        least, most = values.min().item(), values.max().item()
-        if not self.alpha and least < -1e-7 * most:
+    def _undamped(self, K, b):
+        """K⁺ b, but for what moves no weight: in units that give K a diagonal of ones, so that
+        what the smaller of B and A moves is not taken for nothing."""
+        unit = K.diagonal().clamp(min=0)
+        unit = torch.where(unit > 0, unit.rsqrt(), 0)
+        values, vectors = torch.linalg.eigh(unit[:, None] * K * unit)
+        if values[0] < -1e-7 * values[-1]:
+            least, most = torch.linalg.eigvalsh(K)[[0, -1]].tolist()
             raise ValueError(
                 f"the adapters are at no minimum: the second derivatives of the loss along them go "
                 f"from {least:.1e} to {most:.1e}. Give the stage an alpha > 0, such as "
                 f"Damping(0.1), for a training that ended before its optimum"
             )
-        damped = values.clamp(min=0) + self.alpha
-        return torch.where(damped > NULL * damped.max(), 1 / damped, 0)
+        none = values <= NULL * values[-1]
+        flat = int(none.sum()) - sum(x.idle for x in self.parts.values())
+        if flat > 0:
+            raise ValueError(_singular(f"{flat} of the directions that they can move have none"))
+        return (b * unit @ vectors * torch.where(none, 0, 1 / values)) @ vectors.mT * unit
 
     def _iteratively(self, b):
         root = self._root()
@@ -213,3 +240,10 @@ class System:
         found = found.clamp(min=0) + self.decay + self.alpha
         inverse = torch.where(found > NULL * found.amax(1, keepdim=True), found.rsqrt(), 0)
         return vectors * inverse[:, None] @ vectors.mT
+
+
+def _singular(found):
+    return (
+        f"the curvature of adapters is singular: {found}. Give the stage an alpha > 0, such as "
+        f"Damping(0.1), or a damping > 0"
+    )

@@ -70,6 +70,7 @@ def prepared(
     about="",
     batch_size=8,
     objective=loss,
+    tuned_tokenizer=None,
 ):
     """The arguments of `page` and `write` but the title, {"documents", "queries", "methods",
     "about"}, from scores (q, n), positive = proponent.
@@ -94,6 +95,7 @@ def prepared(
     labels                one {document number: label} a query
     methods               {name: one line about it}
     objective             the loss that documents are scored by; of preferences, their stage's
+    tuned_tokenizer       the queries' own, where the documents have another
     count, opponents      how many documents from the top and, of scores that have a sign, from the
                           bottom
 
@@ -115,7 +117,7 @@ def prepared(
     )
     numbers = _distinct(numbers)
     highlights = _highlights(queries, documents, model, w, tuned, stages)
-    both = [prompt_and_answer(query, tokenizer) for query in queries]
+    both = [prompt_and_answer(query, tuned_tokenizer or tokenizer) for query in queries]
     lowest = {name: opponents if (values < 0).any() else 0 for name, values in tables.items()}
     tops = [
         {name: extremes(values[k], count, lowest[name]) for name, values in tables.items()}

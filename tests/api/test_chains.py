@@ -1,5 +1,6 @@
 """Adapters that were trained on the merge of others: a chain with two stages of adapters."""
 
+import copy
 import json
 
 import pytest
@@ -8,7 +9,10 @@ from support.command import files_of, run
 from support.own_pair import add_adapters, add_merge, build
 
 import msif
+from msif.api.lineage import foreign
+from msif.api.models import Model
 from msif.core import capture, ekfac, influence
+from msif.core.layers import tracked
 from msif.core.objectives import loss
 from msif.core.stages import Damping, Stage
 from msif.curvature.lora import LoRA
@@ -86,3 +90,17 @@ def test_the_command_line_puts_them_on_the_merge_or_refuses(folder, tmp_path, ca
     assert "aligned: plan" in capfd.readouterr().out
     assert run("plan", *given, *dpo, folder / "lora") == 1
     assert "goes on training the same adapters is not traced" in capfd.readouterr().err
+
+
+def test_a_stage_left_out_is_called_out_whatever_it_moved(folder, tmp_path):
+    """Fine-tuning between moved layers that the adapters do not touch."""
+    base, second = msif.load(folder / "base"), msif.load(folder / "lora")
+    net = copy.deepcopy(second.tracked.model)
+    between = next(x for x in base.tracked.names if x not in second.adapters)
+    net.get_submodule(between).weight.data.mul_(1.01)
+    other = Model(tracked(net), second.tokenizer, "adapters on another model", second.adapters)
+    assert not foreign(base, second) and foreign(base, other)
+    net.get_submodule(between).weight.data.copy_(base.tracked.model.get_submodule(between).weight)
+    assert not foreign(base, other)
+    net.get_input_embeddings().weight.data[0] += 1  # nor what is not tracked
+    assert foreign(base, other)

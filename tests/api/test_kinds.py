@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:the largest score:UserWarning"),  # tiny data
     pytest.mark.filterwarnings("ignore:.*knows these documents no better than chance"),
     pytest.mark.filterwarnings("ignore:.*gets its own fine-tuning rows wrong"),
+    pytest.mark.filterwarnings("ignore:.*does not prefer what its pairs chose"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 FILE = "model.safetensors"
@@ -200,6 +202,31 @@ def test_preferences_that_lost_their_cross_term_are_refused_and_never_traced_as_
     read = msif.load_factors(place, last)
     assert all(torch.equal(x, factors.cross[name]) for name, x in read.cross.items())
     assert msif.Stage(last, read, alpha=0.1).core.cross is not None
+
+
+def test_factors_of_other_preferences_under_this_name_are_refused(folder, models, tmp_path):
+    last, _ = of_preferences(folder, models, tmp_path / "mine")
+    [place] = (tmp_path / "mine").glob("factors-*")
+    others = last.preferences(["Where was Cy born?"], ["Rome"], ["Oslo"])
+    msif.fit(last, others, start=models[1], b=0.3, folder=tmp_path / "others")
+    [other] = (tmp_path / "others").glob("factors-*")
+    shutil.rmtree(place)
+    shutil.copytree(other, place)
+    with pytest.raises(store.FactorsError, match="holds factors with another data and b "):
+        of_preferences(folder, models, tmp_path / "mine")
+
+
+def test_pairs_that_the_stage_has_not_learnt_are_called_out(folder, models):
+    """From base/ to tuned/ the odds of right places grow; of pairs exchanged, they fall."""
+    base, last = models[0], msif.load(folder / "tuned")
+    asked = [f"Where was {x} born?" for x in ("Ada", "Bo", "Cy")]
+    right, wrong = ["London", "Paris", "Rome"], ["Oslo", "Oslo", "Oslo"]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        msif.fit(last, last.preferences(asked, right, wrong), start=base)
+    assert not [x for x in said if "does not prefer" in str(x.message)]
+    with pytest.warns(UserWarning, match="does not prefer what its pairs chose: .* grown in 0%"):
+        msif.fit(last, last.preferences(asked, wrong, right), start=base)
 
 
 def plain(factors):

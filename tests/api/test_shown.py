@@ -1,11 +1,14 @@
 """Scores of several stages in one explorer, through the front door and the command line."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from support.command import files_of, run
 from support.explorer_page import data_of
 from support.own_pair import ASK, build, stages_of
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 import msif
 from msif.core import influence, preferences
@@ -16,6 +19,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:tracked. 60 % of:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*knows these documents no better than chance"),
     pytest.mark.filterwarnings("ignore:.*gets its own fine-tuning rows wrong"),
+    pytest.mark.filterwarnings("ignore:.*does not prefer what its pairs chose"),
 ]
 NAMES = ["Ada", "Bo", "Cy"]
 SIDES = ["London", "Paris", "Rome"], ["Oslo in Paris", "Oslo", "Oslo"]
@@ -53,6 +57,18 @@ def test_pairs_are_taken_apart_over_the_tokens_of_both_rows(made):
             for side, row in enumerate((x.chosen, x.rejected)):
                 assert not parts[:, n, side, len(row.input_ids) :].any()
                 assert parts[:, n, side, : len(row.input_ids) - 1].any()
+
+
+def test_the_answer_is_in_words_of_the_tokenizer_that_was_asked(pair, given, stages, tmp_path):
+    """Fine-tuning may change a vocabulary: its "Zurich" has the number of the base's "Rome"."""
+    renamed = pair[1].tokenizer.backend_tokenizer.to_str().replace('"Rome"', '"Zurich"')
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(renamed))
+    asked = replace(pair[1], tokenizer=tokenizer)
+    chain = [stages[0], replace(stages[1], model=asked)]
+    found = msif.trace(chain, [("Where was Gus born?", "Zurich")], given[0])
+    path = msif.show(found, tmp_path / "x.html")
+    [query] = data_of(path.read_text("utf-8"))["queries"]
+    assert "".join(query["answer"]).strip() == "Zurich"
 
 
 def test_each_stage_has_a_tab(scores, tmp_path):

@@ -1,6 +1,7 @@
 """A chain's adapters are on the weights of the stage before, or a trace says that they are not."""
 
 import copy
+import types
 import warnings
 
 import pytest
@@ -100,3 +101,27 @@ def test_layers_that_fine_tuning_left_as_they_were_pass_the_question_whole(folde
     changed = Model(tracked(net), tuned.tokenizer, "one number")
     moved = msif.Stage(changed, msif.fit(changed, rows), alpha=0.1)
     assert list(moved.frozen_since(base)) == first[1:]
+
+
+@pytest.mark.parametrize("few", [torch.bfloat16, torch.float16])
+def test_frozen_layers_are_known_though_the_tuned_model_was_saved_in_fewer_bits(pair, few):
+    """A base in float32, whose fine-tune was saved in 16 bits: rounding is no training. The other
+    way round, a trained float32 model is not taken for the 16 bits that it began with."""
+    base, tuned = pair
+    net = copy.deepcopy(tuned.tracked.model)
+    first = [x for x in base.tracked.names if ".layers.0." in x]
+    for name in first:
+        net.get_submodule(name).weight.data.copy_(base.tracked.model.get_submodule(name).weight)
+    half = Model(tracked(net.to(few).float()), tuned.tokenizer, "half frozen, rounded")
+    assert list(lineage_of(base, half)) == first
+    coarse = copy.deepcopy(base.tracked.model).to(few).float()
+    moved = copy.deepcopy(coarse)
+    for name in base.tracked.names:
+        moved.get_submodule(name).weight.data.mul_(1 + 1e-5)
+    both = [Model(tracked(x), tuned.tokenizer, "small steps") for x in (coarse, moved)]
+    assert lineage_of(*both) == () and len(lineage_of(both[0], both[0])) == len(base.tracked.names)
+
+
+def lineage_of(before, after):
+    """The layers that a stage from one model to the other left frozen."""
+    return msif.Stage.frozen_since(types.SimpleNamespace(model=after), before)

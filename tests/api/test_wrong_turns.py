@@ -84,6 +84,13 @@ def test_documents_that_changed_since_are_not_shown_beside_old_scores(pair, stag
     path.write_text("Bo likes tea .\nAda was born in Rome , they say .\n")
     with pytest.raises(ValueError, match="has changed since this stream was made"):
         scores.top()
+    (tmp_path / "folder").mkdir()
+    path = path.rename(tmp_path / "folder" / "documents.txt")
+    stream = pair[0].stream(path.parent)
+    scores = msif.trace(stages, ASK, stream, folder=tmp_path / "work")
+    path.write_text("Ada was born in Rome , they say .\nBo likes tea .\n")
+    with pytest.raises(ValueError, match="folder has changed since this stream was made"):
+        scores.top()
     listed = pair[0].stream(texts)
     texts.clear()
     assert len(list(listed)) == 2

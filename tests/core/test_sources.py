@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 
 import pytest
 import support.laws  # noqa: F401  # before hypothesis is used
@@ -174,8 +175,10 @@ def test_a_folder_is_read_whole_or_refused(tmp_path):
     jsonl(folder / "test.jsonl", [{"text": "held out"}])
     jsonl(folder / ".hidden.jsonl", [{"text": "no"}])
     (folder / "README.md").write_text("# Texts\n")
-    assert load_texts(folder) == ["0", "1", "2"]
-    assert load_texts(folder, split="test") == ["held out"]
+    with pytest.warns(UserWarning, match=r"1 of 3 files are of other splits .*\(test.jsonl\)"):
+        assert load_texts(folder) == ["0", "1", "2"]
+    with warnings.catch_warnings(action="error"):  # asked for
+        assert load_texts(folder, split="test") == ["held out"]
     with pytest.raises(ValueError, match="no split 'validation'.* there are test, train"):
         load_texts(folder, split="validation")
     for name in ("c.txt", "c.csv", "c.jsonl.gz", "c.parquet"):

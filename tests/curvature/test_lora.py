@@ -178,6 +178,44 @@ def test_untrained_adapters_let_what_they_cannot_move_pass():
         assert relative(out, moved[name][..., : x.A.shape[1]]) < 1e-9
 
 
+@pytest.mark.parametrize("exactly", [True, False], ids=["exactly", "conjugate gradients"])
+@pytest.mark.parametrize("small, damping, precision", [(3e-3, 1e-6, 1e-6), (1e-4, 1e-3, 1e-7)])
+def test_directions_that_small_adapters_move_are_not_lost(
+    small, damping, precision, exactly, monkeypatch
+):
+    """S = U(Uᵀ(G + d)U)⁻¹Uᵀ, U a basis of {dB A + B dA}; its condition is up to 1 / d, and as many
+    digits are lost of the 1e-12 that the basis has."""
+    monkeypatch.setattr(tangent, "DENSE", 10**6 if exactly else 0)
+    stage, v = problem()
+    adapters = {name: replace(x, B=small * x.B) for name, x in stage.adapters.items()}
+    stage = replace(stage, adapters=adapters, damping=Damping(damping), remainder=False)
+    found = stage.inverse(v)
+    for name, x in adapters.items():
+        o, i = stage.mean[name].shape
+        A = pad(x.A, (0, i - x.A.shape[1]))
+        q_B, q_A = torch.linalg.qr(x.B)[0], torch.linalg.qr(A.mT)[0]
+        eye = torch.eye(o * i, dtype=torch.float64).view(-1, o, i)
+        free = torch.eye(i, dtype=torch.float64)
+        free[x.A.shape[1] :] = 0  # of the bias
+        P = (eye @ q_A @ q_A.mT + q_B @ q_B.mT @ (eye - eye @ q_A @ q_A.mT) @ free).flatten(1)
+        values, vectors = torch.linalg.eigh((P + P.mT) / 2)
+        U = vectors[:, values > 0.5]
+        G = stage.curvature.apply(lambda e, mean: e + damping * mean, {name: eye})[name].flatten(1)
+        S = U @ torch.linalg.solve(U.mT @ G @ U, U.mT)
+        assert relative(found[name].flatten(1), v[name].flatten(1) @ S) < precision
+
+
+@pytest.mark.parametrize("exactly", [True, False], ids=["exactly", "conjugate gradients"])
+def test_singular_curvature_without_alpha_is_refused_as_that_of_a_plain_stage(exactly, monkeypatch):
+    monkeypatch.setattr(tangent, "DENSE", 10**6 if exactly else 0)
+    stage, v = problem()
+    few = ekfac.fit(Tracked(model := neox(), tracked_layers(model)), DATA[:1], samples=1)
+    bare = replace(stage, curvature=few, damping=Damping(0.0), remainder=False)
+    with pytest.raises(ValueError, match="adapters is singular.*an alpha > 0.*or a damping > 0"):
+        bare.inverse(v)
+    assert all(x.isfinite().all() for x in replace(bare, alpha=Damping(0.1)).inverse(v).values())
+
+
 def test_adapters_that_are_at_no_minimum_need_alpha(monkeypatch):
     """Negative eigenvalues are refused without α, and count as 0 with it."""
     stage, v = problem()
