@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from msif.core.data import Batch
 from msif.core.layers import Layer, Tracked
 from msif.core.models import limits, logits, text_config
 from msif.core.parts import matrices
+from msif.scale.attention import fused_attention
 
 SHORT = 16  # tokens of a measured sequence, at most; the second is half as long
 BOUND = 3  # times what layers read and write: norms, gates and activations between them
@@ -52,10 +54,10 @@ class MetaPass:
         return sum(dict(self.inputs[x.name] for x in layers if x.name in self.inputs).values())
 
 
-def one_pass(tracked: Tracked, n: int, s: int) -> MetaPass:
+def one_pass(tracked: Tracked, n: int, s: int, padded: bool = False) -> MetaPass:
     """The `MetaPass` of n sequences of s tokens, by the first way that the model lets itself be
-    estimated: `meta_pass`, `measured_pass`, `bound_pass`."""
-    for way in (meta_pass, measured_pass):
+    estimated: `meta_pass`, `measured_pass`, `bound_pass`. padded: some are shorter."""
+    for way in (partial(meta_pass, padded=padded), measured_pass):
         try:
             return way(tracked, n, s)
         except Exception:  # noqa: BLE001 - models raise what they like where nothing is computed
@@ -63,14 +65,15 @@ def one_pass(tracked: Tracked, n: int, s: int) -> MetaPass:
     return bound_pass(tracked, n, s)
 
 
-def meta_pass(tracked: Tracked, n: int, s: int) -> MetaPass:
-    """The `MetaPass` of n sequences of s tokens on the meta device."""
+def meta_pass(tracked: Tracked, n: int, s: int, padded: bool = False) -> MetaPass:
+    """The `MetaPass` of n sequences of s tokens, padded or not, on the meta device."""
     model = on_meta(tracked.model)
 
     def run():
         return model(input_ids=torch.zeros(n, s, dtype=torch.long, device="meta")).logits
 
-    kept, inputs, logits, flops = _watched(model, tracked.layers, run)
+    with fused_attention(padded):
+        kept, inputs, logits, flops = _watched(model, tracked.layers, run)
     return MetaPass(kept, _logit_bytes(logits), flops, inputs=inputs)
 
 

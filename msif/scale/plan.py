@@ -106,7 +106,8 @@ class Needs:
         self.tracked = tracked
         self.n, self.s = min(batch_size, len(lengths)), max(lengths)
         self.model = model_bytes(tracked.model)
-        self.found = one_pass(tracked, self.n, self.s)
+        padded = len(set(sorted(lengths)[-self.n :])) > 1
+        self.found = one_pass(tracked, self.n, self.s, padded)
         self.measured = calibration and calibration.memory
         self.largest = max((self.partition([x]) for x in tracked.layers), key=lambda p: p.bytes)
         self.least = self.model + self.largest.bytes

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from msif.core import ekfac
+from msif.core.backward import frozen
 from msif.core.data import Sequence
 from msif.core.layers import tracked
 from msif.scale import fitting, meta
@@ -104,6 +105,30 @@ def test_a_measured_pass_is_near_the_one_on_the_meta_device(make, n, s):
     assert measured.flops == pytest.approx(exact.flops, rel=0.1)
     for name, size in exact.kept.items():
         assert 0.8 * size <= measured.kept[name] <= 1.5 * size, name
+
+
+@DENSE
+@pytest.mark.parametrize("padded", [False, True], ids=["equal", "padded"])
+def test_what_fused_attention_keeps_is_known_without_numbers(make, padded):
+    """Long sequences, with and without a mask (2 %: the mask that all layers share)."""
+    model = make()
+    assert model.config._attn_implementation == "sdpa"
+    net, n, s = tracked(model), 4, 256
+    ids, mask = torch.zeros(n, s, dtype=torch.long), torch.ones(n, s, dtype=torch.long)
+    mask[0, s // 2 :] = 0 if padded else 1
+
+    def run():
+        return model(input_ids=ids, attention_mask=mask).logits
+
+    with frozen(model):
+        kept = meta._watched(model, net.layers, run)[0]
+    found = meta.meta_pass(net, n, s, padded)
+    for name, size in found.kept.items():
+        assert size == pytest.approx(kept[name], rel=0.02), name
+    eager = make()
+    eager.set_attn_implementation("eager")
+    scores = meta.meta_pass(tracked(eager), n, s).kept
+    assert max(scores.values()) > 1.5 * max(found.kept.values())
 
 
 @DENSE

@@ -2,6 +2,7 @@
 and predictions beside what a run takes."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -184,11 +185,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 torch.set_num_threads(1)
 
 def neox(width, layers):
-    return tiny_gpt_neox(256, width=width, layers=layers, heads=8, context=128)
+    return tiny_gpt_neox(256, width=width, layers=layers, heads=8, context=512)
 
 def llama(width, layers):
     sizes = dict(hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers)
-    heads = dict(num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=128)
+    heads = dict(num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=512)
     return LlamaForCausalLM(LlamaConfig(vocab_size=256, **sizes, **heads))
 
 def status(key):
@@ -205,11 +206,12 @@ make = {"neox": neox, "llama": llama}[sys.argv[3]]
 fitting.fit(sys.argv[1] + "/warm", tracked(make(32, 1)), sequences(4, 16))
 
 before = status("VmRSS")
-large, data = tracked(make(256, 8)), sequences(16, 128)
-whole = plan_fit(large, [128] * 16, batch_size=8, draws=1, memory="100GiB")
-least = least_memory(large, [128] * 16, batch_size=8)
+length = int(sys.argv[4])
+large, data = tracked(make(256, 8)), sequences(16, length)
+whole = plan_fit(large, [length] * 16, batch_size=8, draws=1, memory="100GiB")
+least = least_memory(large, [length] * 16, batch_size=8)
 budget = max(least, int(float(sys.argv[2]) * whole.peak))
-plan = plan_fit(large, [128] * 16, batch_size=8, draws=1, memory=budget)
+plan = plan_fit(large, [length] * 16, batch_size=8, draws=1, memory=budget)
 settings = {"labels": "sampled", "samples": 1, "batch_size": 8, "memory": budget}
 fitting.fit(sys.argv[1] + "/f", large, data, **settings)
 found = {"budget": budget, "planned": plan.peak, "partitions": len(plan.partitions)}
@@ -217,19 +219,24 @@ print(json.dumps(found | {"measured": status("VmHWM") - before}))
 """
 
 
-@pytest.mark.parametrize(
-    "make, share", [("neox", 1.0), ("neox", 0.7), ("llama", 1.0), ("llama", 0.0)]
-)
-def test_the_measured_peak_keeps_the_budget(tmp_path, make, share):
-    """6 M parameters on the CPU: what the process grows by, model included,
-    is at most the budget and a tenth. A share of 0 is the least memory."""
+CASES = [("neox", 1.0, 128), ("neox", 0.7, 128), ("llama", 1.0, 512), ("llama", 0.0, 128)]
+
+
+@pytest.mark.parametrize("make, share, length", CASES)
+def test_the_measured_peak_keeps_the_budget(tmp_path, make, share, length):
+    """6 M parameters on the CPU, 1,024 or 4,096 tokens a batch: what the process grows by, model
+    included, is at most the budget and a tenth, and no less than three quarters of what was
+    planned. A share of 0 is the least memory. Of blocks below 32 MB that are freed, glibc keeps up
+    to some 60 MB, another number each time: not here."""
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path), str(share), make],
+        [sys.executable, "-c", MEASURE, str(tmp_path), str(share), make, str(length)],
         capture_output=True,
         text=True,
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)},
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
     print(found)
     assert found["partitions"] == 1 if share == 1 else found["partitions"] > 1
+    assert found["measured"] >= 0.75 * found["planned"], found
     assert found["measured"] <= 1.1 * found["budget"], found
