@@ -14,6 +14,7 @@ from support import ROOT
 REPORTS = ROOT / "reports" / "benchmarks"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import billions  # noqa: E402
 import peers  # noqa: E402
 import peers_report  # noqa: E402
 import planned  # noqa: E402
@@ -21,6 +22,9 @@ import precision  # noqa: E402
 import size  # noqa: E402
 import workload  # noqa: E402
 from workload import Shape  # noqa: E402
+
+from msif.core.layers import Tracked, tracked_layers  # noqa: E402
+from msif.scale.plan import plan_fit  # noqa: E402
 
 
 def record(library="msif", mode="exact", shape="base", **values):
@@ -255,3 +259,15 @@ def test_the_folder_of_a_fit_is_watched(tmp_path):
         time.sleep(0.3)
         (tmp_path / "a").unlink()
     assert disk.most == 1000
+
+
+def test_the_plan_of_what_a_gpu_has_measured_is_near_it_and_not_below():
+    """27 layers of 2.8 B parameters, 512 tokens a sequence, 8 at once, on one H200."""
+    found = json.loads((ROOT / "reports/benchmarks/billions_measured.json").read_text("utf-8"))
+    model = billions.architecture()
+    assert sum(p.numel() for p in model.parameters()) == found["parameters"]
+    part = Tracked(model, tracked_layers(model)[: found["layers"]])
+    planned = plan_fit(part, [512] * (found["tokens"] // 512), batch_size=8, memory="100GiB").peak
+    assert found["bytes, measured"] <= planned <= 1.25 * found["bytes, measured"]
+    told = " ".join((ROOT / "docs/large.md").read_text("utf-8").split())
+    assert f"the plan now says {planned / 1e9:.1f}" in told
