@@ -144,9 +144,9 @@ def _add(target, group):
 def settings(given: argparse.Namespace) -> argparse.Namespace:
     """The options given, those that the folder remembers, and the defaults, in this order.
 
-    Remembered is the pair, and how it is read and fitted; by `show`, the last trace too. Raises
-    ValueError for a pair that is not whole, no question, what cannot be scored, and a folder that
-    is something else.
+    Remembered is the pair, and how it is read and fitted; by `show`, the last trace too. Paths that
+    exist are told from the root on. Raises ValueError for a pair that is not whole, no question,
+    what cannot be scored, and a folder that is something else.
     """
     folder, now = Path(given.folder), vars(given)
     path = folder / "settings.json"
@@ -183,7 +183,7 @@ def settings(given: argparse.Namespace) -> argparse.Namespace:
     if again:
         told = ", ".join(f"--{x.replace('_', '-')} {kept[x]}" for x in again)
         print(f"remembered from {path}: {told}")
-    return argparse.Namespace(**found)
+    return argparse.Namespace(**{name: _whole(name, x) for name, x in found.items()})
 
 
 def _check(option, value, path):
@@ -244,9 +244,7 @@ def _forgotten(given, now):
 
 def remember(chosen: argparse.Namespace, traced: bool = False) -> None:
     """Keep the pair in the folder, for the next call; once it is `traced` also the questions and
-    what was scored, for `show`: until then those of the last trace stay.
-
-    Paths are kept whole: the next call may come from another directory."""
+    what was scored, for `show`: until then those of the last trace stay."""
     from msif.core.files import write_json
     from msif.scale.processes import rank_and_size
 
@@ -254,7 +252,7 @@ def remember(chosen: argparse.Namespace, traced: bool = False) -> None:
         return
     path = Path(chosen.folder) / "settings.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = {name: _whole(name, x) for name, x in vars(chosen).items() if name not in FLEETING}
+    kept = {name: x for name, x in vars(chosen).items() if name not in FLEETING}
     if not traced:
         before = _remembered(path)
         kept = {name: x for name, x in kept.items() if name not in LAST_TRACE}
@@ -263,6 +261,7 @@ def remember(chosen: argparse.Namespace, traced: bool = False) -> None:
 
 
 def _whole(name, value):
-    """A path that exists, from the root on; hub ids and all else as they are."""
+    """A path that exists, from the root on, as the next call may come from another directory; hub
+    ids and all else as they are."""
     there = name in PLACES and value is not None and Path(value).exists()
     return str(Path(value).absolute()) if there else value
