@@ -29,12 +29,11 @@ from importlib import import_module
 from pathlib import Path
 
 from msif import options
-from msif.options import STUDY, remember, settings
+from msif.options import LONGEST_ANSWER, STUDY, remember, settings
 
 # What a command ends with in one line; torch asserts that a device is there.
 ERRORS = (ValueError, OSError, MemoryError, ArithmeticError, ImportError, RuntimeError)
 ERRORS += (AssertionError, re.error)
-LONGEST_ANSWER = 32  # tokens of the model's own answer, whatever the rows' answers are
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,8 +59,6 @@ class Work:
         self.documents = self._stream(chosen.limit)
         self.fitted = list(self._stream(chosen.fit_documents))
         self.rows = self.tuned.answers(chosen.rows, columns=self.columns)
-        if chosen.command != "plan":
-            remember(chosen)
 
     def _stream(self, limit):
         options = {"max_length": self.chosen.max_length, "column": self.chosen.text_column}
@@ -157,7 +154,9 @@ def plan(chosen: argparse.Namespace) -> None:
 
 def fit(chosen: argparse.Namespace) -> None:
     """Fit the stages into the folder."""
-    fitted = Work(chosen).stages()
+    work = Work(chosen)
+    remember(chosen)
+    fitted = work.stages()
     all_of = "both" if len(fitted) == 2 else f"all {len(fitted)}"
     print(f'{chosen.folder} has the factors of {all_of} stages; next: msif trace --ask "…"')
 
@@ -192,10 +191,13 @@ def trace(chosen: argparse.Namespace) -> None:
     from msif.scale.processes import rank_and_size
 
     work = Work(chosen)
-    asked, stages = work.questions(), work.stages()
+    asked = work.questions()
+    remember(chosen)
+    stages = work.stages()
     rank = rank_and_size()[0]
     kinds = [kind for kind in _kinds(chosen) if kind != "pairs" or not rank]
     found = [_scored(work, stages, asked, kind) for kind in kinds]
+    remember(chosen, traced=True)
     if rank:
         return
     one = len(found) == 1 and isinstance(found[0].found, Path)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 WORK = "msif-work"
+LONGEST_ANSWER = 32  # tokens of the model's own answer, whatever the rows' answers are
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,12 @@ OPTIONS = (
         ".jsonl of rows, perhaps without answers; .txt, a prompt a line",
     ),
     Option(
-        QUESTIONS, "new_tokens", None, "N", "of its own answer; else as in the longest row", int
+        QUESTIONS,
+        "new_tokens",
+        None,
+        "N",
+        f"of its own answer; else as in the longest row, at most {LONGEST_ANSWER}",
+        int,
     ),
     Option(SCORES, "among", "documents", "WHAT", "what is scored: documents, rows, pairs or all"),
     Option(SCORES, "limit", None, "N", "score so many documents at most", int),
@@ -62,6 +68,8 @@ OPTIONS = (
     Option(SCORES, "aligned_alpha", 1e-3, "X", "of preferences, × the mean eigenvalue", float),
     Option(SCORES, "top", 10, "N", "documents shown for a question", int),
 )
+LAST_TRACE = {x.name for x in OPTIONS if x.group in (QUESTIONS, SCORES)} | {"ask", "raw"}
+PLACES = {x.name for x in OPTIONS if x.metavar in ("MODEL", "TEXTS", "FILE")}
 FLEETING = ("device", "memory", "command", "folder", "open")  # not remembered
 
 COMMANDS = {  # name: (groups, help)
@@ -136,9 +144,9 @@ def _add(target, group):
 def settings(given: argparse.Namespace) -> argparse.Namespace:
     """The options given, those that the folder remembers, and the defaults, in this order.
 
-    Remembered is the pair, and how it is read and fitted; by `show`, the last trace too. Raises
-    ValueError for a pair that is not whole, no question, what cannot be scored, and a folder that
-    is something else.
+    Remembered is the pair, and how it is read and fitted; by `show`, the last trace too. Paths that
+    exist are told from the root on. Raises ValueError for a pair that is not whole, no question,
+    what cannot be scored, and a folder that is something else.
     """
     folder, now = Path(given.folder), vars(given)
     path = folder / "settings.json"
@@ -175,7 +183,7 @@ def settings(given: argparse.Namespace) -> argparse.Namespace:
     if again:
         told = ", ".join(f"--{x.replace('_', '-')} {kept[x]}" for x in again)
         print(f"remembered from {path}: {told}")
-    return argparse.Namespace(**found)
+    return argparse.Namespace(**{name: _whole(name, x) for name, x in found.items()})
 
 
 def _check(option, value, path):
@@ -224,9 +232,7 @@ def _remembered(path):
 
 def _forgotten(given, now):
     """Names of remembered options that do not hold for this call."""
-    last_trace = {x.name for x in OPTIONS if x.group in (QUESTIONS, SCORES)}
-    last_trace |= {"ask", "raw"}
-    names = set() if given.command == "show" else last_trace
+    names = set() if given.command == "show" else set(LAST_TRACE)
     if {"ask", "questions"} & now.keys():
         names |= {"ask", "questions"}
     if "documents" in now:
@@ -236,13 +242,26 @@ def _forgotten(given, now):
     return names
 
 
-def remember(chosen: argparse.Namespace) -> None:
-    """Keep the options in the folder, for the next call."""
+def remember(chosen: argparse.Namespace, traced: bool = False) -> None:
+    """Keep the pair in the folder, for the next call; once it is `traced` also the questions and
+    what was scored, for `show`: until then those of the last trace stay."""
     from msif.core.files import write_json
     from msif.scale.processes import rank_and_size
 
     if rank_and_size()[0]:
         return
-    Path(chosen.folder).mkdir(parents=True, exist_ok=True)
+    path = Path(chosen.folder) / "settings.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     kept = {name: x for name, x in vars(chosen).items() if name not in FLEETING}
-    write_json(Path(chosen.folder) / "settings.json", kept)
+    if not traced:
+        before = _remembered(path)
+        kept = {name: x for name, x in kept.items() if name not in LAST_TRACE}
+        kept |= {name: x for name, x in before.items() if name in LAST_TRACE}
+    write_json(path, kept)
+
+
+def _whole(name, value):
+    """A path that exists, from the root on, as the next call may come from another directory; hub
+    ids and all else as they are."""
+    there = name in PLACES and value is not None and Path(value).exists()
+    return str(Path(value).absolute()) if there else value

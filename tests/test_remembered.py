@@ -1,11 +1,14 @@
 """What the folder of a command remembers: the pair, and for `show` the last trace."""
 
+import argparse
 import json
 import re
 
 import pytest
 from support.command import files_of, run, table_of
 from support.own_pair import build
+
+from msif.options import LONGEST_ANSWER, settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:the largest score:UserWarning")  # tiny data
 
@@ -80,3 +83,51 @@ def test_settings_that_were_edited_wrongly_are_refused_by_name(edited, message, 
     (tmp_path / "settings.json").write_text(text)
     assert run("show", "--folder", tmp_path) == 1
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_paths_are_remembered_whole_and_hub_ids_as_they_are(pair, tmp_path, capsys, monkeypatch):
+    """Asked from another directory, where those names are another pair, it is the same pair."""
+    ask = ["--ask", "Where was Gus born?", "--answer", "Rome"]
+    monkeypatch.chdir(pair)
+    names = ("base", "tuned", "documents.jsonl", "rows.jsonl")
+    given = [y for x in names for y in (f"--{x.partition('.')[0]}", x)]
+    work = tmp_path / "work"
+    assert run("trace", *given, "--folder", work, *ask) == 0
+    kept, best = json.loads((work / "settings.json").read_text()), table_of(work)
+    assert [kept[x.partition(".")[0]] for x in names] == [str(pair / x) for x in names]
+    (tmp_path / "base").symlink_to(pair / "tuned")
+    (tmp_path / "tuned").symlink_to(pair / "base")
+    monkeypatch.chdir(tmp_path)
+    assert run("trace", "--folder", "work", *ask) == 0
+    assert table_of(work).equals(best)
+    hub = dict(base="a/base", documents="a/texts", folder="work", command="fit")
+    chosen = settings(argparse.Namespace(**hub))
+    assert chosen.base == "a/base" and chosen.documents == "a/texts"
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        ["trace", "--ask", "Where was Bo born?", "--answer", " "],
+        ["trace", "--ask", "Where was Bo born?", "--alpha", 0],
+        ["fit"],
+    ],
+)
+def test_the_last_trace_is_the_last_that_came_to_its_end(refused, pair, tmp_path, capsys):
+    """Neither fitting nor a trace that is refused takes it away."""
+    work, ask = tmp_path / "work", ["--ask", "Where was Gus born?", "--answer", "Rome"]
+    assert run("trace", *files_of(pair, work), *ask, "--top", 2, "--damping", 10) == 0
+    before = (work / "settings.json").read_bytes()
+    assert run(*refused, "--folder", work) == (refused[0] == "trace")
+    assert (work / "settings.json").read_bytes() == before
+    capsys.readouterr()
+    assert run("show", "--folder", work) == 0
+    shown = capsys.readouterr().out
+    assert "Where was Gus born? → Rome" in shown and "damping 10," in shown
+
+
+def test_help_says_how_long_an_own_answer_is_at_most(capsys):
+    with pytest.raises(SystemExit):
+        run("trace", "--help")
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"else as in the longest row, at most {LONGEST_ANSWER}" in said

@@ -121,6 +121,12 @@ def adapters_digest(adapters: Mapping[str, Adapter]) -> str:
     return tensors_digest(sides)
 
 
+def key_of(adapters: Mapping[str, Adapter]) -> dict[str, Any]:
+    """What the name of a stage's factors also depends on: the mean gradient beside them is of the
+    adapted layers, and models of equal weights may have adapters on others. {} without adapters."""
+    return {"adapted": sorted(adapters)} if adapters else {}
+
+
 def beside(place: Path, what: str) -> Path:
     """The file of what factors in a folder need besides."""
     return place.with_name(f"{what}-{place.name}.safetensors")

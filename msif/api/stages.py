@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 
-from msif.api.kinds import Fitted, of_pairs, of_preferences, read_beside, with_mean
+from msif.api.kinds import Fitted, key_of, of_pairs, of_preferences, read_beside, with_mean
 from msif.api.known import look_at_answers, look_at_pairs
 from msif.api.lineage import same_weights
 from msif.api.models import Model
@@ -230,6 +230,7 @@ def fit(
         found = ekfac.fit(model.tracked, sequences, title=title, **options)
         return _with_mean(model, found, sequences, None, besides)
     key = {"layers": layers_key(model), "model": model_digest(model.tracked.model), **options}
+    key |= key_of(model.adapters)
     place = Path(folder) / f"factors-{name_of({**key, 'data': data.digest(sequences)})}"
     more: dict[str, Any] = {"memory": memory, "keep": keep, "title": title}
     found = fitting.fit(place, model.tracked, sequences, **options, **more)
@@ -252,6 +253,7 @@ def _fit_preferences(model, items, start, b, folder, batch_size, title):
     if folder is not None:
         key = {"layers": layers_key(model), "b": b, "data": pairs.digest(items)}
         key |= {x: model_digest(y.tracked.model) for x, y in (("model", model), ("start", start))}
+        key |= key_of(model.adapters)
         place = Path(folder) / f"factors-{name_of(key)}"
     options = {"batch_size": batch_size, "title": title}
     found = of_preferences(model.tracked, start.tracked, items, b, place, options)

@@ -2,7 +2,9 @@
 them, and put into a copy of the model's weights.
 
 Nothing is unpickled, and PEFT itself is not needed. Only plain LoRA on linear layers is read; what
-PEFT can do besides is refused by name, as it would be another function of other parameters.
+PEFT can do besides is refused by name, as it would be another function of other parameters. So are
+adapters that it has converted on saving from PiSSA or OLoRA, by their numbers, as their folder says
+nothing of it; from beginnings on data (CorDA, LoRA-GA) they cannot be told from plain ones.
 """
 
 import json
@@ -32,7 +34,7 @@ _KNOWN = {
     *("megatron_core", "qalora_group_size", "runtime_config", "bias"),
 }
 _BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")  # that leave the base as it is
-_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.\w+)?\.weight")
+_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.(\w+))?\.weight")
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,24 @@ def has_adapters(source: str | Path) -> bool:
     return (Path(source) / CONFIG).exists()
 
 
+def refuse_parent(source: str | Path) -> None:
+    """ValueError, naming them, where folders of adapters lie in this one, which is none itself: as
+    PEFT saves several adapters of a model, and trainers their checkpoints."""
+    place = Path(source)
+    if (place / CONFIG).exists() or (place / "config.json").exists():
+        return
+    if inner := sorted(str(x.parent) for x in place.glob(f"*/{CONFIG}")):
+        raise ValueError(
+            f"{source} is no model and has no {CONFIG} itself, but folders of adapters in it: "
+            f"name the one that you mean, {' or '.join(inner)}"
+        )
+
+
+def named_base(folder: str | Path) -> str | None:
+    """What a folder of adapters says that they were trained on."""
+    return _config(folder).get("base_model_name_or_path")
+
+
 def base_of(
     folder: str | Path, base: str | Path | None = None, revision: str | None = None
 ) -> tuple[str | Path, str | None]:
@@ -89,6 +109,7 @@ def read(folder: str | Path) -> dict[str, Adapter]:
     """
     config, path = _config(folder), Path(folder) / WEIGHTS
     _refuse(config, str(folder))
+    _refuse_numbers(config, Path(folder) / CONFIG)
     if not path.exists():
         raise OSError(
             f"{folder} has no {WEIGHTS}; expected one: adapters that are pickled are not read "
@@ -99,13 +120,23 @@ def read(folder: str | Path) -> dict[str, Adapter]:
     except SafetensorError as error:
         raise OSError(f"{path} is damaged: {error}") from error
     sides: dict[str, dict[str, Tensor]] = {}
+    names = set()
     for key, x in tensors.items():
         if not (found := _KEY.fullmatch(key)):
             raise ValueError(
                 f"{folder} has {key}, which is no adapter of a linear layer's weight: LoRA on "
                 f"linear layers alone can be traced"
             )
+        if x.dim() != 2 or not len(x) or not x.shape[1]:
+            raise OSError(f"{path} is damaged: {key} has the shape {tuple(x.shape)}")
+        names.add(found[3])
         sides.setdefault(found[1], {})[found[2]] = x
+    if len(names) > 1:
+        said = ", ".join(sorted(map(repr, names)))
+        raise ValueError(
+            f"{path} has several adapters, named {said}; expected one: save the one that was "
+            f"trained by itself (save_pretrained(…, selected_adapters=[name]))"
+        )
     if torn := sorted(name for name, x in sides.items() if len(x) < 2) or not sides:
         raise OSError(f"{path} is damaged: it has one side alone of {torn or 'no adapter'}")
     return {name: Adapter(**x, scale=_scale(config, name, x["A"])) for name, x in sides.items()}
@@ -133,6 +164,11 @@ def taken_from(model: nn.Module) -> tuple[nn.Module, dict[str, Adapter]]:
             continue
         if getattr(x, "merged", False) or getattr(x, "disable_adapters", False):
             raise ValueError(f"{name}: its adapters are merged or switched off; expected active")
+        if active[0] in getattr(x, "lora_embedding_A", ()):
+            raise ValueError(
+                f"{name}, an embedding, has an adapter, which is none of a linear layer's weight: "
+                f"LoRA on linear layers alone can be traced"
+            )
         if active[0] in x.lora_A:
             A, B = (side[active[0]].weight.detach() for side in (x.lora_A, x.lora_B))
             found[name] = Adapter(A, B, float(x.scaling[active[0]]))
@@ -167,6 +203,31 @@ def merged(model: nn.Module, adapters: Mapping[str, Adapter]) -> nn.Module:
     return model
 
 
+def refuse_converted(model: nn.Module, adapters: Mapping[str, Adapter], source: object) -> None:
+    """ValueError for adapters that were converted on saving from PiSSA or OLoRA.
+
+    model: their base. What was trained has rank r and lay on another base; the second half of rank
+    2r takes back the beginning B₀ A₀, of W's own directions: each row of B₀ᵀ W is along that of A₀.
+    """
+    modules: dict[str, Any] = dict(model.named_modules())
+    layers = ((matrix(modules[name], modules[name].weight), x) for name, x in adapters.items())
+    if adapters and all(_takes_back(weight.detach(), x) for weight, x in layers):
+        raise ValueError(
+            f"{source} has adapters that PEFT converted on saving, from PiSSA or OLoRA: half of "
+            f"their rank takes back a beginning that changed the base, and was not trained. Plain "
+            f"LoRA alone can be traced: give the merged model (merge_and_unload, saved) as one "
+            f"fine-tuned in full, or train with init_lora_weights=True"
+        )
+
+
+def _takes_back(weight, x):
+    if len(x.A) % 2:
+        return False
+    r = len(x.A) // 2
+    A, B = x.A[r:].to(weight).float(), x.B[:, r:].to(weight).float()
+    return bool(torch.cosine_similarity(B.mT @ weight.float(), A).abs().min() > 0.95)
+
+
 def shared_copy(model: nn.Module) -> nn.Module:
     """The same modules anew, over the same parameters and buffers."""
     held = {id(x): x for x in (*model.parameters(), *model.buffers())}
@@ -174,10 +235,43 @@ def shared_copy(model: nn.Module) -> nn.Module:
 
 
 def _config(folder):
+    path = Path(folder) / CONFIG
     try:
-        return json.loads((Path(folder) / CONFIG).read_text("utf-8"))
+        found = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise OSError(f"{Path(folder) / CONFIG} is damaged: {error}") from error
+        raise OSError(f"{path} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise _damaged(path, f"it is a {type(found).__name__}, not an object")
+    base = found.get("base_model_name_or_path")
+    if base is not None and not isinstance(base, str):
+        raise _damaged(path, f"base_model_name_or_path is {base!r}")
+    return found
+
+
+def _damaged(path, why):
+    return OSError(
+        f"{path} is damaged: {why}; expected what PEFT's save_pretrained writes: save the adapters "
+        f"anew"
+    )
+
+
+def _refuse_numbers(config, path):
+    """OSError for what no scale can be found by."""
+    if not _number(alpha := config.get("lora_alpha")):
+        raise _damaged(path, f"lora_alpha is {alpha!r}, not a number")
+    for name in ("alpha_pattern", "rank_pattern"):
+        patterns = config.get(name) or {}
+        if not isinstance(patterns, dict) or not all(map(_number, patterns.values())):
+            raise _damaged(path, f"{name} is {patterns!r}, not numbers by pattern")
+        for x in patterns:
+            try:
+                re.compile(x)
+            except re.error as error:
+                raise _damaged(path, f"{name} has {x!r}, no pattern ({error})") from error
+
+
+def _number(x):
+    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
 
 
 def _refuse(config, source):

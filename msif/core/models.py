@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -27,7 +26,7 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from msif.core import weights
+from msif.core import adapters, weights
 from msif.core.data import Batch
 from msif.core.layers import MERGE
 from msif.core.origin import look_for
@@ -92,8 +91,9 @@ def load_model(
         raise ValueError(f"dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
     if head not in _HEADS:
         raise ValueError(f"head is {head!r}: expected one of {', '.join(_HEADS)}")
-    if (Path(source) / "adapter_config.json").exists():
+    if adapters.has_adapters(source):
         raise ValueError(f"{str(source)!r} has adapters (PEFT), not a whole model: {MERGE}")
+    adapters.refuse_parent(source)
     look_for(source, revision, weights.EXPECTED)
     model, found = _from_pretrained(
         _HEADS[head],
@@ -146,7 +146,8 @@ def _is_its_file(source, revision):
     pre-tokenisation, other ids, in silence."""
     with contextlib.suppress(OSError, ValueError):
         found = get_tokenizer_config(str(source), revision=revision)
-        return found.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
+        said = found.get("tokenizer_class") if isinstance(found, dict) else None
+        return said in ("PreTrainedTokenizerFast", "TokenizersBackend")
     return False
 
 
@@ -154,9 +155,9 @@ def _from_pretrained(auto, source, files, reading=None, **options):
     try:
         with reading or contextlib.nullcontext({}) as more:
             return auto.from_pretrained(source, trust_remote_code=False, **options, **more)
-    except weights.Refused:
+    except (weights.Refused, ImportError, MemoryError):
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # of a damaged file any: tokenizers raises bare ones
         raise OSError(
             f"nothing could be loaded from {str(source)!r} with {auto.__name__}: expected a hub id "
             f"(already downloaded, if offline), or a local folder with {files}. The cause: {error}"

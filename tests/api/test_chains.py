@@ -2,9 +2,11 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.command import files_of, run
 from support.own_pair import add_adapters, add_merge, build
 
@@ -104,3 +106,42 @@ def test_a_stage_left_out_is_called_out_whatever_it_moved(folder, tmp_path):
     assert not foreign(base, other)
     net.get_input_embeddings().weight.data[0] += 1  # nor what is not tracked
     assert foreign(base, other)
+
+
+def test_a_base_that_leaves_a_model_out_is_refused(folder, tmp_path, capfd):
+    """Adapters that were trained on the merge, put on the base below it."""
+    said = "were trained on .*/merged .*, and the base given is .*, whose weights differ"
+    for base in (folder / "base", msif.load(folder / "base"), msif.load(folder / "tuned")):
+        with pytest.raises(ValueError, match=said):
+            msif.load(folder / "second", base=base)
+    given = [x.replace("/tuned", "/second") for x in files_of(folder, tmp_path / "work")]
+    assert run("plan", *given) == 1
+    assert "is a model in between" in capfd.readouterr().err
+    shutil.copytree(folder / "merged", tmp_path / "copy")
+    assert msif.load(folder / "second", base=tmp_path / "copy").adapters
+    shutil.copytree(folder / "second", tmp_path / "second")
+    rename(tmp_path / "second", "somebody/on-the-hub")
+    assert msif.load(tmp_path / "second", base=folder / "base").adapters
+    rename(tmp_path / "second", str(folder / "base"))  # as PEFT has it where no merge was saved
+    assert msif.load(tmp_path / "second", base=folder / "lora").adapters
+
+
+def rename(folder, base):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": base}))
+
+
+def test_equal_merges_with_other_adapted_layers_share_a_folder(folder, tmp_path):
+    """Adapters that add nothing (B = 0) are another stage all the same."""
+    shutil.copytree(folder / "lora", tmp_path / "more")
+    path = tmp_path / "more" / "adapter_model.safetensors"
+    found = load_file(path)
+    more = {x.replace("v_proj", "k_proj"): y for x, y in found.items() if "v_proj" in x}
+    more = {x: y * ("lora_A" in x) for x, y in more.items()}
+    save_file(found | more, path)
+    models = [msif.load(x) for x in (folder / "lora", tmp_path / "more")]
+    for model in (*models, *models[::-1]):
+        rows = model.answers(folder / "rows.jsonl")
+        factors = msif.fit(model, rows, folder=tmp_path / "work")
+        assert factors.mean.keys() == model.adapters.keys()
+        msif.Stage(model, factors, alpha=0.1)

@@ -5,10 +5,19 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.tiny import documents, gpt2, llama, neox, relative
 from transformers import AutoModelForCausalLM
 
-from msif.core.adapters import Adapter, base_of, has_adapters, merged, read, taken_from
+from msif.core.adapters import (
+    Adapter,
+    base_of,
+    has_adapters,
+    merged,
+    read,
+    refuse_converted,
+    taken_from,
+)
 from msif.core.data import collate
 
 peft = pytest.importorskip("peft")
@@ -151,3 +160,81 @@ def test_adapters_of_another_model_are_refused():
         merged(llama(), {"other": x})
     with pytest.raises(ValueError, match=r"expected \(r, i\) and \(o, r\)"):
         Adapter(torch.zeros(2, 8), torch.zeros(7, 3), 1.0)
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"lora_alpha": None}, "lora_alpha is None"),
+        ({"lora_alpha": "16"}, "lora_alpha is '16'"),
+        ({"alpha_pattern": ["a"]}, "alpha_pattern is"),
+        ({"alpha_pattern": {"(": 8}}, "alpha_pattern has '\\(', no pattern"),
+        ({"rank_pattern": {"*": 8}}, "rank_pattern has '\\*', no pattern"),
+        ({"base_model_name_or_path": ["a"]}, "base_model_name_or_path is"),
+        (None, "it is a list"),
+    ],
+)
+def test_a_configuration_that_no_scale_can_be_found_by_is_damaged(fields, said, tmp_path):
+    adapted(llama).save_pretrained(tmp_path)
+    if fields is None:
+        (tmp_path / "adapter_config.json").write_text("[]")
+    else:
+        change(tmp_path, **fields)
+    with pytest.raises(OSError, match=f"adapter_config.json is damaged: {said}"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("other", ["q_proj", "k_proj"])
+def test_several_adapters_in_one_file_are_refused_by_name(other, tmp_path):
+    """Of one layer, or each of its own."""
+    adapted(llama, target_modules=["q_proj"]).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    found = load_file(path)
+    named = {x.replace(".weight", ".first.weight"): y for x, y in found.items()}
+    for name, x in found.items():
+        name = name.replace("q_proj", other).replace(".weight", ".second.weight")
+        named[name] = 7 * x
+    save_file(named, path)
+    with pytest.raises(ValueError, match="several adapters, named 'first', 'second'"):
+        read(tmp_path)
+    save_file({x: y for x, y in named.items() if "first" in x}, path)
+    assert len(read(tmp_path)) == 2
+
+
+def test_a_side_without_rank_is_damaged(tmp_path):
+    adapted(llama).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    for shape in ((), (0, 8)):
+        save_file({name: torch.zeros(shape) for name in load_file(path)}, path)
+        with pytest.raises(OSError, match="is damaged: .* has the shape"):
+            read(tmp_path)
+
+
+def test_an_embedding_s_adapter_is_refused_in_memory_too():
+    with pytest.raises(ValueError, match="embed_tokens, an embedding, has an adapter"):
+        taken_from(adapted(llama, target_modules=["q_proj", "embed_tokens"]))
+
+
+@pytest.mark.parametrize(
+    "make, begun", [(llama, "pissa"), (gpt2, "pissa"), (llama, "olora"), (neox, "olora")]
+)
+def test_adapters_that_were_converted_on_saving_are_refused(make, begun, tmp_path):
+    """Their folder calls them plain, and of twice the rank; trained ones of any rank are plain."""
+    config = {"r": 2, "target_modules": TARGETS[make], "init_lora_weights": begun}
+    model = peft.get_peft_model(make().float(), peft.LoraConfig(**config))
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(tmp_path / "begun")
+    model.peft_config["default"].init_lora_weights = begun
+    g = torch.Generator().manual_seed(0)
+    for name, p in model.named_parameters():
+        if "lora_" in name:
+            p.data += torch.randn(p.shape, generator=g) / 20
+    start = str(tmp_path / "begun")
+    model.save_pretrained(tmp_path / "end", path_initial_model_for_weight_conversion=start)
+    found = read(tmp_path / "end")
+    assert {len(x.A) for x in found.values()} == {4}
+    with pytest.raises(ValueError, match="converted on saving, from PiSSA or OLoRA"):
+        refuse_converted(make(), found, tmp_path)
+    for rank in (1, 2, 4):
+        _, plain = taken_from(adapted(make, r=rank))
+        refuse_converted(make(), plain, tmp_path)

@@ -20,6 +20,7 @@ from transformers import (
     XLNetLMHeadModel,
 )
 
+import msif
 from msif.core import models
 from msif.core.data import Sequence, collate, word_tokenizer
 from msif.core.layers import tracked_layers
@@ -211,3 +212,36 @@ def gpt_classifier():
 
     sizes = dict(vocab_size=12, n_embd=8, n_layer=1, n_head=2, n_positions=8, num_labels=3)
     return GPT2ForSequenceClassification(GPT2Config(**sizes)).eval()
+
+
+@pytest.mark.parametrize(
+    "file, text, load",
+    [
+        ("tokenizer.json", "{}", load_tokenizer),
+        ("tokenizer.json", '{"model": {"type": "Foo"}}', load_tokenizer),
+        ("tokenizer_config.json", "[]", load_tokenizer),
+        ("tokenizer_config.json", "{", load_tokenizer),
+        ("config.json", "[]", load_model),
+        ("config.json", '{"model_type": "llama", "hidden_size": "32"}', load_model),
+        ("config.json", '{"model_type": "llama", "num_attention_heads": 0}', load_model),
+        ("model.safetensors", "version https://git-lfs.github.com/spec/v1", load_model),
+    ],
+)
+def test_a_damaged_file_is_an_error_that_names_the_source(file, text, load, tmp_path):
+    """Whatever the library raises."""
+    llama().save_pretrained(tmp_path)
+    word_tokenizer(["Where was Ada born ?"]).save_pretrained(tmp_path)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(OSError, match=f"{tmp_path}.* The cause: "):
+        load(tmp_path)
+
+
+def test_a_folder_of_folders_of_adapters_names_them(tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text("{}")
+    for load in (load_model, msif.load, lambda x: msif.load(x, base="other")):
+        with pytest.raises(ValueError, match=f"{tmp_path}/first or {tmp_path}/second"):
+            load(tmp_path)
+    llama().save_pretrained(tmp_path)  # a model beside whose files its trainer left adapters
+    load_model(tmp_path)
