@@ -1,7 +1,9 @@
 """What training has left of one model in the next, told by their weights."""
 
+from collections.abc import Collection
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from msif.api.models import Model
 from msif.core.layers import matrix
@@ -39,10 +41,16 @@ def foreign(base: Model, adapted: Model) -> bool:
     moved = {**base.adapters, **adapted.adapters}
     if any(_apart(base, adapted, name) for name in moved):
         return True
-    of_base, of_adapted = (dict(m.tracked.model.named_parameters()) for m in (base, adapted))
     taken = {f"{name}.weight" for name in moved}
-    both = (of_base.keys() & of_adapted.keys()) - taken
-    return any(_differ(of_base[name].detach(), of_adapted[name].detach()) for name in both)
+    return other_weights(base.tracked.model, adapted.tracked.model, taken)
+
+
+def other_weights(some: nn.Module, others: nn.Module, but: Collection[str] = ()) -> bool:
+    """Have two models other numbers in a parameter that both have, `but` some, by more than
+    rounding: one may be saved in bfloat16, or merged in another order?"""
+    these, those = (dict(x.named_parameters()) for x in (some, others))
+    both = (these.keys() & those.keys()) - set(but)
+    return any(_differ(these[name].detach(), those[name].detach()) for name in both)
 
 
 def _apart(base, adapted, name):

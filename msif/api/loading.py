@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from msif.api.lineage import other_weights
 from msif.api.models import Model
 from msif.core import adapters
 from msif.core.layers import tracked
@@ -93,7 +94,7 @@ def _refuse_other_base(source, base, below):
         theirs = _whole(named, dtype)
     except (OSError, ValueError, ImportError):  # as of packed weights: nothing to compare with
         return
-    if _differ(below, theirs):
+    if other_weights(below, theirs):
         raise ValueError(
             f"the adapters of {source} were trained on {named} (base_model_name_or_path in "
             f"{adapters.CONFIG}), and the base given is {place}, whose weights differ: {named} is "
@@ -117,19 +118,3 @@ def _whole(source, dtype):
         return load_model(source, dtype)
     found = adapters.read(source)
     return adapters.merged(_whole(adapters.base_of(source)[0], dtype), found)
-
-
-def _differ(net, other):
-    """Have two models other weights? Not so by rounding: one may be saved in bfloat16, or merged
-    in another order."""
-    some, others = net.state_dict(), other.state_dict()
-    return some.keys() != others.keys() or any(
-        _unlike(x, others[name].to(x.device)) for name, x in some.items()
-    )
-
-
-def _unlike(x, y):
-    if x.shape != y.shape:
-        return True
-    near = torch.isclose(x, y, rtol=1e-5, atol=1e-6) | (x.bfloat16() == y.bfloat16())
-    return bool((~near).float().mean() > 1e-3)
