@@ -240,7 +240,8 @@ class Model:
         else:
             asked = list(checks.several("prompt", prompts))
             told = [list(checks.several("answer", x or ())) for x in (chosen, rejected)]
-        return pairs.paired(*(self.answers(asked, side, **options) for side in told))
+        sides = (self.answers(asked, side, limit=limit, **options) for side in told)
+        return pairs.paired(*sides)
 
     def _conversed(self, given, max_length, new_tokens):
         """Sequences of conversations, with a loss on the last turn, the model's own if missing."""
@@ -280,9 +281,9 @@ class Model:
             return f"{self.text(sequence.chosen)} ≻ {self.text(sequence.rejected)}"
         return str(self.tokenizer.decode(list(sequence.input_ids), skip_special_tokens=True))
 
-    def tokens(self, sequence: data.Sequence) -> str:
+    def tokens(self, sequence: data.Sequence | pairs.Pair) -> str:
         """A sequence token by token with its labels, to print: what the model reads, and what is
-        scored of it (`data.row_table`).
+        scored of it (`data.row_table`); of a pair, the chosen one's, then the rejected one's.
 
         >>> print(tuned.tokens(tuned.answers(["Where was Bo born?"], ["Paris"])[0]))
                    id  token                    label
@@ -292,6 +293,9 @@ class Model:
             3      17  ' born?'                 –
             4      13  ' Paris'                 ' Paris'
         """
+        if isinstance(sequence, pairs.Pair):
+            sides = ("chosen", sequence.chosen), ("rejected", sequence.rejected)
+            return "\n".join(f"{name}:\n{self.tokens(x)}" for name, x in sides)
         return data.row_table(sequence, self.tokenizer)
 
     def _longest(self, max_length, otherwise=LONGEST):
