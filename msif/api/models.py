@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from msif.api.own import Open, answered
 from msif.api.streams import Stream, file_state, kept_apart
-from msif.core import checks, conversations, data, forms, messages, pairs, rows
+from msif.core import checks, conversations, data, forms, messages, pairs, rows, turns
 from msif.core.adapters import Adapter
 from msif.core.layers import Tracked
 from msif.core.models import limits
@@ -310,4 +310,7 @@ class Model:
             head = rows.split_answer(prompt, "", self.tokenizer, form=form)[0]
             after = rows.closing_ids(prompt, "", self.tokenizer, closing=closing, form=form)
             due[n] = Open(prompt, head, after, after, closing is not None)
+        if closing is None:
+            asked = {n: (prompt, "") for n, prompt in prompts.items()}
+            turns.warn_of_unclosed(asked, self.tokenizer, form.turn)
         return answered(self.tracked, self.tokenizer, due, new_tokens, longest)
