@@ -121,6 +121,12 @@ def closing_ids(
     return ids if ends else ids + form.last
 
 
+def closing_of(tokenizer: PreTrainedTokenizerBase) -> Ids:
+    """The ids that close an answer in the tokenizer's chat format; none without one."""
+    text = turn_of(tokenizer).closing
+    return _after(text, tokenizer) if text else ()
+
+
 def words(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
     """The piece of text that each token adds: strings whose concatenation is the decoded text,
     spaces of a word-level tokenizer included.
