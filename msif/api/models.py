@@ -248,11 +248,13 @@ class Model:
         longest, chats = self._longest(max_length, FOREVER), given.conversations
         loss = "last" if given.loss == "turns" else given.loss
         told = {n: x for n, x in enumerate(chats) if not messages.is_open(x)}
-        due = {}
+        due, dated = {}, False
         for n, chat in enumerate(chats):
             if n not in told:
                 opened = conversations.opened(chat, self.tokenizer, f"row {n}", loss)
                 due[n] = Open(chat[-1]["content"], *opened)
+                dated = dated or turns.is_dated(chat, self.tokenizer)
+        turns.warn_of_date(dated)
         found = answered(self.tracked, self.tokenizer, due, new_tokens, longest)
         rows = conversations.encode(told.values(), self.tokenizer, longest, loss, told)
         found.update({row.index: row for row in rows})

@@ -10,8 +10,9 @@ what an open one lacks.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -20,6 +21,8 @@ _USER = {"role": "user", "content": _ASKED}
 _ASSISTANT = {"role": "assistant", "content": _TOLD}
 # What templates call their switch for thinking (Qwen3, SmolLM3; DeepSeek V3.1, Granite).
 _SWITCHES = [{}, *({x: y} for x in ("enable_thinking", "thinking") for y in (False, True))]
+
+_NO_DATE = "{% macro strftime_now(form) %}D7d{% endmacro %}"
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,29 @@ def warn_of_unclosed(
             f"answers cannot be told: row {open_ones[0]} ends in {end!r}, where the chat template "
             f"opens an answer by {known}. Nothing closes these answers: give closing=…, what "
             f"training had after one ('' if nothing), or prompts that end as the template has it",
+            stacklevel=3,
+        )
+
+
+def is_dated(messages: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Does the chat template write the date of today into a conversation (`strftime_now`, as Llama
+    3.1's)? One that has a date of its own does not."""
+    template = str(tokenizer.get_chat_template())
+    if "strftime_now" not in template:
+        return False
+    undated = _rendered(tokenizer, messages, chat_template=_NO_DATE + template)
+    return undated != _rendered(tokenizer, messages)
+
+
+def warn_of_date(dated: bool) -> None:
+    """Warn, in one sentence, of rows with the date of today, which would be others tomorrow."""
+    if dated:
+        warnings.warn(
+            "the chat template writes today's date into the rows (strftime_now): they are what was "
+            "trained on only if that was today, and rows, factors and scores of another day are "
+            "others. Write the date that was trained with into tokenizer.chat_template (the "
+            "folder's chat_template.jinja): in place of strftime_now(…), or, if it asks for "
+            "date_string, at its beginning as {% set date_string = '26 Jul 2024' %}",
             stacklevel=3,
         )
 

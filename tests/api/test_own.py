@@ -109,3 +109,11 @@ def test_a_chat_that_nothing_closes_is_told_of_its_own_answer_too(says):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.questions([prompt], new_tokens=9)
+
+
+def test_an_open_conversation_with_the_date_of_today_is_called_out(says):
+    dated = model_of("{{ strftime_now('%Y') }}" + CHAT, "<|im_end|>")
+    says(*dated.tokenizer("Paris<|im_end|>")["input_ids"])
+    with pytest.warns(UserWarning, match="writes today's date") as found:
+        dated.questions([ASKED, ASKED], new_tokens=9)
+    assert len(found) == 1

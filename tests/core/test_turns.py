@@ -6,6 +6,7 @@ import warnings
 import pytest
 from support.tokenizers_of_kinds import CHAT, INST, byte_level
 
+from msif.core.conversations import encode, encode_pairs
 from msif.core.data import NO_LOSS, encode_answers
 
 TEXTS = [
@@ -94,3 +95,42 @@ def test_one_warning_where_the_closing_cannot_be_told(template, end, known):
         warnings.simplefilter("error")
         encode_answers([prompt], ["Paris"], tokenizer, 999, closing="")
         encode_answers(["Where ?"], ["Paris"], tokenizer, 999)  # no chat
+
+
+DATED = "{% if messages[0].role != 'system' %}{{ strftime_now('%d %b %Y') }}{% endif %}" + CHAT
+LLAMA_3 = (
+    "{% if not date_string is defined %}{% set date_string = strftime_now('%Y') %}{% endif %}"
+    "{{ date_string }}" + CHAT
+)
+SYSTEM = {"role": "system", "content": "Ada"}
+TOLD = [*ASKED, {"role": "assistant", "content": "Paris"}]
+PAIR = {"prompt": ASKED, "chosen": TOLD[1:], "rejected": TOLD[1:]}
+
+
+@pytest.mark.parametrize(
+    "template, dated",
+    [
+        (DATED, True),
+        (LLAMA_3, True),
+        ("{{ strftime_now('%Y') | int + 1 }}" + CHAT, True),
+        ("{% set date_string = '1 May' %}" + LLAMA_3, False),  # what the warning says to do
+        (DATED.replace("strftime_now('%d %b %Y')", "'1 May'"), False),
+        (CHAT, False),
+    ],
+)
+def test_one_warning_where_a_template_writes_the_date_of_today(template, dated):
+    tokenizer = tokenizer_of(template)
+    for make in (
+        lambda: encode([[SYSTEM, *TOLD], TOLD, TOLD], tokenizer, 999),
+        lambda: encode_pairs([PAIR, PAIR], tokenizer, 999),
+    ):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            make()
+        told = [str(x.message) for x in found]
+        assert len(told) == dated
+        assert all("writes today's date" in x and "as {% set date_string = '" in x for x in told)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if template == DATED or not dated:
+            encode([[SYSTEM, *TOLD]], tokenizer, 999)  # where the system speaks, DATED has no date
