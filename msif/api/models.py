@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from msif.api.own import Open, answered
 from msif.api.streams import Stream, file_state, kept_apart
-from msif.core import checks, conversations, data, forms, messages, pairs, rows
+from msif.core import checks, conversations, data, forms, messages, pairs, rows, turns
 from msif.core.adapters import Adapter
 from msif.core.layers import Tracked
 from msif.core.models import limits
@@ -181,8 +181,9 @@ class Model:
         which the last turn alone is asked about; or rows as `answers` reads them, whose answer may
         be missing, or the path of a file of these, of a .txt one each line a prompt. Where
         there is no answer, or a conversation ends with the user, the model gives its own: greedily,
-        up to its end-of-sequence token or `new_tokens` tokens; it is closed as a given one, if the
-        model ended it. Raises as `answers`, and ValueError for a model that answers nothing.
+        up to what ends its turn (`api.own.ends`) or `new_tokens` tokens; it is closed as a given
+        one, if the model ended it. Raises as `answers`, and ValueError for a model that answers
+        nothing.
 
         >>> [own] = tuned.questions(["Where was Bo born?"], new_tokens=1)
         >>> sum(label != -100 for label in own.labels)
@@ -240,18 +241,21 @@ class Model:
         else:
             asked = list(checks.several("prompt", prompts))
             told = [list(checks.several("answer", x or ())) for x in (chosen, rejected)]
-        return pairs.paired(*(self.answers(asked, side, **options) for side in told))
+        sides = (self.answers(asked, side, limit=limit, **options) for side in told)
+        return pairs.paired(*sides)
 
     def _conversed(self, given, max_length, new_tokens):
         """Sequences of conversations, with a loss on the last turn, the model's own if missing."""
         longest, chats = self._longest(max_length, FOREVER), given.conversations
         loss = "last" if given.loss == "turns" else given.loss
         told = {n: x for n, x in enumerate(chats) if not messages.is_open(x)}
-        due = {}
+        due, dated = {}, False
         for n, chat in enumerate(chats):
             if n not in told:
                 opened = conversations.opened(chat, self.tokenizer, f"row {n}", loss)
                 due[n] = Open(chat[-1]["content"], *opened)
+                dated = dated or turns.is_dated(chat, self.tokenizer)
+        turns.warn_of_date(dated)
         found = answered(self.tracked, self.tokenizer, due, new_tokens, longest)
         rows = conversations.encode(told.values(), self.tokenizer, longest, loss, told)
         found.update({row.index: row for row in rows})
@@ -280,9 +284,9 @@ class Model:
             return f"{self.text(sequence.chosen)} ≻ {self.text(sequence.rejected)}"
         return str(self.tokenizer.decode(list(sequence.input_ids), skip_special_tokens=True))
 
-    def tokens(self, sequence: data.Sequence) -> str:
+    def tokens(self, sequence: data.Sequence | pairs.Pair) -> str:
         """A sequence token by token with its labels, to print: what the model reads, and what is
-        scored of it (`data.row_table`).
+        scored of it (`data.row_table`); of a pair, the chosen one's, then the rejected one's.
 
         >>> print(tuned.tokens(tuned.answers(["Where was Bo born?"], ["Paris"])[0]))
                    id  token                    label
@@ -292,6 +296,9 @@ class Model:
             3      17  ' born?'                 –
             4      13  ' Paris'                 ' Paris'
         """
+        if isinstance(sequence, pairs.Pair):
+            sides = ("chosen", sequence.chosen), ("rejected", sequence.rejected)
+            return "\n".join(f"{name}:\n{self.tokens(x)}" for name, x in sides)
         return data.row_table(sequence, self.tokenizer)
 
     def _longest(self, max_length, otherwise=LONGEST):
@@ -306,4 +313,7 @@ class Model:
             head = rows.split_answer(prompt, "", self.tokenizer, form=form)[0]
             after = rows.closing_ids(prompt, "", self.tokenizer, closing=closing, form=form)
             due[n] = Open(prompt, head, after, after, closing is not None)
+        if closing is None:
+            asked = {n: (prompt, "") for n, prompt in prompts.items()}
+            turns.warn_of_unclosed(asked, self.tokenizer, form.turn)
         return answered(self.tracked, self.tokenizer, due, new_tokens, longest)

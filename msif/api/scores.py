@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from msif.api.own import instead
 from msif.api.stages import Stage
 from msif.core import checks, data, files, influence
 from msif.core.extras import need
-from msif.core.generation import answer_start, log_probabilities, own_answers
+from msif.core.generation import answer_start, log_probabilities
 from msif.core.layers import Vectors
 from msif.core.resources import require
 from msif.scale import streaming
@@ -145,8 +146,7 @@ class Scores:
         model = self.stages[-1].model
         self.stages[-1].check_model()
         f = log_probabilities(model.tracked.model, self.questions).tolist()
-        closing = set(model.tokenizer.all_special_ids) - {model.tokenizer.unk_token_id}
-        own = own_answers(model.tracked.model, self.questions, stop=closing)
+        own = instead(model.tracked.model, model.tokenizer, self.questions)
 
         def text(ids):
             return str(model.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()

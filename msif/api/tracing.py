@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from msif.api.kinds import adapters_digest
+from msif.api.kinds import adapters_digest, of_pairs
 from msif.api.lineage import foreign
 from msif.api.scores import Scores
 from msif.api.stages import Stage, layers_key, loss_of_pairs, name_of
@@ -64,6 +64,11 @@ def trace(
         )
     asked = _asked(stages[-1].model, questions)
     documents = list(documents) if isinstance(documents, list) else documents
+    if of_pairs(stages[stage].factors) and not pairs.are_pairs(documents):
+        raise ValueError(
+            f"rows or documents for stage {stage}, which was fitted on preferences: expected a "
+            f"list of its pairs, as `Model.preferences` makes it"
+        )
     if folder is not None and pairs.are_pairs(documents):
         raise ValueError("pairs are scored in memory: leave out the folder")
     chain, model = chained(stages), stages[stage].model

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from msif.core import checks, data, pairs, rows
 from msif.core.messages import Messages, checked, end_in, nothing_unread, parted
 from msif.core.rows import Ids
+from msif.core.turns import is_dated, warn_of_date
 
 _PROBE = "A7a"
 
@@ -42,20 +43,23 @@ def encode(
 
     Raises ValueError, naming the row, for other messages, for a turn of the assistant without text
     or of words that the tokenizer does not know, for what the template cannot render or does not
-    tell apart, and for more than `max_length` tokens; and for a tokenizer without a template.
+    tell apart, and for more than `max_length` tokens; and for a tokenizer without a template. Warns
+    where the template writes the date of today.
     """
     _check_loss(loss_on)
     max_length = checks.whole("max_length", max_length, 2)
-    found, unknown = [], {}
+    found, unknown, dated = [], {}, False
     for number, given in zip(count() if numbers is None else numbers, conversations):
         what = f"row {number}"
         messages = checked(given, what)
         end_in(messages, "assistant", what)
         ids, turns = _learnt(messages, tokenizer, what, loss_on)
         _short_enough(ids, max_length, what)
+        dated = dated or is_dated(messages, tokenizer)
         if words := _unknown(messages, ids, turns, tokenizer, what):
             unknown[number] = words
         found.append(_sequence(number, ids, turns if loss_on == "turns" else turns[-1:]))
+    warn_of_date(dated)
     rows.warn_of_unknown(unknown, tokenizer)
     return found
 
@@ -91,7 +95,7 @@ def encode_pairs(
     log π(y|x) is that of all tokens after the prompt, rendered with the generation prompt. Raises
     ValueError as `encode`, naming the pair, and for sides that have nothing, or all, in common."""
     max_length = checks.whole("max_length", max_length, 2)
-    found = []
+    found, dated = [], False
     for number, row in enumerate(given):
         what = f"pair {number}"
         nothing_unread(row, what)
@@ -102,8 +106,10 @@ def encode_pairs(
             end_in(messages, "assistant", f"{what}, {name}")
             ids, rest = _parted(prompt, messages, tokenizer, f"{what}, {name}")
             _short_enough(ids, max_length, f"{what}, {name}")
+            dated = dated or is_dated(messages, tokenizer)
             made.append(_sequence(number, ids, rest))
         found.append(pairs.Pair(number, *made))
+    warn_of_date(dated)
     return found
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from msif.core import checks, rows
+from msif.core import checks, rows, turns
 from msif.core.rows import split_answer as split_answer
 from msif.core.rows import word_tokenizer as word_tokenizer
 from msif.core.sequences import NO_LOSS as NO_LOSS
@@ -204,6 +204,8 @@ def encode_answers(
         labels = (head if loss_on == "all" else (NO_LOSS,) * len(head)) + tail
         sequences.append(Sequence(number, head + tail, labels))
         heads[number] = head
+    if closing is None:
+        turns.warn_of_unclosed(dict(zip(heads, zip(asked, told))), tokenizer, form.turn)
     rows.warn_of_unknown(unknown, tokenizer)
     rows.warn_of_nothing_known("prompt", heads, tokenizer)
     return sequences

@@ -13,7 +13,9 @@ from msif.core import checks, sources
 Messages = list[dict[str, Any]]
 COLUMN = "messages"
 PREFERENCE = ("prompt", "chosen", "rejected")
-UNLEARNT = ("weight", "train", "training")  # keys of a turn by which trainers leave it out
+# Keys of a turn by which trainers leave it out, and those by which they weigh its loss.
+UNLEARNT = ("train", "training", "trainable", "learn", "loss")
+WEIGHTS = ("weight", "loss_weight")
 UNREAD = ("tools", "chat_template_kwargs")  # columns that would change how a row is rendered
 
 
@@ -89,10 +91,11 @@ def checked(given: Any, what: str) -> Messages:
             )
         checks.text(f"{what}, message {n}: the role", x["role"])
         checks.text(f"{what}, message {n}: the content", x["content"])
-        if unlearnt := [key for key in UNLEARNT if x.get(key) in (0, False) and key in x]:
+        if x["role"] == "assistant" and (key := _unlearnt(x)):
             raise ValueError(
-                f"{what}, message {n} has {unlearnt[0]!r}: {x[unlearnt[0]]!r}; turns that training "
-                f"left out are not read: expected a loss on every turn of the assistant"
+                f"{what}, message {n} has {key!r}: {x[key]!r}; turns that training left out, or "
+                f"weighed, are not read: expected a loss on every turn of the assistant, of weight "
+                f"1 (leave the key out if that is so, and the row if not)"
             )
         if x["role"] == "assistant" and not x["content"].strip():
             raise ValueError(f"{what}, message {n}: the assistant says nothing; expected some text")
@@ -173,6 +176,18 @@ def nothing_unread(row: Mapping[str, Any], what: str) -> None:
             f"{what} has {odd[0]!r}, with which the chat template would render it otherwise; "
             f"expected rows without"
         )
+
+
+def _unlearnt(message):
+    """The key by which a turn has no loss, or another than its own; None if there is none."""
+    given = {key: x for key, x in message.items() if x is not None}
+    left = [key for key in UNLEARNT if key in given and _says_no(given[key])]
+    left += [key for key in WEIGHTS if given.get(key, 1) != 1]
+    return left[0] if left else None
+
+
+def _says_no(x):
+    return x.strip().lower() in ("false", "no", "0") if isinstance(x, str) else x in (0, False)
 
 
 def _limit(limit):

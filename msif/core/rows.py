@@ -13,7 +13,7 @@ without spaces, not after an opening bracket or quotation mark, a currency, "#",
 has no space before it either (2+2=, <answer>, https://), and not before closing punctuation.
 
 After the answer stands what the chat format closes a turn with, under the same condition, and the
-tokenizer's own EOS; neither twice.
+tokenizer's own EOS; neither twice. `turns` tells how a chat format opens and closes an answer.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from msif.core import checks
+from msif.core.turns import Turn, left_of, special_tokens, turn_of
 
 Ids = tuple[int, ...]
 # Han, kana, bopomofo, their punctuation and full-width forms; Thai, Lao, Myanmar, Khmer.
@@ -44,22 +45,17 @@ _ANCHORS = ("\n", ":", "a", "1")
 class Format:
     """What a tokenizer and its chat template put around texts.
 
-    first, last: ids before and after every text. opening: how a rendered chat ends where an answer
-    is due ("" if there is no chat format); separator: what it has then before the answer (None:
-    nothing that could be told); closing: what it has after."""
+    first, last: ids before and after every text. turn: how a rendered chat opens and closes an
+    answer."""
 
     first: Ids = ()
     last: Ids = ()
-    opening: str = ""
-    separator: str | None = None
-    closing: str = ""
+    turn: Turn = Turn()
 
 
 def format_of(tokenizer: PreTrainedTokenizerBase) -> Format:
     """The `Format` of a tokenizer, by what it does to a few texts."""
-    first, last = _frame(tokenizer)
-    opening, separator, closing = _turn(tokenizer)
-    return Format(first, last, opening, separator, closing)
+    return Format(*_frame(tokenizer), turn_of(tokenizer))
 
 
 def document_ids(
@@ -115,7 +111,7 @@ def closing_ids(
     form = form or format_of(tokenizer)
     if closing is not None:
         return _after(closing, tokenizer) if closing else ()
-    text = "" if _left_of(prompt, form) is None else form.closing
+    text = "" if left_of(prompt, form.turn) is None else form.turn.closing or ""
     if text.strip() and answer.rstrip().endswith(text.strip()):
         text = ""
     ids = _after(text, tokenizer) if text else ()
@@ -123,6 +119,12 @@ def closing_ids(
         x.rstrip().endswith(_name(form.last, tokenizer)) for x in (answer, text)
     )
     return ids if ends else ids + form.last
+
+
+def closing_of(tokenizer: PreTrainedTokenizerBase) -> Ids:
+    """The ids that close an answer in the tokenizer's chat format; none without one."""
+    text = turn_of(tokenizer).closing
+    return _after(text, tokenizer) if text else ()
 
 
 def words(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
@@ -245,46 +247,16 @@ def _frame(tokenizer) -> tuple[Ids, Ids]:
     return places[-1] if places else ((), ())
 
 
-def _turn(tokenizer) -> tuple[str, str | None, str]:
-    """(opening, separator, closing) of the chat template; the first is "" without one."""
-    if not getattr(tokenizer, "chat_template", None):
-        return "", None, ""
-    asked = [{"role": "user", "content": "Q7q"}]
-    told = [*asked, {"role": "assistant", "content": "A7a"}]
-    try:
-        before = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template(told, tokenize=False)
-    except Exception:  # a template is a program of its own, for the messages that it expects
-        return "", None, ""
-    opening = before.rpartition("Q7q")[2]
-    if not opening.strip() or not whole.startswith(before) or "A7a" not in whole[len(before) :]:
-        return "", None, ""
-    separator, _, closing = whole[len(before) :].partition("A7a")
-    # Words between them, such as an empty thought, would be the model's to say.
-    return opening, None if separator.strip() else separator, closing
-
-
-def _left_of(prompt, form):
-    """What stands between a prompt that opens an answer as the chat format does, its whitespace
-    stripped or all there, and the answer; None for another prompt."""
-    bare = form.opening.rstrip()
-    if not bare or not prompt.rstrip().endswith(bare):
-        return None
-    given = prompt[len(prompt.rstrip()) :]
-    due = form.opening[len(bare) :] + (form.separator or "")
-    return due[len(given) :] if due.startswith(given) else None
-
-
 def _separator(prompt, answer, tokenizer, form):
-    left = _left_of(prompt, form)
-    if left is not None and (left or form.separator is not None):
-        # An answer that brings the space along has it once.
-        return left.removesuffix(form.separator or "") if answer[0].isspace() else left
+    if (opened := left_of(prompt, form.turn)) is not None:
+        left, separator = opened
+        if left or separator is not None:
+            # An answer that brings the space along has it once.
+            return left.removesuffix(separator or "") if answer[0].isspace() else left
     if not prompt or prompt[-1].isspace() or answer[0].isspace():
         return ""
-    special = set(tokenizer.all_special_tokens)
-    special |= {str(x) for x in tokenizer.added_tokens_decoder.values() if x.special}
-    if any(prompt.endswith(x) or answer.startswith(x) for x in special if x):
+    special = special_tokens(tokenizer)
+    if any(prompt.endswith(x) or answer.startswith(x) for x in special):
         return ""
     if _UNSPACED.match(prompt[-1]) or _UNSPACED.match(answer[0]):
         return ""

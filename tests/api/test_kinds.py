@@ -168,6 +168,9 @@ def test_a_chain_ends_in_preferences_whose_pairs_can_be_scored(
         msif.trace(chain, ASK, pairs, stage=2, folder=tmp_path)
     with pytest.raises(ValueError, match="pairs for stage 1: expected a later stage"):
         msif.trace(chain, ASK, pairs, stage=1)
+    for others in (*given, models[0].stream(folder / "documents.jsonl")):
+        with pytest.raises(ValueError, match="stage 2, which was fitted on pref.* of its pairs"):
+            msif.trace(chain, ASK, others, stage=2)
 
 
 def of_preferences(folder, models, place=None):

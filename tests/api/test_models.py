@@ -195,6 +195,12 @@ def test_preferences_arrive_as_text_or_as_conversations(tmp_path):
         (tmp_path / "pairs.jsonl").write_text(json.dumps(row))
         for given in ([row], tmp_path / "pairs.jsonl"):
             assert chat.preferences(given) == expected
+    asked = [prompt] * 3, ["London", "Oslo", "Ada"], ["Oslo", "London", "Bo"]
+    rows = [dict(zip(("prompt", "chosen", "rejected"), x)) for x in zip(*asked)]
+    for given in (asked, [rows]):  # the first ones, however they arrive
+        assert chat.preferences(*given, limit=2) == chat.preferences(*given)[:2]
+    chosen, rejected = (chat.tokens(x) for x in (expected[0].chosen, expected[0].rejected))
+    assert chat.tokens(expected[0]) == f"chosen:\n{chosen}\nrejected:\n{rejected}"
     for wrong, message in (
         ([{"prompt": prompt, "chosen": "a"}], "pair 0 has no 'rejected'; its columns are"),
         ([prompt], "pair 0 is .* expected a row with prompt, chosen, rejected"),

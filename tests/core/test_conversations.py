@@ -129,6 +129,26 @@ BAD = [
 ]
 
 
+NO = (False, 0, 0.0, "false", "False", " no ", "0")
+LEFT = [(x, no) for x in ("train", "training", "trainable", "learn", "loss") for no in NO]
+LEFT += [(x, y) for x in ("weight", "loss_weight") for y in (0, 0.5, 2, False, "0", "1")]
+
+
+@pytest.mark.parametrize("key, value", LEFT)
+def test_a_turn_that_training_left_out_or_weighed_is_refused(key, value):
+    """Full loss on it would be another training than the model had."""
+    with pytest.raises(ValueError, match=f"row 1, message 1 has {key!r}: {value!r}; turns that"):
+        encode([TWO, [user("a"), told("b") | {key: value}]], EVERY["chatml"], 999)
+
+
+def test_keys_that_leave_no_turn_out_change_nothing():
+    [plain] = encode([TWO], EVERY["chatml"], 999)
+    for key, value in [("loss", True), ("train", "yes"), ("weight", 1.0), ("learn", None)]:
+        assert encode([[x | {key: value} for x in TWO]], EVERY["chatml"], 999) == [plain]
+    asked = [x | {"train": x["role"] == "assistant"} for x in TWO]  # of the user's, there is none
+    assert encode([asked], EVERY["chatml"], 999) == [plain]
+
+
 @pytest.mark.parametrize("bad, message", BAD)
 def test_what_is_no_conversation_is_refused_by_its_row(bad, message):
     with pytest.raises(ValueError, match=f"row 1.*{message}"):
