@@ -7,7 +7,7 @@ of its layers give an upper bound. So an estimate never keeps a fit from being t
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -73,7 +73,7 @@ def meta_pass(tracked: Tracked, n: int, s: int, padded: bool = False) -> MetaPas
         return model(input_ids=torch.zeros(n, s, dtype=torch.long, device="meta")).logits
 
     with fused_attention(padded):
-        kept, inputs, logits, flops = _watched(model, tracked.layers, run)
+        kept, inputs, logits, flops = watched(model, tracked.layers, run)
     return MetaPass(kept, _logit_bytes(logits), flops, inputs=inputs)
 
 
@@ -91,7 +91,7 @@ def measured_pass(tracked: Tracked, n: int, s: int) -> MetaPass:
 
     def measured(length):
         with frozen(model):
-            return _watched(model, tracked.layers, lambda: logits(model, _sequence(model, length)))
+            return watched(model, tracked.layers, lambda: logits(model, _sequence(model, length)))
 
     (few, _, _, few_flops), (many, _, shape, many_flops) = measured(short), measured(long)
 
@@ -145,7 +145,9 @@ def _logit_size(size):
     return max(4, size) * LOGIT_COPIES + (size if size < 4 else 0)
 
 
-def _watched(model, layers, run):
+def watched(
+    model: nn.Module, layers: Iterable[Layer], run: Callable[[], Tensor]
+) -> tuple[dict[str, int], dict[str, tuple[int, int]], Tensor, int]:
     """({layer: bytes kept from its output on}, `MetaPass.inputs`, logits, FLOP) of run(), one
     forward pass.
 
@@ -153,6 +155,7 @@ def _watched(model, layers, run):
     counted for a layer would depend on the others: a product keeps both of its factors only if both
     ask for one, as the two halves of a gated MLP do. A layer that is not called keeps all.
     """
+    layers = list(layers)
     kept, modules, starts = _Kept(), dict(model.named_modules()), {x.name: 0 for x in layers}
     read: dict[str, Tensor] = {}  # held on to, as else another tensor takes its place
 

@@ -121,7 +121,7 @@ def test_what_fused_attention_keeps_is_known_without_numbers(make, padded):
         return model(input_ids=ids, attention_mask=mask).logits
 
     with frozen(model):
-        kept = meta._watched(model, net.layers, run)[0]
+        kept = meta.watched(model, net.layers, run)[0]
     found = meta.meta_pass(net, n, s, padded)
     for name, size in found.kept.items():
         assert size == pytest.approx(kept[name], rel=0.02), name
