@@ -181,8 +181,9 @@ class Model:
         which the last turn alone is asked about; or rows as `answers` reads them, whose answer may
         be missing, or the path of a file of these, of a .txt one each line a prompt. Where
         there is no answer, or a conversation ends with the user, the model gives its own: greedily,
-        up to its end-of-sequence token or `new_tokens` tokens; it is closed as a given one, if the
-        model ended it. Raises as `answers`, and ValueError for a model that answers nothing.
+        up to what ends its turn (`api.own.ends`) or `new_tokens` tokens; it is closed as a given
+        one, if the model ended it. Raises as `answers`, and ValueError for a model that answers
+        nothing.
 
         >>> [own] = tuned.questions(["Where was Bo born?"], new_tokens=1)
         >>> sum(label != -100 for label in own.labels)
