@@ -35,11 +35,21 @@ OWN = [
     "dolly",
 ]  # of the study: these name every knob
 # Committed reports by this code; those of full are older.
-CURRENT = ["stories", "webnlg", "smollm"]
-NOT_YET = {  # half a night of two cores; and what no run of theirs has had yet
-    "smollm": ("10_removal",),
-    "stories": ("10_removal",),
-    "webnlg": ("10_removal",),
+CURRENT = ["full", "stories", "webnlg", "smollm"]
+# Half a night of two cores; what no run of theirs has had yet; and, of full, what older code ran.
+# 03 of real texts is of the notebook before its methods had names for readers, with equal numbers.
+NOT_YET = {
+    "full": (
+        "04_exact",
+        "05_scalability",
+        "06_retraining",
+        "07_case_studies",
+        "10_removal",
+        "12_as_published",
+    ),
+    "smollm": ("03_fact_tracing", "10_removal"),
+    "stories": ("03_fact_tracing", "10_removal"),
+    "webnlg": ("03_fact_tracing", "10_removal"),
 }
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

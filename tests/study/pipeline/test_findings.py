@@ -54,7 +54,10 @@ def test_fact_tracing_says_where_it_is_behind_and_what_a_stage_costs():
 def test_a_lead_over_checkpoints_says_that_the_rival_has_one():
     numbers = committed("fact_tracing")
     numbers["lead"]["causal"] = {"over": "trackstar/raw", "mean": 0.1, "se": 0.01}
-    said = "75% at one), chance 50%: ahead of TrackStar at one checkpoint by 0.100 ± 0.010"
+    at_one = numbers["causal"]["multi_stage"]["normalised"]["auc"]
+    said = (
+        f"({at_one:.0%} at one), chance 50%: ahead of TrackStar at one checkpoint by 0.100 ± 0.010"
+    )
     assert said in claim("fact_tracing", numbers)
     numbers["lead"]["causal"]["over"] = "trackstar_trajectory/raw"
     said = "ahead of TrackStar, over checkpoints by 0.100"
