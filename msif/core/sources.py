@@ -6,7 +6,6 @@ is guessed from a value (a date stays the text that it is).
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import warnings
@@ -14,12 +13,11 @@ from collections.abc import Collection, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from msif.core import checks
 from msif.core.extras import need
+from msif.core.formats import FORMATS, Row, reader, suffix
 
-FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
 # Data in formats that are not read: a folder with them would be read in part.
 _OTHERS = {".arrow", ".csv", ".tsv", ".xml", ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar"}
 _OTHERS |= {".ndjson", ".jsonlines", ".jl", ".feather", ".orc", ".avro", ".tgz", ".lz4", ".7z"}
@@ -29,8 +27,6 @@ _SPLITS = {
     "validation": {"validation", "valid", "val", "dev"},
     "test": {"test", "testing", "eval", "evaluation"},
 }
-
-Row = dict[str, Any]
 
 
 def load_texts(
@@ -115,8 +111,8 @@ class Rows:
         named = path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
         if path.exists():
             files = files_of(path, split)
-            self.parts = [partial(_reader(file), file, wanted) for file in files]
-        elif named or _suffix(path) in FORMATS or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
+            self.parts = [partial(reader(file), file, wanted) for file in files]
+        elif named or suffix(path) in FORMATS or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
             raise FileNotFoundError(
                 f"{source} does not exist; expected a file, a folder or a dataset's hub id"
             )
@@ -126,19 +122,6 @@ class Rows:
     def __iter__(self) -> Iterator[Row]:
         for part in self.parts:
             yield from part()
-
-
-def _suffix(path):
-    return path.suffix.lower()
-
-
-def _reader(path):
-    readers = {"json": _json, "parquet": _parquet, "text": _lines}
-    if _suffix(path) not in FORMATS:
-        raise ValueError(f"{path} is not a known format; expected {', '.join(FORMATS)}")
-    if not path.stat().st_size:
-        raise ValueError(f"{path} is empty; expected at least one text")
-    return readers[FORMATS[_suffix(path)]]
 
 
 def files_of(source: Path, split: str = "train") -> list[Path]:
@@ -165,15 +148,15 @@ def _files(folder, split):
             f"{folder} has several configurations ({', '.join(configs)}); expected the folder or "
             f"file of one of them"
         )
-    kinds = {FORMATS.get(_suffix(name)) for name in inside} - {None}
-    unread = {_suffix(name) for name in inside} & _OTHERS
+    kinds = {FORMATS.get(suffix(name)) for name in inside} - {None}
+    unread = {suffix(name) for name in inside} & _OTHERS
     if len(kinds) + len(unread) > 1:
-        there = sorted({_suffix(name) for name in inside if _suffix(name) in {*FORMATS, *unread}})
+        there = sorted({suffix(name) for name in inside if suffix(name) in {*FORMATS, *unread}})
         raise ValueError(
             f"{folder} has files of several formats ({', '.join(there)}); expected one of "
             f"{', '.join(FORMATS)}: name one of the files, or keep one format in a folder"
         )
-    found = {name: path for name, path in inside.items() if _suffix(name) in FORMATS}
+    found = {name: path for name, path in inside.items() if suffix(name) in FORMATS}
     if not found:
         raise FileNotFoundError(
             f"{folder} doesn't contain any data files; expected {', '.join(FORMATS)}"
@@ -217,91 +200,6 @@ def _configs(folder):
     said = card.read_text("utf-8", "replace") if card.is_file() else ""
     named = re.findall(r"^\s*-?\s*config_name:\s*(\S+)", said.partition("\n---")[0], re.M)
     return list(dict.fromkeys(named))
-
-
-def _text_lines(path) -> Iterator[tuple[int, str]]:
-    """(number from 1, line without its end) of a file in UTF-8, a byte order mark left out."""
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline=None) as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.encode()
-            except UnicodeEncodeError as error:
-                raise ValueError(
-                    f"{path}, line {number} is not UTF-8 at character {error.start}; save the "
-                    f"file in UTF-8"
-                ) from error
-            yield number, line.rstrip("\n")
-
-
-def _lines(path, wanted) -> Iterator[Row]:
-    return ({"text": line} for _, line in _text_lines(path))
-
-
-def _json(path, wanted) -> Iterator[Row]:
-    """The objects of a file: one a line, or of a .json file one list of them."""
-    lines = _text_lines(path)
-    if _suffix(path) == ".json":
-        first = next((line for _, line in lines if line.strip()), "")
-        if first.lstrip().startswith("[") or first.strip() == "{":
-            listed = _object(path, 1, "\n".join(line for _, line in _text_lines(path)), object)
-            yield from _list(path, listed if isinstance(listed, list) else [listed])
-            return
-        lines = _text_lines(path)
-    for number, line in lines:
-        if line.strip():
-            yield _object(path, number, line)
-
-
-def _object(path, number, line, kind=dict):
-    try:
-        found = json.loads(line, object_pairs_hook=_distinct)
-    except _Twice as error:
-        raise ValueError(
-            f"{path}, line {number} has the key {str(error)!r} twice; expected each once"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path}, line {number} is not JSON ({error}); expected one whole object a line"
-        ) from error
-    if not isinstance(found, kind):
-        raise ValueError(
-            f"{path}, line {number} is {line.strip()[:60]!r}; expected an object, "
-            f'such as {{"text": "…"}}'
-        )
-    return found
-
-
-class _Twice(Exception):
-    """A key of a JSON object."""
-
-
-def _distinct(pairs):
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise _Twice(next(key for n, (key, _) in enumerate(pairs) if key in dict(pairs[:n])))
-    return found
-
-
-def _list(path, rows):
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, row {number} is {row!r}; expected an object")
-        yield row
-
-
-def _parquet(path, wanted) -> Iterator[Row]:
-    pq, arrow = need("pyarrow.parquet"), need("pyarrow")
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if twice := [name for name in wanted if names.count(name) > 1]:
-                raise ValueError(f"{path} has several columns {twice[0]!r}; expected one")
-            all_there = set(wanted) <= set(names)
-            columns = list(dict.fromkeys(wanted)) if all_there else None
-            for batch in file.iter_batches(1024, columns=columns):
-                yield from batch.to_pylist()
-    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def _hub(source, split, streaming, revision):

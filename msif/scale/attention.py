@@ -19,7 +19,7 @@ _NAME = "scaled_dot_product_attention"
 class _Fused(torch.autograd.Function):
     """softmax(q kᵀ) v as the fused kernels keep it: q, k, v, the result, a sum for each query, and
     the mask, a number for each pair of tokens. q (…, h, s, d); k, v (…, h or a divisor of h, t, d).
-    """
+    Forward alone: a pass without numbers has no gradient."""
 
     @staticmethod
     def forward(ctx, q, k, v, masked):
@@ -30,10 +30,6 @@ class _Fused(torch.autograd.Function):
         mask = q.new_empty(len(q), q.shape[-2], k.shape[-2]) if masked else sums
         ctx.save_for_backward(q, k, v, found, sums, mask)
         return found
-
-    @staticmethod
-    def backward(ctx, *grads):
-        raise NotImplementedError("a pass without numbers has no gradient")
 
 
 @contextmanager
