@@ -37,8 +37,8 @@ from msif.study.corpora import english_unseen
 from msif.study.fact_tracing import probes, tuning
 from msif.study.tracing import methods
 from msif.study.tracing.candidates import candidate_table
+from msif.study.tracing.curvatures import with_products
 from msif.study.tracing.names import FORMS
-from msif.study.tracing.refined import with_products
 
 SEARCHES = ("bm25", "tfidf", "embeddings")  # question + answer: those that are fused and filter
 # What is fused with text search: the first there is.

@@ -10,7 +10,7 @@ from itertools import product
 
 from msif.core.influence import Damping, Stage, precondition, query_gradients
 from msif.study import metrics, scratch
-from msif.study.fact_tracing import rivals
+from msif.study.tracing import rivals
 from msif.study.tracing.methods import score_together
 
 OURS = "multi_stage"

@@ -5,7 +5,7 @@ import numpy as np
 
 from msif.study.figures import PALETTE, plt
 
-LOOKS = "osD^vP"
+LOOKS = "osD^vPX*"
 
 
 def against_smoothness(names, smooth, panels, title):

@@ -15,8 +15,9 @@ import torch
 from msif.core.metasmoothness import document_weights, metasmoothness
 from msif.study import metrics, scratch
 from msif.study.beds import retraining, testbed
-from msif.study.retraining import datamodels, unrolled
+from msif.study.retraining import datamodels, projected, unrolled
 from msif.study.tracing.case import trained_case
+from msif.study.tracing.curvatures import with_products, with_shampoo
 from msif.study.tracing.methods import scored
 
 SHOWN = (
@@ -25,6 +26,8 @@ SHOWN = (
     "single_stage_finetuned/normalised",
     "gradient_dot/normalised",
 )
+REFINED, SHAMPOO = "multi_stage_refined/normalised", "multi_stage_shampoo/normalised"
+TRACKSTAR, TRAK = "trackstar/raw", "trak/raw"
 COUNT, EXACT = "statements", "exact derivative"
 
 
@@ -63,19 +66,24 @@ class Scored:
     tables: list
 
 
-def scores(plan, seeds, *, damping, alpha, single_stage_damping, batch_size):
-    """The `Scored` of a recipe."""
-    cases = [trained_case(plan, seed, [], batch_size=batch_size) for seed in seeds]
-    settings = {
-        "damping": damping,
-        "alpha": alpha,
-        "single_stage_damping": single_stage_damping,
-        "batch_size": batch_size,
-    }
-    counted = {COUNT: datamodels.statements(plan.corpus)}
-    tables = [scored(case, **settings) for case in cases]
-    kept = [{name: table[name] for name in SHOWN} | counted for table in tables]
-    return Scored([_right(case) for case in cases], kept)
+def scores(plan, seeds, *, refined, trackstar, trak, **settings):
+    """The `Scored` of a recipe.
+
+    settings: as for `methods.scored`. refined: {"documents", "iterations"} of `with_products`.
+    trackstar, trak: their settings, as in `projected`; both at one model, as the others are."""
+    cases = [trained_case(plan, s, [], batch_size=settings["batch_size"]) for s in seeds]
+    stages, counted = (settings["damping"], settings["alpha"]), datamodels.statements(plan.corpus)
+
+    def table(case, seed):
+        found = scored(case, **settings)
+        found |= with_products(case, refined["documents"], refined["iterations"], *stages)
+        found |= with_shampoo(case, *stages, seed=seed)
+        found = {name: found[name] for name in (*SHOWN, REFINED, SHAMPOO)}
+        (found[TRACKSTAR],) = projected.trackstar_scores(case, [trackstar])
+        (found[TRAK],) = projected.trak_of_one(case, [trak])
+        return found | {COUNT: counted}
+
+    return Scored([_right(case) for case in cases], list(map(table, cases, seeds)))
 
 
 def _right(case):
@@ -109,7 +117,7 @@ def derivative(plan, seed, queries):
 @dataclass(frozen=True)
 class Outcomes:
     """f after retraining without each of some subsets ((subsets, N) bool): own (subsets, seeds, q)
-    with the seeds of the models, others (subsets, seeds, q) with other seeds."""
+    with the seeds of the first models, others (subsets, seeds, q) with other seeds."""
 
     left_out: torch.Tensor
     own: np.ndarray
@@ -149,7 +157,7 @@ def lds(tables, found, queries=None, resamples=300):
         predicted = datamodels.predicted(table, found.left_out)
         return {name: metrics.lds(p, measured, resamples) for name, p in predicted.items()}
 
-    per_own = [against(t, own[:, [k]]) for k, t in enumerate(tables)]
+    per_own = [against(t, own[:, [k]]) for k, t in zip(range(own.shape[1]), tables)]
     per_other = [against(t, others[:, [k]]) for t in tables for k in range(others.shape[1])]
     together = against(datamodels.ensemble(tables), others)
     return {

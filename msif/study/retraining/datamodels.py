@@ -10,7 +10,8 @@ these documents. Beside the methods of `tracing.methods`, at each seed's models:
                             (`unrolling`)
     multi_stage_adam        EK-FAC in Adam's metric (`adam`)
     representation          cosine of mean hidden states at θ₂, query and answer against document
-    trak                    TRAK at models that saw half of the documents (`msif.rivals.trak`)
+    multi_stage_shampoo     corrected Shampoo in place of EK-FAC (`tracing.curvatures`)
+    trackstar, trak         by projected gradients (`projected`)
     bayesian                covariance over models drawn near θ₁, each fine-tuned (`sampled`)
 
 An ensemble is the mean over seeds; what they disagree about is noise, which `shrunk` takes off.
@@ -18,21 +19,16 @@ An ensemble is the mean over seeds; what they disagree about is noise, which `sh
 
 import torch
 
-from msif.core.data import batches
 from msif.core.influence import Damping, Stage, precondition, query_gradients
-from msif.core.layers import tracked, weight_matrix
-from msif.core.models import logits
+from msif.core.layers import weight_matrix
 from msif.core.objectives import logit_margin
 from msif.curvature import adam
 from msif.curvature.unrolling import Unrolled
 from msif.rivals import representations
-from msif.rivals.trak import error_probability, projector, trak, trak_features
 from msif.study import scratch
-from msif.study.beds import testbed
-from msif.study.beds.retraining import half_subsets, retrained
 from msif.study.tracing import methods
+from msif.study.tracing.curvatures import at_pretrained
 from msif.study.tracing.methods import score_together, scored
-from msif.study.tracing.refined import at_pretrained
 
 
 def all_scores(case, *, time, **settings):
@@ -103,31 +99,6 @@ def implied_alpha(case):
     return torch.stack(found).median().item()
 
 
-def trak_scores(recipe, seeds, dimension, ridge=0.0):
-    """{"trak/raw": (q, N)}: TRAK at θ₂ of one model a seed, each of which saw a random half of the
-    documents. ridge: relative, see `trak.trak`."""
-
-    def compute():
-        halves = half_subsets(len(recipe.corpus.documents), len(seeds), seed=seeds[0])
-        found = [_features(recipe, half, seed, dimension) for half, seed in zip(halves, seeds)]
-        return {"trak/raw": trak(*zip(*found), ridge)}
-
-    key = recipe.key() | {"seeds": list(seeds), "dimension": dimension, "ridge": ridge}
-    return scratch.tensors("trak", key, compute)
-
-
-def _features(recipe, left_out, seed, dimension):
-    """Features of the queries (q, k) and of the documents (N, k), and 1 − p of the documents (N,),
-    at one model."""
-    net = tracked(retrained(recipe, left_out, seed))
-    tokenizer, _ = testbed.start(recipe.corpus, recipe.model, seed)
-    documents, _, queries = testbed.encode(recipe.corpus, tokenizer, recipe.max_length)
-    project = projector(net.layers, dimension, seed)
-    with torch.no_grad():
-        errors = [error_probability(logits(net.model, b), b) for b in batches(documents, 64)]
-    return *(trak_features(net, x, project) for x in (queries, documents)), torch.cat(errors)
-
-
 def ensemble(tables):
     """[{method/form: (q, N)} of each seed] -> {method/form: mean over seeds}."""
     return {name: torch.stack([table[name] for table in tables]).mean(0) for name in tables[0]}
@@ -175,6 +146,8 @@ def costs(case, recipe, count, settings):
     read = 2 * steps * settings.get("batch_size", 32)  # at the draw, and where it began
     return found | {
         "multi_stage_source": found["multi_stage_trajectory"],
+        "multi_stage_shampoo": found["multi_stage"],
+        "trackstar": round(1 + len(case.bed.finetuning) / documents, 2),
         "trak": round(recipe.pretraining["epochs"] / 2 + 1, 2),
         "bayesian": round((read + rows) / documents + 1 + count / 3, 2),
         "representation": round(1 / 3, 2),

@@ -9,6 +9,7 @@ FORMS = ("raw", "normalised")
 NAMES = {
     "multi_stage": "multi-stage",
     "multi_stage_refined": "multi-stage, with exact products",
+    "multi_stage_shampoo": "multi-stage by corrected Shampoo",
     "multi_stage_source": "multi-stage, pre-training unrolled",
     "pretraining_only": "without fine-tuning's curvature",
     "finetuning_only": "without pre-training's curvature",

@@ -9,8 +9,8 @@ from msif.core import ekfac, store
 from msif.core.layers import tracked
 from msif.study.beds import retraining, testbed
 from msif.study.corpora.corpus import generate
-from msif.study.fact_tracing import comparison, rivals
-from msif.study.tracing import methods
+from msif.study.fact_tracing import comparison
+from msif.study.tracing import methods, rivals
 from msif.study.tracing.case import load_case
 
 CORPUS = {"fine_tuned": 3, "held_out": 2, "objects": 3, "fillers": 5}

@@ -10,8 +10,8 @@ from msif.rivals import trackstar, trak
 from msif.study import metrics
 from msif.study.beds.retraining import Recipe
 from msif.study.corpora.corpus import generate
-from msif.study.fact_tracing import rivals, tuning
-from msif.study.tracing import methods
+from msif.study.fact_tracing import tuning
+from msif.study.tracing import methods, rivals
 from msif.study.tracing.case import trained_case
 
 GRIDS = {

@@ -87,6 +87,15 @@ def test_what_cannot_be_compared_is_refused_before_any_training(wrong, said):
         recipes.check(FIRST, **given | wrong)
 
 
+def test_fewer_own_seeds_than_models_are_the_first_ones():
+    tables = [{"ours": torch.randn(4, N)} for _ in range(3)]
+    left_out = retraining.subsets(N, 8, 0.5)
+    f = np.random.default_rng(0).normal(size=(8, 3, 4))
+    found = recipes.lds(tables, recipes.Outcomes(left_out, f[:, :1], f), resamples=3)["ours"]
+    alone = recipes.lds(tables[:1], recipes.Outcomes(left_out, f[:, :1], f), resamples=3)["ours"]
+    assert found["own"] == alone["own"]
+
+
 def test_lds_is_one_for_the_effects_themselves():
     """With f = −(1/N) Σ of the left-out scores a model's own table predicts it without error; two
     models whose mean it is predict the mean, and each is behind it."""
@@ -112,9 +121,12 @@ def test_lds_is_one_for_the_effects_themselves():
 
 def test_scores_are_of_each_seed_s_models():
     how = {"damping": 1e-2, "alpha": 0.1, "single_stage_damping": 1e-2, "batch_size": 16}
+    how |= {"refined": {"documents": 8, "iterations": 1}, "trak": {"dimension": 8, "ridge": 1.0}}
+    how |= {"trackstar": {"documents": "finetuned", "dimension": 4, "damping": 0.1}}
     found = recipes.scores(PLAN, [0, 1], **how)
     assert len(found.right) == len(found.tables) == 2
-    assert set(found.tables[0]) == {*recipes.SHOWN, recipes.COUNT}
+    others = {recipes.REFINED, recipes.SHAMPOO, recipes.TRACKSTAR, recipes.TRAK}
+    assert set(found.tables[0]) == {*recipes.SHOWN, *others, recipes.COUNT}
     assert not torch.equal(*(t["multi_stage/normalised"] for t in found.tables))
     assert recipes.scores(PLAN, [1], **how).tables[0].keys() == found.tables[0].keys()
 

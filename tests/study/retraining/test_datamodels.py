@@ -4,14 +4,15 @@ and what the pieces are equal to."""
 import pytest
 import torch
 
-from msif.core.influence import Damping, Stage, query_gradients
+from msif.core.influence import Damping, Stage, precondition, query_gradients, score
 from msif.core.layers import Tracked
+from msif.curvature import shampoo
 from msif.study.beds.retraining import Recipe
 from msif.study.corpora.corpus import generate
 from msif.study.retraining import datamodels
 from msif.study.tracing import methods
 from msif.study.tracing.case import trained_case
-from msif.study.tracing.refined import with_products
+from msif.study.tracing.curvatures import with_products, with_shampoo
 
 PEOPLE = generate(0, fine_tuned=2, held_out=2, objects=3, near=1, fillers=10)
 RECIPE = Recipe(
@@ -66,6 +67,20 @@ def test_one_refinement_without_products_is_the_multi_stage_score(case):
     ]
     expected = methods.scored(case, **SETTINGS)["multi_stage/raw"]
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6 * expected.abs().max())
+
+
+def test_by_shampoo_is_the_score_of_stages_with_its_factors(case):
+    base, tuned, _, _ = case.ends
+    how = {"labels": "gaussian", "batch_size": 64}
+    first = shampoo.fit(base, case.bed.documents, samples=2, seed="7/pretrained/shampoo", **how)
+    last = shampoo.fit(tuned, case.bed.finetuning, samples=4, seed="7/finetuned/shampoo", **how)
+    stages = [Stage(first, Damping(1e-2)), Stage(last, alpha=Damping(0.1))]
+    w = precondition(query_gradients(tuned, case.queries), stages)[0]
+    expected = score(base, case.bed.documents, w)
+    found = with_shampoo(case, damping=1e-2, alpha=0.1, seed=7)
+    for form, x in (("raw", expected.values), ("normalised", expected.normalised())):
+        near = {"rtol": 1e-4, "atol": 1e-6 * x.abs().max()}
+        assert torch.allclose(found[f"multi_stage_shampoo/{form}"], x, **near)
 
 
 def test_a_variant_that_exchanges_nothing_is_the_multi_stage_score(case):
