@@ -10,6 +10,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
+from support.pages import FINDINGS
 from support.phrases import findings, index, of_answers, of_table, readme
 from support.quoted import REPORTS
 from support.quoted_tables import cells, tables
@@ -19,8 +20,9 @@ PAGE = REPORTS.parent / "docs" / "claims.md"
 HEAD = """# Claims: what is quoted, and what it rests on
 
 A line for every number of README, of the cards of `reports/index.html` (profile `full`) and of
-[findings](findings.md): its 95 % interval in brackets, or ± one standard error, – where the record
-has neither; over how many worlds it is a mean (corpora, and models that give scores); its file.
+[findings](findings.md) and [prediction](prediction.md): its 95 % interval in brackets, or ± one
+standard error, – where the record has neither; over how many worlds it is a mean (corpora, and
+models that give scores); its file.
 **With one corpus and one model, an error is over questions or halves alone, and says nothing of
 other worlds.** An interval over several models is by Student's t.
 
@@ -39,7 +41,7 @@ def line(claim, number):
 
 
 def page(text):
-    """docs/claims.md. text: that of docs/findings.md, for the lines of its tables."""
+    """docs/claims.md. text: that of both pages, for the lines of its tables."""
     spoken = {
         "README and index: the table": of_table(),
         "README and index: below the table": _spoken(of_answers()),
@@ -74,4 +76,4 @@ def _is_bound(number):
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page((PAGE.parent / "findings.md").read_text("utf-8")), "utf-8")
+    PAGE.write_text(page(FINDINGS), "utf-8")

@@ -8,6 +8,7 @@ REPORTS = ROOT / "reports"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = {path.name: path.read_text("utf-8") for path in PAGES}
 README = TEXT["README.md"]
+FINDINGS = "\n\n".join(TEXT[name] for name in ("findings.md", "prediction.md"))
 
 
 def report(name, profile="full"):

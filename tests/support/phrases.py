@@ -1,30 +1,33 @@
-"""What README, docs/findings.md and the index claim, in words; each number is a `Number`."""
+"""What README, docs/findings.md, docs/prediction.md and the index claim, in words; each number is a
+`Number`."""
 
 from dataclasses import dataclass
 
-from msif.study.pipeline import front
+from msif.study.pipeline import traced
 from msif.study.tracing.names import named
 from support.quoted import (
-    ALONG,
     REPORTS,
     Number,
+    added,
     answered,
+    asked,
     by_chance,
     case_study,
     converged,
     curvature,
     exact,
     exchanged,
+    filtered,
     gain,
     kinds,
     lds,
     lead,
     metrics,
+    of_difference,
     of_front,
     published,
     retrained,
     tracing,
-    tuned,
 )
 
 OVER = "trackstar_trajectory"  # what is best of the rivals, where words do not decide
@@ -53,19 +56,17 @@ def phrase(words, *numbers):
 def readme():
     """The phrases of README's first section, but for what `front` makes."""
     facts, plants = ("removal", "facts"), ("removal", "plants")
-    best = [
-        tuned(p, m)
-        for m in ("multi_stage", "single_stage_finetuned")
-        for p in ("stories", "webnlg")
-    ]
     lost = [case_study(*facts, x, "flipped_or_halved") for x in ("influence", "bm25", "random")]
     answers, traits = (case_study(*x, "influence", "answers") for x in (facts, plants))
     return [
-        phrase("multi-stage has {:2} and {:2} on these two", *best[:2]),
-        phrase("single-stage {:2} and {:2}. `smollm`", *best[2:]),
+        phrase("all (it answers {:%})", answered("finetuned", "stories")),
+        phrase("for what mattered all {:}", asked("causal")),
         phrase(
-            "on a GPU it has {:2} with 48 questions",
-            tracing("multi_stage_trajectory", "plain", "smollm_h100"),
+            "has {:2} at one checkpoint ({:2} over several, {:2} without fine-tuning's curvature)",
+            *(
+                tracing(x, "plain", "smollm_h100")
+                for x in ("multi_stage", "multi_stage_trajectory", "pretraining_only_trajectory")
+            ),
         ),
         phrase(
             "multi-stage has {:2} on `stories` and {:2} on `webnlg`",
@@ -75,29 +76,25 @@ def readme():
             "({:2} and {:2} as its code was", *as_published("as released (H₁ unused), absolute")
         ),
         phrase("without H₁), single-stage {:2} and {:2}", *as_published("single-stage, absolute")),
-        phrase("at its best damping {:2} and {:2}", *(at_best(x) for x in PUBLISHED)),
         phrase("BM25 {:2} and {:2};", *as_published("BM25")),
         phrase(
-            "gradient norm multi-stage has {:2} and {:2}",
-            *as_published("multi-stage, absolute, normalised"),
+            "normalised, multi-stage has {:2} and {:2}, single-stage {:2} and {:2}.",
+            *(at_best(x, m) for m in ("multi-stage", "single-stage") for x in PUBLISHED),
         ),
         phrase(
-            "single-stage {:2} and {:2}. - **Text",
-            *as_published("single-stage, absolute, normalised"),
-        ),
-        phrase(
-            "it is {:2} ± {:2} above TrackStar (among the same words {:2} ± {:2})",
+            "it is {:2} ± {:2} above TrackStar for what mattered, {:2} ± {:2} among the same words",
             *(lead(c, OVER, what) for c in ("causal", "matched") for what in ("mean", "se")),
         ),
-        phrase("a rule of word order has {:2}.", tracing("word_order", "causal")),
-        phrase("with {:2}, not {:2}", lds("multi_stage", 5), lds("multi_stage", 1)),
         phrase(
-            "exact curvature take {:2} to {:2}",
-            exchanged("multi_stage"),
-            exchanged("multi_stage_refined"),
+            "(a rule of word order has {:2}, {:2})",
+            *(tracing("word_order", c) for c in ("causal", "matched")),
         ),
-        phrase("{:%} of {:} right answers are lost", lost[0], answers),
-        phrase("{:%} by BM25's five, which {:} answers do not", lost[1], answers),
+        phrase(
+            "with {:2}, not {:2}, single-stage with {:2}, not {:2}",
+            *(lds(m, n) for m in ("multi_stage", "single_stage_finetuned") for n in (5, 1)),
+        ),
+        phrase("{:%} of {:} answers of one model change", lost[0], answers),
+        phrase("{:%} by BM25's five, which {:} do not", lost[1], answers),
         phrase("{:%} by random ones", lost[2]),
         phrase(
             "of {:} planted traits {:%} by either",
@@ -112,26 +109,27 @@ def as_published(method):
     return [published(x, "methods", method, "mrr") for x in PUBLISHED]
 
 
-def at_best(profile):
-    """Single-stage, not normalised, at the best of notebook 12's absolute dampings."""
-    each = metrics(profile, "as_published")["by_damping"]["single-stage, raw"]
-    best = max(each, key=lambda d: each[d]["mean"])
-    return published(profile, "by_damping", "single-stage, raw", best)
+def at_best(profile, method):
+    """MRR of a method, normalised, at the best of notebook 12's absolute dampings."""
+    label = f"{method}, normalised"
+    each = metrics(profile, "as_published")["by_damping"][label]
+    return published(profile, "by_damping", label, max(each, key=lambda d: each[d]["mean"]))
 
 
 def of_table():
     """[(cell of the front table, Number)]."""
     return [
-        (f"{row.profile}, {front.QUESTIONS[row.condition]}: {_called(column, x)}", _in(row, x))
-        for row in front.rows(REPORTS)
-        for column in front.COLUMNS
+        (f"{row.profile}, {traced.QUESTIONS[row.condition]}: {_called(column, x)}", _in(row, x))
+        for row in traced.rows(REPORTS)
+        for column in traced.COLUMNS
         for x in (row.cells[column].one, row.cells[column].over)
         if x
     ]
 
 
 def _called(column, value):
-    return named(value.method) if column.endswith("-stage") else f"{column}, {named(value.method)}"
+    own = column in traced.INFLUENCE
+    return named(value.method) if own else f"{column}, {named(value.method)}"
 
 
 def _in(row, value):
@@ -140,38 +138,41 @@ def _in(row, value):
 
 def of_answers():
     """The phrases of what `front` says below its table."""
-    profiles = dict.fromkeys(row.profile for row in front.rows(REPORTS))
+    found = traced.rows(REPORTS)
     gains = [
-        phrase(f"{p} ({{:+3}} [{{:+3}}, {{:+3}}])", *(gain(p, x, ALONG) for x in GAIN))
-        for p in profiles
-        if metrics(p, "fact_tracing")["paired"].get(" - ".join(ALONG), {})
+        phrase(
+            f"{traced.QUESTIONS[x.row.condition]} {{:+3}} [{{:+3}}, {{:+3}}]",
+            *of_difference(x, traced.ALONE, "over"),
+        )
+        for x in traced.differences(REPORTS, found, traced.ALONE, "over")
+        if x.low <= 0
     ]
-    bed = {(m, w): exact("test-bed", m, 0, w) for m in NEAR for w in ("spearman", "pearson")}
+    (order, size), (of_dot, size_dot) = (
+        [_ends(method, what) for what in ("spearman", "pearson")]
+        for method in ("EK-FAC", "gradient dot")
+    )
     return [
-        *(x for x in gains if x.numbers[1].value <= 0),
-        *(
-            phrase(
-                f"{row.profile}, {front.QUESTIONS[row.condition]} ({{:2}} and {{:2}})",
-                *(_in(row, x) for x in pair),
-            )
-            for which in ("one", "over")
-            for row in front.rows(REPORTS)
-            for pair in [[getattr(row.cells[x], which) for x in front.COLUMNS[:2]]]
-            if all(pair) and pair[0].mean >= pair[1].mean
-        ),
+        *gains,
         phrase("state the fact have an MRR of {:2}", tracing("multi_stage")),
-        phrase("a Spearman of {:2} with that of exact", bed["EK-FAC", "spearman"]),
-        phrase("(dot product of gradients {:2})", bed["gradient dot", "spearman"]),
+        phrase("a Spearman of {:2} to {:2} with that of exact", *order),
+        phrase("(dot product of gradients {:2} to {:2})", *of_dot),
+        phrase("a Pearson of {:2} to {:2} ({:2} to {:2})", *size, *size_dot),
         phrase(
-            "is {:2} (dot product {:2})", *(bed[m, "pearson"] for m in ("EK-FAC", "gradient dot"))
-        ),
-        phrase(
-            "correlation of {:2}, BM25 {:2}; noise allows {:2}",
+            "correlation of {:2}, BM25 {:2}, counting the sentences that state the fact {:2}; "
+            "noise allows {:2}",
             lds("multi_stage", 1),
             lds("bm25", 1),
+            lds("statements", 5),
             retrained("ceiling"),
         ),
     ]
+
+
+def _ends(method, what):
+    """The least and the greatest of notebook 04's problems."""
+    problems = metrics("full", "exact")["two_stages"]
+    found = [exact(problem, method, 0, what) for problem in problems]
+    return [pick(found, key=lambda x: x.value) for pick in (min, max)]
 
 
 GAIN = ("mean", "low", "high")
@@ -199,9 +200,27 @@ def findings():
             "(TrackStar over checkpoints",
             *leads,
         ),
-        phrase("T₂ adds {:3} and {:3} on", gain("stories"), gain("webnlg")),
         phrase(
-            "LDS {:2} in place of {:2}", exchanged("multi_stage_refined"), exchanged("multi_stage")
+            "fine-tuning's T₂ {:+3} [{:+3}, {:+3}], pre-training's H₁⁻¹ {:+3} [{:+3}, {:+3}]",
+            *added("matched", "pretraining_only"),
+            *added("matched", "finetuning_only"),
+        ),
+        phrase(
+            "keeps {:%} of a question's top ten, {:%} on `webnlg` and {:%} on `stories`",
+            *map(filtered, ("full", "webnlg", "stories")),
+        ),
+        phrase(
+            "take the LDS from {:2} to {:2}",
+            exchanged("multi_stage"),
+            exchanged("multi_stage_refined"),
+        ),
+        phrase(
+            "ten highest share {:%} (two seeds of full fine-tuning {:%})",
+            *(kinds("shared", x) for x in ("full and LoRA", "two seeds of full")),
+        ),
+        phrase(
+            "gives another answer ({:%})",
+            case_study("removal", "facts", "influence", "flipped"),
         ),
         phrase("(Spearman {:2}, {:2}, {:2})", *near[0]),
         phrase("(Pearson {:2}, {:2}, {:2})", *near[1]),
@@ -279,7 +298,7 @@ def index():
         "case_studies": [
             *(
                 case_study("planted", x, "precision_at_5")
-                for x in ("influence", "one checkpoint", "bm25")
+                for x in ("influence", "influence, normalised", "one checkpoint", "bm25")
             ),
             *(
                 case_study(*at, x, "flipped_or_halved")

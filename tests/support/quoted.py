@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import cache
 
-from msif.study.pipeline import front
+from msif.study.pipeline import traced
 from support import ROOT
 
 REPORTS = ROOT / "reports"
@@ -30,7 +30,8 @@ class Number:
         if spec.endswith("%"):
             return f"{self.value:.0%}".replace("%", " %")
         sign, digits = ("+", spec[1:]) if spec.startswith("+") else ("", spec)
-        text = f"{self.value:{sign}.{digits}f}" if digits else f"{self.value:g}"
+        rounded = round(self.value, int(digits)) + 0.0 if digits and not sign else self.value
+        text = f"{rounded:{sign}.{digits}f}" if digits else f"{self.value:g}"
         return text.replace("-", "−")
 
 
@@ -66,19 +67,73 @@ def parameters(profile, notebook):
 
 def tracing(method, condition="plain", profile="full", form=None):
     """MRR or AUC of a method; form: by default normalised where there is that form."""
-    found = front.value(read(profile, "fact_tracing"), condition, method, form)
+    found = traced.value(read(profile, "fact_tracing"), condition, method, form)
     if found is None:
         return Number(None, "–", 0, 0, "", "")
     return of_front(profile, condition, found)
 
 
 def of_front(profile, condition, found):
-    """The `Number` of a `front.Value`."""
+    """The `Number` of a `traced.Value`."""
     known = not math.isnan(found.low)
     spread = f"[{found.low:.3f}, {found.high:.3f}]" if known else "–"
     key = f"{condition}, {found.method}, {found.form}: {found.metric}"
     worlds = found.worlds, found.worlds
     return Number(found.mean, spread, *worlds, f"{profile}/fact_tracing.json", key)
+
+
+def of_difference(x, column, which):
+    """(mean, low, high) of a `traced.Difference` from another column, as Numbers."""
+    worlds, profile = getattr(x.row.cells[column], which).worlds, x.row.profile
+    spread = f"[{x.low:+.3f}, {x.high:+.3f}]".replace("-", "−")
+    key = f"{x.row.condition}, multi-stage less {column}, {which}: "
+    return [
+        Number(
+            getattr(x, what),
+            spread if what == "mean" else "–",
+            worlds,
+            worlds,
+            f"{profile}/fact_tracing.json",
+            key + what,
+        )
+        for what in ("mean", "low", "high")
+    ]
+
+
+def added(condition, other, profile="full", form="normalised"):
+    """(mean, low, high) of multi-stage influence less another method at one checkpoint."""
+    (row,) = (r for r in traced.rows(REPORTS) if (r.profile, r.condition) == (profile, condition))
+    records = read(profile, "fact_tracing")
+    both = [traced.value(records, condition, x, form) for x in ("multi_stage", other)]
+    found = traced.difference(REPORTS, row, *both)
+    spread = f"[{found.low:+.3f}, {found.high:+.3f}]".replace("-", "−")
+    key, worlds = f"{condition}, multi_stage less {other}, {form}: ", both[0].worlds
+    return [
+        Number(
+            getattr(found, what),
+            spread if what == "mean" else "–",
+            worlds,
+            worlds,
+            f"{profile}/fact_tracing.json",
+            f"{key}mean" if what == "mean" else f"{key}interval, {what}",
+        )
+        for what in ("mean", "low", "high")
+    ]
+
+
+def filtered(profile, search="bm25", share="0.1"):
+    """Recall of a question's top ten by a text filter to a share of the corpus."""
+    found = metrics(profile, "fact_tracing")["filters"][search][share]
+    worlds = _seeds("plain", profile)
+    keys = _tracing("filters", search, share, profile=profile)
+    return Number(found, "–", worlds, worlds, *keys)
+
+
+def asked(condition, profile="full"):
+    """How many questions, over all models."""
+    found = traced.value(read(profile, "fact_tracing"), condition, "multi_stage")
+    worlds, key = found.worlds, f"{condition}, multi_stage: queries"
+    return Number(found.questions, "–", worlds, worlds, f"{profile}/fact_tracing.json", key)
 
 
 def by_chance(condition, metric):
@@ -119,15 +174,6 @@ def gain(profile, what="mean", pair=("multi_stage", "pretraining_only"), form="n
 ALONG = ("multi_stage_trajectory", "pretraining_only_trajectory")
 
 
-def tuned(profile, method):
-    """The best MRR of six settings, tried on the questions of the report."""
-    found = metrics(profile, "fact_tracing")["tuning"][method]
-    assert found["tried"] == 6
-    worlds = _seeds("plain", profile)
-    keys = _tracing("tuning", method, "mrr", profile=profile)
-    return Number(found["mrr"], "–", worlds, worlds, *keys)
-
-
 # ------------------------------------------------------------------------------------ notebook 12
 
 
@@ -144,14 +190,14 @@ def published(profile, *keys):
 # --------------------------------------------------------------------- notebooks 01, 02, 04 and 05
 
 
-def answered(which):
+def answered(which, profile="full"):
     """Share of held-out facts answered: "finetuned", "pretrained" or "chance"."""
-    found = [r["exact_match"] for r in read("full", "testbed") if r["stage"] == which]
-    seeds = len({r["seed"] for r in read("full", "testbed")})
-    spread = "[{:.3f}, {:.3f}]".format(*front.interval(found, [])) if found else "–"
-    value = metrics("full", "testbed")["exact_match"][which]
-    key = f"exact_match, {which}"
-    return Number(value, spread, seeds, seeds, "full/testbed.metrics.json", key)
+    found = [r["exact_match"] for r in read(profile, "testbed") if r["stage"] == which]
+    seeds = len({r["seed"] for r in read(profile, "testbed")})
+    spread = "[{:.3f}, {:.3f}]".format(*traced.interval(found, [])) if seeds > 1 and found else "–"
+    value = metrics(profile, "testbed")["exact_match"][which]
+    where = f"{profile}/testbed.metrics.json", f"exact_match, {which}"
+    return Number(value, spread, seeds, seeds, *where)
 
 
 def curvature(*keys):

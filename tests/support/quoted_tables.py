@@ -1,4 +1,5 @@
-"""The tables of docs/findings.md: which number of the reports each of their cells is."""
+"""The tables of docs/findings.md and docs/prediction.md: which number of the reports each of their
+cells is."""
 
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ def _lds(method):
 
 
 def _exact(problem):
-    budgets = (("EK-FAC", 0), ("dial", 4), ("dial", 19), ("CG", 5), ("CG", 20))
+    budgets = (("EK-FAC", 0), ("dial", 4), ("dial", 19), ("block CG", 5), ("block CG", 20))
     return [exact(problem, method, products) for method, products in budgets]
 
 
@@ -42,8 +43,8 @@ def _memory(label):
 
 @dataclass(frozen=True)
 class Table:
-    """A table of docs/findings.md. head: what its first line starts with; row: the numbers of a
-    line by its first cell as the records call it; records: {the first cell: that}."""
+    """A table of either page. head: what its first line starts with; row: the numbers of a line by
+    its first cell as the records call it; records: {the first cell: that}."""
 
     head: str
     digits: int

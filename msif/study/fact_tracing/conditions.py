@@ -17,7 +17,7 @@ from functools import cached_property
 
 import numpy as np
 
-from msif.study import metrics
+from msif.study import intervals, metrics
 from msif.study.tracing.methods import FORMS
 from msif.study.tracing.names import Name
 from msif.study.tracing.names import named as title
@@ -65,9 +65,8 @@ class Condition:
 
     @cached_property
     def intervals(self):
-        """{method/form: (mean, low, high)}: the mean over seeds, 95 % bootstrap over seeds and
-        queries."""
-        return {name: metrics.bootstrap_interval(values) for name, values in self.values.items()}
+        """{method/form: (mean, low, high)}: the mean over seeds, see `intervals.interval`."""
+        return {name: intervals.interval(values) for name, values in self.values.items()}
 
     @cached_property
     def chance(self):
@@ -79,12 +78,13 @@ class Condition:
         return float(np.mean([x.mean() for x in found]))
 
     def error(self, name):
-        """(mean over seeds, standard error by the bootstrap over seeds and queries) of a method."""
-        return _mean_and_error(self.values[name])
+        """(mean over seeds, standard error over them, or over one seed's queries) of a method."""
+        return intervals.mean_and_error(self.values[name])
 
     def gain(self, name, other):
         """(mean, standard error) of the paired difference between two methods, likewise."""
-        return _mean_and_error([a - b for a, b in zip(self.values[name], self.values[other])])
+        differences = [a - b for a, b in zip(self.values[name], self.values[other])]
+        return intervals.mean_and_error(differences)
 
     def best(self, names):
         """That of the methods with the highest mean."""
@@ -159,12 +159,6 @@ class Condition:
                     record |= {"auc": round(float(mean), 4), "auc_se": round(float(error), 4)}
                 found.append(record)
         return found
-
-
-def _mean_and_error(groups):
-    """From the 95 % interval of `metrics.bootstrap_interval`, as of a normal distribution."""
-    mean, low, high = metrics.bootstrap_interval(groups)
-    return mean, (high - low) / (2 * 1.96)
 
 
 def condition(name, cases, tables, relevant=None, only=None, metric="mrr", candidates=None):

@@ -37,10 +37,9 @@ def factors(numbers):
     """Notebook 2: how few directions hold the curvature, and which labels find it."""
     share, errors = numbers["top_1_percent_share"], numbers["relative_error"]
     first, second = f"{share['pretraining']:.0%}", f"{share['finetuning']:.0%}"
-    flat = "; the rest is nearly flat" if min(share.values()) > 0.2 else ""
     claim = (
         f"One hundredth of the directions holds {first} of pre-training's curvature and {second} "
-        f"of fine-tuning's{flat}."
+        "of fine-tuning's."
     )
     ours, theirs = errors.get("Λ, gaussian pseudo-labels"), errors.get("Λ, sampled labels")
     if ours and theirs:

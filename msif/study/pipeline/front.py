@@ -1,213 +1,65 @@
-"""The front table: influence of one stage and of two, the best rival and text search, by profile.
+"""The front table: influence by one curvature and by two, the best rival and text search.
 
     python -m msif.study.pipeline.front            print it, as README has it
-    python -m msif.study.pipeline.front --write    put it into README, between its two marks
+    python -m msif.study.pipeline.front --write    put it into README, and what the second stage
+                                                   adds into docs/findings.md, between their marks
 
-Every number is of reports/<profile>/fact_tracing.json, at one checkpoint of pre-training, and in
-brackets over several where that is recorded: scores are normalised where they have that form. The
-best rival and the best text search are those with the highest number in their own line. A 95 %
-interval is over worlds, a corpus with its models, by Student's t; of one world it is over questions
-alone, and says nothing of other models.
+`traced` has the numbers and says what they are.
 """
 
 import argparse
-import json
-import math
 import re
 import textwrap
-from dataclasses import dataclass
 
-from msif.core.extras import need
 from msif.core.files import write_text
 from msif.study.paths import root
-from msif.study.tracing.names import named
-
-student = need("scipy.stats").t
-PROFILES = ("full", "stories", "webnlg", "smollm", "bloom")  # where none is there: all that are
-QUESTIONS = {
-    "plain": "plain",
-    "named": "same names",
-    "matched": "same words",
-    "causal": "what mattered",
-}
-# At one checkpoint, and over several: of one stage those of pre-training, as fine-tuning has none.
-INFLUENCE = (
-    ("single_stage_finetuned", "single_stage_pretrained_trajectory"),
-    ("multi_stage", "multi_stage_trajectory"),
+from msif.study.pipeline.traced import (
+    ALONE,
+    COLUMNS,
+    QUESTIONS,
+    difference,
+    differences,
+    read,
+    rows,
+    value,
 )
-SEARCHES = ("bm25", "tfidf", "embeddings")
-# Rivals and their variants; the dot product of gradients has none of what influence adds to it.
-RIVALS = {
-    "trackstar": ("trackstar", "trackstar_pretrained", "trackstar_trajectory"),
-    "trak": ("trak", "trak_pretrained", "trak_trajectory"),
-    "tracincp": ("tracincp",),
-    "gradient_dot": (
-        "gradient_dot",
-        "gradient_dot_finetuned",
-        "gradient_dot_pretrained",
-        "gradient_dot_trajectory",
-    ),
-    "hidden": ("hidden_mean", "hidden_last", "hidden_mean_pretrained", "hidden_input"),
-}
-COLUMNS = ("single-stage", "multi-stage", "best rival", "text search")
+
 HEAD = ("profile, question", "models (questions)", *COLUMNS)
 MARKS = "<!-- front table -->", "<!-- end of the front table -->"
-
-
-@dataclass(frozen=True)
-class Value:
-    """A method's number on one question. low, high: its 95 % interval, nan where nothing is known.
-    form: "raw" or "normalised"; worlds: pairs of a corpus and its models; questions: of all."""
-
-    method: str
-    form: str
-    metric: str
-    mean: float
-    low: float
-    high: float
-    worlds: int
-    questions: int
-
-    def __str__(self):
-        known = "" if math.isnan(self.low) else f" {self.interval}"
-        return f"{self.mean:.2f}{known}"
-
-    @property
-    def interval(self):
-        """[low, high]."""
-        return f"[{self.low:.2f}, {self.high:.2f}]"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A method at one checkpoint and over several; None where that is not recorded."""
-
-    one: Value | None
-    over: Value | None
-
-    @property
-    def best(self):
-        """The higher of the two numbers."""
-        return max(x.mean for x in (self.one, self.over) if x)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table. cells: {column of `COLUMNS`: Cell}."""
-
-    profile: str
-    condition: str
-    cells: dict
-
-    @property
-    def size(self):
-        """models (questions)."""
-        one = self.cells["multi-stage"].one
-        return f"{one.worlds} ({one.questions})"
-
-    def said(self, column):
-        """(name or "", at one checkpoint, over several or ""), as the table says it."""
-        cell = self.cells[column]
-        name = "" if column.endswith("-stage") else named((cell.one or cell.over).method)
-        return name, str(cell.one or "–"), str(cell.over or "")
-
-
-def value(records, condition, method, form=None):
-    """The `Value` of a method on one question; None where there is no record of it. form: by
-    default "normalised" where there is that form, else "raw"."""
-    found = [r for r in records if (r["condition"], r["method"]) == (condition, method)]
-    normalised = form == "normalised" if form else any(r["normalised"] for r in found)
-    found = [r for r in found if r["normalised"] == normalised]
-    if not found:
-        return None
-    metric = "auc" if "auc" in found[0] else "mrr"
-    low, high = interval([r[metric] for r in found], [r[f"{metric}_se"] for r in found])
-    mean = round(sum(r[metric] for r in found) / len(found), 4)  # as in the metrics
-    form, asked = "normalised" if normalised else "raw", sum(r["queries"] for r in found)
-    return Value(method, form, metric, mean, low, high, len(found), asked)
-
-
-def interval(means, errors):
-    """(low, high), within [0, 1]: of a mean over worlds, by Student's t over `means`; of one world
-    from its standard error over questions, nan of one question."""
-    count, mean = len(means), sum(means) / len(means)
-    if count == 1:
-        half = 1.96 * errors[0]
-    else:
-        spread = math.sqrt(sum((x - mean) ** 2 for x in means) / (count - 1) / count)
-        half = float(student.ppf(0.975, count - 1)) * spread
-    low, high = mean - half, mean + half
-    return (low, high) if math.isnan(half) else (max(0.0, low), min(1.0, high))
-
-
-def _cell(records, condition, methods):
-    """The `Cell` of a family: the best of its variants at one checkpoint, and over several."""
-    found = [value(records, condition, method) for method in methods]
-    several = [x for x in found if x and x.method.endswith(("_trajectory", "tracincp"))]
-    single = [x for x in found if x and x not in several]
-    best = [max(x, key=lambda v: v.mean, default=None) for x in (single, several)]
-    return Cell(*best) if any(best) else None
-
-
-def _best(records, condition, families):
-    cells = [_cell(records, condition, methods) for methods in families]
-    return max(filter(None, cells), key=lambda cell: cell.best)
-
-
-def rows(folder):
-    """The rows of a folder of reports; none where no profile there has traced facts."""
-    there = sorted(p.parent.name for p in folder.glob("*/fact_tracing.json"))
-    found = []
-    for profile in [p for p in PROFILES if p in there] or there:
-        records = json.loads((folder / profile / "fact_tracing.json").read_text("utf-8"))
-        for condition in (c for c in QUESTIONS if any(r["condition"] == c for r in records)):
-            influence = [_cell(records, condition, names) for names in INFLUENCE]
-            rival = _best(records, condition, RIVALS.values())
-            search = _best(records, condition, [(name,) for name in SEARCHES])
-            cells = dict(zip(COLUMNS, (*influence, rival, search), strict=True))
-            found.append(Row(profile, condition, cells))
-    return found
+ADDED = "<!-- second stage -->", "<!-- end of the second stage -->"
 
 
 def second_stage(folder, found=None):
-    """One sentence: where the second stage does not help, as the records have it."""
+    """Where the second stage does not help, as the records have it: on which lines multi-stage
+    influence is not surely above pre-training's curvature alone, and above single-stage."""
     found = rows(folder) if found is None else found
-    gains = {p: _gain(folder, p) for p in dict.fromkeys(row.profile for row in found)}
-    unsure = [f"{p} ({_said(gain)})" for p, gain in gains.items() if gain and gain["low"] <= 0]
-    behind, behind_over = (_behind(found, which) for which in ("one", "over"))
+
+    def unsure(column, which):
+        return [x for x in differences(folder, found, column, which) if not x.low > 0]
+
     parts = []
-    if unsure:
-        parts.append(
-            f"over checkpoints, fine-tuning's curvature adds nothing sure to the plain MRR on "
-            f"{_listed(unsure)}"
-        )
-    if behind:
-        parts.append(f"multi-stage is not above single-stage on {_listed(behind)}")
-    if behind_over:
-        what = "it is not" if behind else "multi-stage is not above single-stage"
-        parts.append(f"over checkpoints {what} on {_listed(behind_over)}")
-    return f"Where the second stage does not help: {'; '.join(parts) or 'nowhere in this table'}."
+    if over := unsure(ALONE, "over"):
+        what = "over checkpoints, fine-tuning's curvature adds nothing sure on"
+        parts.append(f"{what} {_lines(over, numbers=True)}")
+    if one := unsure(ALONE, "one"):
+        what = "at one checkpoint it adds nothing sure on"
+        parts.append(f"{what} {_lines(one)}")
+    if single := unsure("single-stage", "one"):
+        what = "at one checkpoint multi-stage is not surely above single-stage on"
+        parts.append(f"{what} {_lines(single)}")
+    return (
+        f"Where the second stage does not help: {'; '.join(parts) or 'nowhere in this table'}. "
+        "Sure: the 95 % interval of the difference is above 0."
+    )
 
 
-def _behind(found, which):
-    """Where multi-stage is not above single-stage; which: "one" checkpoint, or "over" several."""
-    pairs = [(row, [getattr(row.cells[x], which) for x in COLUMNS[:2]]) for row in found]
-    return [
-        f"{row.profile}, {QUESTIONS[row.condition]} ({single.mean:.2f} and {multi.mean:.2f})"
-        for row, (single, multi) in pairs
-        if single and multi and single.mean >= multi.mean
-    ]
-
-
-def _gain(folder, profile):
-    """What fine-tuning's curvature adds over checkpoints, normalised; {} where nobody asked."""
-    paired = _read(folder / profile / "fact_tracing.metrics.json").get("paired", {})
-    both = paired.get("multi_stage_trajectory - pretraining_only_trajectory", {})
-    return both.get("normalised", {})
-
-
-def _said(gain):
-    return "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**gain).replace("-", "−")
+def _lines(found, numbers=False):
+    """Lines of the table by profile: "full (plain, same words) and stories (plain)"."""
+    profiles = {}
+    for x in found:
+        said = f" {x}" if numbers else ""
+        profiles.setdefault(x.row.profile, []).append(f"{QUESTIONS[x.row.condition]}{said}")
+    return _listed([f"{name} ({', '.join(each)})" for name, each in profiles.items()])
 
 
 def _listed(words):
@@ -221,40 +73,35 @@ def trust(folder, found=None):
     found = rows(folder) if found is None else found
     at = next((row for row in found if row.condition == "plain"), None)
     exact, lds = (
-        _read(folder / at.profile / f"{x}.metrics.json") if at else {}
+        read(folder / at.profile / f"{x}.metrics.json") if at else {}
         for x in ("exact", "retraining")
     )
-    bed = exact.get("two_stages", {}).get("test-bed")
-    if not bed or not lds:
+    problems = exact.get("two_stages", {})
+    if not problems or not lds:
         return ""
-    ekfac, dot = (bed[f"{x}, 0 products"] for x in ("EK-FAC", "gradient dot"))
+    of, models = lds["lds"], max(int(name.split("_")[-2]) for name in lds["lds"])
     return (
         "Should I trust it on my model? As a list of documents to read first, where text search "
         "does not do as well; not for the order of all documents, nor for sizes. On "
         f"{at.profile} the documents that state the fact have an MRR of "
-        f"{at.cells['multi-stage'].one.mean:.2f}; over all documents the order has a Spearman of "
-        f"{ekfac['spearman']:.2f} with that of exact influence, on notebook 04's test-bed (dot "
-        f"product of gradients {dot['spearman']:.2f}). {_of_the_large(ekfac, dot)} How many of "
-        "the first ten are the same is not recorded. With what retraining does, scores of one "
-        f"model have a rank correlation of {lds['lds']['multi_stage_normalised_1_models']:.2f}, "
-        f"BM25 {lds['lds']['bm25_raw_1_models']:.2f}; noise allows {lds['ceiling']:.2f}. All of "
+        f"{at.cells['multi-stage'].one.mean:.2f}. Over all documents, on the {len(problems)} "
+        "problems of notebook 04, the order has a Spearman of "
+        f"{_range(problems, 'EK-FAC', 'spearman')} with that of exact influence (dot product of "
+        f"gradients {_range(problems, 'gradient dot', 'spearman')}), the sizes a Pearson of "
+        f"{_range(problems, 'EK-FAC', 'pearson')} ({_range(problems, 'gradient dot', 'pearson')}). "
+        "With what retraining does, on one corpus, scores of one model have a rank correlation of "
+        f"{of['multi_stage_normalised_1_models']:.2f}, BM25 {of['bm25_raw_1_models']:.2f}, "
+        f"counting the sentences that state the fact "
+        f"{of[f'statements_raw_{models}_models']:.2f}; noise allows {lds['ceiling']:.2f}. All of "
         "it is of small models."
     )
 
 
-def _of_the_large(ekfac, dot):
-    """Do the few large scores, which decide Pearson's correlation, agree better than the rest?"""
-    said = f"{ekfac['pearson']:.2f} (dot product {dot['pearson']:.2f})"
-    if ekfac["pearson"] > ekfac["spearman"] + 0.1:
-        return (
-            "Both are so, as Spearman counts every pair of documents that have nothing to do with "
-            f"the answer: Pearson, which the few large scores decide, is {said}."
-        )
-    return f"Of the few large scores that is no better: Pearson, which they decide, is {said}."
-
-
-def _read(path):
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+def _range(problems, method, metric):
+    """A method's least and greatest number over the problems of notebook 04, without products."""
+    found = [at[f"{method}, 0 products"][metric] for at in problems.values()]
+    low, high = (f"{round(x, 2) + 0:.2f}".replace("-", "−") for x in (min(found), max(found)))
+    return low if low == high else f"{low} to {high}"
 
 
 def markdown(folder):
@@ -284,19 +131,47 @@ def _joined(name, one, over):
     return " ".join(filter(None, (name, one, f"({over})" if over else "")))
 
 
+def added(folder):
+    """What fine-tuning's curvature adds on each line, by form, at one checkpoint and over several,
+    as docs/findings.md has it: multi-stage influence less that with T₂ := I."""
+    titles = "what T₂ adds", "one checkpoint, raw", "normalised", "over checkpoints, raw"
+    lines = [(*titles, "normalised"), ["---"] * 5]
+    for row in rows(folder):
+        records = read(folder / row.profile / "fact_tracing.json")
+        cells = [
+            _added(folder, row, records, end, form)
+            for end in ("", "_trajectory")
+            for form in ("raw", "normalised")
+        ]
+        lines.append([f"{row.profile}, {QUESTIONS[row.condition]}", *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _added(folder, row, records, end, form):
+    names = f"multi_stage{end}", f"pretraining_only{end}"
+    both = [value(records, row.condition, name, form) for name in names]
+    return str(difference(folder, row, *both)) if all(both) else "–"
+
+
 def main():
     """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--write", action="store_true", help="put it into README")
-    made = markdown(root() / "reports")
+    parser.add_argument("--write", action="store_true", help="put both into the pages")
+    folder = root() / "reports"
+    made = markdown(folder)
     if not parser.parse_args().write:
         print(made)
         return
-    readme, (start, end) = root() / "README.md", MARKS
-    inside = re.compile(f"(?<={re.escape(start)}\n).*?(?={re.escape(end)})", re.S)
-    write_text(readme, inside.sub(lambda _: f"{made}\n", readme.read_text("utf-8"), count=1))
+    _put(root() / "README.md", MARKS, made)
+    _put(root() / "docs/findings.md", ADDED, added(folder))
+
+
+def _put(page, marks, made):
+    start, end = map(re.escape, marks)
+    inside = re.compile(f"(?<={start}\n).*?(?={end})", re.S)
+    write_text(page, inside.sub(lambda _: f"{made}\n", page.read_text("utf-8"), count=1))
 
 
 if __name__ == "__main__":

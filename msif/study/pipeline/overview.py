@@ -15,7 +15,7 @@ from pathlib import Path
 
 from msif.core.extras import need
 from msif.study.paths import root
-from msif.study.pipeline import front
+from msif.study.pipeline import front, traced
 from msif.study.pipeline.findings import FINDINGS, Finding
 
 jinja2 = need("jinja2")
@@ -119,7 +119,7 @@ def page(folder):
     """The page over a folder of reports, as HTML."""
     folder = Path(folder)
     found = collect(folder)
-    table = front.rows(folder)
+    table = traced.rows(folder)
     # The profiles of the notebook that most have come first, in its order.
     widest_first = sorted(found.values(), key=len, reverse=True)
     profiles = list(dict.fromkeys(r.profile for reports in widest_first for r in reports))
@@ -144,9 +144,9 @@ def _front(row):
     return {
         "head": front.HEAD,
         "profile": row.profile,
-        "question": front.QUESTIONS[row.condition],
+        "question": traced.QUESTIONS[row.condition],
         "size": row.size,
-        "cells": [row.said(column) for column in front.COLUMNS],
+        "cells": [row.said(column) for column in traced.COLUMNS],
     }
 
 

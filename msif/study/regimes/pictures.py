@@ -1,37 +1,75 @@
-"""LDS against how smooth the training is. Arrays in, figures out, as in `figures`, whose looks they
-share."""
+"""LDS against how much is left out and against how smooth the training is. Arrays in, figures out,
+as in `figures`, whose looks they share."""
 
 import numpy as np
 
 from msif.study.figures import PALETTE, plt
 
-LOOKS = "osD^vPX*"
+LOOKS = "osD^vPX*"  # as many series as a figure may have
 
 
-def against_smoothness(names, smooth, panels, title):
-    """One point a recipe, with ± one standard error both ways, its number beside it.
+def regimes(shares, smooth, ceilings, names, title):
+    """LDS over the share left out and over the metasmoothness of recipes, side by side.
 
-    names: of the recipes. smooth: [(metasmoothness, error)]. panels: {panel: {method: [(LDS, error)
-    for each recipe]}}."""
-    size = {"figsize": (2.4 + 3.4 * len(panels), 4.2), "layout": "constrained"}
-    figure, axes = plt.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False, **size)
+    shares: ([share], {method: [(LDS, error)]}); smooth: ([(metasmoothness, error)], {method:
+    [(LDS, error) of each recipe]}). ceilings: what noise allows in each panel, a list of both.
+    names: of the recipes."""
+    size = {"figsize": (11.5, 4.4), "layout": "constrained"}
+    figure, (left, right) = plt.subplots(1, 2, sharey=True, **size)
+    _series(left, *shares, ceilings[0])
+    left.set(xlabel="share of the documents left out", ylabel="LDS, models averaged, other seeds")
+    left.set(xscale="log", xticks=shares[0], xticklabels=[f"{x:.0%}" for x in shares[0]])
+    left.minorticks_off()
+    at, dx = np.array(smooth[0], dtype=float).T
+    order = np.argsort(at)
+    sorted_by = {m: [points[n] for n in order] for m, points in smooth[1].items()}
+    _series(right, at[order], sorted_by, np.array(ceilings[1])[order], dx[order])
+    right.set(xlabel="metasmoothness of the recipe, half left out")
+    for place, n in enumerate(order):
+        above = {
+            "xytext": (0, 2 + 11 * (place % 2)),
+            "textcoords": "offset points",
+        }  # some are close
+        above |= {"xycoords": ("data", "axes fraction"), "annotation_clip": False}
+        right.annotate(str(n + 1), (at[n], 1), ha="center", fontsize="small", **above)
+    handles, labels = left.get_legend_handles_labels()
+    told = "\n".join(f"{n}  {name}" for n, name in enumerate(names, 1))
+    look = {"title": told, "fontsize": "small", "title_fontsize": "small"}
+    figure.legend(handles, labels, loc="outside right center", **look)
+    figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
+def _series(ax, x, methods, ceiling, dx=None):
+    for (method, points), color, marker in zip(methods.items(), PALETTE, LOOKS):
+        y, dy = np.array(points, dtype=float).T
+        ax.plot(x, y, color=color, marker=marker, markersize=5, linewidth=1.2, label=method)
+        ax.errorbar(x, y, yerr=dy, xerr=dx, fmt="none", color=color, alpha=0.3, linewidth=1)
+    ax.plot(x, ceiling, color="0.25", linestyle="--", linewidth=1, label="what noise allows")
+    ax.axhline(0, color="0.25", linewidth=0.8)
+
+
+def against_smoothness(names, smooth, methods, title):
+    """One point a recipe, with ± one standard error both ways, its number above it.
+
+    names: of the recipes. smooth: [(metasmoothness, error)]. methods: {method: [(LDS, error) for
+    each recipe]}."""
+    figure, ax = plt.subplots(figsize=(8.5, 4.2), layout="constrained")
     x, dx = np.array(smooth, dtype=float).T
     beside = 0.012 * max(float(np.ptp(x)), 0.01)  # so that no method hides another
-    for ax, (panel, methods) in zip(axes[0], panels.items()):
-        shifts = beside * (np.arange(len(methods)) - len(methods) / 2)
-        for (method, points), color, marker, shift in zip(methods.items(), PALETTE, LOOKS, shifts):
-            y, dy = np.array(points, dtype=float).T
-            look = {"fmt": marker, "color": color, "capsize": 2, "markersize": 5, "label": method}
-            ax.errorbar(x + shift, y, xerr=dx, yerr=dy, **look)
-        top = np.nanmax([[value for value, _ in points] for points in methods.values()], axis=0)
-        for n, (at, y) in enumerate(zip(x, top), 1):
-            ax.annotate(str(n), (at, y), (0, 7), textcoords="offset points", ha="center")
-        ax.axhline(0, color="0.25", linestyle="--", linewidth=1)
-        ax.set(xlabel="metasmoothness of the recipe", title=panel)
-    axes[0, 0].set(ylabel="LDS")
+    shifts = beside * (np.arange(len(methods)) - len(methods) / 2)
+    tops = []
+    for (method, points), color, marker, shift in zip(methods.items(), PALETTE, LOOKS, shifts):
+        y, dy = np.array(points, dtype=float).T
+        look = {"fmt": marker, "color": color, "capsize": 2, "markersize": 5, "label": method}
+        ax.errorbar(x + shift, y, xerr=dx, yerr=dy, **look)
+        tops.append(y + np.nan_to_num(dy))
+    for n, (at, y) in enumerate(zip(x, np.nanmax(tops, axis=0)), 1):
+        ax.annotate(str(n), (at, y), (0, 4), textcoords="offset points", ha="center")
+    ax.axhline(0, color="0.25", linestyle="--", linewidth=1)
+    ax.set(xlabel="metasmoothness of the recipe", ylabel="LDS")
     told = "\n".join(f"{n}  {name}" for n, name in enumerate(names, 1))
-    handles, labels = axes[0, -1].get_legend_handles_labels()
-    figure.legend(handles, labels, title=told, loc="outside right center", fontsize="small")
+    ax.legend(title=told, loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
     return figure
 

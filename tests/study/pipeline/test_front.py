@@ -4,9 +4,10 @@ import json
 import math
 
 import pytest
-from support.pages import README, REPORTS
+from scipy import stats
+from support.pages import README, REPORTS, TEXT
 
-from msif.study.pipeline import front, overview
+from msif.study.pipeline import front, overview, traced
 
 MORE = {"mrr_se": 0.1, "queries": 10}
 
@@ -16,12 +17,14 @@ def record(method, mrr, seed=0, condition="plain", normalised=False, **more):
     return {**MORE, **found, "mrr": mrr, **more}
 
 
-def world(seed=0, single=0.5, multi=0.6):
+def world(seed=0, single=0.5, multi=0.6, alone=0.55):
     """Records of one seed, with every column."""
     return [
         record("single_stage_finetuned", single, seed, normalised=True),
         record("multi_stage", multi, seed, normalised=True),
         record("multi_stage", 0.99, seed),
+        record("pretraining_only", alone, seed, normalised=True),
+        record("pretraining_only_trajectory", 0.65, seed, normalised=True),
         record("multi_stage_trajectory", 0.7, seed, normalised=True),
         record("trackstar", 0.5, seed),
         record("trackstar_trajectory", 0.65, seed),
@@ -33,7 +36,8 @@ def world(seed=0, single=0.5, multi=0.6):
 
 def reports(folder, records, profile="full", low=-0.1, **metrics):
     gain = {"normalised": {"mean": 0.05, "low": low, "high": 0.2}}
-    paired = {"multi_stage_trajectory - pretraining_only_trajectory": gain}
+    pairs = ("{} - pretraining_only{}", "_trajectory"), ("{} - pretraining_only{}", "")
+    paired = {name.format(f"multi_stage{end}", end): gain for name, end in pairs}
     (folder / profile).mkdir(parents=True, exist_ok=True)
     (folder / profile / "fact_tracing.json").write_text(json.dumps(records))
     (folder / profile / "fact_tracing.metrics.json").write_text(json.dumps({"paired": paired}))
@@ -43,44 +47,44 @@ def reports(folder, records, profile="full", low=-0.1, **metrics):
 
 
 def test_a_line_has_each_method_at_one_checkpoint_and_over_several(tmp_path):
-    (row,) = front.rows(reports(tmp_path, world()))
-    said = [row.said(column) for column in front.COLUMNS]
-    assert [name for name, _, _ in said] == ["", "", "TrackStar", "TF-IDF"]
-    assert [one.split()[0] for _, one, _ in said] == ["0.50", "0.60", "0.50", "0.90"]
-    assert [over.split(" ")[0] for _, _, over in said] == ["", "0.70", "0.65", ""]
+    (row,) = traced.rows(reports(tmp_path, world()))
+    said = [row.said(column) for column in traced.COLUMNS]
+    assert [name for name, _, _ in said] == ["", "", "", "TrackStar", "TF-IDF"]
+    assert [one.split()[0] for _, one, _ in said] == ["0.50", "0.55", "0.60", "0.50", "0.90"]
+    assert [over.split(" ")[0] for _, _, over in said] == ["", "0.65", "0.70", "0.65", ""]
 
 
 def test_the_best_rival_is_the_best_in_either_of_its_forms(tmp_path):
     better = [*world(), record("hidden_input", 0.66)]
-    (row,) = front.rows(reports(tmp_path, better))
+    (row,) = traced.rows(reports(tmp_path, better))
     assert row.said("best rival")[0] == "input embeddings, mean"
     published = [*world(), record("tracincp", 0.9, normalised=True)]
-    (row,) = front.rows(reports(tmp_path, published))
+    (row,) = traced.rows(reports(tmp_path, published))
     assert row.said("best rival")[:2] == ("TracInCP", "–")
 
 
 def test_an_interval_of_one_world_is_over_questions_and_of_several_over_worlds():
-    assert front.interval([0.5], [0.1]) == pytest.approx((0.5 - 0.196, 0.5 + 0.196))
-    low, high = front.interval([0.4, 0.5, 0.6], [0.0] * 3)
+    assert traced.interval([0.5], [0.1]) == pytest.approx((0.5 - 0.196, 0.5 + 0.196))
+    low, high = traced.interval([0.4, 0.5, 0.6], [0.0] * 3)
     assert (low, high) == pytest.approx((0.5 - 4.303 * 0.1 / math.sqrt(3), 0.5 + 0.24843), abs=1e-3)
-    assert front.interval([0.99], [0.1])[1] == 1 and front.interval([0.01], [0.1])[0] == 0
-    assert front.interval([1.0, 1.0], [0.0, 0.0]) == (1.0, 1.0)
+    assert traced.interval([0.99], [0.1])[1] == 1 and traced.interval([0.01], [0.1])[0] == 0
+    assert traced.interval([1.0, 1.0], [0.0, 0.0]) == (1.0, 1.0)
 
 
 def test_worlds_and_questions_are_those_of_the_records(tmp_path):
-    (row,) = front.rows(reports(tmp_path, world(1) + world(2)))
+    (row,) = traced.rows(reports(tmp_path, world(1) + world(2)))
     assert row.size == "2 (20)"
 
 
 def test_of_one_question_no_interval_is_known(tmp_path):
     alone = [x | {"mrr_se": math.nan} for x in world()]
-    (row,) = front.rows(reports(tmp_path, alone))
+    (row,) = traced.rows(reports(tmp_path, alone))
     assert row.said("text search") == ("TF-IDF", "0.90", "")
 
 
 def test_a_profile_comes_in_when_its_record_does_and_tiny_stands_in_for_none(tmp_path):
     def shown():
-        return [(row.profile, row.condition) for row in front.rows(tmp_path)]
+        return [(row.profile, row.condition) for row in traced.rows(tmp_path)]
 
     assert shown() == [] and front.answers(tmp_path, []) == []
     reports(tmp_path, world(), "tiny")
@@ -93,54 +97,89 @@ def test_a_profile_comes_in_when_its_record_does_and_tiny_stands_in_for_none(tmp
     assert "| `smollm`, same names |" in front.markdown(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "low, single, said",
-    [
-        (0.01, 0.5, "nowhere in this table."),
-        (-0.01, 0.5, "plain MRR on full (+0.050 [−0.010, +0.200])."),
-        (0.01, 0.7, "multi-stage is not above single-stage on full, plain (0.70 and 0.60)."),
-    ],
-)
-def test_where_the_second_stage_does_not_help_is_what_the_records_say(tmp_path, low, single, said):
-    folder = reports(tmp_path, world(single=single), low=low)
-    assert front.second_stage(folder).endswith(said)
+ONE = [0.1, 0.2, 0.3]
+SURE = " Sure: the 95 % interval of the difference is above 0."
+
+
+def test_where_the_second_stage_helps_everywhere_nothing_is_named(tmp_path):
+    records = [
+        x | {"mrr_se": 0.001} for seed, d in enumerate(ONE) for x in world(seed, d, 0.9 + d / 9, d)
+    ]
+    for x in records:
+        if x["method"].endswith("_trajectory"):
+            x["mrr"] = ONE[x["seed"]] + 0.5 * x["method"].startswith("multi")
+    said = front.second_stage(reports(tmp_path, records))
+    assert said == f"Where the second stage does not help: nowhere in this table.{SURE}"
+
+
+def test_a_difference_over_worlds_is_paired_by_world(tmp_path):
+    """The worlds differ by much, each method's gain on them by little: sure, though the two means'
+    own intervals overlap."""
+    records = [x for seed, d in enumerate(ONE) for x in world(seed, d, d + 0.05 + d / 100, d - 0.1)]
+    folder = reports(tmp_path, records)
+    (x,) = traced.differences(folder, traced.rows(folder), "single-stage", "one")
+    gains = [0.05 + d / 100 for d in ONE]
+    expected = stats.ttest_1samp(gains, 0).confidence_interval(0.95)
+    assert (x.mean, x.low, x.high) == pytest.approx((0.052, *expected))
+    assert x.low > 0
+
+
+def test_of_one_world_it_is_paired_by_question_where_that_is_recorded(tmp_path):
+    folder = reports(tmp_path, world(), low=-0.01)
+    found = traced.rows(folder)
+    (over,) = traced.differences(folder, found, traced.ALONE, "over")
+    assert (over.mean, over.low, over.high) == (0.05, -0.01, 0.2)
+    (single,) = traced.differences(folder, found, "single-stage", "one")
+    half = 1.96 * 0.1 * math.sqrt(2)  # not recorded: as of independent errors
+    assert (single.mean, single.low) == pytest.approx((0.1, 0.1 - half))
+    assert front.second_stage(folder, found) == (
+        "Where the second stage does not help: over checkpoints, fine-tuning's curvature adds "
+        "nothing sure on full (plain +0.050 [−0.010, +0.200]); at one checkpoint it adds nothing "
+        "sure on full (plain); at one checkpoint multi-stage is not surely above single-stage on "
+        f"full (plain).{SURE}"
+    )
+    sure = front.second_stage(reports(tmp_path, world(), low=0.01))
+    assert sure.endswith(
+        "help: at one checkpoint multi-stage is not surely above single-stage on full (plain)."
+        + SURE
+    )
 
 
 def test_one_stage_over_checkpoints_of_pre_training_is_a_rival_too(tmp_path):
     alone = record("single_stage_pretrained_trajectory", 0.8, normalised=True)
-    folder = reports(tmp_path, [*world(), alone], low=0.01)
-    said = front.second_stage(folder)
-    assert said.endswith(
-        "help: over checkpoints multi-stage is not above single-stage on full, plain (0.80 and "
-        "0.70)."
-    )
-    assert " (0.80 " in front.markdown(folder)
+    (row,) = traced.rows(reports(tmp_path, [*world(), alone]))
+    name, one, over = row.said("best rival")
+    assert (name, one) == ("single-stage at the pre-trained model, over checkpoints", "–")
+    assert over.startswith("0.80 ")
 
 
 def test_whether_to_trust_it_is_said_where_there_are_records_of_it(tmp_path):
-    assert len(front.answers(tmp_path, front.rows(reports(tmp_path, world())))) == 1
-    bed = {
-        "EK-FAC, 0 products": {"spearman": 0.12, "pearson": 0.34},
-        "gradient dot, 0 products": {"spearman": 0.56, "pearson": 0.78},
+    assert len(front.answers(tmp_path, traced.rows(reports(tmp_path, world())))) == 1
+
+    def problem(ekfac, dot):
+        return {
+            "EK-FAC, 0 products": {"spearman": ekfac, "pearson": ekfac + 0.1},
+            "gradient dot, 0 products": {"spearman": dot, "pearson": dot + 0.1},
+        }
+
+    two = {"two_stages": {"a": problem(0.12, 0.05), "b": problem(0.3, -0.001)}}
+    lds = {
+        "multi_stage_normalised_1_models": 0.21,
+        "bm25_raw_1_models": 0.11,
+        "statements_raw_5_models": 0.36,
     }
-    lds = {"multi_stage_normalised_1_models": 0.21, "bm25_raw_1_models": 0.11}
-    lds = {"lds": lds, "ceiling": 0.43}
-    folder = reports(tmp_path, world(), exact={"two_stages": {"test-bed": bed}}, retraining=lds)
-    _, (about, rest) = front.answers(folder, front.rows(folder))
+    folder = reports(tmp_path, world(), exact=two, retraining={"lds": lds, "ceiling": 0.43})
+    _, (about, rest) = front.answers(folder, traced.rows(folder))
     assert about == "Should I trust it on my model?"
-    for number in (
+    for said in (
         "MRR of 0.60",
-        "Spearman of 0.12",
-        "gradients 0.56)",
-        "is 0.34 (dot product 0.78)",
+        "on the 2 problems of notebook 04, the order has a Spearman of 0.12 to 0.30 with that of "
+        "exact influence (dot product of gradients 0.00 to 0.05), the sizes a Pearson of 0.22 to "
+        "0.40 (0.10 to 0.15)",
+        "correlation of 0.21, BM25 0.11, counting the sentences that state the fact 0.36; noise "
+        "allows 0.43",
     ):
-        assert number in rest
-    assert "correlation of 0.21, BM25 0.11; noise allows 0.43" in rest
-    assert "Both are so, as Spearman counts every pair" in rest
-    bed["EK-FAC, 0 products"]["pearson"] = 0.12
-    folder = reports(tmp_path, world(), exact={"two_stages": {"test-bed": bed}}, retraining=lds)
-    _, (_, rest) = front.answers(folder, front.rows(folder))
-    assert "Of the few large scores that is no better" in rest and "Both are so" not in rest
+        assert said in rest
 
 
 def test_the_readme_has_the_table_as_it_is_made_from_the_reports():
@@ -150,9 +189,9 @@ def test_the_readme_has_the_table_as_it_is_made_from_the_reports():
 
 
 def test_the_index_has_what_the_table_says():
-    page, found = overview.page(REPORTS), front.rows(REPORTS)
+    page, found = overview.page(REPORTS), traced.rows(REPORTS)
     for row in found:
-        for part in (part for column in front.COLUMNS for part in row.said(column)):
+        for part in (part for column in traced.COLUMNS for part in row.said(column)):
             assert part in page
     for about, rest in front.answers(REPORTS, found):
         assert about in page and rest.replace("'", "&#39;") in page
@@ -163,6 +202,8 @@ def test_the_command_prints_it_and_writes_it_where_the_marks_are(tmp_path, monke
     (tmp_path / "dvc.yaml").touch()
     start, end = front.MARKS
     (tmp_path / "README.md").write_text(f"before\n{start}\nold\n{end}\nafter\n")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/findings.md").write_text("\n".join(["a", *front.ADDED, "b"]))
     monkeypatch.chdir(tmp_path)
     made = front.markdown(tmp_path / "reports")
     monkeypatch.setattr("sys.argv", ["front"])
@@ -171,3 +212,16 @@ def test_the_command_prints_it_and_writes_it_where_the_marks_are(tmp_path, monke
     monkeypatch.setattr("sys.argv", ["front", "--write"])
     front.main()
     assert (tmp_path / "README.md").read_text() == f"before\n{start}\n{made}\n{end}\nafter\n"
+    added, (start, end) = front.added(tmp_path / "reports"), front.ADDED
+    assert (tmp_path / "docs/findings.md").read_text() == f"a\n{start}\n{added}\n{end}\nb"
+
+
+def test_what_the_second_stage_adds_is_by_form_and_the_findings_have_it(tmp_path):
+    records = [*world(), record("pretraining_only", 0.9)]
+    table = front.added(reports(tmp_path, records, low=0.01)).splitlines()
+    line = "| full, plain | +0.090 [{}] | +0.050 [+0.010, +0.200] | – | +0.050 [+0.010, +0.200] |"
+    half = 1.96 * 0.1 * math.sqrt(2)
+    assert table[2] == line.format(f"{0.09 - half:+.3f}, {0.09 + half:+.3f}".replace("-", "−"))
+    start, end = front.ADDED
+    kept = TEXT["findings.md"].split(f"{start}\n")[1].split(f"\n{end}")[0]
+    assert kept == front.added(REPORTS), "python -m msif.study.pipeline.front --write"

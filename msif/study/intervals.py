@@ -1,0 +1,56 @@
+"""Means with their 95 % interval or standard error: over worlds where there are several, else over
+the questions of the one.
+
+A world is a corpus with the models that were trained on it: what is drawn anew. Its mean is one
+number, so that an interval over K worlds is Student's t with K − 1 degrees of freedom; a bootstrap
+of so few covers less than it says. Of one world nothing is known of others: the interval is a
+bootstrap over its questions.
+"""
+
+import itertools
+import math
+
+import numpy as np
+
+from msif.core.extras import need
+from msif.study import metrics
+
+LEVEL = 0.95
+
+
+def interval(groups):
+    """(mean, low, high): groups are one array of per-question values for each world. The mean is
+    over worlds of the mean over questions."""
+    if len(groups) == 1:
+        return metrics.bootstrap_interval(groups, LEVEL)
+    return student([float(np.mean(x)) for x in groups])
+
+
+def student(means):
+    """(mean, low, high) of the means of several worlds, by Student's t.
+
+    Raises ValueError for fewer than two."""
+    if len(means) < 2:
+        raise ValueError(f"{len(means)} worlds; expected two at least, as one has no spread")
+    mean, error = metrics.mean_and_error(means)
+    half = need("scipy.stats").t.ppf((1 + LEVEL) / 2, len(means) - 1) * error
+    return float(mean), float(mean - half), float(mean + half)
+
+
+def mean_and_error(groups):
+    """(mean, standard error): over worlds where there are several; of one over its questions, nan
+    where that is one question."""
+    if len(groups) > 1:
+        return tuple(map(float, metrics.mean_and_error([np.mean(x) for x in groups])))
+    (only,) = groups
+    return tuple(map(float, metrics.mean_and_error(only))) if len(only) > 1 else (only[0], math.nan)
+
+
+def by_chance(x, y):
+    """How often y in a random order has a rank correlation with x as far from 0 as in its own: the
+    p-value of Spearman's correlation over all orders of y, of up to eight values."""
+    if not 2 < len(x) == len(y) < 9:
+        raise ValueError(f"{len(x)} and {len(y)} values; expected as many of each, 3 to 8")
+    orders = np.array(list(itertools.permutations(y)), dtype=float)
+    found = np.abs(metrics.spearman(np.broadcast_to(np.asarray(x, float), orders.shape), orders))
+    return float(np.mean(found >= found[0] - 1e-12))  # the first order is y's own
