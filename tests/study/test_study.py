@@ -31,6 +31,7 @@ OWN = [
     "stories",
     "webnlg",
     "smollm",
+    "wikitext",
     "bloom",
     "dolly",
 ]  # of the study: these name every knob

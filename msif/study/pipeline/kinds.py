@@ -29,6 +29,7 @@ KINDS = {
     "causal": (DICT, NULL),
     "causal.processes": (WHOLE, NULL),
     "retraining.processes": (WHOLE, NULL),
+    "scalability.most_products": (WHOLE, NULL),
     "counterfactual": (DICT, NULL),
     "counterfactual.processes": (WHOLE, NULL),
     "kinds_of_fine_tuning.processes": (WHOLE, NULL),

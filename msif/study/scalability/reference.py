@@ -27,10 +27,9 @@ from msif.core.models import load_model
 from msif.curvature.conjugate import blocks
 from msif.curvature.gauss_newton import GaussNewton, exact_attention
 from msif.study import scratch
-from msif.study.beds import testbed
 from msif.study.beds.fitted import fitted
 from msif.study.beds.training import train
-from msif.study.corpora.corpus import generate
+from msif.study.scalability import texts
 
 
 @dataclass(frozen=True)
@@ -72,11 +71,9 @@ def problem(seed, corpus, model, training, queries, candidates, curvature, sampl
     """The `Problem` of one seed: `queries` sentences are kept from training; then so many
     candidates and curvature documents.
 
-    corpus, model, training: the arguments of `corpus.generate`, `models.tiny_gpt_neox` and
-    `training.train`. Raises ValueError for more documents than there are."""
-    text = generate(seed=seed, **corpus)
-    tokenizer, net = testbed.start(text, model, seed)
-    documents = testbed.encode(text, tokenizer, 64)[0]
+    corpus, model: as for `texts.begun`; training: the arguments of `training.train`. Raises
+    ValueError for more documents than there are."""
+    documents, net = texts.begun(seed, corpus, model)
     documents, asked = documents[:-queries], documents[-queries:]
     if len(documents) < candidates + curvature:
         raise ValueError(
@@ -120,23 +117,26 @@ def trained(net, documents, training, seed, left_out=None, title="training"):
     return load_model(scratch.built("toy", key, make) / "model")
 
 
-def reference(problem, damping, tolerance=1e-6):
+def reference(problem, damping, tolerance=1e-6, most=None):
     """{"scores" (q, n), "residual" (q,), "products" ()}, float64, computed once and kept in
-    scratch/. damping: `influence.Damping`."""
+    scratch/. damping: `influence.Damping`. most: products after which it stops where it has not
+    converged, its residual above the tolerance; None: an error then."""
 
     def compute():
         double = Tracked(copy.deepcopy(problem.model).double(), problem.layers)
         product = GaussNewton(double, problem.curvature, 16).product
         q = query_gradients(double, problem.queries)
         with exact_attention():
-            w, residual, products = solve(product, doubled(problem.factors), damping, q, tolerance)
+            limit = {} if most is None else {"limit": most, "stop": True}
+            factors = doubled(problem.factors)
+            w, residual, products = solve(product, factors, damping, q, tolerance, **limit)
         return {
             "scores": score(double, problem.candidates, w).values,
             "residual": residual,
             "products": torch.tensor(products),
         }
 
-    key = problem.key() | {"damping": vars(damping), "tolerance": tolerance}
+    key = problem.key() | {"damping": vars(damping), "tolerance": tolerance, "most": most}
     return scratch.tensors("reference", key, compute)
 
 
@@ -160,11 +160,11 @@ def doubled(factors):
     return EKFAC(found, factors.header)
 
 
-def solve(product, factors, damping, q, tolerance=1e-6, limit=4000):
+def solve(product, factors, damping, q, tolerance=1e-6, limit=4000, stop=False):
     """(w {layer: (q, o, i)}, relative residual of each query (q,), products made).
 
-    product: {layer: (q, o, i)} -> G times it. Raises RuntimeError after `limit` products without
-    ‖(G + D) w − q‖ ≤ tolerance ‖q‖."""
+    product: {layer: (q, o, i)} -> G times it. After `limit` products without ‖(G + D) w − q‖ ≤
+    tolerance ‖q‖ it raises RuntimeError; stop: or gives what it has, with its residual."""
     layers, d = factors.factors, dampings(factors, damping)
     scale = [(x.eigenvalues + d[name]).sqrt().flatten() for name, x in layers.items()]
     scale = torch.cat(scale)  # (P,)
@@ -185,11 +185,12 @@ def solve(product, factors, damping, q, tolerance=1e-6, limit=4000):
     norms, goal = rotate(q).norm(dim=1), tolerance
     steps = blocks(lambda y: rotate(damped(back(y / scale))) / scale, rotate(q) / scale)
     for products, (y, Q, C) in enumerate(tqdm(steps, desc="reference: products", total=limit), 1):
-        if ((C.mT @ Q.mT * scale).norm(dim=1) / norms).max() <= goal:
+        last = stop and products == limit
+        if last or ((C.mT @ Q.mT * scale).norm(dim=1) / norms).max() <= goal:
             w = back(y / scale)
             missed = {name: x - q[name] for name, x in damped(w).items()}
             residual = rotate(missed).norm(dim=1) / norms
-            if residual.max() <= tolerance:
+            if last or residual.max() <= tolerance:
                 return w, residual, products
             goal /= 3  # the recurrence drifts from the true residual
         if products == limit:
