@@ -21,6 +21,8 @@ LEVEL = 0.95
 def interval(groups):
     """(mean, low, high): groups are one array of per-question values for each world. The mean is
     over worlds of the mean over questions."""
+    if empty := [n for n, x in enumerate(groups) if not len(x)]:
+        raise ValueError(f"world {empty[0]} of {len(groups)} has no questions; leave it out")
     if len(groups) == 1:
         return metrics.bootstrap_interval(groups, LEVEL)
     return student([float(np.mean(x)) for x in groups])
@@ -48,9 +50,12 @@ def mean_and_error(groups):
 
 def by_chance(x, y):
     """How often y in a random order has a rank correlation with x as far from 0 as in its own: the
-    p-value of Spearman's correlation over all orders of y, of up to eight values."""
+    p-value of Spearman's correlation over all orders of y, of up to eight values; nan where there
+    is no correlation, as all of x or of y are equal."""
     if not 2 < len(x) == len(y) < 9:
         raise ValueError(f"{len(x)} and {len(y)} values; expected as many of each, 3 to 8")
     orders = np.array(list(itertools.permutations(y)), dtype=float)
     found = np.abs(metrics.spearman(np.broadcast_to(np.asarray(x, float), orders.shape), orders))
+    if np.isnan(found[0]):
+        return math.nan
     return float(np.mean(found >= found[0] - 1e-12))  # the first order is y's own

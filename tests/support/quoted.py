@@ -272,6 +272,17 @@ def exchanged(key):
     return retrained("exchanged", key, models=_models("studied_seeds"))
 
 
+def regime(where, *keys):
+    """A number of notebook 11; where: ("recipes", name) or ("shares", share)."""
+    whole = found = metrics("full", "regimes")
+    for key in (*where, *keys):
+        found = found[key]
+    value, error = (found["value"], found["error"]) if isinstance(found, dict) else (found, None)
+    models = whole["corpora"] * whole["models"]
+    file, key = "full/regimes.metrics.json", ", ".join((*where, *keys))
+    return Number(value, _spread(error), whole["corpora"], models, file, key)
+
+
 def kinds(*keys, sign=1):
     """A number of notebook 09, ± over models and questions of each corpus."""
     found, at = (

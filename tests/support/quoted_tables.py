@@ -4,7 +4,17 @@ cells is."""
 from dataclasses import dataclass
 
 from msif.study.tracing.names import named
-from support.quoted import Number, by_chance, case_study, exact, lds, metrics, retrained, tracing
+from support.quoted import (
+    Number,
+    by_chance,
+    case_study,
+    exact,
+    lds,
+    metrics,
+    regime,
+    retrained,
+    tracing,
+)
 
 NOTHING = Number(None, "–", 0, 0, "", "")
 
@@ -41,6 +51,30 @@ def _memory(label):
     return [case_study("memory", label, kind) for kind in ("memorised", "inferred")]
 
 
+PREDICTED = (
+    "multi-stage",
+    "single-stage",
+    "corrected Shampoo",
+    "TrackStar",
+    "TRAK",
+    "counting statements",
+)
+
+
+def _regime(where):
+    lds = [regime(where, "lds", method, "ensemble") for method in PREDICTED]
+    return [*lds, regime(where, "ceiling")]
+
+
+def _recipe(name):
+    where = ("recipes", name)
+    return [regime(where, "exact_match"), regime(where, "metasmoothness"), *_regime(where)]
+
+
+def _share(percent):
+    return _regime(("shares", f"{int(percent.removesuffix(' %')) / 100:g}"))
+
+
 @dataclass(frozen=True)
 class Table:
     """A table of either page. head: what its first line starts with; row: the numbers of a line by
@@ -60,6 +94,8 @@ def tables():
     return [
         Table("| method | MRR, raw", 3, _retrieval, methods),
         Table("| method | LDS, one model", 2, _lds, predicting),
+        Table("| recipe of training", 2, _recipe, {}),
+        Table("| left out", 2, _share, {}),
         Table("| Spearman with exact influence", 2, _exact, {}),
         Table("| documents named by", 2, _named_by, older),
         Table("| probability of the answer", 2, _memory, {}),

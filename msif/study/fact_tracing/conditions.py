@@ -65,8 +65,10 @@ class Condition:
 
     @cached_property
     def intervals(self):
-        """{method/form: (mean, low, high)}: the mean over seeds, see `intervals.interval`."""
-        return {name: intervals.interval(values) for name, values in self.values.items()}
+        """{method/form: (mean, low, high)}: the mean over seeds, see `intervals.interval`; within
+        [0, 1], as every value is."""
+        found = {name: intervals.interval(values) for name, values in self.values.items()}
+        return {name: tuple(min(max(x, 0.0), 1.0) for x in three) for name, three in found.items()}
 
     @cached_property
     def chance(self):
@@ -85,6 +87,10 @@ class Condition:
         """(mean, standard error) of the paired difference between two methods, likewise."""
         differences = [a - b for a, b in zip(self.values[name], self.values[other])]
         return intervals.mean_and_error(differences)
+
+    def paired(self, name, other):
+        """(mean, low, high) of the same difference, see `intervals.interval`."""
+        return intervals.interval([a - b for a, b in zip(self.values[name], self.values[other])])
 
     def best(self, names):
         """That of the methods with the highest mean."""

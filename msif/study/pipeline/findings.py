@@ -73,7 +73,8 @@ def fact_tracing(numbers):
         name, over = named(lead["over"]), lead["over"]
         if along and "_trajectory" not in over and over.startswith(OF_CHECKPOINTS):
             name += " at one checkpoint"
-        return against(lead["mean"], lead["se"], name)
+        known = (lead["low"], lead["high"]) if "low" in lead else None  # older records have none
+        return against(lead["mean"], lead["se"], name, known)
 
     claim = (
         f"Multi-stage influence finds the sentences that state the fact with a mean reciprocal "
@@ -137,6 +138,10 @@ def exact(numbers):
 def scalability(numbers):
     """Notebook 5: EK-FAC and the dial against a converged solve of one stage, and their cost."""
     damping, at = next(iter(numbers.items()))
+    kept = numbers.get("reference", {}).get(damping)  # older records have converged ones alone
+    solve = "a converged solve"
+    if kept and not kept["converged"]:
+        solve = f"a solve that stopped at a residual of {kept['residual']:.0e}"
     ours = at["EK-FAC"]["0"]["spearman"]
     without_products = [
         (at[name]["0"]["spearman"], name)
@@ -153,7 +158,7 @@ def scalability(numbers):
     return Finding(
         f"{ours:.2f}",
         "Spearman of EK-FAC with a converged solve, one stage",
-        f"At damping {damping}, EK-FAC has a Spearman of {ours:.2f} with a converged solve, "
+        f"At damping {damping}, EK-FAC has a Spearman of {ours:.2f} with {solve}, "
         f"{above(ours, rival)} the {rival:.2f} of {name}, the best rival without products with the "
         f"curvature. {k} products of the dial reach {dial:.2f}: {above(dial, block)} block "
         f"conjugate gradients' {block:.2f}, which take {like} products at "

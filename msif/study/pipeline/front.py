@@ -49,8 +49,15 @@ def second_stage(folder, found=None):
         parts.append(f"{what} {_lines(single)}")
     return (
         f"Where the second stage does not help: {'; '.join(parts) or 'nowhere in this table'}. "
-        "Sure: the 95 % interval of the difference is above 0."
+        f"Sure: the 95 % interval of the paired difference is above 0.{_missing(folder, found)}"
     )
+
+
+def _missing(folder, found):
+    """The lines whose difference nobody recorded."""
+    known = [x.row for which in ("one", "over") for x in differences(folder, found, ALONE, which)]
+    rest = [f"{row.profile}, {QUESTIONS[row.condition]}" for row in found if row not in known]
+    return f" Not recorded: {_listed(rest)}." if rest else ""
 
 
 def _lines(found, numbers=False):
@@ -68,8 +75,8 @@ def _listed(words):
 
 
 def trust(folder, found=None):
-    """Should one trust it on a model of one's own? What the records of the first profile that has
-    them say; "" without."""
+    """Should one trust it on a model of one's own? What the records of the first profile with a
+    plain line say; "" without."""
     found = rows(folder) if found is None else found
     at = next((row for row in found if row.condition == "plain"), None)
     exact, lds = (
@@ -150,7 +157,8 @@ def added(folder):
 def _added(folder, row, records, end, form):
     names = f"multi_stage{end}", f"pretraining_only{end}"
     both = [value(records, row.condition, name, form) for name in names]
-    return str(difference(folder, row, *both)) if all(both) else "–"
+    found = difference(folder, row, *both) if all(both) else None
+    return str(found) if found else "–"
 
 
 def main():

@@ -142,8 +142,7 @@ def regimes(numbers):
         return Finding(f"{lds(first):.2f}", "LDS of multi-stage influence", claim)
     return Finding(
         f"{lds(first):.2f}",
-        f"LDS of multi-stage influence by the first recipe; noise ceiling "
-        f"{recipes[first]['ceiling']:.2f}",
+        "LDS of multi-stage influence, by the first recipe of training",
         f"The roughest training ({rough}, metasmoothness {smooth(rough):.2f}) has an LDS of "
         f"{lds(rough):.2f}, the smoothest ({even}, {smooth(even):.2f}) one of {lds(even):.2f}; "
         f"noise between seeds allows {recipes[rough]['ceiling']:.2f} and "

@@ -86,7 +86,7 @@ class Cell:
     @property
     def best(self):
         """The higher of the two numbers."""
-        return max(x.mean for x in (self.one, self.over) if x)
+        return max((x.mean for x in (self.one, self.over) if x), default=-math.inf)
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,15 @@ class Row:
     @property
     def size(self):
         """models (questions)."""
-        one = self.cells["multi-stage"].one
-        return f"{one.worlds} ({one.questions})"
+        cell = self.cells["multi-stage"]
+        found = cell.one or cell.over
+        return f"{found.worlds} ({found.questions})" if found else "–"
 
     def said(self, column):
         """(name or "", at one checkpoint, over several or ""), as the table says it."""
         cell = self.cells[column]
-        name = "" if column in INFLUENCE else named((cell.one or cell.over).method)
+        found = cell.one or cell.over
+        name = "" if column in INFLUENCE or not found else named(found.method)
         return name, str(cell.one or "–"), str(cell.over or "")
 
 
@@ -142,12 +144,12 @@ def _cell(records, condition, methods):
     several = [x for x in found if x and x.method.endswith(("_trajectory", "tracincp"))]
     single = [x for x in found if x and x not in several]
     best = [max(x, key=lambda v: v.mean, default=None) for x in (single, several)]
-    return Cell(*best) if any(best) else None
+    return Cell(*best)
 
 
 def _best(records, condition, families):
     cells = [_cell(records, condition, methods) for methods in families]
-    return max(filter(None, cells), key=lambda cell: cell.best)
+    return max(cells, key=lambda cell: cell.best)
 
 
 def rows(folder):
@@ -182,31 +184,26 @@ def differences(folder, found, column, which):
     """The `Difference` of multi-stage influence and another `column` on each line that has both;
     which: "one" checkpoint, or "over" several.
 
-    Paired by world. Of one world it is paired by question where that is recorded; where it is not
-    the two errors are taken as independent, which is too wide where they go together."""
+    Paired by world; of one world by question. A line that has no record of it is left out."""
     both = [
         (row, *(getattr(row.cells[x], which) for x in ("multi-stage", column))) for row in found
     ]
-    return [difference(folder, row, ours, other) for row, ours, other in both if ours and other]
+    found = [difference(folder, row, ours, other) for row, ours, other in both if ours and other]
+    return [x for x in found if x]
 
 
 def difference(folder, row, ours, other):
-    """The `Difference` of two `Value`s on one line, see `differences`."""
+    """The `Difference` of two `Value`s on one line, see `differences`; None where it is of one
+    world and not recorded question by question."""
     records = read(folder / row.profile / "fact_tracing.json")
     mine, theirs = (_by_world(records, row.condition, x) for x in (ours, other))
     if len(mine) > 1:
         return Difference(row, *intervals.student([mine[seed] - theirs[seed] for seed in mine]))
-    paired = read(folder / row.profile / "fact_tracing.metrics.json").get("paired", {})
-    gain = paired.get(f"{ours.method} - {other.method}", {}).get(ours.form)
-    if row.condition == "plain" and gain:
-        return Difference(row, gain["mean"], gain["low"], gain["high"])
-    mean, half = ours.mean - other.mean, math.hypot(*map(_half, (ours, other)))
-    return Difference(row, mean, mean - half, mean + half)
-
-
-def _half(value):
-    """Half of an interval, one end of which may be cut off at 0 or 1."""
-    return max(value.high - value.mean, value.mean - value.low)
+    metrics = read(folder / row.profile / "fact_tracing.metrics.json")
+    older = metrics.get("paired", {}) if row.condition == "plain" else {}
+    pairs = metrics.get("differences", {}).get(row.condition, older)
+    gain = pairs.get(f"{ours.method} - {other.method}", {}).get(ours.form)
+    return Difference(row, gain["mean"], gain["low"], gain["high"]) if gain else None
 
 
 def _by_world(records, condition, value):

@@ -1,5 +1,6 @@
 """How findings, and differences between methods, are told on pages that people read."""
 
+from math import isnan
 from typing import NamedTuple
 
 
@@ -11,9 +12,13 @@ class Finding(NamedTuple):
     claim: str
 
 
-def against(lead, error, rival):
-    """How a difference with its standard error reads."""
-    if abs(lead) <= 2 * error:
+def against(lead, error, rival, interval=None):
+    """How a difference with its standard error reads. interval: its 95 % (low, high), which decides
+    where it is given; else two standard errors do, and of an unknown error nothing is said."""
+    if isnan(error):
+        return f"beside {rival} {lead:+.3f}, of one question"
+    low, high = interval or (lead - 2 * error, lead + 2 * error)
+    if low <= 0 <= high:
         return f"level with {rival} ({lead:+.3f} ± {error:.3f})"
     place = "ahead of" if lead > 0 else "behind"
     return f"{place} {rival} by {abs(lead):.3f} ± {error:.3f}"

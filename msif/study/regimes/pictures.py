@@ -8,12 +8,12 @@ from msif.study.figures import PALETTE, plt
 LOOKS = "osD^vPX*"  # as many series as a figure may have
 
 
-def regimes(shares, smooth, ceilings, names, title):
+def regimes(shares, smooth, ceilings, names, title, share=0.5):
     """LDS over the share left out and over the metasmoothness of recipes, side by side.
 
     shares: ([share], {method: [(LDS, error)]}); smooth: ([(metasmoothness, error)], {method:
     [(LDS, error) of each recipe]}). ceilings: what noise allows in each panel, a list of both.
-    names: of the recipes."""
+    names: of the recipes. share: left out where recipes are compared."""
     size = {"figsize": (11.5, 4.4), "layout": "constrained"}
     figure, (left, right) = plt.subplots(1, 2, sharey=True, **size)
     _series(left, *shares, ceilings[0])
@@ -24,7 +24,7 @@ def regimes(shares, smooth, ceilings, names, title):
     order = np.argsort(at)
     sorted_by = {m: [points[n] for n in order] for m, points in smooth[1].items()}
     _series(right, at[order], sorted_by, np.array(ceilings[1])[order], dx[order])
-    right.set(xlabel="metasmoothness of the recipe, half left out")
+    right.set(xlabel=f"metasmoothness of the recipe ({share:.0%} left out)")
     for place, n in enumerate(order):
         above = {
             "xytext": (0, 2 + 11 * (place % 2)),

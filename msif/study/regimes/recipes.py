@@ -147,9 +147,10 @@ def outcomes(plan, share, subsets, own, others, processes=None, last=None):
 def lds(tables, found, queries=None, resamples=300):
     """{method: {"own", "others", "ensemble": (LDS, standard error)}}.
 
-    own: each model against the retrainings of its own seed; others: against those of each other
-    seed, one at a time, as noisy as those; both are means. ensemble: the models' mean against the
-    mean of the other seeds. queries: numbers of those that the scores are of (None: all)."""
+    own: the first models, each against the retrainings of its own seed; others: each model against
+    those of each other seed, one at a time, as noisy as those; both are means. ensemble: the
+    models' mean against the mean of the other seeds. queries: numbers of those that the scores are
+    of (None: all)."""
     chosen = slice(None) if queries is None else list(queries)
     own, others = found.own[:, :, chosen], found.others[:, :, chosen]
 

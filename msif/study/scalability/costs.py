@@ -133,7 +133,11 @@ def by_size(widths, documents, vocabulary, samples, queries, measure=counted):
     for each of the documents.
 
     plain: forward and backward; fit: EK-FAC with its eigendecompositions; scoring: one candidate
-    for all `queries` queries."""
+    for all `queries` queries, the first of the documents. Raises ValueError for more of them."""
+    if queries > len(documents):
+        raise ValueError(
+            f"{queries} queries of {len(documents)} documents; expected as many documents at least"
+        )
     return [_at_width(width, documents, vocabulary, samples, queries, measure) for width in widths]
 
 

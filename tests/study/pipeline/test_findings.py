@@ -23,6 +23,13 @@ def test_a_difference_reads_as_it_is(lead, error, said):
     assert against(lead, error, "BM25") == said
 
 
+def test_an_interval_decides_where_it_is_given():
+    assert against(0.3, 0.1, "BM25", (-0.01, 0.61)).startswith("level with BM25")
+    assert against(0.15, 0.1, "BM25", (0.01, 0.29)).startswith("ahead of BM25")
+    assert against(-0.15, 0.1, "BM25", (-0.29, -0.01)).startswith("behind BM25")
+    assert against(0.3, float("nan"), "BM25") == "beside BM25 +0.300, of one question"
+
+
 def committed(stage):
     return json.loads((REPORTS / "full" / f"{stage}.metrics.json").read_text())
 
@@ -161,6 +168,8 @@ def test_recipes_are_compared_where_there_are_several():
     recipes = {"a": recipe(0.8, 0.2), "b": recipe(0.9, 0.4)}
     found = claim("regimes", {"recipes": recipes, "correlation": None})
     assert "(a, metasmoothness 0.80) has an LDS of 0.20, the smoothest (b, 0.90) one" in found
+    both = {"recipes": recipes, "correlation": 1.0, "by_chance": 0.5}
+    assert claim("regimes", both).endswith("two correlate 1.00 (by chance as often as 0.50).")
     one = claim("regimes", {"recipes": {"a": recipes["a"]}, "correlation": None})
     assert one == "One recipe alone (a, metasmoothness 0.80) was tried."
 
