@@ -131,7 +131,7 @@ def answers(folder, found):
 
 
 def _wrapped(answer):
-    return textwrap.fill("**{}** {}".format(*answer), 108, break_on_hyphens=False)
+    return textwrap.fill("**{}** {}".format(*answer), 118, break_on_hyphens=False)
 
 
 def _joined(name, one, over):

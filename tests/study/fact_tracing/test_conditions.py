@@ -70,6 +70,9 @@ def test_gains_are_paired_and_the_lead_is_over_others_methods():
     where = found()
     gain, error = where.gain("multi_stage/normalised", "multi_stage/raw")
     assert gain == pytest.approx((0 + 0 + 0 + (1 / 3 - 1)) / 4) and 0 < error < 0.3
+    mean, low, high = where.paired("multi_stage/normalised", "multi_stage/raw")
+    assert mean == pytest.approx(gain) and low < mean < high
+    assert all(0 <= low <= mean <= high <= 1 for mean, low, high in where.intervals.values())
     assert (
         where.lead("multi_stage/raw")[0] == "bm25/raw" and where.best(where.methods) == "bm25/raw"
     )
