@@ -83,8 +83,9 @@ def readme():
             *(at_best(x, m) for m in ("multi-stage", "single-stage") for x in PUBLISHED),
         ),
         phrase(
-            "it is {:2} ± {:2} above TrackStar for what mattered, {:2} ± {:2} among the same words",
-            *(lead(c, OVER, what) for c in ("causal", "matched") for what in ("mean", "se")),
+            "it leads TrackStar by {:2} [{:2}, {:2}] for what mattered, by {:2} [{:2}, {:2}] among "
+            "the same words",
+            *(lead(c, OVER, what) for c in ("causal", "matched") for what in GAIN),
         ),
         phrase(
             "(a rule of word order has {:2}, {:2})",
@@ -204,13 +205,13 @@ def findings():
     leads = [
         lead(c, over, what)
         for c, over in (("plain", "embeddings"), ("matched", OVER), ("causal", OVER))
-        for what in ("mean", "se")
+        for what in GAIN
     ]
     plants = ("removal", "plants", "influence")
     return [
         phrase(
-            "plain {:3} ± {:3} (embeddings), same words {:3} ± {:3} and causal {:3} ± {:3} "
-            "(TrackStar over checkpoints",
+            "plain {:3} [{:3}, {:3}] (embeddings), same words {:3} [{:3}, {:3}] and causal {:3} "
+            "[{:3}, {:3}] (TrackStar over checkpoints",
             *leads,
         ),
         phrase(

@@ -152,11 +152,12 @@ def _tracing(*keys, profile="full"):
 
 
 def lead(condition, over, what="mean"):
-    """Influence over checkpoints before the best rival, which must be `over`; what: "mean" or
-    "se"."""
+    """Influence over checkpoints before the best rival, which must be `over`; what: "mean", "se",
+    "low" or "high"."""
     found = metrics("full", "fact_tracing")["lead"][condition]
     assert found["over"] == f"{over}/raw"
-    spread = _spread(found["se"]) if what == "mean" else "–"
+    spread = "[{low:+.3f}, {high:+.3f}]".format(**found).replace("-", "−")
+    spread = spread if what == "mean" else "–"
     worlds = _seeds(condition)
     return Number(found[what], spread, worlds, worlds, *_tracing("lead", condition, what))
 
