@@ -62,13 +62,6 @@ def readme():
         phrase("all (it answers {:%})", answered("finetuned", "stories")),
         phrase("for what mattered all {:}", asked("causal")),
         phrase(
-            "has {:2} at one checkpoint ({:2} over several, {:2} without fine-tuning's curvature)",
-            *(
-                tracing(x, "plain", "smollm_h100")
-                for x in ("multi_stage", "multi_stage_trajectory", "pretraining_only_trajectory")
-            ),
-        ),
-        phrase(
             "multi-stage has {:2} on `stories` and {:2} on `webnlg`",
             *as_published("multi-stage, absolute"),
         ),

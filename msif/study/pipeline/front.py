@@ -31,7 +31,7 @@ ADDED = "<!-- second stage -->", "<!-- end of the second stage -->"
 
 def second_stage(folder, found=None):
     """Where the second stage does not help, as the records have it: on which lines multi-stage
-    influence is not surely above pre-training's curvature alone, and above single-stage."""
+    influence is not surely above pre-training alone, and above single-stage."""
     found = rows(folder) if found is None else found
 
     def unsure(column, which):
@@ -131,7 +131,7 @@ def answers(folder, found):
 
 
 def _wrapped(answer):
-    return textwrap.fill("**{}** {}".format(*answer), 118, break_on_hyphens=False)
+    return textwrap.fill("**{}** {}".format(*answer), 108, break_on_hyphens=False)
 
 
 def _joined(name, one, over):

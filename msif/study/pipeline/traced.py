@@ -4,10 +4,10 @@ A row is a profile and a question. Every number is of reports/<profile>/fact_tra
 checkpoint of pre-training, and over several where that is recorded: scores are normalised where
 they have that form.
 
-    single-stage                        question and documents at the fine-tuned model, H₂ alone
-    pre-training's curvature alone      question at the fine-tuned model, documents and H₁ before
-                                        fine-tuning: multi-stage influence with T₂ := I
-    best rival, text search             those with the highest number in their own line
+    single-stage              question and documents at the fine-tuned model, H₂ alone
+    pre-training alone        question at the fine-tuned model, documents and H₁ before fine-tuning:
+                              multi-stage influence with T₂ := I
+    best rival, text search   those with the highest number in their own line
 
 A 95 % interval is over worlds, a corpus with its models, by Student's t; of one world it is over
 questions alone, and says nothing of other models.
@@ -30,10 +30,10 @@ QUESTIONS = {
 # At one checkpoint, and over several.
 INFLUENCE = {
     "single-stage": ("single_stage_finetuned",),
-    "pre-training's curvature alone": ("pretraining_only", "pretraining_only_trajectory"),
+    "pre-training alone": ("pretraining_only", "pretraining_only_trajectory"),
     "multi-stage": ("multi_stage", "multi_stage_trajectory"),
 }
-ALONE = "pre-training's curvature alone"
+ALONE = "pre-training alone"
 SEARCHES = ("bm25", "tfidf", "embeddings")
 # Rivals and their variants; the dot product of gradients has none of what influence adds to it.
 RIVALS = {
