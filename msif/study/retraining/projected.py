@@ -25,7 +25,7 @@ def trak_scores(recipe, seeds, settings):
     def compute():
         halves = half_subsets(len(recipe.corpus.documents), len(seeds), seeds[0])
         largest = max(x["dimension"] for x in settings)
-        found = [_features(recipe, half, seed, largest) for half, seed in zip(halves, seeds)]
+        found = [features_at(recipe, half, seed, largest) for half, seed in zip(halves, seeds)]
         asked, phi, errors = zip(*found)
 
         def of(k, ridge):
@@ -69,7 +69,7 @@ def _kept(kind, key, compute):
     return [found[str(n)] for n in range(len(found))]
 
 
-def _features(recipe, left_out, seed, dimension):
+def features_at(recipe, left_out, seed, dimension):
     """Features of the queries (q, k) and of the documents (N, k), and 1 − p of the documents (N,),
     at one model."""
     net = tracked(retrained(recipe, left_out, seed))

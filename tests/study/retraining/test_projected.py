@@ -29,7 +29,7 @@ def test_trak_is_of_models_that_saw_halves(case):
     settings = [{"dimension": 6, "ridge": 0.1}, {"dimension": 3, "ridge": 1.0}]
     found = projected.trak_scores(RECIPE, [4, 5], settings)
     halves = half_subsets(len(PEOPLE.documents), 2, 4)
-    parts = [projected._features(RECIPE, half, seed, 6) for half, seed in zip(halves, (4, 5))]
+    parts = [projected.features_at(RECIPE, half, seed, 6) for half, seed in zip(halves, (4, 5))]
     for x, table in zip(settings, found):
         k = x["dimension"]
         asked, phi = ([p[i][:, :k] for p in parts] for i in (0, 1))
