@@ -26,6 +26,7 @@ from support.quoted import (
     of_difference,
     of_front,
     published,
+    regime,
     retrained,
     tracing,
 )
@@ -185,7 +186,10 @@ def _ends(method, what):
 GAIN = ("mean", "low", "high")
 NEAR = ("EK-FAC", "K-FAC", "gradient dot")
 
-# ------------------------------------------------------------------------------- docs/findings.md
+# ---------------------------------------------------------- docs/findings.md and docs/prediction.md
+
+FIRST, WINDOW = ("recipes", "as it is"), ("windows", "4")
+OURS = ("lds", "multi-stage", "ensemble")
 
 
 def findings():
@@ -221,6 +225,9 @@ def findings():
             exchanged("multi_stage"),
             exchanged("multi_stage_refined"),
         ),
+        phrase("its error about {:2}", regime(FIRST, *OURS, "error")),
+        phrase("the LDS is {:2}, in all {:2}.", *(regime(x, *OURS) for x in (WINDOW, FIRST))),
+        phrase("a rank correlation that {:%} of all orders", regime((), "by_chance")),
         phrase(
             "ten highest share {:%} (two seeds of full fine-tuning {:%})",
             *(kinds("shared", x) for x in ("full and LoRA", "two seeds of full")),
