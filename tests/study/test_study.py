@@ -46,7 +46,6 @@ NOT_YET = {
         "06_retraining",
         "07_case_studies",
         "10_removal",
-        "12_as_published",
     ),
     "smollm": ("03_fact_tracing", "10_removal"),
     "stories": ("10_removal",),

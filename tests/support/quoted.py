@@ -178,14 +178,16 @@ ALONG = ("multi_stage_trajectory", "pretraining_only_trajectory")
 # ------------------------------------------------------------------------------------ notebook 12
 
 
-def published(profile, *keys):
-    """A number of the paper's protocol; keys: of its metrics, to a mean and its interval."""
+def published(profile, *keys, what="mean"):
+    """A number of the paper's protocol; keys: of its metrics, to a mean and its interval; what:
+    "mean", "low" or "high"."""
     whole = found = metrics(profile, "as_published")
     for key in keys:
         found = found[key]
     spread = "[{low:+.3f}, {high:+.3f}]".format(**found).replace("-", "−")
     worlds, file = whole["models"], f"{profile}/as_published.metrics.json"
-    return Number(found["mean"], spread, worlds, worlds, file, ", ".join(keys))
+    spread, more = (spread, ()) if what == "mean" else ("–", (what,))
+    return Number(found[what], spread, worlds, worlds, file, ", ".join((*keys, *more)))
 
 
 # --------------------------------------------------------------------- notebooks 01, 02, 04 and 05
