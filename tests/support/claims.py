@@ -10,8 +10,9 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
+from support import cards
 from support.pages import FINDINGS
-from support.phrases import findings, index, of_answers, of_table, readme
+from support.phrases import findings, of_answers, of_table, readme
 from support.quoted import REPORTS
 from support.quoted_tables import cells, tables
 
@@ -47,7 +48,10 @@ def page(text):
         "README and index: below the table": _spoken(of_answers()),
         "README": _spoken(readme()),
         "Index": [
-            (stage, n) for stage, found in index().items() for n in found if not _is_bound(n)
+            (stage, n)
+            for stage, found in cards.numbers().items()
+            for n in found
+            if not _is_bound(n)
         ],
         "Findings": _spoken(findings()),
         "Findings: its tables": [

@@ -4,13 +4,13 @@ docs/claims.md: `support.phrases` says which."""
 import re
 
 import pytest
-from support import claims, phrases
+from support import cards, claims, phrases
 from support.pages import FINDINGS, README, REPORTS, TEXT, benchmark, report
 from support.quoted import added
 from support.quoted_tables import cells, tables
 
-from msif.study.pipeline import findings as cards
 from msif.study.pipeline import front, traced
+from msif.study.pipeline.findings import FINDINGS as FINDINGS_OF
 
 START, END = front.MARKS
 GENERATED = README.split(START)[1].split(END)[0]
@@ -91,15 +91,20 @@ def test_every_number_in_the_tables_of_the_findings_is_that_of_a_report(table):
 # ------------------------------------------------------------------------------------------ index
 
 
-@pytest.mark.parametrize("stage", phrases.index())
+def test_every_card_of_full_has_its_claims():
+    there = {name for name in FINDINGS_OF if (REPORTS / "full" / f"{name}.metrics.json").exists()}
+    assert set(cards.numbers()) == there
+
+
+@pytest.mark.parametrize("stage", cards.numbers())
 def test_every_number_of_a_card_of_the_index_is_that_of_a_claim(stage):
-    finding = cards.FINDINGS[stage](report(stage))
+    finding = FINDINGS_OF[stage](report(stage))
     text = " ".join(finding)
     for level in ("95%", "0.1 x mean", "in 1% of"):  # of an interval, a damping, the directions
         text = text.replace(level, "")
     known = {
         shown.lstrip("-").replace("-0.000", "0.000")
-        for number in phrases.index()[stage]
+        for number in cards.numbers()[stage]
         for shown in (f"{number.value:.{n}{kind}}" for n, kind in FORMATS)
     }
     said = re.findall(r"\d+\.\d+|\d+%", text)
