@@ -59,3 +59,20 @@ def by_chance(x, y):
     if np.isnan(found[0]):
         return math.nan
     return float(np.mean(found >= found[0] - 1e-12))  # the first order is y's own
+
+
+def noise_ceiling(outcomes, seeds=None, resamples=300):
+    """(value, standard error) of `metrics.noise_ceiling`, of the mean of so many seeds.
+
+    outcomes: (subsets, seeds, q). seeds: None for as many as they have. The error is of a bootstrap
+    over subsets and queries, as for `metrics.lds`: too wide rather than too narrow."""
+    outcomes, rng = np.asarray(outcomes), np.random.default_rng(0)
+
+    def ceiling(found):
+        return metrics.noise_ceiling(metrics.seed_agreement(found), seeds or found.shape[1])
+
+    def drawn():
+        subsets, queries = (rng.integers(n, size=n) for n in (len(outcomes), outcomes.shape[2]))
+        return outcomes[subsets][:, :, queries]
+
+    return ceiling(outcomes), float(np.std([ceiling(drawn()) for _ in range(resamples)], ddof=1))

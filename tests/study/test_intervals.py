@@ -52,3 +52,20 @@ def test_by_chance_is_the_share_of_orders_that_do_as_well():
     )
     with pytest.raises(ValueError, match="3 to 8"):
         intervals.by_chance([1.0, 2.0], [1.0, 2.0])
+
+
+def test_the_error_of_the_noise_ceiling_is_never_too_small():
+    """Against the spread over 30 repetitions (known to 13 %), where subsets and queries have parts
+    in common, in signal and noise; the same for fewer seeds than there are."""
+    rng, found, of_one = np.random.default_rng(3), [], []
+    for _ in range(30):
+        both = rng.normal(size=(20, 1, 1)), rng.normal(size=(20, 3, 1))
+        own = rng.normal(size=(20, 1, 15)), rng.normal(size=(20, 3, 15))
+        outcomes = both[0] + both[1] + own[0] + own[1]
+        found.append(intervals.noise_ceiling(outcomes, resamples=40))
+        of_one.append(intervals.noise_ceiling(outcomes, 1, resamples=2)[0])
+        assert found[-1][0] == metrics.noise_ceiling(metrics.seed_agreement(outcomes), 3)
+    values, errors = np.array(found).T
+    assert 0.8 < errors.mean() / values.std(ddof=1) < 1.2 * 3**0.5
+    # Half of a run is signal; √ of a noisy agreement is low, as is Spearman beside Pearson.
+    assert 0.5**0.5 - 0.08 < np.mean(of_one) < 0.5**0.5

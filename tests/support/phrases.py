@@ -128,10 +128,9 @@ def at_best(profile, method):
 def of_table():
     """[(cell of the front table, Number)]."""
     return [
-        (f"{row.profile}, {traced.QUESTIONS[row.condition]}: {_called(column, x)}", _in(row, x))
+        (f"{row.profile}, {row.question}: {_called(column, x)}", _in(row, x))
         for row in traced.rows(REPORTS)
-        for column in traced.COLUMNS
-        for x in (row.cells[column].one, row.cells[column].over)
+        for column, x in row.cells.items()
         if x
     ]
 
@@ -147,14 +146,25 @@ def _in(row, value):
 
 def of_answers():
     """The phrases of what `front` says below its table."""
-    found = traced.rows(REPORTS)
+    over = [row for row in traced.rows(REPORTS) if row.over]
+    one = [row for row in traced.rows(REPORTS) if not row.over]
+    shown = [
+        (row, x, traced.ALONE)
+        for row, x in traced.differences(REPORTS, over, traced.ALONE)
+        if x and x.low <= 0
+    ]
+    shown += [
+        (row, x, column)
+        for column in (traced.ALONE, "single-stage")
+        for row, x in traced.differences(REPORTS, one, column)
+        if x and x.high < 0
+    ]
     gains = [
         phrase(
-            f"{traced.QUESTIONS[x.row.condition]} {{:+3}} [{{:+3}}, {{:+3}}]",
-            *of_difference(x, traced.ALONE, "over"),
+            f"{traced.QUESTIONS[row.condition]} {{:+3}} [{{:+3}}, {{:+3}}]",
+            *of_difference(row, x, column),
         )
-        for x in traced.differences(REPORTS, found, traced.ALONE, "over")
-        if x.low <= 0
+        for row, x, column in shown
     ]
     (order, size), (of_dot, size_dot) = (
         [_ends(method, what) for what in ("spearman", "pearson")]
@@ -162,7 +172,12 @@ def of_answers():
     )
     return [
         *gains,
-        phrase("state the fact have an MRR of {:2}", tracing("multi_stage")),
+        phrase(
+            "is ahead in {:2} of the pairs, over checkpoints {:2} (a rule that looks at their "
+            "order alone: {:2})",
+            *(tracing(x, "matched") for x in ("multi_stage", "multi_stage_trajectory")),
+            tracing("word_order", "matched"),
+        ),
         phrase("a Spearman of {:2} to {:2} with that of exact", *order),
         phrase("(dot product of gradients {:2} to {:2})", *of_dot),
         phrase("a Pearson of {:2} to {:2} ({:2} to {:2})", *size, *size_dot),

@@ -82,18 +82,18 @@ def of_front(profile, condition, found):
     return Number(found.mean, spread, *worlds, f"{profile}/fact_tracing.json", key)
 
 
-def of_difference(x, column, which):
-    """(mean, low, high) of a `traced.Difference` from another column, as Numbers."""
-    worlds, profile = getattr(x.row.cells[column], which).worlds, x.row.profile
+def of_difference(row, x, column):
+    """(mean, low, high) of a `traced.Difference` from another column of a row, as Numbers."""
+    worlds = row.cells[column].worlds
     spread = f"[{x.low:+.3f}, {x.high:+.3f}]".replace("-", "−")
-    key = f"{x.row.condition}, multi-stage less {column}, {which}: "
+    key = f"{row.condition}, multi-stage less {column}, {'over' if row.over else 'one'}: "
     return [
         Number(
             getattr(x, what),
             spread if what == "mean" else "–",
             worlds,
             worlds,
-            f"{profile}/fact_tracing.json",
+            f"{row.profile}/fact_tracing.json",
             key + what,
         )
         for what in ("mean", "low", "high")
@@ -102,7 +102,8 @@ def of_difference(x, column, which):
 
 def added(condition, other, profile="full", form="normalised"):
     """(mean, low, high) of multi-stage influence less another method at one checkpoint."""
-    (row,) = (r for r in traced.rows(REPORTS) if (r.profile, r.condition) == (profile, condition))
+    at = (profile, condition, False)
+    (row,) = (r for r in traced.rows(REPORTS) if (r.profile, r.condition, r.over) == at)
     records = read(profile, "fact_tracing")
     both = [traced.value(records, condition, x, form) for x in ("multi_stage", other)]
     found = traced.difference(REPORTS, row, *both)

@@ -29,43 +29,62 @@ MARKS = "<!-- front table -->", "<!-- end of the front table -->"
 ADDED = "<!-- second stage -->", "<!-- end of the second stage -->"
 
 
+# What multi-stage influence is held against: a column, over checkpoints or at one; and how it is
+# said where that is not surely less, and where it is surely more.
+AGAINST = (
+    (
+        ALONE,
+        True,
+        "over checkpoints, fine-tuning's curvature adds nothing sure on",
+        "over checkpoints, fine-tuning's curvature costs on",
+    ),
+    (
+        ALONE,
+        False,
+        "at one checkpoint, it adds nothing sure on",
+        "at one checkpoint, it costs on",
+    ),
+    (
+        "single-stage",
+        False,
+        "at one checkpoint, multi-stage is not surely above single-stage on",
+        "at one checkpoint, multi-stage is surely below single-stage on",
+    ),
+)
+
+
 def second_stage(folder, found=None):
     """Where the second stage does not help, as the records have it: on which lines multi-stage
     influence is not surely above pre-training alone, and above single-stage."""
     found = rows(folder) if found is None else found
-
-    def unsure(column, which):
-        return [x for x in differences(folder, found, column, which) if not x.low > 0]
-
-    parts = []
-    if over := unsure(ALONE, "over"):
-        what = "over checkpoints, fine-tuning's curvature adds nothing sure on"
-        parts.append(f"{what} {_lines(over, numbers=True)}")
-    if one := unsure(ALONE, "one"):
-        what = "at one checkpoint it adds nothing sure on"
-        parts.append(f"{what} {_lines(one)}")
-    if single := unsure("single-stage", "one"):
-        what = "at one checkpoint multi-stage is not surely above single-stage on"
-        parts.append(f"{what} {_lines(single)}")
+    parts, missing = [], {}
+    for column, over, unsure, below in AGAINST:
+        known = differences(folder, [row for row in found if row.over == over], column)
+        if level := [(row, x) for row, x in known if x and x.low <= 0 <= x.high]:
+            parts.append(f"{unsure} {_lines(level, numbers=over)}")
+        if less := [(row, x) for row, x in known if x and x.high < 0]:
+            parts.append(f"{below} {_lines(less, numbers=True)}")
+        missing.setdefault(column, {}).update(
+            {(row.profile, row.condition): (row, x) for row, x in known if not x}
+        )
     return (
         f"Where the second stage does not help: {'; '.join(parts) or 'nowhere in this table'}. "
-        f"Sure: the 95 % interval of the paired difference is above 0.{_missing(folder, found)}"
+        f"Sure: the 95 % interval of the paired difference leaves 0 out.{_missing(missing)}"
     )
 
 
-def _missing(folder, found):
-    """The lines whose difference nobody recorded."""
-    known = [x.row for which in ("one", "over") for x in differences(folder, found, ALONE, which)]
-    rest = [f"{row.profile}, {QUESTIONS[row.condition]}" for row in found if row not in known]
-    return f" Not recorded: {_listed(rest)}." if rest else ""
+def _missing(rest):
+    """The lines whose difference nobody recorded; rest: {column: {line: (row, None)}}."""
+    said = [f"{_lines(x.values())} less {column}" for column, x in rest.items() if x]
+    return f" Not recorded: multi-stage on {'; '.join(said)}." if said else ""
 
 
 def _lines(found, numbers=False):
     """Lines of the table by profile: "full (plain, same words) and stories (plain)"."""
     profiles = {}
-    for x in found:
+    for row, x in found:
         said = f" {x}" if numbers else ""
-        profiles.setdefault(x.row.profile, []).append(f"{QUESTIONS[x.row.condition]}{said}")
+        profiles.setdefault(row.profile, []).append(f"{QUESTIONS[row.condition]}{said}")
     return _listed([f"{name} ({', '.join(each)})" for name, each in profiles.items()])
 
 
@@ -75,10 +94,11 @@ def _listed(words):
 
 
 def trust(folder, found=None):
-    """Should one trust it on a model of one's own? What the records of the first profile with a
-    plain line say; "" without."""
+    """Should one trust it on a model of one's own? What the records of the first profile say that
+    has a line among the same words; "" without."""
     found = rows(folder) if found is None else found
-    at = next((row for row in found if row.condition == "plain"), None)
+    same = [row for row in found if row.condition == "matched"]
+    at = same[0] if same else None
     exact, lds = (
         read(folder / at.profile / f"{x}.metrics.json") if at else {}
         for x in ("exact", "retraining")
@@ -89,10 +109,8 @@ def trust(folder, found=None):
     of, models = lds["lds"], max(int(name.split("_")[-2]) for name in lds["lds"])
     return (
         "Should I trust it on my model? As a list of documents to read first, where text search "
-        "does not do as well; not for the order of all documents, nor for sizes. On "
-        f"{at.profile} the documents that state the fact have an MRR of "
-        f"{at.cells['multi-stage'].one.mean:.2f}. Over all documents, on the {len(problems)} "
-        "problems of notebook 04, the order has a Spearman of "
+        f"cannot tell them apart: {_first(folder, same)}. Not for the order of all documents, nor "
+        f"for sizes: on the {len(problems)} problems of notebook 04, the order has a Spearman of "
         f"{_range(problems, 'EK-FAC', 'spearman')} with that of exact influence (dot product of "
         f"gradients {_range(problems, 'gradient dot', 'spearman')}), the sizes a Pearson of "
         f"{_range(problems, 'EK-FAC', 'pearson')} ({_range(problems, 'gradient dot', 'pearson')}). "
@@ -101,6 +119,20 @@ def trust(folder, found=None):
         f"counting the sentences that state the fact "
         f"{of[f'statements_raw_{models}_models']:.2f}; noise allows {lds['ceiling']:.2f}. All of "
         "it is of small models."
+    )
+
+
+def _first(folder, same):
+    """Which documents come first among those of the same words; same: the rows of one profile or
+    more."""
+    profile, condition = same[0].profile, same[0].condition
+    ours = [row.cells["multi-stage"].mean for row in same if row.profile == profile]
+    over = f", over checkpoints {ours[1]:.2f}" if len(ours) > 1 else ""
+    rule = value(read(folder / profile / "fact_tracing.json"), condition, "word_order")
+    beside = f" (a rule that looks at their order alone: {rule.mean:.2f})" if rule else ""
+    return (
+        f"on {profile}, of two sentences of the same words the one that states the fact is ahead "
+        f"in {ours[0]:.2f} of the pairs{over}{beside}"
     )
 
 
@@ -116,8 +148,8 @@ def markdown(folder):
     found = rows(folder)
     lines = [HEAD, ["---"] * len(HEAD)]
     for row in found:
-        cells = [_joined(*row.said(column)) for column in COLUMNS]
-        lines.append([f"`{row.profile}`, {QUESTIONS[row.condition]}", row.size, *cells])
+        cells = [" ".join(filter(None, row.said(column))) for column in COLUMNS]
+        lines.append([f"`{row.profile}`, {row.question}", row.size, *cells])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return "\n\n".join([table, *map(_wrapped, filter(None, answers(folder, found)))])
 
@@ -134,16 +166,12 @@ def _wrapped(answer):
     return textwrap.fill("**{}** {}".format(*answer), 108, break_on_hyphens=False)
 
 
-def _joined(name, one, over):
-    return " ".join(filter(None, (name, one, f"({over})" if over else "")))
-
-
 def added(folder):
     """What fine-tuning's curvature adds on each line, by form, at one checkpoint and over several,
     as docs/findings.md has it: multi-stage influence less that with T₂ := I."""
     titles = "what T₂ adds", "one checkpoint, raw", "normalised", "over checkpoints, raw"
     lines = [(*titles, "normalised"), ["---"] * 5]
-    for row in rows(folder):
+    for row in (row for row in rows(folder) if not row.over):
         records = read(folder / row.profile / "fact_tracing.json")
         cells = [
             _added(folder, row, records, end, form)

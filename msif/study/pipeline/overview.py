@@ -140,11 +140,11 @@ def page(folder):
 
 
 def _front(row):
-    """A line of the front table; cells: (name, at one checkpoint, over several) of each column."""
+    """A line of the front table; cells: (name, number and interval) of each column."""
     return {
         "head": front.HEAD,
         "profile": row.profile,
-        "question": traced.QUESTIONS[row.condition],
+        "question": row.question,
         "size": row.size,
         "cells": [row.said(column) for column in traced.COLUMNS],
     }

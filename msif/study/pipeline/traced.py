@@ -1,8 +1,7 @@
 """What notebook 3 found, by profile and question: each method's number, and differences of two.
 
-A row is a profile and a question. Every number is of reports/<profile>/fact_tracing.json, at one
-checkpoint of pre-training, and over several where that is recorded: scores are normalised where
-they have that form.
+A row is a profile and a question, at one checkpoint of pre-training or over several. Every number
+is of reports/<profile>/fact_tracing.json: scores are normalised where they have that form.
 
     single-stage              question and documents at the fine-tuned model, H₂ alone
     pre-training alone        question at the fine-tuned model, documents and H₁ before fine-tuning:
@@ -20,36 +19,34 @@ from dataclasses import dataclass
 from msif.study import intervals
 from msif.study.tracing.names import named
 
-PROFILES = ("full", "stories", "webnlg", "smollm", "bloom")  # where none is there: all that are
+# Where none of them is there: all that are.
+PROFILES = ("full", "stories", "webnlg", "smollm", "smollm_h100", "bloom")
 QUESTIONS = {
     "plain": "plain",
     "named": "same names",
     "matched": "same words",
     "causal": "what mattered",
 }
-# At one checkpoint, and over several.
+# Of a column the methods, of which that counts that has the highest number in its line. Methods
+# that end in one of `SEVERAL` are over checkpoints.
+SEVERAL = ("_trajectory", "tracincp")
 INFLUENCE = {
     "single-stage": ("single_stage_finetuned",),
     "pre-training alone": ("pretraining_only", "pretraining_only_trajectory"),
     "multi-stage": ("multi_stage", "multi_stage_trajectory"),
 }
 ALONE = "pre-training alone"
+RIVALS = (
+    *("trackstar", "trackstar_pretrained", "trackstar_trajectory"),
+    *("trak", "trak_pretrained", "trak_trajectory", "tracincp"),
+    *("gradient_dot", "gradient_dot_finetuned"),
+    *("gradient_dot_pretrained", "gradient_dot_trajectory"),
+    *("hidden_mean", "hidden_last", "hidden_mean_pretrained", "hidden_input"),
+    *("single_stage_pretrained", "single_stage_pretrained_trajectory"),
+)
 SEARCHES = ("bm25", "tfidf", "embeddings")
-# Rivals and their variants; the dot product of gradients has none of what influence adds to it.
-RIVALS = {
-    "trackstar": ("trackstar", "trackstar_pretrained", "trackstar_trajectory"),
-    "trak": ("trak", "trak_pretrained", "trak_trajectory"),
-    "tracincp": ("tracincp",),
-    "gradient_dot": (
-        "gradient_dot",
-        "gradient_dot_finetuned",
-        "gradient_dot_pretrained",
-        "gradient_dot_trajectory",
-    ),
-    "hidden": ("hidden_mean", "hidden_last", "hidden_mean_pretrained", "hidden_input"),
-    "single_stage": ("single_stage_pretrained", "single_stage_pretrained_trajectory"),
-}
-COLUMNS = (*INFLUENCE, "best rival", "text search")
+METHODS = INFLUENCE | {"best rival": RIVALS, "text search": SEARCHES}
+COLUMNS = tuple(METHODS)
 
 
 @dataclass(frozen=True)
@@ -77,39 +74,31 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A method at one checkpoint and over several; None where that is not recorded."""
-
-    one: Value | None
-    over: Value | None
-
-    @property
-    def best(self):
-        """The higher of the two numbers."""
-        return max((x.mean for x in (self.one, self.over) if x), default=-math.inf)
-
-
-@dataclass(frozen=True)
 class Row:
-    """A line of the table. cells: {column of `COLUMNS`: Cell}."""
+    """A line of the table. over: several checkpoints, not one; cells: {column of `COLUMNS`:
+    `Value`, or None where there is none}."""
 
     profile: str
     condition: str
+    over: bool
     cells: dict
+
+    @property
+    def question(self):
+        """What is asked, and how."""
+        return QUESTIONS[self.condition] + ", over checkpoints" * self.over
 
     @property
     def size(self):
         """models (questions)."""
-        cell = self.cells["multi-stage"]
-        found = cell.one or cell.over
+        found = self.cells["multi-stage"]
         return f"{found.worlds} ({found.questions})" if found else "–"
 
     def said(self, column):
-        """(name or "", at one checkpoint, over several or ""), as the table says it."""
-        cell = self.cells[column]
-        found = cell.one or cell.over
+        """(name or "", number and interval), as the table says it."""
+        found = self.cells[column]
         name = "" if column in INFLUENCE or not found else named(found.method)
-        return name, str(cell.one or "–"), str(cell.over or "")
+        return name, str(found or "–")
 
 
 def value(records, condition, method, form=None):
@@ -138,32 +127,24 @@ def interval(means, errors):
     return (low, high) if math.isnan(low) else (max(0.0, low), min(1.0, high))
 
 
-def _cell(records, condition, methods):
-    """The `Cell` of a family: the best of its variants at one checkpoint, and over several."""
-    found = [value(records, condition, method) for method in methods]
-    several = [x for x in found if x and x.method.endswith(("_trajectory", "tracincp"))]
-    single = [x for x in found if x and x not in several]
-    best = [max(x, key=lambda v: v.mean, default=None) for x in (single, several)]
-    return Cell(*best)
-
-
-def _best(records, condition, families):
-    cells = [_cell(records, condition, methods) for methods in families]
-    return max(cells, key=lambda cell: cell.best)
+def _best(records, condition, methods, over):
+    """The highest `Value` of those methods that are over checkpoints, or that are not."""
+    found = [value(records, condition, x) for x in methods if x.endswith(SEVERAL) == over]
+    return max((x for x in found if x), key=lambda x: x.mean, default=None)
 
 
 def rows(folder):
-    """The rows of a folder of reports; none where no profile there has traced facts."""
+    """The rows of a folder of reports; none where no profile there has traced facts. Over
+    checkpoints, where multi-stage influence is recorded so."""
     there = sorted(p.parent.name for p in folder.glob("*/fact_tracing.json"))
     found = []
     for profile in [p for p in PROFILES if p in there] or there:
         records = json.loads((folder / profile / "fact_tracing.json").read_text("utf-8"))
         for condition in (c for c in QUESTIONS if any(r["condition"] == c for r in records)):
-            influence = [_cell(records, condition, names) for names in INFLUENCE.values()]
-            rival = _best(records, condition, RIVALS.values())
-            search = _best(records, condition, [(name,) for name in SEARCHES])
-            cells = dict(zip(COLUMNS, (*influence, rival, search), strict=True))
-            found.append(Row(profile, condition, cells))
+            for over in (False, True):
+                of = {c: _best(records, condition, x, over) for c, x in METHODS.items()}
+                if of["multi-stage"] or not over:
+                    found.append(Row(profile, condition, over, of))
     return found
 
 
@@ -180,16 +161,13 @@ class Difference:
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]".replace("-", "−")
 
 
-def differences(folder, found, column, which):
-    """The `Difference` of multi-stage influence and another `column` on each line that has both;
-    which: "one" checkpoint, or "over" several.
+def differences(folder, found, column):
+    """[(row, the `Difference` of multi-stage influence and another `column` there)] of those rows
+    that have both; None where nobody recorded it.
 
-    Paired by world; of one world by question. A line that has no record of it is left out."""
-    both = [
-        (row, *(getattr(row.cells[x], which) for x in ("multi-stage", column))) for row in found
-    ]
-    found = [difference(folder, row, ours, other) for row, ours, other in both if ours and other]
-    return [x for x in found if x]
+    Paired by world; of one world by question."""
+    both = [(row, row.cells["multi-stage"], row.cells[column]) for row in found]
+    return [(row, difference(folder, row, *x)) for row, *x in both if all(x)]
 
 
 def difference(folder, row, ours, other):

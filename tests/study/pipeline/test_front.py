@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 from scipy import stats
@@ -46,21 +47,40 @@ def reports(folder, records, profile="full", low=-0.1, **metrics):
     return folder
 
 
-def test_a_line_has_each_method_at_one_checkpoint_and_over_several(tmp_path):
-    (row,) = traced.rows(reports(tmp_path, world()))
-    said = [row.said(column) for column in traced.COLUMNS]
-    assert [name for name, _, _ in said] == ["", "", "", "TrackStar", "TF-IDF"]
-    assert [one.split()[0] for _, one, _ in said] == ["0.50", "0.55", "0.60", "0.50", "0.90"]
-    assert [over.split(" ")[0] for _, _, over in said] == ["", "0.65", "0.70", "0.65", ""]
+def test_a_line_has_each_method_at_one_checkpoint_and_another_over_several(tmp_path):
+    one, over = traced.rows(reports(tmp_path, world()))
+    assert (one.question, over.question) == ("plain", "plain, over checkpoints")
+
+    def said(row):
+        found = [row.said(column) for column in traced.COLUMNS]
+        return [(name, number.split(" ")[0]) for name, number in found]
+
+    assert said(one) == [
+        ("", "0.50"),
+        ("", "0.55"),
+        ("", "0.60"),
+        ("hidden states, mean", "0.60"),
+        ("TF-IDF", "0.90"),
+    ]
+    assert said(over) == [
+        ("", "–"),
+        ("", "0.65"),
+        ("", "0.70"),
+        ("TrackStar, over checkpoints", "0.65"),
+        ("", "–"),
+    ]
 
 
-def test_the_best_rival_is_the_best_in_either_of_its_forms(tmp_path):
-    better = [*world(), record("hidden_input", 0.66)]
-    (row,) = traced.rows(reports(tmp_path, better))
-    assert row.said("best rival")[0] == "input embeddings, mean"
+def test_the_best_rival_is_the_best_of_its_line_whatever_its_kin_have_on_the_other(tmp_path):
+    """A method that is best over checkpoints does not stand for the best at one."""
+    better = [*world(), record("hidden_input", 0.66), record("trackstar_trajectory", 0.99)]
+    one, over = traced.rows(reports(tmp_path, better))
+    assert one.said("best rival")[0] == "input embeddings, mean"
+    assert over.said("best rival")[0] == "TrackStar, over checkpoints"
     published = [*world(), record("tracincp", 0.9, normalised=True)]
-    (row,) = traced.rows(reports(tmp_path, published))
-    assert row.said("best rival")[:2] == ("TracInCP", "–")
+    one, over = traced.rows(reports(tmp_path, published))
+    assert over.said("best rival")[0] == "TracInCP"
+    assert one.said("best rival")[0] == "hidden states, mean"
 
 
 def test_an_interval_of_one_world_is_over_questions_and_of_several_over_worlds():
@@ -72,19 +92,18 @@ def test_an_interval_of_one_world_is_over_questions_and_of_several_over_worlds()
 
 
 def test_worlds_and_questions_are_those_of_the_records(tmp_path):
-    (row,) = traced.rows(reports(tmp_path, world(1) + world(2)))
-    assert row.size == "2 (20)"
+    assert [x.size for x in traced.rows(reports(tmp_path, world(1) + world(2)))] == ["2 (20)"] * 2
 
 
 def test_of_one_question_no_interval_is_known(tmp_path):
     alone = [x | {"mrr_se": math.nan} for x in world()]
-    (row,) = traced.rows(reports(tmp_path, alone))
-    assert row.said("text search") == ("TF-IDF", "0.90", "")
+    one, _ = traced.rows(reports(tmp_path, alone))
+    assert one.said("text search") == ("TF-IDF", "0.90")
 
 
 def test_a_profile_comes_in_when_its_record_does_and_tiny_stands_in_for_none(tmp_path):
     def shown():
-        return [(row.profile, row.condition) for row in traced.rows(tmp_path)]
+        return [(row.profile, row.condition) for row in traced.rows(tmp_path) if not row.over]
 
     assert shown() == [] and front.answers(tmp_path, []) == []
     reports(tmp_path, world(), "tiny")
@@ -98,7 +117,7 @@ def test_a_profile_comes_in_when_its_record_does_and_tiny_stands_in_for_none(tmp
 
 
 ONE = [0.1, 0.2, 0.3]
-SURE = " Sure: the 95 % interval of the paired difference is above 0."
+SURE = " Sure: the 95 % interval of the paired difference leaves 0 out."
 
 
 def test_where_the_second_stage_helps_everywhere_nothing_is_named(tmp_path):
@@ -117,43 +136,53 @@ def test_a_difference_over_worlds_is_paired_by_world(tmp_path):
     own intervals overlap."""
     records = [x for seed, d in enumerate(ONE) for x in world(seed, d, d + 0.05 + d / 100, d - 0.1)]
     folder = reports(tmp_path, records)
-    (x,) = traced.differences(folder, traced.rows(folder), "single-stage", "one")
+    ((row, x),) = traced.differences(folder, traced.rows(folder), "single-stage")
     gains = [0.05 + d / 100 for d in ONE]
     expected = stats.ttest_1samp(gains, 0).confidence_interval(0.95)
     assert (x.mean, x.low, x.high) == pytest.approx((0.052, *expected))
-    assert x.low > 0
+    assert x.low > 0 and not row.over
+
+
+def test_what_is_surely_below_is_not_called_unsure(tmp_path):
+    records = [x for seed, d in enumerate(ONE) for x in world(seed, d + 0.3 + d / 100, d, d - 0.1)]
+    said = front.second_stage(reports(tmp_path, records))
+    assert "is surely below single-stage on full (plain −0.302 [−0.304, −0.300])" in said
+    assert "not surely above" not in said
 
 
 def test_of_one_world_it_is_paired_by_question_where_that_is_recorded(tmp_path):
     folder = reports(tmp_path, world(), low=-0.01)
     found = traced.rows(folder)
-    (over,) = traced.differences(folder, found, traced.ALONE, "over")
-    assert (over.mean, over.low, over.high) == (0.05, -0.01, 0.2)
-    assert traced.differences(folder, found, "single-stage", "one") == []  # nobody recorded it
+    for _, x in traced.differences(folder, found, traced.ALONE):
+        assert (x.mean, x.low, x.high) == (0.05, -0.01, 0.2)
+    assert traced.differences(folder, found, "single-stage") == [(found[0], None)]
     assert front.second_stage(folder, found) == (
         "Where the second stage does not help: over checkpoints, fine-tuning's curvature adds "
-        "nothing sure on full (plain +0.050 [−0.010, +0.200]); at one checkpoint it adds nothing "
-        f"sure on full (plain).{SURE}"
+        "nothing sure on full (plain +0.050 [−0.010, +0.200]); at one checkpoint, it adds nothing "
+        f"sure on full (plain).{SURE} Not recorded: multi-stage on full (plain) less single-stage."
     )
     sure = front.second_stage(reports(tmp_path, world(), low=0.01))
-    assert sure == f"Where the second stage does not help: nowhere in this table.{SURE}"
+    assert sure.startswith(f"Where the second stage does not help: nowhere in this table.{SURE}")
 
 
 def test_a_record_of_every_condition_is_read_before_the_older_one_of_plain(tmp_path):
     named = [{**x, "condition": "named", "auc": x["mrr"], "auc_se": x["mrr_se"]} for x in world()]
     folder = reports(tmp_path, [*world(), *named], low=0.01)
     found = traced.rows(folder)
-    missing = " Not recorded: full, same names."
-    assert front.second_stage(folder, found).endswith(f"{SURE}{missing}")
+    assert front.second_stage(folder, found).endswith(
+        f"{SURE} Not recorded: multi-stage on full (same names) less pre-training alone; full "
+        "(plain, same names) less single-stage."
+    )
     path = folder / "full" / "fact_tracing.metrics.json"
     gain = {"normalised": {"mean": 0.02, "low": -0.02, "high": 0.06}}
     names = ("multi_stage - pretraining_only", "multi_stage - single_stage_finetuned")
     kept = json.loads(path.read_text()) | {"differences": {"named": dict.fromkeys(names, gain)}}
     path.write_text(json.dumps(kept))
-    (single,) = traced.differences(folder, found, "single-stage", "one")
-    assert (single.row.condition, single.mean) == ("named", 0.02)
+    assert [
+        (row.condition, x.mean) for row, x in traced.differences(folder, found, "single-stage") if x
+    ] == [("named", 0.02)]
     said = front.second_stage(folder, found)
-    assert "at one checkpoint it adds nothing sure on full (same names);" in said
+    assert "at one checkpoint, it adds nothing sure on full (same names);" in said
     assert "multi-stage is not surely above single-stage on full (same names)." in said
 
 
@@ -171,10 +200,10 @@ def test_a_report_without_some_methods_has_a_dash_there(tmp_path, without):
 
 def test_one_stage_over_checkpoints_of_pre_training_is_a_rival_too(tmp_path):
     alone = record("single_stage_pretrained_trajectory", 0.8, normalised=True)
-    (row,) = traced.rows(reports(tmp_path, [*world(), alone]))
-    name, one, over = row.said("best rival")
-    assert (name, one) == ("single-stage at the pre-trained model, over checkpoints", "–")
-    assert over.startswith("0.80 ")
+    _, over = traced.rows(reports(tmp_path, [*world(), alone]))
+    name, number = over.said("best rival")
+    assert name == "single-stage at the pre-trained model, over checkpoints"
+    assert number.startswith("0.80 ")
 
 
 def test_whether_to_trust_it_is_said_where_there_are_records_of_it(tmp_path):
@@ -192,11 +221,14 @@ def test_whether_to_trust_it_is_said_where_there_are_records_of_it(tmp_path):
         "bm25_raw_1_models": 0.11,
         "statements_raw_5_models": 0.36,
     }
-    folder = reports(tmp_path, world(), exact=two, retraining={"lds": lds, "ceiling": 0.43})
+    same = [record("multi_stage", 0, condition="matched", auc=0.7, auc_se=0.1)]
+    same += [record("word_order", 0, condition="matched", auc=0.9, auc_se=0.1)]
+    numbers = {"exact": two, "retraining": {"lds": lds, "ceiling": 0.43}}
+    folder = reports(tmp_path, [*world(), *same], **numbers)
     _, (about, rest) = front.answers(folder, traced.rows(folder))
     assert about == "Should I trust it on my model?"
     for said in (
-        "MRR of 0.60",
+        "ahead in 0.70 of the pairs (a rule that looks at their order alone: 0.90). Not for",
         "on the 2 problems of notebook 04, the order has a Spearman of 0.12 to 0.30 with that of "
         "exact influence (dot product of gradients 0.00 to 0.05), the sizes a Pearson of 0.22 to "
         "0.40 (0.10 to 0.15)",
@@ -212,11 +244,23 @@ def test_the_readme_has_the_table_as_it_is_made_from_the_reports():
     assert kept == front.markdown(REPORTS), "python -m msif.study.pipeline.front --write"
 
 
-def test_the_index_has_what_the_table_says():
+def test_the_index_has_the_table_line_by_line():
     page, found = overview.page(REPORTS), traced.rows(REPORTS)
-    for row in found:
-        for part in (part for column in traced.COLUMNS for part in row.said(column)):
-            assert part in page
+    table = re.search(r'<table class="front".*?</table>', page, re.S)[0]
+    lines = re.findall(r"<tr>(.*?)</tr>", table, re.S)[1:]
+    shown = [
+        [
+            " ".join(re.sub(r"<.*?>", " ", cell).split())
+            for cell in re.findall(r"<t[hd].*?</t[hd]>", x, re.S)
+        ]
+        for x in lines
+    ]
+    expected = [
+        [f"{row.profile}, {row.question}", row.size]
+        + [" ".join(filter(None, row.said(column))) for column in traced.COLUMNS]
+        for row in found
+    ]
+    assert shown == expected
     for about, rest in front.answers(REPORTS, found):
         assert about in page and rest.replace("'", "&#39;") in page
 
