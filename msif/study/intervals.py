@@ -44,8 +44,7 @@ def mean_and_error(groups):
     where that is one question."""
     if len(groups) > 1:
         return tuple(map(float, metrics.mean_and_error([np.mean(x) for x in groups])))
-    (only,) = groups
-    return tuple(map(float, metrics.mean_and_error(only))) if len(only) > 1 else (only[0], math.nan)
+    return tuple(map(float, metrics.mean_and_error(groups[0])))
 
 
 def by_chance(x, y):

@@ -76,9 +76,10 @@ def within(scores, candidates):
 
 
 def mean_and_error(values):
-    """Mean and its standard error over queries."""
+    """Mean and its standard error over queries, nan where there is one alone."""
     values = np.asarray(values, dtype=np.float64)
-    return values.mean(), values.std(ddof=1) / np.sqrt(len(values))
+    alone = len(values) < 2
+    return values.mean(), np.nan if alone else values.std(ddof=1) / np.sqrt(len(values))
 
 
 def bootstrap_interval(groups, level=0.95, resamples=2000, seed=0):

@@ -8,6 +8,7 @@ import ast
 import json
 import os
 import shutil
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from msif.core import files
 from msif.study import paths
 
 PACKAGE = Path(__file__).parents[1]
+
+# The code as this process imports it: what is edited while it runs is not what it computes with.
+SOURCES = {path: path.read_text("utf-8") for path in PACKAGE.rglob("*.py")}
 
 # They say where long work lies, not what it is.
 UNCOUNTED = {"msif.study.paths", "msif.study.scratch"}
@@ -66,14 +70,16 @@ def place(kind, key, module):
     return paths.scratch(f"{kind}-{files.sha256_of([key, versions, code_digest(module)])[:16]}")
 
 
+@cache
 def code_digest(module):
     """SHA-256 of the code of a module and of all that it imports from msif, directly or not.
 
-    Of the syntax tree without docstrings, so that prose never makes hours of work stale."""
+    Of the syntax tree without docstrings, so that prose never makes hours of work stale; of the
+    files as they were when this process began, so that a kernel wants a restart after an edit."""
     found, todo = {}, {module}
     while todo:
         name = todo.pop()
-        tree = ast.parse(source_of(name).read_text("utf-8"))
+        tree = ast.parse(SOURCES[source_of(name)])
         found[name] = ast.unparse(_without_prose(tree))
         todo |= imported(tree) - found.keys() - UNCOUNTED
     return files.sha256_of(found)
@@ -87,7 +93,7 @@ def imported(tree):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return {name for name in names if name.startswith("msif.") and source_of(name).is_file()}
+    return {name for name in names if name.startswith("msif.") and source_of(name) in SOURCES}
 
 
 def source_of(module):

@@ -139,6 +139,11 @@ def test_the_ceiling_is_what_the_true_signal_reaches(seeds):
     )
 
 
+def test_of_one_value_no_error_is_known():
+    mean, error = metrics.mean_and_error([0.3])
+    assert mean == 0.3 and np.isnan(error)
+
+
 def test_no_agreement_is_a_ceiling_of_0():
     assert metrics.noise_ceiling(-0.01, 5) == 0
 

@@ -52,7 +52,7 @@ def test_no_module_that_computes_escapes_the_digest(module, monkeypatch):
     monkeypatch.setattr(
         scratch, "_without_prose", lambda tree: read.append(ast.unparse(tree)) or tree
     )
-    scratch.code_digest(module)
+    scratch.code_digest.__wrapped__(module)  # not what it remembers
     expected = {module} | _upstream(module)
     assert sorted(read) == sorted(
         ast.unparse(ast.parse(source_of(x).read_text())) for x in expected
@@ -71,20 +71,24 @@ def _upstream(module):
     return {x for x in found if scratch.source_of(x).is_file()} - {module}
 
 
-def test_an_edited_metric_is_another_digest_and_an_edited_docstring_is_not(monkeypatch, tmp_path):
+def test_an_edited_metric_is_another_digest_and_an_edited_docstring_is_not(monkeypatch):
     """`accuracy.toy_study` keeps what `metrics.spearman` gave:
     an edit of that must not find it again."""
-    module, metrics = "msif.study.exact.accuracy", "msif.study.metrics"
-    before, source_of = scratch.code_digest(module), scratch.source_of
-    edited = tmp_path / "metrics.py"
-    monkeypatch.setattr(
-        scratch, "source_of", lambda name: edited if name == metrics else source_of(name)
-    )
-    source = source_of(metrics).read_text()
-    edited.write_text(source.replace("axis=1), rankdata(b", "axis=1), -rankdata(b"))
-    assert edited.read_text() != source and scratch.code_digest(module) != before
-    edited.write_text(
-        source.replace('"""Rank correlation', '"""In other words: rank correlation')
-        + "\n# an afterthought\n"
-    )
-    assert edited.read_text() != source and scratch.code_digest(module) == before
+    module, metrics = "msif.study.exact.accuracy", scratch.source_of("msif.study.metrics")
+    before, source = scratch.code_digest(module), scratch.SOURCES[metrics]
+
+    def digest(edited):
+        assert edited != source
+        monkeypatch.setitem(scratch.SOURCES, metrics, edited)
+        return scratch.code_digest.__wrapped__(module)
+
+    assert digest(source.replace("axis=1), rankdata(b", "axis=1), -rankdata(b")) != before
+    prose = source.replace('"""Rank correlation', '"""In other words: rank correlation')
+    assert digest(prose + "\n# an afterthought\n") == before
+
+
+def test_the_digest_is_of_the_code_that_runs_not_of_what_is_edited_meanwhile(monkeypatch):
+    """Else an old formula's numbers would be kept as the new one's."""
+    before = scratch.code_digest("msif.study.metrics")
+    monkeypatch.setattr(scratch.Path, "read_text", lambda *_: "edited = True")
+    assert scratch.code_digest.__wrapped__("msif.study.metrics") == before

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from msif.study.pipeline import traced
+from msif.study.pipeline import front, traced
 from msif.study.tracing.names import named
 from support.quoted import (
     REPORTS,
@@ -146,17 +146,11 @@ def _in(row, value):
 
 def of_answers():
     """The phrases of what `front` says below its table."""
-    over = [row for row in traced.rows(REPORTS) if row.over]
-    one = [row for row in traced.rows(REPORTS) if not row.over]
+    found = traced.rows(REPORTS)
     shown = [
-        (row, x, traced.ALONE)
-        for row, x in traced.differences(REPORTS, over, traced.ALONE)
-        if x and x.low <= 0
-    ]
-    shown += [
         (row, x, column)
-        for column in (traced.ALONE, "single-stage")
-        for row, x in traced.differences(REPORTS, one, column)
+        for column, over, *_ in front.AGAINST
+        for row, x in traced.differences(REPORTS, [r for r in found if r.over == over], column)
         if x and x.high < 0
     ]
     gains = [

@@ -2,6 +2,8 @@
 
 source      corpus                                          models
 generated   `corpus.generate`: people with facts            both stages trained here
+planted     `planted.planted_corpus`: the same, and bad     both stages trained here
+            traits that a few documents plant
 stories     `stories.stories_corpus`: TinyStories with      real weights, trained on
             planted names
 webnlg      `webnlg.webnlg_corpus`: real sentences with     both stages trained here, with a
@@ -26,10 +28,12 @@ from msif.study.corpora import english_unseen, stories, webnlg
 from msif.study.corpora.corpus import generate
 from msif.study.corpora.english import chatted, english_corpus, question_in_chat
 from msif.study.corpora.english_unseen import known_before, own_words
+from msif.study.corpora.planted import planted_corpus
 from msif.study.paths import from_root
 
 SOURCES = {
     "generated": generate,
+    "planted": planted_corpus,
     "stories": stories.stories_corpus,
     "webnlg": webnlg.webnlg_corpus,
     "english": english_corpus,

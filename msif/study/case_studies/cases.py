@@ -2,9 +2,9 @@
 
 A case (`Case`) is a trained pair with factors of both stages. Its queries are what the fine-tuned
 model itself says, greedily: right or wrong, f is the log-probability of that answer, so that
-influence explains what was said and not what should have been. A pair is trained here (`recipe`),
-or given (`msif.study.beds.pairs`): then nothing can be trained again, and every query has its own
-candidates.
+influence explains what was said and not what should have been. A pair is trained here
+(`sources.recipe`), or given (`msif.study.beds.pairs`): then nothing can be trained again, and every
+query has its own candidates.
 """
 
 import math
@@ -16,30 +16,15 @@ import torch
 from msif.core import influence
 from msif.core.data import NO_LOSS
 from msif.rivals import retrieval
-from msif.study.beds import pairs, testbed
+from msif.study.beds import pairs, sources, testbed
 from msif.study.beds.retraining import Recipe
 from msif.study.case_studies import anatomy, large, preflight
 from msif.study.case_studies.answers import answered, own_question
-from msif.study.corpora.planted import BIOGRAPHY, planted_corpus
-from msif.study.corpora.stories import stories_corpus
-from msif.study.paths import from_root
+from msif.study.corpora.planted import BIOGRAPHY
 from msif.study.tracing import methods, mistakes
 from msif.study.tracing.case import Case, trained_case
 
 CLASSES = (*mistakes.CLASSES[:-1], "names the answer", mistakes.CLASSES[-1])
-CORPORA = {"planted": planted_corpus, "stories": stories_corpus}
-
-
-def recipe(seed, corpus, model, pretraining, finetuning, max_length=64):
-    """How both stages are trained (`retraining.Recipe`). corpus: {"source": "planted" or "stories"}
-    and that function's arguments, a relative folder meant from the study's root; the rest as for
-    `testbed.trained`. Raises ValueError for another source."""
-    given = dict(from_root(corpus, "folder"))
-    source = given.pop("source")
-    if source not in CORPORA:
-        raise ValueError(f"corpus source {source!r}: expected one of {list(CORPORA)}")
-    made = CORPORA[source](seed=seed, **given)
-    return Recipe(made, model, pretraining, finetuning, max_length)
 
 
 def case(made, seed, checkpoints, batch_size=64, questions=()):
@@ -106,8 +91,8 @@ class Study:
 
 
 def study(seed, pair, *, questions=(), fit=None, at_once=None, settings):
-    """The `Study` of one seed. pair: {"checkpoints"} and the arguments of `recipe`, or the
-    arguments of `pairs.prepare` (known by its "models").
+    """The `Study` of one seed. pair: {"checkpoints"} and the arguments of `sources.recipe`, or
+    the arguments of `pairs.prepare` (known by its "models").
 
     questions: one's own; at_once, fit: for a given pair, queries at a time and arguments of
     `large.case`. settings: as for `methods.scored`."""
@@ -116,7 +101,8 @@ def study(seed, pair, *, questions=(), fit=None, at_once=None, settings):
         found = large.case(pairs.prepared(seed, **pair | {"questions": asked}), **fit or {})
         table = _given_table(found, at_once or 1, settings)
         return Study(found, table, None, portions(found, table))
-    made = recipe(seed, **{name: value for name, value in pair.items() if name != "checkpoints"})
+    how = {name: value for name, value in pair.items() if name != "checkpoints"}
+    made = sources.recipe(seed, **how)
     found = case(made, seed, pair.get("checkpoints", ()), settings["batch_size"], questions)
     table = methods.scored(found, **settings) | {"word_order/raw": _word_order(found)}
     return Study(found, table, made, [Portion(found, table, list(range(len(found.bed.documents))))])

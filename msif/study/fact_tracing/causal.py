@@ -40,6 +40,13 @@ class Effects:
             for own, drop, error in zip(self.candidates, self.drop, self.error)
         ]
 
+    def table(self):
+        """The drops as scores (q, n), 0 for what is no candidate of a query."""
+        found = np.zeros((len(self.candidates), 1 + max(map(max, self.candidates))))
+        for row, few, drop in zip(found, self.candidates, self.drop):
+            row[few] = drop
+        return found
+
 
 def design(queries, documents, subsets, seed=0):
     """Documents to leave out of each retraining: (subsets, documents) bool.
@@ -93,6 +100,27 @@ def effects(f, left_out, queries, seeds):
         x = np.column_stack([~left_out[:, own], level])
         found.append(_least_squares(x, values, len(own), number))
     return Effects(candidates, *map(list, zip(*found)))
+
+
+def halves(f, left_out, queries, seeds):
+    """The two `Effects` of alternate retrainings: how far does noise let one find what the other
+    does? Arguments as for `effects`, which each half has to identify."""
+    first = np.arange(len(f)) // len(seeds) % 2 == 0  # the training seeds take turns in both
+    return [effects(f[own], left_out[own], queries, seeds) for own in (first, ~first)]
+
+
+def found_by(scores, effects, among=None):
+    """Area under the curve by which scores find the causal ones of a query's candidates: (q,), nan
+    where none or all are causal.
+
+    scores: (q, n), or other `Effects`, whose drops are the scores. among: for each query those of
+    its candidates that count; None: all."""
+    among = among or effects.candidates
+    causal = [sorted(set(own) & set(few)) for own, few in zip(effects.causal, among)]
+    rest = [sorted(set(few) - set(own)) for few, own in zip(among, causal)]
+    if isinstance(scores, Effects):
+        scores = scores.table()
+    return metrics.wins(scores, causal, rest)
 
 
 def _least_squares(x, f, count, number):

@@ -61,7 +61,7 @@ def second_stage(folder, found=None):
     for column, over, unsure, below in AGAINST:
         known = differences(folder, [row for row in found if row.over == over], column)
         if level := [(row, x) for row, x in known if x and x.low <= 0 <= x.high]:
-            parts.append(f"{unsure} {_lines(level, numbers=over)}")
+            parts.append(f"{unsure} {_lines(level)}")
         if less := [(row, x) for row, x in known if x and x.high < 0]:
             parts.append(f"{below} {_lines(less, numbers=True)}")
         missing.setdefault(column, {}).update(
@@ -75,8 +75,8 @@ def second_stage(folder, found=None):
 
 def _missing(rest):
     """The lines whose difference nobody recorded; rest: {column: {line: (row, None)}}."""
-    said = [f"{_lines(x.values())} less {column}" for column, x in rest.items() if x]
-    return f" Not recorded: multi-stage on {'; '.join(said)}." if said else ""
+    said = [f"against {column} on {_lines(x.values())}" for column, x in rest.items() if x]
+    return f" Not recorded: {'; '.join(said)}." if said else ""
 
 
 def _lines(found, numbers=False):

@@ -3,8 +3,6 @@
 A function a stage, as in `findings`.
 """
 
-from math import hypot
-
 from msif.study.pipeline.words import Finding, above, against
 from msif.study.tracing.names import named
 
@@ -53,17 +51,17 @@ def case_studies(numbers):
     The first of the two that is there gives the key number.
     """
     plants = numbers.get("planted", {})
-    removals = numbers.get("removal", {})
-    found = [*([_planted(plants)] if plants else []), *([_removed(**removals)] if removals else [])]
+    removals, leads = numbers.get("removal", {}), numbers.get("leads", {})
+    found = [_planted(plants, leads.get("planted"))] if plants else []
+    found += [_removed(leads, **removals)] if removals else []
     if not found:
         return None
     return found[0]._replace(claim=" ".join(finding.claim for finding in found))
 
 
-def _planted(plants):
-    ours, search = plants["influence"], plants["bm25"]
-    value, one = ours["precision_at_5"], plants.get("one checkpoint")
-    along = ""
+def _planted(plants, leads):
+    ours, one = plants["influence"], plants.get("one checkpoint")
+    value, along = ours["precision_at_5"], ""
     if one and (same := plants.get("influence, normalised")):
         along = (
             f" (over checkpoints; normalised {same['precision_at_5']:.0%}, and so at one "
@@ -73,37 +71,42 @@ def _planted(plants):
         f"{value:.0%}",
         "of the first five documents are the planted ones",
         f"Of the first five documents behind a planted association {value:.0%} are those that "
-        f"planted it{along}: {_beside(ours, search, 'precision_at_5', 'BM25')}.",
+        f"planted it{along}: {_beside('BM25', plants['bm25']['precision_at_5'], leads, 'bm25')}.",
     )
 
 
-def _removed(facts, plants=None):
-    ours, search, chance = (facts[name] for name in ("influence", "bm25", "random"))
-    value, traits = ours["flipped_or_halved"], ""
+def _removed(leads, facts, plants=None):
+    def others(kind, found, names):
+        return ", ".join(
+            _beside(title, found[name]["flipped_or_halved"], leads.get(kind), name)
+            for name, title in names.items()
+        )
+
+    ours, traits = facts["influence"], ""
     if plants:
-        own, rival = plants["influence"], plants["bm25"]
+        own = plants["influence"]
         traits = (
             f" Of {own['answers']} planted associations {own['flipped_or_halved']:.0%} do: "
-            f"{_beside(own, rival, 'flipped_or_halved', 'BM25')}."
+            f"{others('plants', plants, {'bm25': 'BM25'})}."
         )
     return Finding(
-        f"{value:.0%}",
+        f"{ours['flipped_or_halved']:.0%}",
         "of answers flip, or halve their probability, without their first documents",
-        f"Trained again without their first documents, {value:.0%} of {ours['answers']} right "
-        f"answers flip or halve their probability: "
-        f"{_beside(ours, search, 'flipped_or_halved', 'BM25')}, "
-        f"{_beside(ours, chance, 'flipped_or_halved', 'random documents')}.{traits}",
+        f"Trained again without their first documents, {ours['flipped_or_halved']:.0%} of "
+        f"{ours['answers']} right answers flip or halve their probability: "
+        f"{others('facts', facts, {'bm25': 'BM25', 'random': 'random documents'})}.{traits}",
     )
 
 
-def _beside(ours, other, key, name):
-    """How two shares read beside each other, their errors taken as of different answers."""
-    lead, error = ours[key] - other[key], hypot(ours["se"], other["se"])
-    if abs(lead) <= 2 * error:
-        place = "level with"
-    else:
-        place = "ahead of" if lead > 0 else "behind"
-    return f"{place} {name} with {other[key]:.0%} ({100 * lead:+.0f} ± {100 * error:.0f} points)"
+def _beside(title, share, leads, name):
+    """How a rival's share reads beside ours; leads: {rival: the paired difference's mean and 95 %
+    interval}, None in older records, which say nothing of it."""
+    if not leads:
+        return f"{title} {share:.0%}"
+    lead = leads[name]
+    place = "ahead of" if lead["low"] > 0 else "behind" if lead["high"] < 0 else "level with"
+    mean, low, high = (100 * lead[x] for x in ("mean", "low", "high"))
+    return f"{place} {title} with {share:.0%} ({mean:+.0f} [{low:+.0f}, {high:+.0f}] points)"
 
 
 def removal(numbers):
@@ -113,8 +116,8 @@ def removal(numbers):
     share = lost[ours]["value"]
 
     def beside(name, x):
-        error = "" if x["error"] is None else f" ± {x['error']:.0%}"
-        return f"{named(name)} {lost[name]['value']:.0%} ({x['value']:+.0%}{error} for {ours})"
+        ends = f"[{x['low']:+.0%}, {x['high']:+.0%}]"
+        return f"{named(name)} {lost[name]['value']:.0%} ({x['mean']:+.0%} {ends} for {ours})"
 
     rest = "".join(f"; {beside(name, x)}" for name, x in lead.items())
     return Finding(

@@ -42,15 +42,15 @@ def all_scores(case, *, time, **settings):
     return found | source | {"representation/raw": similar}
 
 
-def variants(case, damping, alphas, times, seed):
-    """{name/form}: the multi-stage score with one part exchanged, candidates at θ₁: fine-tuning's
-    filter (proximal α, unrolled `times`), pre-training's filter (unrolled), the measurement
-    (logit margin), the metric (Adam's)."""
+def variants(case, damping, alpha, alphas, times, seed):
+    """{name/form}: the multi-stage score of `damping` and `alpha` with one part exchanged,
+    candidates at θ₁: fine-tuning's filter (proximal `alphas`, unrolled `times`), pre-training's
+    filter (unrolled), the measurement (logit margin), the metric (Adam's)."""
 
     def make():
         base, tuned, first, last = case.ends
         q = query_gradients(tuned, case.queries)
-        inverse, second = Stage(first, Damping(damping)).inverse, Stage(last, alpha=Damping(0.1))
+        inverse, second = Stage(first, Damping(damping)).inverse, Stage(last, alpha=Damping(alpha))
         found = {}
         for a in alphas:
             found[f"proximal α = {a}"] = inverse(Stage(last, alpha=Damping(a)).transfer(q))
@@ -65,8 +65,9 @@ def variants(case, damping, alphas, times, seed):
         found["metric: Adam's"] = Stage(metric, Damping(damping)).inverse(second.transfer(q))
         return at_pretrained(case, found)
 
-    settings = {"damping": damping, "alphas": list(alphas), "times": list(times), "seed": seed}
-    return scratch.tensors("variants", case.key() | settings, make)
+    tried = {"alphas": list(alphas), "times": list(times)}
+    key = case.key() | {"damping": damping, "alpha": alpha, "seed": seed} | tried
+    return scratch.tensors("variants", key, make)
 
 
 def _source(case, time, alpha):

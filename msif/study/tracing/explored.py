@@ -16,6 +16,10 @@ METHODS = {
         "single-stage, normalised",
         "ordinary influence at the fine-tuned model, divided by the document's gradient norm",
     ),
+    "multi_stage_trajectory/normalised": (
+        "multi-stage, over checkpoints, normalised",
+        "as the first, each document's gradient divided by its norm first; no unit",
+    ),
     "multi_stage/raw": (
         "multi-stage",
         "at the end of pre-training [nats per unit of document weight]",

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from msif.core.data import encode_answers
+from msif.study import metrics
 from msif.study.beds.testbed import answers
 from msif.study.tracing.methods import multi_stage
 
@@ -119,9 +120,8 @@ def summary(found):
     without answers is left out."""
 
     def means(answers, name):
-        shares = [x.shares[name] for x in answers]
-        error = np.std(shares) / max(1, len(answers) - 1) ** 0.5
-        return np.mean(shares), error, np.mean([x.base[name] for x in answers])
+        share = metrics.mean_and_error([x.shares[name] for x in answers])
+        return *share, np.mean([x.base[name] for x in answers])
 
     sides = {"right": [x for x in found if x.right], "wrong": [x for x in found if not x.right]}
     return {

@@ -224,4 +224,5 @@ def test_names_of_layers_without_what_they_share():
 
 def test_another_source_is_refused():
     with pytest.raises(ValueError, match="corpus source 'nope': expected one of"):
-        cases.recipe(0, {"source": "nope"}, {}, {}, {})
+        pair = {"corpus": {"source": "nope"}, "model": {}, "pretraining": {}, "finetuning": {}}
+        cases.study(0, pair, settings={})

@@ -103,6 +103,37 @@ def test_about_one_null_in_forty_is_called_causal():
     )
 
 
+def test_half_of_the_retrainings_finds_what_the_other_half_calls_causal_as_noise_allows():
+    """Nearly all of it with little noise (one null in forty is called causal), less with more, by
+    chance where nothing has an effect; likewise among some of the candidates."""
+    left_out = design(QUERIES, DOCUMENTS, 96).numpy()
+    last = [query["candidates"][2:] for query in QUERIES]  # one of six has an effect
+
+    def found(f, among=None):
+        first, second = causal.halves(f, left_out, QUERIES, SEEDS)
+        values = causal.found_by(first, second, among)
+        assert values.shape == (40,)
+        return np.nanmean(values)
+
+    little, much = (simulated(torch.as_tensor(left_out), noise) for noise in (0.1, 3.0))
+    assert found(little) > 0.97 and found(little, last) > 0.9
+    assert 0.6 < found(much) < 0.95
+    nothing = np.random.default_rng(0).normal(size=(96, 40))
+    assert found(nothing) == pytest.approx(0.5, abs=0.12)
+
+
+def test_scores_find_causal_candidates_by_the_area_under_the_curve():
+    effects = Effects(
+        [[0, 2, 3], [1, 4]], [np.array([2.0, 0, 1]), np.zeros(2)], [np.ones(3) / 4, np.ones(2)]
+    )
+    assert effects.causal == [[0, 3], []]
+    scores = np.array([[1.0, 9, 2, 3, 9], [0, 1, 0, 0, 0]])
+    values = causal.found_by(scores, effects)
+    assert values[0] == 0.5 and np.isnan(values[1])
+    assert causal.found_by(scores, effects, [[2, 3], [1, 4]])[0] == 1
+    assert causal.found_by(effects, effects)[0] == 1
+
+
 def test_outcomes_that_do_not_fit_are_refused():
     left_out = design(QUERIES, DOCUMENTS, 30)
     with pytest.raises(

@@ -71,22 +71,32 @@ def test_a_lead_over_checkpoints_says_that_the_rival_has_one():
     assert said in claim("fact_tracing", numbers)
 
 
-def test_validation_says_above_and_below():
-    numbers = committed("exact")
-    said = "EK-FAC shares 0.32 of the exact order of all documents (Spearman), K-FAC 0.32,"
-    assert said in claim("exact", numbers)
+@pytest.mark.parametrize("dial, word", [(0.5, "below"), (0.99, "above")])
+def test_the_dial_reads_as_it_is_beside_block_conjugate_gradients(dial, word):
     numbers = committed("scalability")
+    numbers["0.1 x mean"]["the dial"]["20"]["spearman"] = dial
+    assert f"{dial:.2f}: {word} block conjugate gradients'" in claim("scalability", numbers)
     numbers["0.1 x mean"]["gradient dot"]["0"]["spearman"] = 0.9
     assert "below the 0.90 of gradient dot" in claim("scalability", numbers)
-    assert "0.91: below block conjugate gradients' 0.94, which take 50" in claim(
-        "scalability", numbers
-    )
-    numbers["0.1 x mean"]["the dial"]["20"]["spearman"] = 0.95
-    assert "0.95: above block" in claim("scalability", numbers)
+
+
+@pytest.mark.parametrize("count, word", [(0.1, "above"), (0.9, "below")])
+def test_influence_reads_as_it_is_beside_counting_statements(count, word):
     numbers = committed("retraining")
-    assert "below the 0.66 of counting" in claim("retraining", numbers)
-    numbers["lds"]["statements_raw_5_models"] = 0.1
-    assert "above the 0.10 of counting" in claim("retraining", numbers)
+    numbers["lds"]["statements_raw_5_models"] = count
+    assert f"{word} the {count:.2f} of counting" in claim("retraining", numbers)
+
+
+def test_nearness_to_exact_is_named_with_its_rivals():
+    numbers = committed("exact")
+    for method, value in (("EK-FAC", 0.11), ("K-FAC", 0.22)):
+        numbers["two_stages"]["test-bed"][f"{method}, 0 products"]["spearman"] = value
+    said = "EK-FAC shares 0.11 of the exact order of all documents (Spearman), K-FAC 0.22,"
+    assert said in claim("exact", numbers)
+
+
+def lead(mean, low, high):
+    return {"mean": mean, "low": low, "high": high}
 
 
 def test_case_studies_may_lack_a_study():
@@ -98,16 +108,29 @@ def test_case_studies_may_lack_a_study():
         "random": {"flipped_or_halved": 0.1, "se": 0.06},
     }
     removal = {"removal": {"facts": facts}}
-    said = "level with BM25 with 40% (+10 ± 10 points), ahead of random documents with 10% (+40"
     assert FINDINGS["case_studies"]({}) is None
     assert FINDINGS["case_studies"](planted).number == "92%"
-    assert "ahead of BM25 with 10% (+82 ± 4 points)" in claim("case_studies", planted)
     assert FINDINGS["case_studies"](removal).number == "50%"
     assert "50% of 40 right answers" in claim("case_studies", removal)
-    assert FINDINGS["case_studies"](planted | removal).number == "92%"
-    assert said in claim("case_studies", planted | removal)
+    both = planted | removal
+    assert FINDINGS["case_studies"](both).number == "92%"
+    assert "or halve their probability: BM25 40%, random documents 10%." in claim(
+        "case_studies", both
+    )
     removal["removal"]["plants"] = facts
-    assert "Of 40 planted associations 50% do: level with" in claim("case_studies", removal)
+    assert "Of 40 planted associations 50% do: BM25 40%." in claim("case_studies", removal)
+
+
+def test_a_share_is_ahead_where_the_paired_difference_surely_is():
+    share = {"flipped_or_halved": 0.5, "answers": 40}
+    removal = {"facts": dict.fromkeys(("influence", "bm25", "random"), share)}
+    leads = {"facts": {"bm25": lead(0.1, -0.1, 0.3), "random": lead(0.4, 0.3, 0.5)}}
+    found = claim("case_studies", {"removal": removal, "leads": leads})
+    said = "level with BM25 with 50% (+10 [-10, +30] points), ahead of random documents with 50%"
+    assert said in found
+    leads["facts"]["bm25"] = lead(-0.2, -0.3, -0.1)
+    found = claim("case_studies", {"removal": removal, "leads": leads})
+    assert "behind BM25 with 50% (-20 [-30, -10] points)" in found
 
 
 @pytest.mark.parametrize(
@@ -152,10 +175,10 @@ def test_a_wrong_treatment_of_adapters_that_is_better_is_said_to(lead, verdict):
 def test_a_rival_whose_documents_cost_more_answers_is_said_to():
     value = {"value": 0.5, "error": 0.1}
     lost = dict.fromkeys(("influence", "embeddings", "random", "others' documents"), value)
-    lead = {"embeddings": {"value": -0.25, "error": 0.1}, "random": value}
-    found = claim("removal", {"lost": lost, "lead": lead, "answers": 16, "top": 5})
+    leads = {"embeddings": lead(-0.25, -0.45, -0.05), "random": lead(0.5, 0.3, 0.7)}
+    found = claim("removal", {"lost": lost, "lead": leads, "answers": 16, "top": 5})
     assert "without the 5 documents that influence ranks highest, 50% of 16 right answers" in found
-    assert "sentence embeddings 50% (-25% ± 10% for influence); random 50%" in found
+    assert "sentence embeddings 50% (-25% [-45%, -5%] for influence); random 50%" in found
     alone = {"lost": {"influence": value}, "lead": {}, "answers": 1, "top": 5}
     assert claim("removal", alone).endswith("50% of 1 right answers are lost.")
 

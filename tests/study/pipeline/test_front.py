@@ -158,8 +158,8 @@ def test_of_one_world_it_is_paired_by_question_where_that_is_recorded(tmp_path):
     assert traced.differences(folder, found, "single-stage") == [(found[0], None)]
     assert front.second_stage(folder, found) == (
         "Where the second stage does not help: over checkpoints, fine-tuning's curvature adds "
-        "nothing sure on full (plain +0.050 [−0.010, +0.200]); at one checkpoint, it adds nothing "
-        f"sure on full (plain).{SURE} Not recorded: multi-stage on full (plain) less single-stage."
+        "nothing sure on full (plain); at one checkpoint, it adds nothing "
+        f"sure on full (plain).{SURE} Not recorded: against single-stage on full (plain)."
     )
     sure = front.second_stage(reports(tmp_path, world(), low=0.01))
     assert sure.startswith(f"Where the second stage does not help: nowhere in this table.{SURE}")
@@ -170,8 +170,8 @@ def test_a_record_of_every_condition_is_read_before_the_older_one_of_plain(tmp_p
     folder = reports(tmp_path, [*world(), *named], low=0.01)
     found = traced.rows(folder)
     assert front.second_stage(folder, found).endswith(
-        f"{SURE} Not recorded: multi-stage on full (same names) less pre-training alone; full "
-        "(plain, same names) less single-stage."
+        f"{SURE} Not recorded: against pre-training alone on full (same names); against "
+        "single-stage on full (plain, same names)."
     )
     path = folder / "full" / "fact_tracing.metrics.json"
     gain = {"normalised": {"mean": 0.02, "low": -0.02, "high": 0.06}}

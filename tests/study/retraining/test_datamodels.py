@@ -7,12 +7,13 @@ import torch
 from msif.core.influence import Damping, Stage, precondition, query_gradients, score
 from msif.core.layers import Tracked
 from msif.curvature import shampoo
+from msif.curvature.unrolling import Unrolled
 from msif.study.beds.retraining import Recipe
 from msif.study.corpora.corpus import generate
 from msif.study.retraining import datamodels
 from msif.study.tracing import methods
 from msif.study.tracing.case import trained_case
-from msif.study.tracing.curvatures import with_products, with_shampoo
+from msif.study.tracing.curvatures import at_pretrained, with_products, with_shampoo
 
 PEOPLE = generate(0, fine_tuned=2, held_out=2, objects=3, near=1, fillers=10)
 RECIPE = Recipe(
@@ -84,13 +85,24 @@ def test_by_shampoo_is_the_score_of_stages_with_its_factors(case):
 
 
 def test_a_variant_that_exchanges_nothing_is_the_multi_stage_score(case):
-    found = datamodels.variants(case, 1e-2, [0.1], [1.0], seed=0)
+    found = datamodels.variants(case, 1e-2, 0.1, [0.1], [1.0], seed=0)
     assert torch.allclose(
         found["proximal α = 0.1/raw"],
         methods.scored(case, **SETTINGS)["multi_stage/raw"],
         rtol=1e-4,
         atol=1e-6 * found["proximal α = 0.1/raw"].abs().max(),
     )
+
+
+def test_the_parts_that_are_not_exchanged_are_those_of_the_score(case):
+    """Fine-tuning's α, too, where pre-training's filter is another."""
+    _, tuned, first, last = case.ends
+    q = query_gradients(tuned, case.queries)
+    w = Unrolled(first, time=1.0).inverse(Stage(last, alpha=Damping(3.0)).transfer(q))
+    expected = at_pretrained(case, {"x": w})["x/raw"]
+    found = datamodels.variants(case, 1e-2, 3.0, [], [1.0], seed=0)
+    near = {"rtol": 1e-4, "atol": 1e-6 * expected.abs().max()}
+    assert torch.allclose(found["unrolled pre-training τ = 1.0/raw"], expected, **near)
 
 
 def test_source_over_short_segments_is_a_sum_of_gradient_dots_over_checkpoints(case):
