@@ -48,10 +48,7 @@ def page(text):
         "README and index: below the table": _spoken(of_answers()),
         "README": _spoken(readme()),
         "Index": [
-            (stage, n)
-            for stage, found in cards.numbers().items()
-            for n in found
-            if not _is_bound(n)
+            (stage, n) for stage in cards.STAGES for n in cards.numbers(stage) if not _is_bound(n)
         ],
         "Findings": _spoken(findings()),
         "Findings: its tables": [

@@ -3,10 +3,11 @@
 import ast
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from msif.study.pipeline import traced
+from msif.study.pipeline.retrained import RIVALS_OF_RETRAINING
 from support import ROOT
 
 REPORTS = ROOT / "reports"
@@ -26,9 +27,10 @@ class Number:
     key: str
 
     def __format__(self, spec):
-        """2: as 0.98, +3: as −0.010, %: as 80 %, nothing: as it is."""
+        """2: as 0.98, +3: as −0.010, %: as 80 %, +%: as +5 %, nothing: as it is."""
         if spec.endswith("%"):
-            return f"{self.value:.0%}".replace("%", " %")
+            share = f"{self.value:{spec.removesuffix('%')}.0%}"
+            return share.replace("%", " %").replace("-", "−")
         sign, digits = ("+", spec[1:]) if spec.startswith("+") else ("", spec)
         rounded = round(self.value, int(digits)) + 0.0 if digits and not sign else self.value
         text = f"{rounded:{sign}.{digits}f}" if digits else f"{self.value:g}"
@@ -301,17 +303,39 @@ def kinds(*keys, sign=1):
     return Number(sign * value, _spread(error), *worlds, *where)
 
 
-def case_study(*keys, profile="full", spread=None):
-    """A number of notebook 07, ± over answers where `se` stands beside it."""
+def case_study(*keys, profile="full", spread=None, times=1):
+    """A number of notebook 07, ± over models where there are several, else over answers, where `se`
+    stands beside it; times: 100 for points."""
     found = metrics(profile, "case_studies")
     for key in keys[:-1]:
         found = found.get(key, {})
     if keys[-1] not in found:
         return Number(None, "–", 0, 0, "", "")
-    study = "planted" if keys[0] == "planted" else "removal of facts"
+    study = "planted" if "planted" in keys else "removal of facts"
     worlds = len({r["seed"] for r in read(profile, "case_studies") if r["study"] == study})
     if spread is None:
         own = keys[-1] in ("precision_at_5", "flipped_or_halved")
         spread = _spread(found.get("se")) if own else "–"
     where = f"{profile}/case_studies.metrics.json", ", ".join(keys)
-    return Number(found[keys[-1]], spread, worlds, worlds, *where)
+    return Number(times * found[keys[-1]], spread, worlds, worlds, *where)
+
+
+def removed(*keys, profile="full"):
+    """A number of notebook 10."""
+    whole = found = metrics(profile, "removal")
+    for key in keys:
+        found = found[key]
+    value, error = (found["value"], found["error"]) if isinstance(found, dict) else (found, None)
+    where = f"{profile}/removal.metrics.json", ", ".join(keys)
+    return Number(value, _spread(error), whole["test_beds"], whole["test_beds"], *where)
+
+
+def leading():
+    """(rival, its Number, its error's): the one that notebook 06's best score leads by least, of
+    those that are no part of it; the lead."""
+    leads = metrics("full", "retraining")["lead"]
+    rivals = [x for x in leads if x.startswith(RIVALS_OF_RETRAINING)]
+    rival = min(rivals, key=lambda x: leads[x]["value"])
+    spread = _spread(leads[rival]["error"])
+    value = retrained("lead", rival, "value", spread=spread)
+    return rival, replace(value, value=abs(value.value)), retrained("lead", rival, "error")

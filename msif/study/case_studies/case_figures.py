@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from msif.study.figures import PALETTE, plt, sns
+from msif.study.figures import PALETTE, headline, plt, sns
 
 
 def before_after(effects, title):
@@ -24,7 +24,7 @@ def before_after(effects, title):
         ax.set(xlim=(-0.35, 1.35), ylim=(-0.02, 1.02), title=label)
         ax.set_xticks([0, 1], ["all documents", "without them"])
     axes[0, 0].set(ylabel="probability of the answer")
-    figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
+    headline(figure, title)
     return figure
 
 
@@ -47,7 +47,7 @@ def heat(values, rows, columns, title, xlabel, ylabel):
     )
     ax.tick_params(axis="y", rotation=0)
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
+    headline(figure, title)
     return figure
 
 
@@ -69,7 +69,7 @@ def spread(groups, title, xlabel):
     ax.set_yticks(range(1, len(groups) + 1), labels)
     ax.invert_yaxis()
     ax.set(xscale="log", xlabel=xlabel)
-    figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
+    headline(figure, title)
     return figure
 
 
@@ -94,5 +94,5 @@ def groups(names, bars, title, ylabel):
     ax.set_xticks(at, names)
     ax.set(ylabel=ylabel, ylim=(0, None))
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
+    headline(figure, title)
     return figure

@@ -71,7 +71,8 @@ def reproduce(chosen, record=False):
         done, waiting = wait(ran, return_when=FIRST_EXCEPTION)
         if failed := next((x for x in done if x.exception()), None):
             print("a stage failed; the others that run come to their end ...", flush=True)
-            [x.cancel() for x in waiting]
+            for x in waiting:
+                x.cancel()
             raise failed.exception()
         found = [stage for chain in ran for stage in chain.result()]
         found += _repro([f"report@{profile}" for profile in chosen], start)
@@ -115,7 +116,7 @@ def _repro(targets, start):
         printed = log.read_text("utf-8", errors="replace")
         if code == 0:
             return ran
-        if BUSY not in printed.splitlines()[-1]:
+        if BUSY not in "".join(printed.splitlines()[-1:]):  # nothing, where it was killed
             end = "\n".join(printed[-4000:].splitlines()[-25:])
             raise StageError(f"{' '.join(targets)} failed:\n{end}\n(all of it: {log})")
         time.sleep(1)
@@ -147,9 +148,9 @@ def main():
             known(given.profile, "profile", profiles())
             print(enable(given.profile))
         follow()
-        [print(line) for name in notebooks() for line in edited(name)]
         chosen = [given.profile] if given.profile else enabled()
-        [print(line) for line in left_out(chosen)]
+        for line in [x for name in notebooks() for x in edited(name)] + left_out(chosen):
+            print(line)
         check_all(chosen)
         ran = reproduce(chosen, given.record)
     except (ValueError, FileNotFoundError, StageError) as error:

@@ -3,7 +3,7 @@ as in `figures`, whose looks they share."""
 
 import numpy as np
 
-from msif.study.figures import PALETTE, plt
+from msif.study.figures import PALETTE, headline, plt
 
 LOOKS = "osD^vPX*"  # as many series as a figure may have
 
@@ -36,7 +36,7 @@ def regimes(shares, smooth, ceilings, names, title, share=0.5):
     told = "\n".join(f"{n}  {name}" for n, name in enumerate(names, 1))
     look = {"title": told, "fontsize": "small", "title_fontsize": "small"}
     figure.legend(handles, labels, loc="outside right center", **look)
-    figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
+    headline(figure, title)
     return figure
 
 
@@ -70,7 +70,7 @@ def against_smoothness(names, smooth, methods, title):
     ax.set(xlabel="metasmoothness of the recipe", ylabel="LDS")
     told = "\n".join(f"{n}  {name}" for n, name in enumerate(names, 1))
     ax.legend(title=told, loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
-    figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
+    headline(figure, title)
     return figure
 
 
@@ -90,5 +90,5 @@ def over(sizes, methods, title, xlabel, ceiling=None):
     ax.set(xlabel=xlabel, ylabel="LDS, models averaged, other seeds")
     ax.set_xticks(sizes)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
+    headline(figure, title)
     return figure

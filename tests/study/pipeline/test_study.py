@@ -83,6 +83,12 @@ def test_a_stage_that_fails_is_named_with_the_end_of_its_output_and_the_lock_is_
     assert not lock.exists()
 
 
+def test_a_dvc_that_dies_without_a_word_is_a_failure_that_is_told(folder, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", fake(lambda command: "", code=-9))
+    with pytest.raises(study.StageError, match=r"four@tiny failed:\n\n\(all of it: "):
+        study.reproduce(["tiny"])
+
+
 def test_a_busy_lock_of_dvc_is_waited_for(folder, monkeypatch):
     calls = []
 
