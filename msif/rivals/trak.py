@@ -8,8 +8,9 @@ where features are few beside documents.
 
 import torch
 
+from msif.core import models
 from msif.core.capture import gradients
-from msif.core.data import NO_LOSS
+from msif.core.data import NO_LOSS, batches
 from msif.core.extras import need
 from msif.core.objectives import align
 from msif.core.products import flatten
@@ -29,6 +30,13 @@ def error_probability(logits, batch):
     p = z.softmax(2).gather(2, y.clamp(min=0)[..., None])[..., 0]
     labelled = y != NO_LOSS
     return ((1 - p) * labelled).sum(1) / labelled.sum(1)
+
+
+@torch.no_grad()
+def errors(model, sequences, batch_size=64):
+    """`error_probability` of each sequence at a model: (n,), on the CPU."""
+    few = batches(sequences, batch_size)
+    return torch.cat([error_probability(models.logits(model, batch), batch).cpu() for batch in few])
 
 
 def projector(layers, dimension, seed, dtype=torch.float32):

@@ -19,6 +19,13 @@ def test_the_margin_is_the_log_odds_of_the_label():
     assert trak.error_probability(logits, batch).item() == pytest.approx(1 - p, rel=1e-10)
 
 
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_errors_are_those_of_each_sequence_whatever_the_batches(batch_size):
+    found = trak.errors(MODEL, documents(6), batch_size)
+    alone = [trak.error_probability(*logits_of(MODEL, x)).item() for x in documents(6)]
+    assert found.tolist() == pytest.approx(alone, rel=1e-9) and not found.requires_grad
+
+
 def test_trak_without_projection_is_its_formula():
     """One model, features kept whole: φ(q)ᵀ (ΦᵀΦ)⁻¹ φ(z) (1 − p_z)."""
     keep = lambda rows: rows[:, ::40]

@@ -5,12 +5,8 @@ trak        at θ₂ of several models, each of which saw a random half of the d
             published (`msif.rivals.trak`)
 """
 
-import torch
-
-from msif.core.data import batches
 from msif.core.layers import tracked
-from msif.core.models import logits
-from msif.rivals.trak import error_probability, projector, trak, trak_features
+from msif.rivals.trak import errors, projector, trak, trak_features
 from msif.study import scratch
 from msif.study.beds import testbed
 from msif.study.beds.retraining import half_subsets, retrained
@@ -76,6 +72,5 @@ def features_at(recipe, left_out, seed, dimension):
     tokenizer, _ = testbed.start(recipe.corpus, recipe.model, seed)
     documents, _, queries = testbed.encode(recipe.corpus, tokenizer, recipe.max_length)
     project = projector(net.layers, dimension, seed)
-    with torch.no_grad():
-        errors = [error_probability(logits(net.model, b), b) for b in batches(documents, 64)]
-    return *(trak_features(net, x, project) for x in (queries, documents)), torch.cat(errors)
+    features = [trak_features(net, x, project) for x in (queries, documents)]
+    return *features, errors(net.model, documents)

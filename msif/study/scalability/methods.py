@@ -11,10 +11,8 @@ import torch
 from tqdm import tqdm
 
 from msif.core.capture import gradients
-from msif.core.data import batches
 from msif.core.influence import query_gradients, score
 from msif.core.layers import Tracked
-from msif.core.models import logits
 from msif.core.objectives import fisher_losses, loss
 from msif.core.products import flatten, unflatten
 from msif.curvature import dial
@@ -187,18 +185,12 @@ def by_trak(problem, damping, settings):
     yield from ((f"TRAK/{k}/", trak.trak(*zip(*found[:k]))) for k in counts)
 
 
-@torch.no_grad()
-def _errors(net, sequences):
-    errors = [trak.error_probability(logits(net, batch), batch) for batch in batches(sequences, 64)]
-    return torch.cat(errors)
-
-
 def _trak_parts(problem, net, project):
     """(φ of the queries, φ of the candidates, 1 − p of the candidates) at one model."""
     tracked = Tracked(net, problem.layers)
     of_queries = trak.trak_features(tracked, problem.queries, project)
     of_candidates = trak.trak_features(tracked, problem.candidates, project)
-    return of_queries, of_candidates, _errors(net, problem.candidates)
+    return of_queries, of_candidates, trak.errors(net, problem.candidates)
 
 
 METHODS = (

@@ -17,11 +17,7 @@ Of TRAK: dimension, ridge.
 Each function gives (q, n) of each of a list of settings: what they share is computed once.
 """
 
-import torch
-
-from msif.core.data import batches
 from msif.core.influence import trajectory
-from msif.core.models import logits
 from msif.rivals import trackstar, trak
 
 QUERY_AT = ("own", "finetuned")
@@ -73,7 +69,7 @@ def trak_at(case, names, settings, batch_size=64):
     for name in names:
         net = case.tracked(name)
         found.append(trak.trak_features(net, case.bed.documents, project, batch_size))
-        weights.append(_errors(net.model, case.bed.documents, batch_size))
+        weights.append(trak.errors(net.model, case.bed.documents, batch_size))
         for at in {_asking(x, name) for x in settings} - asked.keys():
             tracked = case.tracked(at)
             asked[at] = trak.trak_features(tracked, case.queries, project, batch_size)
@@ -83,13 +79,6 @@ def trak_at(case, names, settings, batch_size=64):
         return trak.trak(queries, [phi[:, : x["dimension"]] for phi in found], weights, x["ridge"])
 
     return [scores(x) for x in settings]
-
-
-@torch.no_grad()
-def _errors(model, sequences, batch_size):
-    """1 − p of each sequence: (n,), on the CPU."""
-    few = batches(sequences, batch_size)
-    return torch.cat([trak.error_probability(logits(model, batch), batch) for batch in few]).cpu()
 
 
 def _asking(setting, name):
