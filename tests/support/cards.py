@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from msif.study.tracing.names import named
-from support.phrases import FIRST, GAIN, NEAR, OURS, OVER, phrase
+from support.phrases import ALONG, FIRST, GAIN, NEAR, OURS, OVER, phrase
 from support.quoted import (
     REPORTS,
     Number,
@@ -27,7 +27,7 @@ from support.quoted import (
 )
 
 ENDS = ("ε = 1e-2, rate 2e-2", "ε = 1e-3, 17 epochs")  # the roughest and the smoothest recipe
-ALONG, ONE = "multi_stage_trajectory", "multi_stage"
+ONE = "multi_stage"
 
 
 def _testbed():

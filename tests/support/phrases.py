@@ -8,11 +8,11 @@ from support.quoted import (
     REPORTS,
     added,
     answered,
-    asked,
     case_study,
     exact,
     exchanged,
     filtered,
+    halves,
     kinds,
     lds,
     lead,
@@ -22,10 +22,14 @@ from support.quoted import (
     published,
     regime,
     retrained,
+    subject_first,
     tracing,
 )
 
+ALONG = "multi_stage_trajectory"
+HALF = ("other half", f"{ALONG}/normalised")
 OVER = "trackstar_trajectory"  # what is best of the rivals, where words do not decide
+SECOND = ("gains", "second stage")
 PUBLISHED = ("full", "stories", "webnlg")  # profiles that README quotes of notebook 12
 
 
@@ -54,37 +58,26 @@ def readme():
     lost = [case_study(*facts, x, "flipped_or_halved") for x in ("influence", "bm25", "random")]
     answers, traits = (case_study(*x, "influence", "answers") for x in (facts, plants))
     return [
-        phrase("all (it answers {:%})", answered("finetuned", "stories")),
-        phrase("for what mattered all {:}", asked("causal")),
+        phrase("on `stories` everything (it answers {:%})", answered("finetuned", "stories")),
         phrase(
-            "`webnlg` multi-stage has {:2}, {:2} and {:2}", *as_published("multi-stage, absolute")
-        ),
-        phrase(
-            "({:2}, {:2} and {:2} as its code was",
-            *as_published("as released (H₁ unused), absolute"),
-        ),
-        phrase(
-            "without H₁), single-stage {:2}, {:2} and {:2}:",
+            "`webnlg` multi-stage has {:2}, {:2} and {:2}, single-stage {:2}, {:2} and {:2}:",
+            *as_published("multi-stage, absolute"),
             *as_published("single-stage, absolute"),
         ),
         phrase(
-            "adds {:3} [{:3}, {:3}] on `full`",
-            *(published("full", "gains", "second stage", what=x) for x in GAIN),
+            "adds {:2} [{:2}, {:2}] on `full` and {:2} [{:2}, {:2}] on `webnlg`, and costs {:2} "
+            "[{:2}, {:2}] on `stories`.",
+            *(published(x, *SECOND, what=what) for x in ("full", "webnlg") for what in GAIN),
+            *costs_of_the_second_stage(),
         ),
-        phrase("and costs {:3} [{:3}, {:3}] on `stories`.", *costs_of_the_second_stage()),
         phrase("BM25 has {:2}, {:2} and {:2}.", *as_published("BM25")),
         phrase(
-            "multi-stage has {:2}, {:2} and {:2}, single-stage {:2}, {:2} and {:2}.",
-            *(at_best(x, m) for m in ("multi-stage", "single-stage") for x in PUBLISHED),
+            "the same words ({:2}; influence {:2}), and no worse for what mattered ({:2}; {:2})",
+            *(tracing(x, c) for c in ("matched", "causal") for x in ("word_order", ALONG)),
         ),
         phrase(
-            "it leads TrackStar by {:2} [{:2}, {:2}] for what mattered, by {:2} [{:2}, {:2}] among "
-            "the same words",
-            *(lead(c, OVER, what) for c in ("causal", "matched") for what in GAIN),
-        ),
-        phrase(
-            "(a rule of word order has {:2}, {:2})",
-            *(tracing("word_order", c) for c in ("causal", "matched")),
+            "TrackStar is level (influence {:+2} [{:+2}, {:+2}])",
+            *(lead("causal", OVER, what) for what in GAIN),
         ),
         phrase(
             "with {:2}, not {:2}, single-stage with {:2}, not {:2}",
@@ -110,19 +103,12 @@ def costs_of_the_second_stage():
     """(mean, low, high) of single-stage less multi-stage on stories, with the paper's settings."""
     gain = metrics("stories", "as_published")["gains"]["second stage"]
     assert gain["high"] < 0
-    lost = published("stories", "gains", "second stage")
+    lost = published("stories", *SECOND)
     turned = replace(lost, value=-lost.value)
     ends = [
         replace(turned, value=-gain[x], spread="–", key=f"{lost.key}, {x}") for x in ("high", "low")
     ]
     return [turned, *ends]
-
-
-def at_best(profile, method):
-    """MRR of a method, normalised, at the best of notebook 12's absolute dampings."""
-    label = f"{method}, normalised"
-    each = metrics(profile, "as_published")["by_damping"][label]
-    return published(profile, "by_damping", label, max(each, key=lambda d: each[d]["mean"]))
 
 
 def of_table():
@@ -225,6 +211,21 @@ def findings():
             "fine-tuning's T₂ {:+3} [{:+3}, {:+3}], pre-training's H₁⁻¹ {:+3} [{:+3}, {:+3}]",
             *added("matched", "pretraining_only"),
             *added("matched", "finetuning_only"),
+        ),
+        phrase(
+            "over checkpoints has {:3} [{:3}, {:3}], TrackStar {:3} [{:3}, {:3}], embeddings {:3} "
+            "[{:3}, {:3}]",
+            *(
+                subject_first(x, what)
+                for x in (f"{ALONG}/normalised", f"{OVER}/raw", "embeddings/raw")
+                for what in GAIN
+            ),
+        ),
+        phrase(
+            "find with {:3} [{:3}, {:3}] and influence with {:3} [{:3}, {:3}]; where the subject "
+            "comes first with {:3} and {:3}.",
+            *(halves("all candidates", x, what) for x in HALF for what in GAIN),
+            *(halves("subject first", x) for x in HALF),
         ),
         phrase(
             "keeps {:%} of a question's top ten, {:%} on `webnlg` and {:%} on `stories`",

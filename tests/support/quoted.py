@@ -124,6 +124,26 @@ def added(condition, other, profile="full", form="normalised"):
     ]
 
 
+def subject_first(method, what="mean"):
+    """Of what mattered, among the candidates that put the subject first; what: "mean", "low" or
+    "high"."""
+    return _of_retrainings("subject_first", method, what)
+
+
+def halves(among, method, what="mean"):
+    """Of what one half of the retrainings calls causal; method: a score, or "other half"."""
+    return _of_retrainings("halves", among, method, what)
+
+
+def _of_retrainings(*keys):
+    found = metrics("full", "fact_tracing")
+    for key in keys[:-1]:
+        found = found[key]
+    spread = "[{low:.3f}, {high:.3f}]".format(**found) if keys[-1] == "mean" else "–"
+    worlds = _seeds("causal")
+    return Number(found[keys[-1]], spread, worlds, worlds, *_tracing(*keys))
+
+
 def filtered(profile, search="bm25", share="0.1"):
     """Recall of a question's top ten by a text filter to a share of the corpus."""
     found = metrics(profile, "fact_tracing")["filters"][search][share]
@@ -173,9 +193,6 @@ def gain(profile, what="mean", pair=("multi_stage", "pretraining_only"), form="n
     keys = _tracing("paired", name, form, what, profile=profile)
     worlds = _seeds("plain", profile)
     return Number(found[what], spread if what == "mean" else "–", worlds, worlds, *keys)
-
-
-ALONG = ("multi_stage_trajectory", "pretraining_only_trajectory")
 
 
 # ------------------------------------------------------------------------------------ notebook 12
