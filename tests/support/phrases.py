@@ -14,6 +14,7 @@ from support.quoted import (
     filtered,
     halves,
     kinds,
+    kinds_over_corpora,
     lds,
     lead,
     metrics,
@@ -262,6 +263,11 @@ def findings():
                     kinds(lead, kind, "as full", "error"),
                 )
             ],
+        ),
+        phrase(
+            "95 % is {:2} to {:2} for MRR, {:2} to {:2} for LDS",
+            *kinds_over_corpora("mrr_lead_at_best"),
+            *kinds_over_corpora("lds_lead_at_best"),
         ),
         phrase("(the models repeat {:} of {:};", *repeated),
         phrase(

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from functools import cache
 
+from msif.study import intervals
 from msif.study.pipeline import traced
 from msif.study.pipeline.retrained import RIVALS_OF_RETRAINING
 from support import ROOT
@@ -318,6 +319,16 @@ def kinds(*keys, sign=1):
     worlds = len(at["corpora"]), len(at["corpora"]) * len(at["model_seeds"])
     where = "full/kinds_of_fine_tuning.metrics.json", ", ".join(keys) + ", value" * bool(error)
     return Number(sign * value, _spread(error), *worlds, *where)
+
+
+def kinds_over_corpora(what):
+    """(low, high): by how much the merged model as full is ahead of LoRA's own T, by Student's t
+    over the corpora."""
+    each = metrics("full", "kinds_of_fine_tuning")[what]["LoRA"]["as full"]["each"]
+    _, *ends = intervals.student([-x for x in each])
+    file, worlds = "full/kinds_of_fine_tuning.metrics.json", (len(each), len(each))
+    key = f"{what}, LoRA, as full, each: "
+    return [Number(x, "–", *worlds, file, key + y) for x, y in zip(ends, ("low", "high"))]
 
 
 def case_study(*keys, profile="full", spread=None, times=1):
