@@ -9,21 +9,23 @@ from support.quoted import (
     Number,
     answered,
     by_chance,
-    case_study,
     converged,
     curvature,
     exact,
     gain,
-    kinds,
-    lds,
     lead,
-    leading,
     metrics,
     published,
+    tracing,
+)
+from support.quoted_retrained import (
+    case_study,
+    kinds,
+    lds,
+    leading,
     regime,
     removed,
     retrained,
-    tracing,
 )
 
 ENDS = ("ε = 1e-2, rate 2e-2", "ε = 1e-3, 17 epochs")  # the roughest and the smoothest recipe

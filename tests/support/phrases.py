@@ -8,23 +8,26 @@ from support.quoted import (
     REPORTS,
     added,
     answered,
-    case_study,
     exact,
-    exchanged,
     filtered,
     halves,
-    kinds,
-    kinds_over_corpora,
-    lds,
     lead,
     metrics,
     of_difference,
     of_front,
     published,
-    regime,
-    retrained,
     subject_first,
     tracing,
+)
+from support.quoted_retrained import (
+    case_study,
+    exchanged,
+    kinds,
+    kinds_each,
+    kinds_over_corpora,
+    lds,
+    regime,
+    retrained,
 )
 
 ALONG = "multi_stage_trajectory"
@@ -186,7 +189,21 @@ NEAR = ("EK-FAC", "K-FAC", "gradient dot")
 # ---------------------------------------------------------- docs/findings.md and docs/prediction.md
 
 FIRST, WINDOW = ("recipes", "as it is"), ("windows", "4")
-OURS = ("lds", "multi-stage", "ensemble")
+OURS, COUNTED = (("lds", x, "ensemble") for x in ("multi-stage", "counting statements"))
+
+
+def of_ceiling(where):
+    """The LDS of multi-stage influence over what noise allows."""
+    value, ceiling = regime(where, *OURS), regime(where, "ceiling")
+    ratio = value.value / ceiling.value
+    return replace(value, value=ratio, spread="–", key=f"{value.key} / {ceiling.key}")
+
+
+def ahead_by(method):
+    """The least and the greatest of multi-stage influence's paired leads over the recipes."""
+    recipes = metrics("full", "regimes")["gains"]
+    found = [regime(("gains", name), method) for name in recipes]
+    return [pick(found, key=lambda x: x.value) for pick in (min, max)]
 
 
 def findings():
@@ -237,9 +254,42 @@ def findings():
             exchanged("multi_stage"),
             exchanged("multi_stage_refined"),
         ),
+        phrase(
+            "ahead of single-stage by {:2} and {:2}.",
+            *kinds_each("lds_lead_at_best", "full", "single"),
+        ),
         phrase("its error about {:2}", regime(FIRST, *OURS, "error")),
-        phrase("the LDS is {:2}, in all {:2}.", *(regime(x, *OURS) for x in (WINDOW, FIRST))),
-        phrase("a rank correlation that {:%} of all orders", regime((), "by_chance")),
+        phrase(
+            "Of 10 %, 25 % and half multi-stage has {:2}, {:2} and {:2} of what noise allows",
+            *(of_ceiling(("shares", x)) for x in ("0.1", "0.25", "0.5")),
+        ),
+        phrase(
+            "(of the LDS {:2}, of what noise allows {:2} to {:2})",
+            regime(FIRST, *OURS, "error"),
+            *(regime(("shares", x), "ceiling_error") for x in ("0.5", "0.1")),
+        ),
+        phrase(
+            "alone it has {:2} (noise allows {:2}, counting the statements has {:2}), in all "
+            "epochs {:2} ({:2}, {:2}).",
+            *(regime(x, *at) for x in (WINDOW, FIRST) for at in (OURS, ("ceiling",), COUNTED)),
+        ),
+        phrase(
+            "a rank correlation of {:2}, which {:%} of all orders",
+            *(regime((), x) for x in ("correlation", "by_chance")),
+        ),
+        phrase("in {:} of {:} recipes", *(regime(("own_higher",), x) for x in ("times", "of"))),
+        phrase(
+            "the last four epochs ({:2}, not {:2})",
+            *(regime(WINDOW, "lds", "multi-stage", x) for x in ("own", "others")),
+        ),
+        phrase(
+            "TrackStar (one variant) by {:2} to {:2} from recipe to recipe (± {:2}), of TRAK by "
+            "{:2} to {:2}, of exact products by {:2} to {:2}; corrected",
+            *ahead_by("TrackStar"),
+            regime(("gains", "as it is"), "TrackStar", "error"),
+            *ahead_by("TRAK"),
+            *ahead_by("with exact products"),
+        ),
         phrase(
             "ten highest share {:%} (two seeds of full fine-tuning {:%})",
             *(kinds("shared", x) for x in ("full and LoRA", "two seeds of full")),

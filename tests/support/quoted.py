@@ -3,12 +3,10 @@
 import ast
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
-from msif.study import intervals
 from msif.study.pipeline import traced
-from msif.study.pipeline.retrained import RIVALS_OF_RETRAINING
 from support import ROOT
 
 REPORTS = ROOT / "reports"
@@ -38,7 +36,8 @@ class Number:
         return text.replace("-", "−")
 
 
-def _spread(error):
+def spread_of(error):
+    """± the error, or – where it is not known."""
     known = error is not None and not math.isnan(error)
     return f"± {error:.3f}" if known else "–"
 
@@ -247,7 +246,7 @@ def exact(problem, method, products=0, what="spearman"):
     name = f"{method}, {products} products"
     value = metrics("full", "exact")["two_stages"][problem][name][what]
     key = f"two_stages, {problem}, {name}, {what}"
-    return Number(value, _spread(error), 1, models, "full/exact.metrics.json", key)
+    return Number(value, spread_of(error), 1, models, "full/exact.metrics.json", key)
 
 
 def converged(method, products, what="spearman", damping="0.1 x mean"):
@@ -255,115 +254,5 @@ def converged(method, products, what="spearman", damping="0.1 x mean"):
     at = {"method": method, "products": products, "damping": damping}
     (found,) = (r for r in read("full", "scalability") if all(r[k] == x for k, x in at.items()))
     key = f"{damping}, {method}, {products} products: {what}"
-    error = _spread(found.get(f"{what}_se"))
+    error = spread_of(found.get(f"{what}_se"))
     return Number(found[what], error, 1, 1, "full/scalability.json", key)
-
-
-# ------------------------------------------------------------------------------ notebooks 06 and 07
-
-
-def _models(name="model_seeds"):
-    return len(parameters("full", "06_retraining")[name])
-
-
-def lds(method, models, form=None):
-    """Agreement with retraining, ± by the bootstrap over halves and questions; of one model: the
-    mean over the models."""
-    found = [
-        r for r in read("full", "retraining") if (r["method"], r["models"]) == (method, models)
-    ]
-    normalised = form == "normalised" if form else any(r["normalised"] for r in found)
-    found = [r for r in found if r["normalised"] == normalised]
-    if not found:
-        return Number(None, "–", 0, 0, "", "")
-    form = "normalised" if normalised else "raw"
-    key = f"{method}, {form}, {models} models: lds"
-    error = _spread(found[0]["lds_se"])
-    return Number(found[0]["lds"], error, 1, _models(), "full/retraining.json", key)
-
-
-def retrained(*keys, spread="–", models=None):
-    """Another number of notebook 06."""
-    found = metrics("full", "retraining")
-    for key in keys:
-        found = found[key]
-    where = "full/retraining.metrics.json", ", ".join(keys)
-    return Number(found, spread, 1, models or _models(), *where)
-
-
-def exchanged(key):
-    """LDS with one part of the score exchanged, a mean over the studied models."""
-    return retrained("exchanged", key, models=_models("studied_seeds"))
-
-
-def regime(where, *keys):
-    """A number of notebook 11; where: ("recipes", name) or ("shares", share)."""
-    whole = found = metrics("full", "regimes")
-    for key in (*where, *keys):
-        found = found[key]
-    value, error = (found["value"], found["error"]) if isinstance(found, dict) else (found, None)
-    models = whole["corpora"] * whole["models"]
-    file, key = "full/regimes.metrics.json", ", ".join((*where, *keys))
-    return Number(value, _spread(error), whole["corpora"], models, file, key)
-
-
-def kinds(*keys, sign=1):
-    """A number of notebook 09, ± over models and questions of each corpus."""
-    found, at = (
-        metrics("full", "kinds_of_fine_tuning"),
-        parameters("full", "09_kinds_of_fine_tuning"),
-    )
-    for key in keys:
-        found = found[key]
-    value, error = (found["value"], found["error"]) if isinstance(found, dict) else (found, None)
-    worlds = len(at["corpora"]), len(at["corpora"]) * len(at["model_seeds"])
-    where = "full/kinds_of_fine_tuning.metrics.json", ", ".join(keys) + ", value" * bool(error)
-    return Number(sign * value, _spread(error), *worlds, *where)
-
-
-def kinds_over_corpora(what):
-    """(low, high): by how much the merged model as full is ahead of LoRA's own T, by Student's t
-    over the corpora."""
-    each = metrics("full", "kinds_of_fine_tuning")[what]["LoRA"]["as full"]["each"]
-    _, *ends = intervals.student([-x for x in each])
-    file, worlds = "full/kinds_of_fine_tuning.metrics.json", (len(each), len(each))
-    key = f"{what}, LoRA, as full, each: "
-    return [Number(x, "–", *worlds, file, key + y) for x, y in zip(ends, ("low", "high"))]
-
-
-def case_study(*keys, profile="full", spread=None, times=1):
-    """A number of notebook 07, ± over models where there are several, else over answers, where `se`
-    stands beside it; times: 100 for points."""
-    found = metrics(profile, "case_studies")
-    for key in keys[:-1]:
-        found = found.get(key, {})
-    if keys[-1] not in found:
-        return Number(None, "–", 0, 0, "", "")
-    study = "planted" if "planted" in keys else "removal of facts"
-    worlds = len({r["seed"] for r in read(profile, "case_studies") if r["study"] == study})
-    if spread is None:
-        own = keys[-1] in ("precision_at_5", "flipped_or_halved")
-        spread = _spread(found.get("se")) if own else "–"
-    where = f"{profile}/case_studies.metrics.json", ", ".join(keys)
-    return Number(times * found[keys[-1]], spread, worlds, worlds, *where)
-
-
-def removed(*keys, profile="full"):
-    """A number of notebook 10."""
-    whole = found = metrics(profile, "removal")
-    for key in keys:
-        found = found[key]
-    value, error = (found["value"], found["error"]) if isinstance(found, dict) else (found, None)
-    where = f"{profile}/removal.metrics.json", ", ".join(keys)
-    return Number(value, _spread(error), whole["test_beds"], whole["test_beds"], *where)
-
-
-def leading():
-    """(rival, its Number, its error's): the one that notebook 06's best score leads by least, of
-    those that are no part of it; the lead."""
-    leads = metrics("full", "retraining")["lead"]
-    rivals = [x for x in leads if x.startswith(RIVALS_OF_RETRAINING)]
-    rival = min(rivals, key=lambda x: leads[x]["value"])
-    spread = _spread(leads[rival]["error"])
-    value = retrained("lead", rival, "value", spread=spread)
-    return rival, replace(value, value=abs(value.value)), retrained("lead", rival, "error")

@@ -7,13 +7,15 @@ from msif.study.tracing.names import named
 from support.quoted import (
     Number,
     by_chance,
-    case_study,
     exact,
-    lds,
     metrics,
+    tracing,
+)
+from support.quoted_retrained import (
+    case_study,
+    lds,
     regime,
     retrained,
-    tracing,
 )
 
 NOTHING = Number(None, "–", 0, 0, "", "")
