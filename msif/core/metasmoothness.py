@@ -8,7 +8,7 @@ training is smooth, each parameter goes on in the second step as it went in the 
 S is near 1 there, and near 0 where a small change of the data gives another model. Engstrom et al.
 2025, "Optimizing ML training with metagradient descent" (arXiv 2503.13751), report that attribution
 by derivatives fails where S is low. Here, where it is of the parameters, notebook 11 measures both
-at the profile tiny alone: of larger models it is not known.
+on small models, and over five recipes does not settle it; of larger models it is not known.
 """
 
 import math

@@ -64,7 +64,7 @@ def readme():
     return [
         phrase("on `stories` everything (it answers {:%})", answered("finetuned", "stories")),
         phrase(
-            "`webnlg` multi-stage has {:2}, {:2} and {:2}, single-stage {:2}, {:2} and {:2}:",
+            "`webnlg`: multi-stage has {:2}, {:2} and {:2}, single-stage {:2}, {:2} and {:2}:",
             *as_published("multi-stage, absolute"),
             *as_published("single-stage, absolute"),
         ),
@@ -76,22 +76,22 @@ def readme():
         ),
         phrase("BM25 has {:2}, {:2} and {:2}.", *as_published("BM25")),
         phrase(
-            "the same words ({:2}; influence {:2}), and no worse for what mattered ({:2}; {:2})",
+            "the same words ({:2}; influence {:2}), and is no worse for what mattered ({:2}; {:2})",
             *(tracing(x, c) for c in ("matched", "causal") for x in ("word_order", ALONG)),
         ),
         phrase(
-            "TrackStar is level (influence {:+2} [{:+2}, {:+2}])",
+            "TrackStar are level ({:+2} [{:+2}, {:+2}])",
             *(lead("causal", OVER, what) for what in GAIN),
         ),
         phrase(
-            "with {:2}, not {:2}, single-stage with {:2}, not {:2}",
+            "rank correlation {:2}, one at {:2}; single-stage at {:2} and {:2}",
             *(lds(m, n) for m in ("multi_stage", "single_stage_finetuned") for n in (5, 1)),
         ),
-        phrase("{:%} of {:} answers of one model change", lost[0], answers),
-        phrase("{:%} by BM25's five, which {:} do not", lost[1], answers),
-        phrase("{:%} by random ones", lost[2]),
+        phrase("{:%} of one model's {:} answers change", lost[0], answers),
+        phrase("without BM25's five {:%} (too few answers to tell), without", lost[1]),
+        phrase("random ones {:%}", lost[2]),
         phrase(
-            "of {:} planted traits {:%} by either",
+            "Of {:} planted traits, either's five change {:%}.",
             traits,
             case_study(*plants, "influence", "flipped_or_halved"),
         ),
@@ -157,8 +157,7 @@ def of_answers():
     return [
         *gains,
         phrase(
-            "is ahead in {:2} of the pairs, over checkpoints {:2} (a rule that looks at their "
-            "order alone: {:2})",
+            "ahead in {:2} of the pairs, over checkpoints {:2} (a rule of word order alone: {:2})",
             *(tracing(x, "matched") for x in ("multi_stage", "multi_stage_trajectory")),
             tracing("word_order", "matched"),
         ),
@@ -167,7 +166,7 @@ def of_answers():
         phrase("a Pearson of {:2} to {:2} ({:2} to {:2})", *size, *size_dot),
         phrase(
             "correlation of {:2}, BM25 {:2}, counting the sentences that state the fact {:2}; "
-            "noise allows {:2}",
+            "noise allows at most {:2}",
             lds("multi_stage", 1),
             lds("bm25", 1),
             lds("statements", 5),
@@ -226,7 +225,7 @@ def findings():
             *leads,
         ),
         phrase(
-            "fine-tuning's T₂ {:+3} [{:+3}, {:+3}], pre-training's H₁⁻¹ {:+3} [{:+3}, {:+3}]",
+            "fine-tuning's {:+3} [{:+3}, {:+3}], pre-training's {:+3} [{:+3}, {:+3}]",
             *added("matched", "pretraining_only"),
             *added("matched", "finetuning_only"),
         ),
@@ -303,7 +302,8 @@ def findings():
         phrase("{:2} against {:2}", *stories),
         phrase("(alike to {:2} of 1;", kinds("alike", "full and LoRA")),
         phrase(
-            "MRR {:+2} ± {:2}, LDS {:+2} ± {:2}; with DPO after it {:+2} ± {:2} and {:+2} ± {:2}.",
+            "MRR {:+2} ± {:2}, LDS ([prediction](prediction.md)) {:+2} ± {:2}; with DPO after it "
+            "{:+2} ± {:2} and {:+2} ± {:2}.",
             *[
                 x
                 for kind in ("LoRA", "LoRA, DPO")

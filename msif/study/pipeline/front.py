@@ -29,28 +29,8 @@ MARKS = "<!-- front table -->", "<!-- end of the front table -->"
 ADDED = "<!-- second stage -->", "<!-- end of the second stage -->"
 
 
-# What multi-stage influence is held against: a column, over checkpoints or at one; and how it is
-# said where that is not surely less, and where it is surely more.
-AGAINST = (
-    (
-        ALONE,
-        True,
-        "over checkpoints, fine-tuning's curvature adds nothing sure on",
-        "over checkpoints, fine-tuning's curvature costs on",
-    ),
-    (
-        ALONE,
-        False,
-        "at one checkpoint, it adds nothing sure on",
-        "at one checkpoint, it costs on",
-    ),
-    (
-        "single-stage",
-        False,
-        "at one checkpoint, multi-stage is not surely above single-stage on",
-        "at one checkpoint, multi-stage is surely below single-stage on",
-    ),
-)
+# What multi-stage influence is held against: a column, over checkpoints or at one.
+AGAINST = ((ALONE, True), (ALONE, False), ("single-stage", False))
 
 
 def second_stage(folder, found=None):
@@ -58,18 +38,20 @@ def second_stage(folder, found=None):
     influence is not surely above pre-training alone, and above single-stage."""
     found = rows(folder) if found is None else found
     parts, missing = [], {}
-    for column, over, unsure, below in AGAINST:
+    for column, over in AGAINST:
+        where = f"{column} {'over checkpoints' if over else 'at one checkpoint'} on"
         known = differences(folder, [row for row in found if row.over == over], column)
         if level := [(row, x) for row, x in known if x and x.low <= 0 <= x.high]:
-            parts.append(f"{unsure} {_lines(level)}")
+            parts.append(f"not surely above {where} {_lines(level)}")
         if less := [(row, x) for row, x in known if x and x.high < 0]:
-            parts.append(f"{below} {_lines(less, numbers=True)}")
+            parts.append(f"surely below {where} {_lines(less, numbers=True)}")
         missing.setdefault(column, {}).update(
             {(row.profile, row.condition): (row, x) for row, x in known if not x}
         )
     return (
-        f"Where the second stage does not help: {'; '.join(parts) or 'nowhere in this table'}. "
-        f"Sure: the 95 % interval of the paired difference leaves 0 out.{_missing(missing)}"
+        f"Where the second stage does not help: multi-stage is "
+        f"{'; '.join(parts) or 'surely above both wherever that is recorded'}. "
+        f"Sure: the paired difference's 95 % interval excludes 0.{_missing(missing)}"
     )
 
 
@@ -114,11 +96,12 @@ def trust(folder, found=None):
         f"{_range(problems, 'EK-FAC', 'spearman')} with that of exact influence (dot product of "
         f"gradients {_range(problems, 'gradient dot', 'spearman')}), the sizes a Pearson of "
         f"{_range(problems, 'EK-FAC', 'pearson')} ({_range(problems, 'gradient dot', 'pearson')}). "
-        "With what retraining does, on one corpus, scores of one model have a rank correlation of "
+        "With what retraining changed, on one corpus, one model's scores have a rank correlation "
+        "of "
         f"{of['multi_stage_normalised_1_models']:.2f}, BM25 {of['bm25_raw_1_models']:.2f}, "
         f"counting the sentences that state the fact "
-        f"{of[f'statements_raw_{models}_models']:.2f}; noise allows {lds['ceiling']:.2f}. All of "
-        "it is of small models."
+        f"{of[f'statements_raw_{models}_models']:.2f}; noise allows at most {lds['ceiling']:.2f}. "
+        "All models are small."
     )
 
 
@@ -129,7 +112,7 @@ def _first(folder, same):
     ours = [row.cells["multi-stage"].mean for row in same if row.profile == profile]
     over = f", over checkpoints {ours[1]:.2f}" if len(ours) > 1 else ""
     rule = value(read(folder / profile / "fact_tracing.json"), condition, "word_order")
-    beside = f" (a rule that looks at their order alone: {rule.mean:.2f})" if rule else ""
+    beside = f" (a rule of word order alone: {rule.mean:.2f})" if rule else ""
     return (
         f"on {profile}, of two sentences of the same words the one that states the fact is ahead "
         f"in {ours[0]:.2f} of the pairs{over}{beside}"
@@ -169,7 +152,7 @@ def _wrapped(answer):
 def added(folder):
     """What fine-tuning's curvature adds on each line, by form, at one checkpoint and over several,
     as docs/findings.md has it: multi-stage influence less that with T₂ := I."""
-    titles = "what T₂ adds", "one checkpoint, raw", "normalised", "over checkpoints, raw"
+    titles = "what it adds", "one checkpoint, raw", "normalised", "over checkpoints, raw"
     lines = [(*titles, "normalised"), ["---"] * 5]
     for row in (row for row in rows(folder) if not row.over):
         records = read(folder / row.profile / "fact_tracing.json")

@@ -18,10 +18,10 @@ def blocks(page, *languages):
     return re.findall(rf"```(?:{'|'.join(languages)})\n(.*?)```", TEXT[page], re.S)
 
 
-def with_blocks(*languages):
-    """Run a test for each page that has such blocks."""
+def with_blocks(*languages, on="README.md"):
+    """Run a test for each page that has such blocks; the page `on` must."""
     found = [page for page in TEXT if blocks(page, *languages)]
-    assert "README.md" in found
+    assert on in found
     return pytest.mark.parametrize("page", found)
 
 
@@ -120,7 +120,7 @@ def test_the_commands_of_the_readme_run_as_they_stand(pair, monkeypatch, capsys)
     assert list((pair / "work").glob("scores-*/explorer.html"))
 
 
-@with_blocks("yaml")
+@with_blocks("yaml", on="your-models.md")
 def test_sections_of_params_are_what_a_notebook_reads(page):
     """Every parameter is one that the notebook of its stage declares."""
     yaml, papermill = pytest.importorskip("yaml"), pytest.importorskip("papermill")

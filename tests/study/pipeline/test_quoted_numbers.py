@@ -46,7 +46,7 @@ def test_a_claim_has_a_file_and_its_worlds():
 
 def test_every_number_of_the_readme_is_that_of_a_report():
     left = unquoted(SHOWN, phrases.readme())
-    assert left == ["95 %", "0.5"]  # the level of the intervals, and chance
+    assert left == ["0.5", "95 %"]  # chance, and the level of the intervals
 
 
 def test_every_number_below_the_front_table_is_that_of_a_report():
