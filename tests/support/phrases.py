@@ -74,7 +74,6 @@ def readme():
             *(published(x, *SECOND, what=what) for x in ("full", "webnlg") for what in GAIN),
             *costs_of_the_second_stage(),
         ),
-        phrase("BM25 has {:2}, {:2} and {:2}.", *as_published("BM25")),
         phrase(
             "the same words ({:2}; influence {:2}), and is no worse for what mattered ({:2}; {:2})",
             *(tracing(x, c) for c in ("matched", "causal") for x in ("word_order", ALONG)),
