@@ -20,9 +20,11 @@ LEVEL = 0.95
 
 def interval(groups):
     """(mean, low, high): groups are one array of per-question values for each world. The mean is
-    over worlds of the mean over questions."""
+    over worlds of the mean over questions; of one question alone the ends are nan."""
     if empty := [n for n, x in enumerate(groups) if not len(x)]:
         raise ValueError(f"world {empty[0]} of {len(groups)} has no questions; leave it out")
+    if len(groups) == 1 and len(groups[0]) == 1:
+        return float(groups[0][0]), math.nan, math.nan
     if len(groups) == 1:
         return metrics.bootstrap_interval(groups, LEVEL)
     return student([float(np.mean(x)) for x in groups])
@@ -74,4 +76,5 @@ def noise_ceiling(outcomes, seeds=None, resamples=300):
         subsets, queries = (rng.integers(n, size=n) for n in (len(outcomes), outcomes.shape[2]))
         return outcomes[subsets][:, :, queries]
 
-    return ceiling(outcomes), float(np.std([ceiling(drawn()) for _ in range(resamples)], ddof=1))
+    # A draw of one subset alone has no order, and counts for nothing.
+    return ceiling(outcomes), float(np.nanstd([ceiling(drawn()) for _ in range(resamples)], ddof=1))

@@ -8,6 +8,7 @@ import ast
 import json
 import os
 import shutil
+import warnings
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,7 @@ from msif.study import paths
 PACKAGE = Path(__file__).parents[1]
 
 # The code as this process imports it: what is edited while it runs is not what it computes with.
-SOURCES = {path: path.read_text("utf-8") for path in PACKAGE.rglob("*.py")}
+SOURCES = {x: x.read_text("utf-8") for x in PACKAGE.rglob("[!.]*.py") if x.is_file()}
 
 # They say where long work lies, not what it is.
 UNCOUNTED = {"msif.study.paths", "msif.study.scratch"}
@@ -79,7 +80,14 @@ def code_digest(module):
     found, todo = {}, {module}
     while todo:
         name = todo.pop()
-        tree = ast.parse(SOURCES[source_of(name)])
+        source = source_of(name)
+        if not source.is_file() or source.read_text("utf-8") != SOURCES[source]:
+            warnings.warn(
+                f"{source} was edited after this process had begun; results are kept as those of "
+                "the code before: restart it to run the new",
+                stacklevel=2,
+            )
+        tree = ast.parse(SOURCES[source])
         found[name] = ast.unparse(_without_prose(tree))
         todo |= imported(tree) - found.keys() - UNCOUNTED
     return files.sha256_of(found)

@@ -34,6 +34,8 @@ def test_of_one_world_it_is_over_questions():
     assert intervals.mean_and_error(values) == pytest.approx(metrics.mean_and_error(values[0]))
     mean, error = intervals.mean_and_error([[0.5]])
     assert mean == 0.5 and math.isnan(error)
+    mean, *ends = intervals.interval([[0.5]])
+    assert mean == 0.5 and all(map(math.isnan, ends))
     with pytest.raises(ValueError, match="1 worlds; expected two at least"):
         intervals.student([0.5])
 
@@ -52,6 +54,14 @@ def test_by_chance_is_the_share_of_orders_that_do_as_well():
     )
     with pytest.raises(ValueError, match="3 to 8"):
         intervals.by_chance([1.0, 2.0], [1.0, 2.0])
+
+
+@pytest.mark.parametrize("subsets", [3, 4])
+def test_the_error_of_the_noise_ceiling_is_known_for_few_subsets(subsets):
+    outcomes = np.random.default_rng(0).normal(size=(subsets, 2, 12))
+    outcomes += np.arange(subsets)[:, None, None]
+    value, error = intervals.noise_ceiling(outcomes)
+    assert 0 < value <= 1 and 0 < error < 1
 
 
 def test_the_error_of_the_noise_ceiling_is_never_too_small():

@@ -88,7 +88,8 @@ def test_an_edited_metric_is_another_digest_and_an_edited_docstring_is_not(monke
 
 
 def test_the_digest_is_of_the_code_that_runs_not_of_what_is_edited_meanwhile(monkeypatch):
-    """Else an old formula's numbers would be kept as the new one's."""
+    """Else an old formula's numbers would be kept as the new one's; and the edit is told."""
     before = scratch.code_digest("msif.study.metrics")
     monkeypatch.setattr(scratch.Path, "read_text", lambda *_: "edited = True")
-    assert scratch.code_digest.__wrapped__("msif.study.metrics") == before
+    with pytest.warns(UserWarning, match=r"metrics.py was edited after this process had begun"):
+        assert scratch.code_digest.__wrapped__("msif.study.metrics") == before

@@ -115,14 +115,14 @@ def _retraining():
     method, form = found.get("variant", "multi_stage_source_normalised").rsplit("_", 1)
     best, ceiling = lds(method, 5, form), retrained("ceiling")
     share = replace(best, value=best.value / ceiling.value, spread="–", key="lds / ceiling")
-    rival, value, error = leading()
+    place, rival, value, error = leading()
     return [
         phrase(
             f"a rank correlation of {{:2}} ({named(f'{method}/{form}')}, 5 models): {{:%}} of",
             best,
             share,
         ),
-        phrase(f"{named(rival)} by {{:3}} ± {{:3}}", value, error),
+        phrase(f"{place} {named(rival)} by {{:3}} ± {{:3}}", value, error),
         phrase("the {:2} of counting", lds("statements", 5)),
     ]
 

@@ -93,6 +93,7 @@ def case_study(*keys, profile="full", spread=None, times=1):
     for key in keys[:-1]:
         found = found.get(key, {})
     if keys[-1] not in found:
+        assert keys[0] != "leads", f"no {keys} in {profile}/case_studies.metrics.json"
         return Number(None, "–", 0, 0, "", "")
     study = "planted" if "planted" in keys else "removal of facts"
     worlds = len({r["seed"] for r in read(profile, "case_studies") if r["study"] == study})
@@ -114,11 +115,13 @@ def removed(*keys, profile="full"):
 
 
 def leading():
-    """(rival, its Number, its error's): the one that notebook 06's best score leads by least, of
-    those that are no part of it; the lead."""
+    """("ahead of" or "behind", rival, how much, its error): the rival that notebook 06's best score
+    leads by least, of those that are no part of it."""
     leads = metrics("full", "retraining")["lead"]
     rivals = [x for x in leads if x.startswith(RIVALS_OF_RETRAINING)]
     rival = min(rivals, key=lambda x: leads[x]["value"])
     spread = spread_of(leads[rival]["error"])
     value = retrained("lead", rival, "value", spread=spread)
-    return rival, replace(value, value=abs(value.value)), retrained("lead", rival, "error")
+    place = "ahead of" if value.value > 0 else "behind"
+    error = retrained("lead", rival, "error")
+    return place, rival, replace(value, value=abs(value.value)), error

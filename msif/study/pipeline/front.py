@@ -37,17 +37,19 @@ def second_stage(folder, found=None):
     """Where the second stage does not help, as the records have it: on which lines multi-stage
     influence is not surely above pre-training alone, and above single-stage."""
     found = rows(folder) if found is None else found
-    parts, missing = [], {}
+    parts, missing, compared = [], {}, False
     for column, over in AGAINST:
         where = f"{column} {'over checkpoints' if over else 'at one checkpoint'} on"
         known = differences(folder, [row for row in found if row.over == over], column)
+        compared |= any(x for _, x in known)
         if level := [(row, x) for row, x in known if x and x.low <= 0 <= x.high]:
             parts.append(f"not surely above {where} {_lines(level)}")
         if less := [(row, x) for row, x in known if x and x.high < 0]:
             parts.append(f"surely below {where} {_lines(less, numbers=True)}")
-        missing.setdefault(column, {}).update(
-            {(row.profile, row.condition): (row, x) for row, x in known if not x}
-        )
+        rest = {(row.profile, row.condition): (row, x) for row, x in known if not x}
+        missing[column] = missing.get(column, {}) | rest
+    if not compared:
+        return f"Where the second stage does not help: nobody recorded it.{_missing(missing)}"
     return (
         f"Where the second stage does not help: multi-stage is "
         f"{'; '.join(parts) or 'surely above both wherever that is recorded'}. "
@@ -56,7 +58,8 @@ def second_stage(folder, found=None):
 
 
 def _missing(rest):
-    """The lines whose difference nobody recorded; rest: {column: {line: (row, None)}}."""
+    """The lines whose difference nobody recorded, at one checkpoint or over several; rest: {column:
+    {line: (row, None)}}."""
     said = [f"against {column} on {_lines(x.values())}" for column, x in rest.items() if x]
     return f" Not recorded: {'; '.join(said)}." if said else ""
 
@@ -79,8 +82,9 @@ def trust(folder, found=None):
     """Should one trust it on a model of one's own? What the records of the first profile say that
     has a line among the same words; "" without."""
     found = rows(folder) if found is None else found
-    same = [row for row in found if row.condition == "matched"]
-    at = same[0] if same else None
+    same = [row for row in found if row.condition == "matched" and row.cells["multi-stage"]]
+    same = [row for row in same if row.profile == same[0].profile]
+    at = same[0] if same and not same[0].over else None
     exact, lds = (
         read(folder / at.profile / f"{x}.metrics.json") if at else {}
         for x in ("exact", "retraining")
@@ -109,13 +113,14 @@ def _first(folder, same):
     """Which documents come first among those of the same words; same: the rows of one profile or
     more."""
     profile, condition = same[0].profile, same[0].condition
-    ours = [row.cells["multi-stage"].mean for row in same if row.profile == profile]
-    over = f", over checkpoints {ours[1]:.2f}" if len(ours) > 1 else ""
+    found = {row.over: row.cells["multi-stage"] for row in same if row.profile == profile}
+    ours, along = found[False], found.get(True)
+    over = f", over checkpoints {along.mean:.2f}" if along else ""
     rule = value(read(folder / profile / "fact_tracing.json"), condition, "word_order")
     beside = f" (a rule of word order alone: {rule.mean:.2f})" if rule else ""
     return (
         f"on {profile}, of two sentences of the same words the one that states the fact is ahead "
-        f"in {ours[0]:.2f} of the pairs{over}{beside}"
+        f"in {ours.mean:.2f} of the pairs{over}{beside}"
     )
 
 

@@ -100,10 +100,10 @@ def _removed(leads, facts, plants=None):
 
 def _beside(title, share, leads, name):
     """How a rival's share reads beside ours; leads: {rival: the paired difference's mean and 95 %
-    interval}, None in older records, which say nothing of it."""
-    if not leads:
+    interval}, or None where too few answers say nothing of it; None in older records."""
+    lead = (leads or {}).get(name)
+    if not lead:
         return f"{title} {share:.0%}"
-    lead = leads[name]
     place = "ahead of" if lead["low"] > 0 else "behind" if lead["high"] < 0 else "level with"
     mean, low, high = (100 * lead[x] for x in ("mean", "low", "high"))
     return f"{place} {title} with {share:.0%} ({mean:+.0f} [{low:+.0f}, {high:+.0f}] points)"
@@ -116,6 +116,8 @@ def removal(numbers):
     share = lost[ours]["value"]
 
     def beside(name, x):
+        if "low" not in x:  # older records
+            return f"{named(name)} {lost[name]['value']:.0%}"
         ends = f"[{x['low']:+.0%}, {x['high']:+.0%}]"
         return f"{named(name)} {lost[name]['value']:.0%} ({x['mean']:+.0%} {ends} for {ours})"
 

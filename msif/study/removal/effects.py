@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from msif.study import metrics, params
+from msif.study import params
 from msif.study.beds import sources, testbed
 from msif.study.beds.retraining import Recipe
 from msif.study.case_studies import counterfactual
@@ -20,7 +20,7 @@ from msif.study.paths import results
 from msif.study.tracing.case import asked
 
 RANDOM = "random"  # a method that needs no scores: as many documents, drawn
-SAYS, NAMES, OTHER = "states the fact", "names its subject", "neither"
+CLASSES = SAYS, NAMES, OTHER = "states the fact", "names its subject", "neither"
 
 
 @dataclass(frozen=True)
@@ -115,30 +115,18 @@ def composition(case, numbers, top):
     def share(values, n):
         best = torch.as_tensor(values[n]).topk(top).indices.tolist()
         found = [_class(case.rows[n], number, texts[number]) for number in best]
-        return [found.count(name) / top for name in (SAYS, NAMES, OTHER)]
+        return [found.count(name) / top for name in CLASSES]
 
     shares = {
         name: np.array([share(values, n) for n in numbers]) for name, values in case.scores.items()
     }
-    return {name: dict(zip((SAYS, NAMES, OTHER), x.T)) for name, x in shares.items()}
+    return {name: dict(zip(CLASSES, x.T)) for name, x in shares.items()}
 
 
 def _class(row, number, text):
     if number in row["proponents"]:
         return SAYS
     return NAMES if row["subject"] in text else OTHER
-
-
-def share_of(parts):
-    """{method: {class: (mean, standard error) over all answers}} of several `composition`s."""
-    first = next(iter(parts.values()))
-    return {
-        name: {
-            c: metrics.mean_and_error(np.concatenate([part[name][c] for part in parts.values()]))
-            for c in first[name]
-        }
-        for name in first
-    }
 
 
 def drop(effect):
