@@ -123,6 +123,16 @@ def found_by(scores, effects, among=None):
     return metrics.wins(scores, causal, rest)
 
 
+def between(halves, scores=None, among=None):
+    """`found_by` of what one half calls causal by the drops of the other, or by scores (q, n): the
+    mean of both ways round, nan where neither half tells candidates apart: (q,)."""
+    ways = [(half, other if scores is None else scores) for half, other in (halves, halves[::-1])]
+    found = np.array([found_by(by, half, among) for half, by in ways])
+    known = np.isfinite(found)
+    mean = np.where(known, found, 0).sum(0) / np.maximum(known.sum(0), 1)
+    return np.where(known.any(0), mean, np.nan)
+
+
 def _least_squares(x, f, count, number):
     """The first `count` coefficients of f on x (subsets, predictors), and their standard errors."""
     x, freedom = x.astype(np.float64), len(x) - x.shape[1]

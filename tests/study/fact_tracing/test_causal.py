@@ -110,9 +110,11 @@ def test_half_of_the_retrainings_finds_what_the_other_half_calls_causal_as_noise
     last = [query["candidates"][2:] for query in QUERIES]  # one of six has an effect
 
     def found(f, among=None):
-        first, second = causal.halves(f, left_out, QUERIES, SEEDS)
-        values = causal.found_by(first, second, among)
-        assert values.shape == (40,)
+        first, second = halves = causal.halves(f, left_out, QUERIES, SEEDS)
+        values = causal.between(halves, among=among)
+        ways = [causal.found_by(first, second, among), causal.found_by(second, first, among)]
+        both = np.isfinite(ways).all(0)
+        assert values.shape == (40,) and values[both] == pytest.approx(np.mean(ways, 0)[both])
         return np.nanmean(values)
 
     little, much = (simulated(torch.as_tensor(left_out), noise) for noise in (0.1, 3.0))
