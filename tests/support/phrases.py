@@ -228,6 +228,7 @@ def findings():
             *added("matched", "pretraining_only"),
             *added("matched", "finetuning_only"),
         ),
+        phrase("has little to go by** ({:3}), among", subject_first("word_order/raw")),
         phrase(
             "over checkpoints has {:3} [{:3}, {:3}], TrackStar {:3} [{:3}, {:3}], embeddings {:3} "
             "[{:3}, {:3}]",
