@@ -41,11 +41,14 @@ def exchanged(key):
     return retrained("exchanged", key, models=_models("studied_seeds"))
 
 
-def regime(where, *keys):
-    """A number of notebook 11; where: ("recipes", name) or ("shares", share)."""
+def regime(where, *keys, count=False):
+    """A number of notebook 11; where: ("recipes", name) or ("shares", share). count: how many there
+    are of it."""
     whole = found = metrics("full", "regimes")
     for key in (*where, *keys):
         found = found[key]
+    if count:
+        found = len(found)
     value, error = (found["value"], found["error"]) if isinstance(found, dict) else (found, None)
     models = whole["corpora"] * whole["models"]
     file, key = "full/regimes.metrics.json", ", ".join((*where, *keys))
