@@ -27,6 +27,7 @@ from support.quoted_retrained import (
     kinds_over_corpora,
     lds,
     regime,
+    removed,
     retrained,
 )
 
@@ -58,9 +59,6 @@ def phrase(words, *numbers):
 
 def readme():
     """The phrases of README's first section, but for what `front` makes."""
-    facts, plants = ("removal", "facts"), ("removal", "plants")
-    lost = [case_study(*facts, x, "flipped_or_halved") for x in ("influence", "bm25", "random")]
-    answers, traits = (case_study(*x, "influence", "answers") for x in (facts, plants))
     return [
         phrase("on `stories` everything (it answers {:%})", answered("finetuned", "stories")),
         phrase(
@@ -86,13 +84,12 @@ def readme():
             "rank correlation {:2}, one at {:2}; single-stage at {:2} and {:2}",
             *(lds(m, n) for m in ("multi_stage", "single_stage_finetuned") for n in (5, 1)),
         ),
-        phrase("{:%} of one model's {:} answers change", lost[0], answers),
-        phrase("without BM25's five {:%} (too few answers to tell), without", lost[1]),
-        phrase("random ones {:%}", lost[2]),
         phrase(
-            "Of {:} planted traits, either's five change {:%}.",
-            traits,
-            case_study(*plants, "influence", "flipped_or_halved"),
+            "{:%} of {:} right answers change", removed("lost", "influence"), removed("answers")
+        ),
+        phrase(
+            "embeddings' five {:%}, single-stage's {:%} (not surely fewer), random {:%}.",
+            *(removed("lost", x) for x in ("embeddings", "single-stage", "random")),
         ),
     ]
 
@@ -321,6 +318,20 @@ def findings():
         phrase("(the models repeat {:} of {:};", *repeated),
         phrase(
             "for each of {:} right answers", case_study("removal", "facts", "influence", "answers")
+        ),
+        phrase(
+            "{:%} of {:} right answers of four models",
+            removed("lost", "influence"),
+            removed("answers"),
+        ),
+        phrase(
+            "embeddings' five {:%} (a difference of {:+0} [{:+0}, {:+0}] points), single-stage's "
+            "{:%} ({:+0} [{:+0}, {:+0}]), random ones {:%}",
+            removed("lost", "embeddings"),
+            *(removed("lead", "embeddings", x, times=100) for x in GAIN),
+            removed("lost", "single-stage"),
+            *(removed("lead", "single-stage", x, times=100) for x in GAIN),
+            removed("lost", "random"),
         ),
         phrase(
             "either five lose {:%} of {:}",

@@ -107,14 +107,15 @@ def case_study(*keys, profile="full", spread=None, times=1):
     return Number(times * found[keys[-1]], spread, worlds, worlds, *where)
 
 
-def removed(*keys, profile="full"):
-    """A number of notebook 10."""
+def removed(*keys, profile="full", times=1):
+    """A number of notebook 10; times: 100 for points."""
     whole = found = metrics(profile, "removal")
     for key in keys:
         found = found[key]
     value, error = (found["value"], found["error"]) if isinstance(found, dict) else (found, None)
     where = f"{profile}/removal.metrics.json", ", ".join(keys)
-    return Number(value, spread_of(error), whole["test_beds"], whole["test_beds"], *where)
+    worlds = whole["test_beds"]
+    return Number(times * value, spread_of(error), worlds, worlds, *where)
 
 
 def leading():
