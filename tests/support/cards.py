@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from msif.study.tracing.names import named
-from support.phrases import ALONG, FIRST, GAIN, NEAR, OURS, OVER, phrase
+from support.phrases import ALONG, GAIN, NEAR, OVER, phrase
+from support.phrases_of_findings import FIRST, OURS
 from support.quoted import (
     REPORTS,
     Number,

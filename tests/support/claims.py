@@ -12,7 +12,8 @@ if __name__ == "__main__":
 
 from support import cards
 from support.pages import FINDINGS
-from support.phrases import findings, of_answers, of_table, readme
+from support.phrases import of_answers, of_table, readme
+from support.phrases_of_findings import findings
 from support.quoted import REPORTS
 from support.quoted_tables import cells, tables
 

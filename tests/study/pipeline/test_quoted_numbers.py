@@ -5,7 +5,7 @@ import re
 from collections import defaultdict
 
 import pytest
-from support import cards, claims, phrases
+from support import cards, claims, phrases, phrases_of_findings
 from support.pages import FINDINGS, README, REPORTS, TEXT, benchmark, report
 from support.quoted import added
 from support.quoted_tables import cells, tables
@@ -80,7 +80,7 @@ def test_what_the_readme_says_of_the_table_without_a_number_is_so():
 
 def test_every_number_in_the_prose_of_the_findings_is_that_of_a_report():
     prose = "\n".join(x for x in FINDINGS.splitlines() if not x.startswith("|"))
-    left = unquoted(prose, phrases.findings())
+    left = unquoted(prose, phrases_of_findings.findings())
     assert left == ["95 %", "95 %", "0.1"]  # the level of intervals, and a damping
     sure = [added("matched", x) for x in ("pretraining_only", "finetuning_only")]
     assert all(mean.models == 10 and low.value > 0 for mean, low, _ in sure)

@@ -1,0 +1,180 @@
+"""What docs/findings.md and docs/prediction.md claim, in words, each number a `Number`."""
+
+from dataclasses import replace
+
+from support.phrases import ALONG, GAIN, HALF, NEAR, OVER, phrase
+from support.quoted import (
+    added,
+    exact,
+    filtered,
+    halves,
+    lead,
+    metrics,
+    subject_first,
+)
+from support.quoted_retrained import (
+    case_study,
+    exchanged,
+    kinds,
+    kinds_each,
+    kinds_over_corpora,
+    regime,
+    removed,
+)
+
+FIRST, WINDOW = ("recipes", "as it is"), ("windows", "4")
+OURS, COUNTED = (("lds", x, "ensemble") for x in ("multi-stage", "counting statements"))
+
+
+def of_ceiling(where):
+    """The LDS of multi-stage influence over what noise allows."""
+    value, ceiling = regime(where, *OURS), regime(where, "ceiling")
+    ratio = value.value / ceiling.value
+    return replace(value, value=ratio, spread="–", key=f"{value.key} / {ceiling.key}")
+
+
+def surely_ahead_of(method):
+    """In how many recipes multi-stage influence is ahead by more than two errors; nowhere may it be
+    so far behind."""
+    recipes = metrics("full", "regimes")["gains"]
+    leads = [x[method]["value"] / x[method]["error"] for x in recipes.values()]
+    assert min(leads) > -2
+    count = regime(("gains", "as it is"), method)
+    key = f"gains, {method}: more than two errors"
+    return replace(count, value=sum(x > 2 for x in leads), spread="–", key=key)
+
+
+def findings():
+    """The phrases of its prose."""
+    near = [[exact("test-bed", m, 0, what) for m in NEAR] for what in ("spearman", "pearson")]
+    repeated = [case_study("planted", "repeated", x, spread="–") for x in ("plants", "of")]
+    stories = [
+        case_study("planted", x, "precision_at_5", profile="stories") for x in ("bm25", "influence")
+    ]
+    leads = [
+        lead(c, over, what)
+        for c, over in (("plain", "embeddings"), ("matched", OVER), ("causal", OVER))
+        for what in GAIN
+    ]
+    plants = ("removal", "plants", "influence")
+    return [
+        phrase(
+            "plain {:3} [{:3}, {:3}] (embeddings), same words {:3} [{:3}, {:3}] and causal {:3} "
+            "[{:3}, {:3}] (TrackStar over checkpoints",
+            *leads,
+        ),
+        phrase(
+            "fine-tuning's {:+3} [{:+3}, {:+3}], pre-training's {:+3} [{:+3}, {:+3}]",
+            *added("matched", "pretraining_only"),
+            *added("matched", "finetuning_only"),
+        ),
+        phrase("has little to go by** ({:3}), among", subject_first("word_order/raw")),
+        phrase(
+            "over checkpoints has {:3} [{:3}, {:3}], TrackStar {:3} [{:3}, {:3}], embeddings {:3} "
+            "[{:3}, {:3}]",
+            *(
+                subject_first(x, what)
+                for x in (f"{ALONG}/normalised", f"{OVER}/raw", "embeddings/raw")
+                for what in GAIN
+            ),
+        ),
+        phrase(
+            "find with {:3} [{:3}, {:3}] and influence with {:3} [{:3}, {:3}]; where the subject "
+            "comes first with {:3} and {:3}.",
+            *(halves("all candidates", x, what) for x in HALF for what in GAIN),
+            *(halves("subject first", x) for x in HALF),
+        ),
+        phrase(
+            "keeps {:%} of a question's top ten, {:%} on `webnlg` and {:%} on `stories`",
+            *map(filtered, ("full", "webnlg", "stories")),
+        ),
+        phrase(
+            "take the LDS from {:2} to {:2}",
+            exchanged("multi_stage"),
+            exchanged("multi_stage_refined"),
+        ),
+        phrase(
+            "ahead of single-stage by {:2} and {:2}.",
+            *kinds_each("lds_lead_at_best", "full", "single"),
+        ),
+        phrase("its error about {:2}", regime(FIRST, *OURS, "error")),
+        phrase(
+            "Of 10 %, 25 % and half multi-stage has {:2}, {:2} and {:2} of what noise allows",
+            *(of_ceiling(("shares", x)) for x in ("0.1", "0.25", "0.5")),
+        ),
+        phrase(
+            "(of the LDS {:2}, of what noise allows {:2} to {:2})",
+            regime(FIRST, *OURS, "error"),
+            *(regime(("shares", x), "ceiling_error") for x in ("0.5", "0.1")),
+        ),
+        phrase(
+            "alone it has {:2} (noise allows {:2}, counting the statements has {:2}), in all "
+            "epochs {:2} ({:2}, {:2}).",
+            *(regime(x, *at) for x in (WINDOW, FIRST) for at in (OURS, ("ceiling",), COUNTED)),
+        ),
+        phrase(
+            "a rank correlation of {:2}, which {:%} of all orders",
+            *(regime((), x) for x in ("correlation", "by_chance")),
+        ),
+        phrase(
+            "ahead of TRAK in {:} of the {:} recipes, of single-stage in {:}, of TrackStar (one "
+            "variant) in {:}, of two exact products in {:}, of corrected Shampoo in {:},",
+            surely_ahead_of("TRAK"),
+            regime((), "recipes", count=True),
+            *map(surely_ahead_of, ("single-stage", "TrackStar", "with exact products")),
+            surely_ahead_of("corrected Shampoo"),
+        ),
+        phrase(
+            "ten highest share {:%} (two seeds of full fine-tuning {:%})",
+            *(kinds("shared", x) for x in ("full and LoRA", "two seeds of full")),
+        ),
+        phrase(
+            "gives another answer ({:%})",
+            case_study("removal", "facts", "influence", "flipped"),
+        ),
+        phrase("(Spearman {:2}, {:2}, {:2})", *near[0]),
+        phrase("(Pearson {:2}, {:2}, {:2})", *near[1]),
+        phrase("{:2} against {:2}", *stories),
+        phrase("(alike to {:2} of 1;", kinds("alike", "full and LoRA")),
+        phrase(
+            "MRR {:+2} ± {:2}, LDS ([prediction](prediction.md)) {:+2} ± {:2}; with DPO after it "
+            "{:+2} ± {:2} and {:+2} ± {:2}.",
+            *[
+                x
+                for kind in ("LoRA", "LoRA, DPO")
+                for lead in ("mrr_lead_at_best", "lds_lead_at_best")
+                for x in (
+                    kinds(lead, kind, "as full", sign=-1),
+                    kinds(lead, kind, "as full", "error"),
+                )
+            ],
+        ),
+        phrase(
+            "95 % is {:2} to {:2} for MRR, {:2} to {:2} for LDS",
+            *kinds_over_corpora("mrr_lead_at_best"),
+            *kinds_over_corpora("lds_lead_at_best"),
+        ),
+        phrase("(the models repeat {:} of {:};", *repeated),
+        phrase(
+            "for each of {:} right answers", case_study("removal", "facts", "influence", "answers")
+        ),
+        phrase(
+            "{:%} of {:} right answers of four models",
+            removed("lost", "influence"),
+            removed("answers"),
+        ),
+        phrase(
+            "embeddings' five {:%} (a difference of {:+0} [{:+0}, {:+0}] points), single-stage's "
+            "{:%} ({:+0} [{:+0}, {:+0}]), random ones {:%}",
+            removed("lost", "embeddings"),
+            *(removed("lead", "embeddings", x, times=100) for x in GAIN),
+            removed("lost", "single-stage"),
+            *(removed("lead", "single-stage", x, times=100) for x in GAIN),
+            removed("lost", "random"),
+        ),
+        phrase(
+            "either five lose {:%} of {:}",
+            case_study(*plants, "flipped_or_halved"),
+            case_study(*plants, "answers"),
+        ),
+    ]
