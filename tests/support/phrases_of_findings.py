@@ -22,7 +22,7 @@ from support.quoted_retrained import (
     removed,
 )
 
-FIRST, WINDOW = ("recipes", "as it is"), ("windows", "4")
+FIRST, WINDOW, OWN = ("recipes", "as it is"), ("windows", "4"), ("own_less_other",)
 OURS, COUNTED = (("lds", x, "ensemble") for x in ("multi-stage", "counting statements"))
 
 
@@ -31,6 +31,15 @@ def of_ceiling(where):
     value, ceiling = regime(where, *OURS), regime(where, "ceiling")
     ratio = value.value / ceiling.value
     return replace(value, value=ratio, spread="–", key=f"{value.key} / {ceiling.key}")
+
+
+def own_elsewhere():
+    """The least and the greatest lead of the own seed over recipes and shares; none may be more
+    than two errors."""
+    names = [x for x in metrics("full", "regimes")["own_less_other"] if not x.startswith("last")]
+    found = [regime(OWN, x) for x in names]
+    assert all(abs(regime(OWN, x).value) <= 2 * regime(OWN, x, "error").value for x in names)
+    return [pick(found, key=lambda x: x.value) for pick in (min, max)]
 
 
 def surely_ahead_of(method):
@@ -115,6 +124,14 @@ def findings():
         phrase(
             "a rank correlation of {:2}, which {:%} of all orders",
             *(regime((), x) for x in ("correlation", "by_chance")),
+        ),
+        phrase(
+            "(by {:2} ± {:2}); left out in all epochs not surely ({:2} to {:2} by recipe and share, ± "
+            "{:2}).",
+            regime(OWN, "last 4 epochs"),
+            regime(OWN, "last 4 epochs", "error"),
+            *own_elsewhere(),
+            regime(OWN, "as it is", "error"),
         ),
         phrase(
             "ahead of TRAK in {:} of the {:} recipes, of single-stage in {:}, of TrackStar (one "
