@@ -126,8 +126,8 @@ def findings():
             *(regime((), x) for x in ("correlation", "by_chance")),
         ),
         phrase(
-            "(by {:2} ± {:2}); left out in all epochs not surely ({:2} to {:2} by recipe and share, "
-            "± {:2}).",
+            "(by {:2} ± {:2}); left out in all epochs not surely ({:2} to {:2} by recipe and "
+            "share, ± {:2}).",
             regime(OWN, "last 4 epochs"),
             regime(OWN, "last 4 epochs", "error"),
             *own_elsewhere(),
