@@ -71,6 +71,7 @@ def _upstream(module):
     return {x for x in found if scratch.source_of(x).is_file()} - {module}
 
 
+@pytest.mark.filterwarnings("ignore:.*was edited after this process had begun")
 def test_an_edited_metric_is_another_digest_and_an_edited_docstring_is_not(monkeypatch):
     """`accuracy.toy_study` keeps what `metrics.spearman` gave:
     an edit of that must not find it again."""

@@ -91,7 +91,8 @@ class Table:
 def tables():
     """The `Table` of each."""
     methods = {named(x): x for x in metrics("full", "fact_tracing")["plain"]}
-    predicting = {named(x): x for x in ("multi_stage_source", "trak", "statements")} | methods
+    more = "multi_stage_source", "multi_stage_shampoo", "trackstar", "trak", "bayesian", "statements"
+    predicting = {named(x): x for x in more} | methods
     older = {"BM25": "bm25", "dot product of gradients, over checkpoints": "TracInCP"}
     return [
         Table("| method | MRR, raw", 3, _retrieval, methods),
