@@ -67,7 +67,7 @@ def readme():
             *(tracing(x, c) for c in ("matched", "causal") for x in ("word_order", ALONG)),
         ),
         phrase(
-            "TrackStar are level ({:+2} [{:+2}, {:+2}])",
+            "TrackStar is level ({:+2} [{:+2}, {:+2}])",
             *(lead("causal", OVER, what) for what in GAIN),
         ),
         phrase(

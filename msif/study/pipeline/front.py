@@ -53,7 +53,7 @@ def second_stage(folder, found=None):
     return (
         f"Where the second stage does not help: multi-stage is "
         f"{'; '.join(parts) or 'surely above both wherever that is recorded'}. "
-        f"Sure: the paired difference's 95 % interval excludes 0.{_missing(missing)}"
+        f"Sure: by the 95 % interval of the paired difference.{_missing(missing)}"
     )
 
 

@@ -117,7 +117,7 @@ def test_a_profile_comes_in_when_its_record_does_and_tiny_stands_in_for_none(tmp
 
 
 ONE = [0.1, 0.2, 0.3]
-SURE = " Sure: the paired difference's 95 % interval excludes 0."
+SURE = " Sure: by the 95 % interval of the paired difference."
 NOWHERE = "multi-stage is surely above both wherever that is recorded."
 
 
