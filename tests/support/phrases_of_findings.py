@@ -20,6 +20,7 @@ from support.quoted_retrained import (
     kinds_over_corpora,
     regime,
     removed,
+    retrained,
 )
 
 FIRST, WINDOW, OWN = ("recipes", "as it is"), ("windows", "4"), ("own_less_other",)
@@ -98,9 +99,19 @@ def findings():
             *map(filtered, ("full", "webnlg", "stories")),
         ),
         phrase(
-            "take the LDS from {:2} to {:2}",
-            exchanged("multi_stage"),
-            exchanged("multi_stage_refined"),
+            "take the LDS from {:2} to {:2} (one model), at ten and a hundred times that damping to "
+            "{:2} and {:2}.",
+            *map(exchanged, ("multi_stage", "multi_stage_refined")),
+            *map(exchanged, ("refined, damping 0.1", "refined, damping 1")),
+        ),
+        phrase("the ceiling is ± {:2}", retrained("ceiling_error")),
+        phrase(
+            "lead over TrackStar is {:2} ± {:2}, over single-stage {:2} ± {:2}.",
+            *(
+                retrained("lead", rival, x)
+                for rival in ("trackstar", "single_stage_finetuned")
+                for x in ("value", "error")
+            ),
         ),
         phrase(
             "ahead of single-stage by {:2} and {:2}.",

@@ -91,7 +91,14 @@ class Table:
 def tables():
     """The `Table` of each."""
     methods = {named(x): x for x in metrics("full", "fact_tracing")["plain"]}
-    more = "multi_stage_source", "multi_stage_shampoo", "trackstar", "trak", "bayesian", "statements"
+    more = (
+        "multi_stage_source",
+        "multi_stage_shampoo",
+        "trackstar",
+        "trak",
+        "bayesian",
+        "statements",
+    )
     predicting = {named(x): x for x in more} | methods
     older = {"BM25": "bm25", "dot product of gradients, over checkpoints": "TracInCP"}
     return [
