@@ -99,8 +99,8 @@ def findings():
             *map(filtered, ("full", "webnlg", "stories")),
         ),
         phrase(
-            "take the LDS from {:2} to {:2} (one model), at ten and a hundred times that damping to "
-            "{:2} and {:2}.",
+            "take the LDS from {:2} to {:2} (one model), at ten and a hundred times that damping "
+            "to {:2} and {:2}.",
             *map(exchanged, ("multi_stage", "multi_stage_refined")),
             *map(exchanged, ("refined, damping 0.1", "refined, damping 1")),
         ),
