@@ -71,8 +71,13 @@ def readme():
             *(lead("causal", OVER, what) for what in GAIN),
         ),
         phrase(
-            "rank correlation {:2}, one at {:2}; single-stage at {:2} and {:2}",
-            *(lds(m, n) for m in ("multi_stage", "single_stage_finetuned") for n in (5, 1)),
+            "rank correlation {:2}, one at {:2}; single-stage at {:2} and {:2}, TrackStar at {:2} "
+            "and {:2}",
+            *(
+                lds(m, n)
+                for m in ("multi_stage", "single_stage_finetuned", "trackstar")
+                for n in (5, 1)
+            ),
         ),
         phrase(
             "{:%} of {:} right answers change", removed("lost", "influence"), removed("answers")
