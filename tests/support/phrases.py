@@ -100,10 +100,11 @@ def costs_of_the_second_stage():
     assert gain["high"] < 0
     lost = published("stories", *SECOND)
     turned = replace(lost, value=-lost.value)
-    ends = [
-        replace(turned, value=-gain[x], spread="–", key=f"{lost.key}, {x}") for x in ("high", "low")
-    ]
-    return [turned, *ends]
+
+    def end(x):
+        return replace(turned, value=-gain[x], spread="–", key=f"{lost.key}, {x}")
+
+    return [turned, end("high"), end("low")]
 
 
 def of_table():

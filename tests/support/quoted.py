@@ -217,7 +217,8 @@ def answered(which, profile="full"):
     """Share of held-out facts answered: "finetuned", "pretrained" or "chance"."""
     found = [r["exact_match"] for r in read(profile, "testbed") if r["stage"] == which]
     seeds = len({r["seed"] for r in read(profile, "testbed")})
-    spread = "[{:.3f}, {:.3f}]".format(*traced.interval(found, [])) if seeds > 1 and found else "–"
+    several = seeds > 1 and found
+    spread = "[{:.3f}, {:.3f}]".format(*traced.interval(found, [])) if several else "–"
     value = metrics(profile, "testbed")["exact_match"][which]
     where = f"{profile}/testbed.metrics.json", f"exact_match, {which}"
     return Number(value, spread, seeds, seeds, *where)
@@ -250,7 +251,8 @@ def exact(problem, method, products=0, what="spearman"):
 
 
 def converged(method, products, what="spearman", damping="0.1 x mean"):
-    """Notebook 05: correlation with a converged solve of one stage, ± over questions; or "cost"."""
+    """Notebook 05: correlation with a converged solve of one stage, ± over questions; or its
+    "cost"."""
     at = {"method": method, "products": products, "damping": damping}
     (found,) = (r for r in read("full", "scalability") if all(r[k] == x for k, x in at.items()))
     key = f"{damping}, {method}, {products} products: {what}"

@@ -90,8 +90,9 @@ def kinds_over_corpora(what):
 
 
 def case_study(*keys, profile="full", spread=None, times=1):
-    """A number of notebook 07, ± over models where there are several, else over answers, where `se`
-    stands beside it; times: 100 for points."""
+    """A number of notebook 07, ± over models where there are several, else over answers.
+
+    The error is the `se` that stands beside it; times: 100 for points."""
     found = metrics(profile, "case_studies")
     for key in keys[:-1]:
         found = found.get(key, {})
