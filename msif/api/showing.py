@@ -30,6 +30,7 @@ def show(
     opponents: int = 3,
     beside: Mapping[str, Tensor] | None = None,
     withhold_texts: bool | Collection[int] | Mapping[str, Any] = False,
+    trained_on: int | Mapping[str, int] | None = None,
     title: str = "Influence explorer",
     height: int = 760,
     **options: Any,
@@ -42,11 +43,15 @@ def show(
     stages were fitted or inverted with other settings, the tab says which. count: documents from
     the top of each ranking, and opponents from its end. beside: other methods' scores, {name:
     (q, n)} in the order of `scores.index`. withhold_texts: write no word of the documents (of third
-    parties, say), or of those of these numbers; of tabs {name: either}. options: `groups`, `notes`
-    (one string a question), `labels` (one {document number: text} a question), `methods` ({name: a
-    line about it}), `about`; `beside` and `labels` of one stage alone. Returns an IPython `HTML`,
-    or the path. Raises ValueError for sizes that do not fit together, for numbers of no document,
-    and for scores of other questions, models or layers.
+    parties, say), or of those of these numbers; of tabs {name: either}. trained_on: N, the
+    number of documents that the loss of their stage is a mean over, of which these may be a part;
+    each then shows −score / N, by how many nats leaving it out would change the answer's
+    log-probability (a first-order estimate; its size depends on damping and α); of tabs {name: N}.
+    options: `groups`, `notes` (one string a question), `labels` (one {document number: text} a
+    question), `methods` ({name: a line about it}), `about`; `beside` and `labels` of one stage
+    alone. Returns an IPython `HTML`, or the path. Raises ValueError for sizes that do not fit
+    together, for numbers of no document, an N that is no whole number of at least 1, and for scores
+    of other questions, models or layers.
 
     >>> msif.show(scores, "explorer.html")
     PosixPath('explorer.html')
@@ -61,9 +66,10 @@ def show(
         count = checks.whole("count", count)
     opponents = checks.whole("opponents", opponents, 0)
     found = _tabs(scores)
-    hidden = _withheld(withhold_texts, found)
+    hidden, sizes = _withheld(withhold_texts, found), _sizes(trained_on, found)
     if len(found) == 1:
         [(name, one)] = found.items()
+        options = options | {"trained_on": sizes[name]}
         given = explored(one, count or one.shown, opponents, beside or {}, options)
         shown = _hiding(explorer.prepared(**given), hidden[name])
         if path is not None:
@@ -76,9 +82,10 @@ def show(
         )
     about, pages, settings = options.pop("about", ""), {}, [_settings(x) for x in found.values()]
     differ = [name for name in settings[0] if len({x[name] for x in settings}) > 1]
-    for (name, one), mine in zip(found.items(), settings):
-        given = explored(one, count or one.shown, opponents, {}, dict(options))
-        told = ", ".join(f"{x} = {mine[x]}" for x in differ)
+    for (name, one), setting in zip(found.items(), settings):
+        mine = options | {"trained_on": sizes[name]}
+        given = explored(one, count or one.shown, opponents, {}, mine)
+        told = ", ".join(f"{x} = {setting[x]}" for x in differ)
         note = f"{_note(one)} Not as in all tabs: {told}." if told else _note(one)
         pages[name] = _hiding(explorer.prepared(**given), hidden[name]) | {"note": note}
     if path is not None:
@@ -145,18 +152,35 @@ def _settings(scores):
     return found
 
 
-def _withheld(given, found):
-    """{tab: True, False, or the documents' numbers}. ValueError for anything else."""
+def _of_tabs(what, given, found, expected, for_all):
+    """{tab: value} of the tabs that are given. for_all: may the same value be of several tabs?
+    ValueError if it may not, and for what is no tab."""
     names = ", ".join(map(repr, found))
     if not isinstance(given, Mapping):
-        if len(found) > 1 and not isinstance(given, bool):
+        if len(found) > 1 and not for_all:
             raise ValueError(
-                f"withhold_texts is {reprlib.repr(given)}, and there are {len(found)} tabs; "
-                f"expected True, False, or {{name: numbers, or True}}, of {names}"
+                f"{what} is {reprlib.repr(given)}, and there are {len(found)} tabs; "
+                f"expected {expected}, of {names}"
             )
         given = dict.fromkeys(found, given)
     if wrong := [x for x in given if x not in found]:
-        raise ValueError(f"withhold_texts has {wrong[0]!r}, which is no tab; expected {names}")
+        raise ValueError(f"{what} has {wrong[0]!r}, which is no tab; expected {names}")
+    return given
+
+
+def _sizes(given, found):
+    """{tab: N, or None where it is not given}. ValueError for anything else."""
+    given = _of_tabs("trained_on", given, found, "{name: number}", given is None)
+    return {
+        name: None if (n := given.get(name)) is None else checks.whole(f"trained_on of {name}", n)
+        for name in found
+    }
+
+
+def _withheld(given, found):
+    """{tab: True, False, or the documents' numbers}. ValueError for anything else."""
+    expected = "True, False, or {name: numbers, or True}"
+    given = _of_tabs("withhold_texts", given, found, expected, isinstance(given, bool))
     for name, hidden in given.items():
         if isinstance(hidden, bool):
             continue

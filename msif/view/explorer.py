@@ -67,13 +67,14 @@ def prepared(
     methods=None,
     count=10,
     opponents=5,
+    trained_on=None,
     about="",
     batch_size=8,
     objective=loss,
     tuned_tokenizer=None,
 ):
     """The arguments of `page` and `write` but the title, {"documents", "queries", "methods",
-    "about"}, from scores (q, n), positive = proponent.
+    "about", "trained_on"}, from scores (q, n), positive = proponent.
 
     scores: `influence.Scores`, a (q, n) tensor or array, or several methods' as {name: either}.
     queries: q pairs (prompt, answer), or `data.Sequence`s. documents: n texts, `data.Sequence`s, or
@@ -98,6 +99,10 @@ def prepared(
     tuned_tokenizer       the queries' own, where the documents have another
     count, opponents      how many documents from the top and, of scores that have a sign, from the
                           bottom
+    trained_on            what leaving a document out does, −score / N [nats], by the plain score
+                          (that of model, else the first `influence.Scores` that have layers, else
+                          the first): N, the number of documents that the loss of their stage is a
+                          mean over
 
     Raises ValueError for sizes that do not fit together, for a number given twice, and where half
     of what a view needs is given."""
@@ -117,6 +122,11 @@ def prepared(
     )
     numbers = _distinct(numbers)
     highlights = _highlights(queries, documents, model, w, tuned, stages)
+    if trained_on is not None and not highlights and _plain(scores) is None:
+        raise ValueError(
+            "trained_on without a plain score: give influence.Scores among the scores, "
+            "or model and w, or leave it out"
+        )
     both = [prompt_and_answer(query, tuned_tokenizer or tokenizer) for query in queries]
     lowest = {name: opponents if (values < 0).any() else 0 for name, values in tables.items()}
     tops = [
@@ -139,7 +149,7 @@ def prepared(
             how = {"batch_size": batch_size, "objective": objective}
             parts = _parts(model, tuned, w, query, k, stages, documents, shown[k], **how)
         else:
-            parts = _layered(scores, k, shown[k])
+            parts = _layered(_plain(scores), k, shown[k])
         parts = {n: replace(part, document=numbers[n]) for n, part in parts.items()}
         rankings = {
             name: [
@@ -157,6 +167,7 @@ def prepared(
         "queries": found,
         "methods": {name: (methods or {}).get(name, "") for name in tables},
         "about": about,
+        "trained_on": trained_on,
     }
 
 
@@ -215,16 +226,21 @@ def _tables(scores):
     }
 
 
-def _layered(scores, k, ranked):
-    """{document: Part} by layer alone, of the first `Scores` that have layers; else none."""
+def _plain(scores):
+    """The first `Scores` that have layers, else the first; None where there are none."""
     tables = scores.values() if isinstance(scores, Mapping) else [scores]
-    layered = next((x for x in tables if isinstance(x, Scores) and x.layers), None)
-    if layered is None:
+    plain = [x for x in tables if isinstance(x, Scores)]
+    return next((x for x in plain if x.layers), plain[0] if plain else None)
+
+
+def _layered(plain, k, ranked):
+    """{document: Part} of `Scores`, by layer where they have layers; of None none."""
+    if plain is None:
         return {}
 
     def part(n, rank):
-        layers = {name: float(x[k, n]) for name, x in layered.layers.items()}
-        return Part(n, rank, float(layered.values[k, n]), layers=layers)
+        layers = {name: float(x[k, n]) for name, x in plain.layers.items()}
+        return Part(n, rank, float(plain.values[k, n]), layers=layers or None)
 
     return {n: part(n, rank) for n, rank in ranked}
 

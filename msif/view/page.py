@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 
+from msif.core import checks
 from msif.core.files import write_text
 from msif.view.parts import Part
 from msif.view.words import visible
@@ -71,18 +72,21 @@ class Query:
     labels: dict = field(default_factory=dict)
 
 
-def page(title, documents, queries, methods, about="", withhold_texts=False):
+def page(title, documents, queries, methods, about="", withhold_texts=False, trained_on=None):
     """The HTML page, as a string.
 
     documents: list, or {number: Document}; only those that are ranked go into the page. queries:
     [Query]. methods: {name: one line that says what it is, with the unit of its score}, the first
     two are shown first. about: plain text, in the page's help. withhold_texts: no word of any
     document is written, nor its title (what can be shown of third-party texts); scores, ranks,
-    sources and layers are. Or a set: the numbers of the documents of which this holds. Raises
-    ValueError naming the query or document whose lists do not fit together, and for a number to be
-    withheld that no document has."""
+    sources and layers are. Or a set: the numbers of the documents of which this holds. trained_on:
+    N, the number of documents that the loss of their stage is a mean over; each document with a
+    part then shows the effect of leaving it out, −(the part's score) / N [nats]: the predicted
+    change of the answer's log-probability. None: no effects. Raises ValueError naming the query or
+    document whose lists do not fit together, for a number to be withheld that no document has, and
+    for an N that is no whole number of at least 1."""
     methods, queries = dict(methods), list(queries)
-    shown = content(documents, queries, methods, withhold_texts)
+    shown = content(documents, queries, methods, withhold_texts, trained_on)
     return filled({"title": title, "about": about, "methods": methods, **shown})
 
 
@@ -96,18 +100,20 @@ def filled(data, slots=None):
     return re.sub(r"\{\{(title|csp|data)\}\}", lambda found: parts[found[1]], template)
 
 
-def write(path, title, documents, queries, methods, about="", withhold_texts=False):
+def write(
+    path, title, documents, queries, methods, about="", withhold_texts=False, trained_on=None
+):
     """Write `page(…)` to a file, whole or not at all; returns its path."""
     path = Path(path)
-    html = page(title, documents, queries, methods, about, withhold_texts)
+    html = page(title, documents, queries, methods, about, withhold_texts, trained_on)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, html)
     return path
 
 
-def content(documents, queries, methods, withhold):
+def content(documents, queries, methods, withhold, trained_on):
     """What the page knows of documents and queries, as JSON values; every list is checked against
-    what it belongs to."""
+    what it belongs to. The arguments are those of `page`, withhold its withhold_texts."""
     if not queries or not methods:
         raise ValueError(
             f"{len(queries)} queries and {len(methods)} methods: expected at least one of each"
@@ -127,6 +133,7 @@ def content(documents, queries, methods, withhold):
         "documents": {n: _document(n, documents[n], _hidden(n, withhold)) for n in shown},
         "queries": rows,
         "withheld": withhold is True,
+        "trained_on": None if trained_on is None else checks.whole("trained_on", trained_on),
     }
 
 

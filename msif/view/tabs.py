@@ -16,8 +16,8 @@ def page(title, tabs, about=""):
     """The HTML page, as a string.
 
     tabs: {name: {"documents", "queries", "methods"}}, each as `view.page.page` has them, and
-    perhaps "withhold_texts" and a "note", a line of text. Raises ValueError as that does, for fewer
-    than two tabs, and for tabs whose queries are not the same.
+    perhaps "withhold_texts", "trained_on" and a "note", a line of text. Raises ValueError as that
+    does, for fewer than two tabs, and for tabs whose queries are not the same.
     """
     if len(tabs) < 2:
         raise ValueError(f"{len(tabs)} tabs: expected at least two, or a page without (view.page)")
@@ -31,7 +31,8 @@ def page(title, tabs, about=""):
                 f"ones, in the same order"
             )
         asked = said
-        shown = content(tab["documents"], queries, tab["methods"], tab.get("withhold_texts", False))
+        options = tab.get("withhold_texts", False), tab.get("trained_on")
+        shown = content(tab["documents"], queries, tab["methods"], *options)
         methods |= {x: y for x, y in tab["methods"].items() if x not in methods}
         found.append({"name": name, "note": tab.get("note", ""), **shown})
     data = {"title": title, "about": about, "methods": methods, "tabs": found}

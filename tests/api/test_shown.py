@@ -144,6 +144,28 @@ def test_texts_are_withheld_of_one_stage_or_of_tabs(scores, tmp_path):
     assert not any(any(x.values()) for x in words(scores, True))
 
 
+def test_effects_are_shown_where_n_is_given(scores, tmp_path):
+    """Of one stage by a number, of tabs by name; of fewer documents than N, or of none."""
+
+    def given(what, n):
+        found = data_of(msif.show(what, tmp_path / "x.html", count=3, trained_on=n).read_text())
+        return [x["trained_on"] for x in found.get("tabs", [found])]
+
+    name = "fine-tuning rows"
+    assert given(scores[0], None) == [None] and given(scores, None) == [None] * 3
+    assert given(scores[0], 10**6) == given(scores[0], {"pre-training documents": 10**6}) == [10**6]
+    assert given(scores, {name: 9}) == [None, 9, None]
+    for what, wrong, message in (
+        (scores, 9, "trained_on is 9, and there are 3 tabs; expected .name: number., of 'pre-tra"),
+        (scores, {"rows": 9}, "trained_on has 'rows', which is no tab; expected 'pre-training"),
+        (scores, {name: 0}, "trained_on of fine-tuning rows is 0; expected a whole number, at l"),
+        (scores[0], 2.5, "trained_on of pre-training documents is 2.5; expected a whole number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            msif.show(what, tmp_path / "y.html", trained_on=wrong)
+    assert not (tmp_path / "y.html").exists()
+
+
 @pytest.mark.parametrize(
     "several, wrong, message",
     [

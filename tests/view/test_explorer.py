@@ -30,9 +30,9 @@ def test_three_lines_show_the_scores_of_plain_texts():
     values = torch.tensor([[0.1, 0.9, -0.3], [2.0, 0.0, 1.0]])
     for scores in (values, values.numpy(), Scores(values, torch.ones(3))):
         shown = show(scores, zip(*zip(*PAIRS)), TEXTS)
-        found = data_of(frame(shown))
+        found, plain = data_of(frame(shown)), int(isinstance(scores, Scores))
         assert found["queries"][0]["rankings"] == {
-            "influence": [[1, 1, 0.9, 0], [0, 2, 0.1, 0], [2, 3, -0.3, 0]]
+            "influence": [[1, 1, 0.9, plain], [0, 2, 0.1, plain], [2, 3, -0.3, plain]]
         }
         assert found["documents"]["1"]["words"] == [TEXTS[1]] and found["queries"][1]["answer"] == [
             " london"
@@ -122,6 +122,25 @@ def test_scores_with_layers_show_them_without_any_model(pair):
     scores = score(given["model"], documents, given["w"], per_layer=True)
     part = prepared(scores, PAIRS, TEXTS)["queries"][1].rankings["influence"][0].part
     assert part.tokens is None and sum(part.layers.values()) == pytest.approx(part.score, rel=1e-4)
+
+
+def test_effects_are_of_the_plain_score_whatever_the_ranking(pair):
+    """n documents' loss: the part of each, over N, is what the page shows."""
+    given, _, documents, queries = pair
+    scores = score(given["model"], documents, given["w"])
+    ranked = {"normalised": scores.normalised(), "reversed": -scores.values}
+    for tables, options in ((ranked, given), (ranked | {"plain": scores}, {})):
+        asked = queries if options else PAIRS
+        texts = documents if options else TEXTS
+        found = prepared(tables, asked, texts, trained_on=50, **options)
+        shown = data_of(page("x", **found))
+        assert shown["trained_on"] == 50
+        for k, q in enumerate(shown["queries"]):
+            assert sorted(q["parts"]) == ["0", "1", "2"]
+            for n, part in q["parts"].items():
+                assert part["score"] == pytest.approx(scores.values[k, int(n)].item(), rel=1e-3)
+    with pytest.raises(ValueError, match="trained_on without a plain score"):
+        prepared(ranked, PAIRS, TEXTS, trained_on=50)
 
 
 def test_documents_go_by_the_numbers_that_are_given(pair):

@@ -64,6 +64,63 @@ def test_documents_are_searched_and_filtered_by_source(reader):
     )
 
 
+def opened(reader):
+    """(the numbers of the cards that are open, of those with layers)."""
+    cards = '.doc[aria-current="true"]'
+    return (
+        [int(x.get_attribute("data-n")) for x in reader.all(cards)],
+        [int(x.get_attribute("data-n")) for x in reader.all(f"{cards}:has(.bars)")],
+    )
+
+
+def search(reader, text):
+    """Put a text into the search of documents, in place of what is there."""
+    find = reader.one("#find")
+    reader.js("arguments[0].focus(); arguments[0].select()", find)
+    reader.key("BACKSPACE")
+    find.send_keys(text)
+
+
+def test_the_sole_match_of_a_search_is_open_while_it_is_the_sole_one(reader):
+    search(reader, "london")
+    assert opened(reader) == ([], [])  # two documents
+    search(reader, "london is a")
+    assert reader.shown("bm25") == [3] and opened(reader) == ([3], [])  # nothing known of its parts
+    search(reader, "")
+    assert opened(reader) == ([], []) and "d" not in reader.link
+    search(reader, "was born")  # in both columns, its layers in the first
+    assert opened(reader) == ([0, 0], [0]) and reader.one("#matches").text == "1 of 4 documents"
+    assert "document 0 acts through" in reader.one("#query").text
+    assert reader.js("return document.activeElement.id") == "find"
+    search(reader, "nowhere")
+    assert reader.all(".doc") == [] and "document 0" not in reader.one("#query").text
+    reader.open("#f=was+born")  # a link to the search
+    assert opened(reader) == ([0, 0], [0])
+    reader.key("ESCAPE")
+    assert opened(reader) == ([], [])
+    reader.open("#s=encyclopedia")
+    assert opened(reader) == ([3], [])
+
+
+def test_what_a_reader_opened_is_open_after_the_search(reader):
+    reader.one('[data-method="ours"] .doc[data-n="1"]').click()
+    for found, cards in (("was born", [0, 0]), ("about bo", [1])):
+        search(reader, found)
+        assert opened(reader)[0] == cards
+        search(reader, "")
+        assert opened(reader) == ([1], [1])
+    search(reader, "was born")
+    reader.one('[data-method="bm25"] .doc').click()  # chosen now, not only found
+    search(reader, "")
+    assert opened(reader) == ([0, 0], [0]) and reader.link["d"] == ["0"]
+
+
+def test_an_opponent_that_is_left_out_is_no_match(reader):
+    reader.type("o")
+    search(reader, "about bo")
+    assert reader.all(".doc") == [] and opened(reader) == ([], [])
+
+
 def test_tokens_are_shaded_by_their_sign(reader):
     tokens = reader.all('[data-method="ours"] .doc[data-n="0"] .t')
     assert [x.text for x in tokens] == ["Ada", "was", "born", "in", "London"]

@@ -99,6 +99,18 @@ def test_the_data_are_what_was_given():
     assert one["labels"] == {"0": "states it"} and one["logprobs"] == [-0.1]
 
 
+def test_a_page_knows_n_where_it_is_given():
+    assert data_of(built())["trained_on"] is None
+    for n in (1, np.int64(948)):
+        assert data_of(built(trained_on=n)) == data_of(built()) | {"trained_on": n}
+
+
+@pytest.mark.parametrize("wrong", [0, -3, 2.5, True, "8"])
+def test_n_is_a_number_of_documents(wrong):
+    with pytest.raises(ValueError, match="trained_on is .*; expected a whole number, at least 1"):
+        built(trained_on=wrong)
+
+
 def test_a_page_with_withheld_texts_has_no_word_of_any_document():
     html = built([query(note="")], withhold_texts=True)
     found = data_of(html)

@@ -37,6 +37,13 @@ def test_a_tab_has_what_a_page_of_its_own_has():
         assert one["note"] == tab.get("note", "")
 
 
+def test_a_tab_has_its_own_n():
+    given = tabs_of()
+    name = list(given)[1]
+    found = data_of(tabs.page("Demo", given | {name: given[name] | {"trained_on": 7}}))
+    assert [x["trained_on"] for x in found["tabs"]] == [None, 7, None]
+
+
 def test_a_page_with_tabs_loads_nothing_and_shows_texts_as_texts():
     html = tabs.page(HOSTILE, tabs_of(), HOSTILE)
     assert elsewhere(html) == [] and "<script>alert" not in html and "{{" not in html

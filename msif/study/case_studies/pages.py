@@ -2,7 +2,7 @@
 each document taken apart."""
 
 from msif.study.case_studies import cases
-from msif.study.tracing.explored import LEGEND, explored, methods_of, taken_apart
+from msif.study.tracing.explored import LEGEND, explored, methods_of, taken_apart, trained_on
 from msif.view import explorer
 
 
@@ -56,14 +56,19 @@ def write(
         found, query = explored(part.case, part.table, at, **about, **options)
         documents |= found
         queries.append((group, query))
-    methods = methods_of(study.table)
-    written = explorer.write(path, title, documents, [q for _, q in queries], methods, LEGEND)
+    shown = {
+        "documents": documents,
+        "methods": methods_of(study.table),
+        "about": LEGEND,
+        "trained_on": trained_on(case.bed),
+    }
+    written = explorer.write(path, title, queries=[q for _, q in queries], **shown)
     if withheld:
         given = study.recipe is None
         hidden = [
             q if given or g.startswith("planted") else explorer.wordless(q) for g, q in queries
         ]
-        explorer.write(withheld, title, documents, hidden, methods, LEGEND, withhold_texts=True)
+        explorer.write(withheld, title, queries=hidden, withhold_texts=True, **shown)
     return written
 
 

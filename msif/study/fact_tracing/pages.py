@@ -1,6 +1,6 @@
 """The explorer's page of queries whose answers are known."""
 
-from msif.study.tracing.explored import LEGEND, explored, methods_of, taken_apart
+from msif.study.tracing.explored import LEGEND, explored, methods_of, taken_apart, trained_on
 from msif.view import explorer
 
 OURS = ("statement", "near", "wrong", "denied", "supposed")  # kinds of documents made here
@@ -31,4 +31,5 @@ def write(
         kinds = [d["kind"] for d in case.bed.corpus.documents]
         withheld = {n for n in documents if kinds[n] not in OURS}
     methods = methods_of(table)
-    return explorer.write(path, title, documents, queries, methods, LEGEND, withheld)
+    number = trained_on(case.bed)
+    return explorer.write(path, title, documents, queries, methods, LEGEND, withheld, number)

@@ -84,6 +84,12 @@ def explored(case, table, at, *, name, group, label, note="", **options):
     return made["documents"], replace(made["queries"][0], id=str(name))
 
 
+def trained_on(bed):
+    """How many documents pre-training's loss is a mean over: all of a `testbed.Testbed`'s. None for
+    a pair from elsewhere, whose documents are but a part of what it was pre-trained on."""
+    return None if (bed.folder / "models.json").exists() else len(bed.documents)
+
+
 def _source(document):
     """Its kind, and its title, if it has one: that may be read where its text may not."""
     title = document.get("title")

@@ -150,6 +150,7 @@ def test_the_explorer_shows_every_group_with_the_scores_of_the_table(study, tmp_
     assert path.read_bytes() == again.read_bytes() and report.elsewhere(path.read_text()) == []
     data = page(path)
     assert {"biography", "your own"} <= {q["group"] for q in data["queries"]}
+    assert data["trained_on"] == len(study.case.bed.corpus.documents)
     for q in data["queries"]:
         n, (best, rank, value, _) = int(q["id"]), q["rankings"]["multi-stage, normalised"][0]
         scores = study.table["multi_stage/normalised"][n]

@@ -39,6 +39,10 @@ def test_every_method_ranks_the_documents_by_its_scores(study, tmp_path):
         best = [entry[0] for entry in q["rankings"]["multi-stage"][:3]]
         assert best == table["multi_stage/raw"][n].topk(3).indices.tolist()
         assert {int(d) for d in q["labels"]} <= set(case.rows[n]["proponents"])
+        raw = table["multi_stage/raw"][n]  # effects are −raw / N
+        parts = {int(d): part["score"] for d, part in q["parts"].items()}
+        assert parts == pytest.approx({d: raw[d].item() for d in parts}, rel=1e-2, abs=1e-3)
+    assert data["trained_on"] == len(case.bed.corpus.documents)
     first = next(iter(data["documents"]))
     words = "".join(data["documents"][first]["words"]).split()
     assert words == case.bed.corpus.documents[int(first)]["text"].split()

@@ -1,6 +1,8 @@
 """What the explorer's page shows first."""
 
-from msif.study.tracing.explored import METHODS, methods_of
+from types import SimpleNamespace
+
+from msif.study.tracing.explored import METHODS, methods_of, trained_on
 
 
 def test_what_stands_for_influence_comes_first():
@@ -13,3 +15,11 @@ def test_what_stands_for_influence_comes_first():
         "multi-stage, normalised",
         "single-stage, normalised",
     ]
+
+
+def test_n_is_known_of_a_pair_that_was_trained_here(tmp_path):
+    """Of another pair the documents are some of many."""
+    bed = SimpleNamespace(folder=tmp_path, documents=[1, 2, 3])
+    assert trained_on(bed) == 3
+    (tmp_path / "models.json").touch()
+    assert trained_on(bed) is None
