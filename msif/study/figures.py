@@ -27,8 +27,22 @@ sns.set_theme(
         "axes.titleweight": "bold",
         "axes.titlelocation": "left",
         "legend.frameon": False,
+        "figure.hooks": ["msif.study.figures:described"],  # of every figure that pyplot makes
     },
 )
+
+
+def described(figure):
+    """Have a notebook keep the figure's finding beside its PNG, as its alternative text.
+
+    IPython asks for it when it shows the figure; `pipeline.report` puts it into the page."""
+    figure._repr_mimebundle_ = lambda **_: ({}, {"image/png": {"alt": finding(figure)}})
+
+
+def finding(figure):
+    """A figure's headline, else the title of its first panel; on one line, "" without either."""
+    titles = [figure.get_suptitle(), *(ax.get_title("left") for ax in figure.axes[:1])]
+    return " ".join(next(filter(None, titles), "").split())
 
 
 def losses(pretraining, finetuning, title):
@@ -70,11 +84,17 @@ def spectra(stages, title):
     size = {"figsize": (4.6 * len(stages), 3.6), "layout": "constrained"}
     figure, axes = plt.subplots(1, len(stages), sharey=True, squeeze=False, **size)
     for ax, (stage, layers) in zip(axes[0], stages.items()):
-        for (name, values), color in zip(layers.items(), sns.color_palette("viridis", len(layers))):
+        colors = sns.color_palette("viridis", len(layers))
+        for n, (name, values) in enumerate(layers.items()):
             values = np.sort(np.asarray(values))[::-1]
             # As many ranks as a line shows: a large model has a million in each layer.
             ranks = np.unique(np.geomspace(1, len(values), 500).astype(int))
-            ax.loglog(ranks, values[ranks - 1], color=color, label=name)
+            look = {
+                "marker": "osD^vPX*"[n % 8],
+                "markevery": (0.03 * (n % 8), 0.2),
+                "markersize": 5,
+            }
+            ax.loglog(ranks, values[ranks - 1], color=colors[n], label=name, **look)
         ax.set(xlabel="rank of the eigenvalue", title=stage)
     axes[0, 0].set(ylabel="eigenvalue Λ [nats / weight²]", ylim=(1e-8, None))
     last = axes[0, -1]
@@ -126,6 +146,28 @@ def tracing(names, intervals, title, xlabel, lines=()):
     ax.set(xlim=(0, 1.02), xlabel=xlabel)
     headline(figure, title, fontsize="medium")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def beside(names, panels, title):
+    """The same methods in several panels: dots with intervals, chance as a dashed line.
+
+    panels: {panel: ([(mean, low, high) for each name], chance, xlabel)}, values in [0, 1].
+    """
+    size = {"figsize": (3.4 + 2.3 * len(panels), 0.42 * len(names) + 1.9), "layout": "constrained"}
+    figure, axes = plt.subplots(1, len(panels), sharey=True, squeeze=False, **size)
+    at = np.arange(len(names))
+    for ax, (panel, (intervals, chance, xlabel)) in zip(axes[0], panels.items()):
+        for y, (mean, low, high) in zip(at, intervals):
+            look = {"marker": "osD^vP"[y % 6], "color": PALETTE[y % 10], "capsize": 3}
+            ax.errorbar(mean, y, xerr=[[mean - low], [high - mean]], **look)
+        ax.axvline(chance, color="0.25", linestyle="--", linewidth=1.2)
+        ax.text(chance, -0.75, " chance", fontsize="small", color="0.25")
+        ax.grid(axis="x", color="0.9")
+        ax.set(xlim=(-0.03, 1.03), xticks=(0, 0.5, 1), title=panel, xlabel=xlabel)
+    _named(axes[0, 0], at, names)
+    axes[0, 0].set_ylim(len(names) - 0.5, -1)
+    headline(figure, title, fontsize="medium")
     return figure
 
 
@@ -199,16 +241,13 @@ def growth(sizes, curves, title, xlabel, ylabel, lines=()):
     return figure
 
 
-def curves(panels, title, xlabel, ylabel, ticks, scale="log", goals=()):
+def curves(panels, title, xlabel, ylabel, ticks, scale="log"):
     """Lines with a band of ± one standard error, one panel a problem.
 
-    panels: {panel: {label: (x, mean, error)}}. goals: points (x, y) that a method should reach,
-    drawn as open stars.
+    panels: {panel: {label: (x, mean, error)}}.
     """
     size = {"figsize": (3 + 3 * len(panels), 3.9), "layout": "constrained"}
     figure, axes = plt.subplots(1, len(panels), sharey=True, squeeze=False, **size)
-    goal_x, goal_y = np.array(goals).reshape(-1, 2).T
-    star = {"marker": "*", "s": 140, "facecolor": "none", "edgecolor": "0.25", "zorder": 3}
     labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
     for ax, (panel, lines) in zip(axes[0], panels.items()):
         for label, points in lines.items():
@@ -217,7 +256,6 @@ def curves(panels, title, xlabel, ylabel, ticks, scale="log", goals=()):
             marker, color = "osD^vPX*"[n % 8], PALETTE[n % 10]
             ax.plot(x, mean, marker=marker, color=color, label=label, markersize=5)
             ax.fill_between(x, mean - error, mean + error, color=color, alpha=0.25, linewidth=0)
-        ax.scatter(goal_x, goal_y, **star)
         ax.set(xscale=scale, title=panel)
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.minorticks_off()

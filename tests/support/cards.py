@@ -58,7 +58,7 @@ def _tracing():
         ),
         phrase(
             "behind sentence embeddings by {:3} ± {:3}",
-            *(_positive(lead("plain", "embeddings", x)) for x in ("mean", "se")),
+            *(-lead("plain", "embeddings", x) for x in ("mean", "se")),
         ),
     ]
     for condition, place in (
@@ -75,14 +75,10 @@ def _tracing():
         )
     for other in ("pretraining_only", "finetuning_only"):
         for form in ("raw", "normalised"):
-            without = [gain("full", x, (ONE, other), form) for x in ("mean", "high", "low")]
+            without = [-gain("full", x, (ONE, other), form) for x in ("mean", "high", "low")]
             words = f"{form} MRR ({{:+3}}, 95 % {{:+3}} to {{:+3}})"
-            said.append(phrase(words, *(replace(x, value=-x.value) for x in without)))
+            said.append(phrase(words, *without))
     return said
-
-
-def _positive(number):
-    return replace(number, value=abs(number.value))
 
 
 def _exact():
@@ -98,11 +94,9 @@ def _exact():
 
 
 def _scalability():
-    blocks, dial = converged("the dial, block alone", 50), converged("the dial", 20)
-    costs = [
-        converged(*at, "cost").value for at in (("the dial, block alone", 50), ("the dial", 20))
-    ]
-    ratio = Number(costs[0] / costs[1], "–", 1, 1, blocks.file, "cost / cost of the dial")
+    blocks, dial = converged("block CG", 50), converged("the dial", 20)
+    costs = [converged(*at, "cost").value for at in (("block CG", 50), ("the dial", 20))]
+    ratio = Number(costs[0] / costs[1], None, 1, 1, blocks.file, "cost / cost of the dial")
     return [
         phrase("a Spearman of {:2} with", converged("EK-FAC", 0)),
         phrase("the {:2} of gradient dot", converged("gradient dot", 0)),
@@ -115,7 +109,7 @@ def _retraining():
     found = metrics("full", "retraining")
     method, form = found.get("variant", "multi_stage_source_normalised").rsplit("_", 1)
     best, ceiling = lds(method, 5, form), retrained("ceiling")
-    share = replace(best, value=best.value / ceiling.value, spread="–", key="lds / ceiling")
+    share = replace(best, value=best.value / ceiling.value, spread=None, key="lds / ceiling")
     place, rival, value, error = leading()
     return [
         phrase(
@@ -139,9 +133,9 @@ def _case_studies():
 
     def beside(kind, name, title, share):
         return phrase(
-            f"{title} with {{:%}} ({{:+0}} [{{:+0}}, {{:+0}}] points)",
+            f"{title} with {{:%}} ({{:+p}} [{{:+p}}, {{:+p}}] points)",
             share,
-            *(case_study("leads", kind, name, x, times=100) for x in GAIN),
+            *(case_study("leads", kind, name, x) for x in GAIN),
         )
 
     facts, plants = ("removal", "facts"), ("removal", "plants")
@@ -263,7 +257,11 @@ def phrases(stage):
     return PHRASES[stage]()
 
 
+def said(stage):
+    """The Numbers of a card by phrase; last those of its head."""
+    return [*(x.numbers for x in phrases(stage)), HEADS.get(stage, list)()]
+
+
 def numbers(stage):
     """The Numbers of a card, that of its head included."""
-    head = HEADS.get(stage, list)()
-    return [n for x in phrases(stage) for n in x.numbers] + head
+    return [n for each in said(stage) for n in each]

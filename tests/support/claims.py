@@ -24,7 +24,9 @@ HEAD = """# Claims: what is quoted, and what it rests on
 A line for every number of README, of the cards of `reports/index.html` (profile `full`) and of
 [findings](findings.md) and [prediction](prediction.md): its 95 % interval in brackets, or ± one
 standard error, – where the record has neither; over how many worlds it is a mean (corpora, and
-models that give scores); its file.
+models that give scores); its file; its key there, behind −1 × where the page turns the sign.
+Shares and their differences are of 1, also where a page says % or points. An end of an interval,
+and an error, has a line, whose key says so, only where its number is not quoted beside it.
 **With one corpus and one model, an error is over questions or halves alone, and says nothing of
 other worlds.** An interval over several models is by Student's t.
 
@@ -38,8 +40,8 @@ def line(claim, number):
     """A line of the page."""
     value = f"{number:3}" if isinstance(number.value, float) else f"{number}"
     worlds = f"{number.corpora}, {number.models}"
-    key = number.key.replace("|", "∣")
-    return f"| {claim} | {value} | {number.spread} | {worlds} | `{number.file}` | {key} |"
+    key = ": ".join(filter(None, (number.key.replace("|", "∣"), number.part)))
+    return f"| {claim} | {value} | {number.error} | {worlds} | `{number.file}` | {key} |"
 
 
 def page(text):
@@ -49,11 +51,11 @@ def page(text):
         "README and index: below the table": _spoken(of_answers()),
         "README": _spoken(readme()),
         "Index": [
-            (stage, n) for stage in cards.STAGES for n in cards.numbers(stage) if not _is_bound(n)
+            (stage, n) for stage in cards.STAGES for said in cards.said(stage) for n in alone(said)
         ],
         "Findings": _spoken(findings()),
         "Findings: its tables": [
-            (f"{cell}: {title}", number)
+            (f"{table.about}{cell}: {title}", number)
             for table in tables()
             for titles, found in [cells(text, table)]
             for cell, _ in found
@@ -69,12 +71,13 @@ def page(text):
 
 
 def _spoken(phrases):
-    """The numbers of phrases, but for bounds and errors, which stand beside what they are of."""
-    return [(f"“{x}”", n) for x in phrases for n in x.numbers if not _is_bound(n)]
+    return [(f"“{x}”", n) for x in phrases for n in alone(x.numbers)]
 
 
-def _is_bound(number):
-    return number.key.split(", ")[-1] in ("low", "high", "se", "error")
+def alone(numbers):
+    """Those of a phrase's numbers that have a line of their own: no end or error of another."""
+    whole = [(n.file, n.key) for n in numbers if not n.part]
+    return [n for n in numbers if not n.part or (n.file, n.key) not in whole]
 
 
 if __name__ == "__main__":

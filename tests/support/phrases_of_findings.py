@@ -10,14 +10,19 @@ from support.quoted import (
     halves,
     lead,
     metrics,
+    recorded,
     subject_first,
+    tracing,
 )
 from support.quoted_retrained import (
     case_study,
     exchanged,
     kinds,
-    kinds_each,
     kinds_over_corpora,
+    lds,
+    lead_over_corpora,
+    leads_by_corpus,
+    recipe_count,
     regime,
     removed,
     retrained,
@@ -27,11 +32,24 @@ FIRST, WINDOW, OWN = ("recipes", "as it is"), ("windows", "4"), ("own_less_other
 OURS, COUNTED = (("lds", x, "ensemble") for x in ("multi-stage", "counting statements"))
 
 
+def along(method):
+    """A method at one checkpoint and over several, among the same words and for what mattered."""
+    return [
+        tracing(f"{method}{end}", condition)
+        for condition in ("matched", "causal")
+        for end in ("", "_trajectory")
+    ]
+
+
 def of_ceiling(where):
-    """The LDS of multi-stage influence over what noise allows."""
-    value, ceiling = regime(where, *OURS), regime(where, "ceiling")
+    """The LDS of multi-stage influence over what noise allows, in notebook 11."""
+    return share_of_ceiling(regime(where, *OURS), regime(where, "ceiling"))
+
+
+def share_of_ceiling(value, ceiling):
+    """An LDS over what noise allows."""
     ratio = value.value / ceiling.value
-    return replace(value, value=ratio, spread="–", key=f"{value.key} / {ceiling.key}")
+    return replace(value, value=ratio, spread=None, key=f"{value.key} / {ceiling.key}")
 
 
 def own_elsewhere():
@@ -49,15 +67,13 @@ def surely_ahead_of(method):
     recipes = metrics("full", "regimes")["gains"]
     leads = [x[method]["value"] / x[method]["error"] for x in recipes.values()]
     assert min(leads) > -2
-    count = regime(("gains", "as it is"), method)
-    key = f"gains, {method}: more than two errors"
-    return replace(count, value=sum(x > 2 for x in leads), spread="–", key=key)
+    return recipe_count(f"gains, {method}: more than two errors", sum(x > 2 for x in leads))
 
 
 def findings():
     """The phrases of its prose."""
     near = [[exact("test-bed", m, 0, what) for m in NEAR] for what in ("spearman", "pearson")]
-    repeated = [case_study("planted", "repeated", x, spread="–") for x in ("plants", "of")]
+    repeated = [case_study("planted", "repeated", x) for x in ("plants", "of")]
     stories = [
         case_study("planted", x, "precision_at_5", profile="stories") for x in ("bm25", "influence")
     ]
@@ -104,7 +120,25 @@ def findings():
             *map(exchanged, ("multi_stage", "multi_stage_refined")),
             *map(exchanged, ("refined, damping 0.1", "refined, damping 1")),
         ),
+        phrase(
+            "goes from {:3} to {:3} among the same words and from {:3} to {:3} for what mattered",
+            *along("single_stage_finetuned"),
+        ),
+        phrase("from {:3} to {:3} and from {:3} to {:3}.", *along("multi_stage")),
         phrase("the ceiling is ± {:2}", retrained("ceiling_error")),
+        phrase(
+            "its set-up costs as much as {:0} products of block CG, each of its own as much as "
+            "{:0}",
+            *(
+                recorded("full", "scalability", ("dial", f"{x}_in_products"), 1, 1)
+                for x in ("set_up", "iteration")
+            ),
+        ),
+        phrase(
+            "averaging five takes {:2} to {:2}, still {:2} of the ceiling",
+            *(lds("multi_stage", n) for n in (1, 5)),
+            share_of_ceiling(lds("multi_stage", 5), retrained("ceiling")),
+        ),
         phrase(
             "lead over TrackStar is {:2} ± {:2}, over single-stage {:2} ± {:2}.",
             *(
@@ -114,8 +148,9 @@ def findings():
             ),
         ),
         phrase(
-            "ahead of single-stage by {:2} and {:2}.",
-            *kinds_each("lds_lead_at_best", "full", "single"),
+            "ahead of single-stage by {:2}, {:2} and {:2}; over the four by {:2} [{:2}, {:2}].",
+            *leads_by_corpus()[1:],
+            *lead_over_corpora(),
         ),
         phrase("its error about {:2}", regime(FIRST, *OURS, "error")),
         phrase(
@@ -148,7 +183,7 @@ def findings():
             "ahead of TRAK in {:} of the {:} recipes, of single-stage in {:}, of TrackStar (one "
             "variant) in {:}, of two exact products in {:}, of corrected Shampoo in {:},",
             surely_ahead_of("TRAK"),
-            regime((), "recipes", count=True),
+            recipe_count("recipes", len(metrics("full", "regimes")["recipes"])),
             *map(surely_ahead_of, ("single-stage", "TrackStar", "with exact products")),
             surely_ahead_of("corrected Shampoo"),
         ),
@@ -172,8 +207,8 @@ def findings():
                 for kind in ("LoRA", "LoRA, DPO")
                 for lead in ("mrr_lead_at_best", "lds_lead_at_best")
                 for x in (
-                    kinds(lead, kind, "as full", sign=-1),
-                    kinds(lead, kind, "as full", "error"),
+                    -kinds(lead, kind, "as full"),
+                    -kinds(lead, kind, "as full", "error"),
                 )
             ],
         ),
@@ -192,12 +227,12 @@ def findings():
             removed("answers"),
         ),
         phrase(
-            "embeddings' five {:%} (a difference of {:+0} [{:+0}, {:+0}] points), single-stage's "
-            "{:%} ({:+0} [{:+0}, {:+0}]), random ones {:%}",
+            "embeddings' five {:%} (a difference of {:+p} [{:+p}, {:+p}] points), single-stage's "
+            "{:%} ({:+p} [{:+p}, {:+p}]), random ones {:%}",
             removed("lost", "embeddings"),
-            *(removed("lead", "embeddings", x, times=100) for x in GAIN),
+            *(removed("lead", "embeddings", x) for x in GAIN),
             removed("lost", "single-stage"),
-            *(removed("lead", "single-stage", x, times=100) for x in GAIN),
+            *(removed("lead", "single-stage", x) for x in GAIN),
             removed("lost", "random"),
         ),
         phrase(

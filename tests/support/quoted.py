@@ -3,43 +3,72 @@
 import ast
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from msif.study.pipeline import traced
 from support import ROOT
 
 REPORTS = ROOT / "reports"
+LOW, HIGH, ERROR = "lower end of its interval", "upper end of its interval", "its standard error"
+PARTS = {"low": LOW, "high": HIGH, "se": ERROR, "error": ERROR}  # as records call them
+NEGATED = "−1 × "
+# What a record calls the error of a number; others' stands beside them as <name>_error.
+ERRORS = {"value": "error", "precision_at_5": "se", "flipped_or_halved": "se"}
 
 
 @dataclass(frozen=True)
 class Number:
-    """value: None where a table has –. spread: a 95 % interval in brackets, ± a standard error, or
-    "–" where the record has neither. corpora, models: the worlds that it is a mean over; a model
-    is one that gives scores. file: from reports/; key: where in the file."""
+    """value: as in the record, shares of 1; None where a table has –. spread: the (low, high) of
+    a 95 % interval, a standard error, or None where the record has neither. corpora, models: the
+    worlds that it is a mean over; a model is one that gives scores. file: from reports/; key: where
+    in the file. part: which end or error of what `key` names, "" where it is that itself."""
 
     value: float | None
-    spread: str
+    spread: tuple | float | None
     corpora: int
     models: int
     file: str
     key: str
+    part: str = ""
 
     def __format__(self, spec):
-        """2: as 0.98, +3: as −0.010, %: as 80 %, +%: as +5 %, nothing: as it is."""
-        if spec.endswith("%"):
-            share = f"{self.value:{spec.removesuffix('%')}.0%}"
-            return share.replace("%", " %").replace("-", "−")
+        """2: as 0.98, +3: as −0.010, %: as 80 %, +%: as +5 %, +p: as +5, nothing: as it is."""
+        if spec.endswith(("%", "p")):
+            share = f"{self.value:{spec[:-1]}.0%}".replace("-", "−")
+            return share.replace("%", " %" if spec.endswith("%") else "")
         sign, digits = ("+", spec[1:]) if spec.startswith("+") else ("", spec)
         rounded = round(self.value, int(digits)) + 0.0 if digits and not sign else self.value
         text = f"{rounded:{sign}.{digits}f}" if digits else f"{self.value:g}"
         return text.replace("-", "−")
 
+    def __neg__(self):
+        """Negated: its interval is turned with it, and of a lower end becomes the upper one."""
+        if self.part == ERROR:
+            return replace(self, key=NEGATED + self.key)
+        spread, part = self.spread, {LOW: HIGH, HIGH: LOW}.get(self.part, self.part)
+        if isinstance(spread, tuple):
+            spread = (-spread[1], -spread[0])
+        return replace(self, value=-self.value, spread=spread, key=NEGATED + self.key, part=part)
 
-def spread_of(error):
-    """± the error, or – where it is not known."""
-    known = error is not None and not math.isnan(error)
-    return f"± {error:.3f}" if known else "–"
+    @property
+    def error(self):
+        """Its spread in words: [0.925, 0.971], ± 0.014 or –."""
+        if isinstance(self.spread, tuple):
+            low, high = (f"{round(x, 3) + 0.0:.3f}".replace("-", "−") for x in self.spread)
+            return f"[{low}, {high}]"
+        known = self.spread is not None and not math.isnan(self.spread)
+        return f"± {self.spread:.3f}" if known else "–"
+
+
+NOTHING = Number(None, None, 0, 0, "", "")
+
+
+def with_ends(mean, low, high, corpora, models, file, key):
+    """A mean and the ends of its interval, as Numbers."""
+    whole = Number(mean, (low, high), corpora, models, file, key)
+    ends = ((low, LOW), (high, HIGH))
+    return [whole, *(replace(whole, value=x, spread=None, part=part) for x, part in ends)]
 
 
 @cache
@@ -51,6 +80,34 @@ def read(profile, name):
 def metrics(profile, name):
     """The JSON of reports/<profile>/<name>.metrics.json."""
     return read(profile, f"{name}.metrics")
+
+
+def recorded(profile, name, keys, corpora, models):
+    """The `Number` at these keys of reports/<profile>/<name>.metrics.json, with the error that the
+    record has of it; keys: to it, to the record of a value or a mean, or to an end or error."""
+    beside = metrics(profile, name)
+    for key in keys[:-1]:
+        beside = beside[key]
+    last, found = keys[-1], beside[keys[-1]]
+    if isinstance(found, dict):
+        inside = "mean" if "mean" in found else "value"
+        return recorded(profile, name, (*keys, inside), corpora, models)
+    part = PARTS.get(last.split("_")[-1], "")
+    spread = None if part else _beside(beside, last)
+    of = (
+        keys[:-1]
+        if last in ("mean", "value", *PARTS)
+        else (*keys[:-1], last.removesuffix("_error"))
+    )
+    file, key = f"{profile}/{name}.metrics.json", ", ".join(of)
+    return Number(found, spread, corpora, models, file, key, part)
+
+
+def _beside(record, name):
+    """The spread of a number of a record, which stands beside it; None without."""
+    if name == "mean":
+        return record["low"], record["high"]
+    return record.get(ERRORS.get(name, f"{name}_error"))
 
 
 @cache
@@ -71,14 +128,16 @@ def tracing(method, condition="plain", profile="full", form=None):
     """MRR or AUC of a method; form: by default normalised where there is that form."""
     found = traced.value(read(profile, "fact_tracing"), condition, method, form)
     if found is None:
-        return Number(None, "–", 0, 0, "", "")
+        return NOTHING
     return of_front(profile, condition, found)
 
 
 def of_front(profile, condition, found):
     """The `Number` of a `traced.Value`."""
-    known = not math.isnan(found.low)
-    spread = f"[{found.low:.3f}, {found.high:.3f}]" if known else "–"
+    if condition == traced.PUBLISHED:
+        keys = "methods", found.method, found.metric
+        return recorded(profile, "as_published", keys, found.worlds, found.worlds)
+    spread = None if math.isnan(found.low) else (found.low, found.high)
     key = f"{condition}, {found.method}, {found.form}: {found.metric}"
     worlds = found.worlds, found.worlds
     return Number(found.mean, spread, *worlds, f"{profile}/fact_tracing.json", key)
@@ -86,42 +145,29 @@ def of_front(profile, condition, found):
 
 def of_difference(row, x, column):
     """(mean, low, high) of a `traced.Difference` from another column of a row, as Numbers."""
-    worlds = row.cells[column].worlds
-    spread = f"[{x.low:+.3f}, {x.high:+.3f}]".replace("-", "−")
-    key = f"{row.condition}, multi-stage less {column}, {'over' if row.over else 'one'}: "
-    return [
-        Number(
-            getattr(x, what),
-            spread if what == "mean" else "–",
-            worlds,
-            worlds,
-            f"{row.profile}/fact_tracing.json",
-            key + what,
-        )
-        for what in ("mean", "low", "high")
-    ]
+    if row.condition == traced.PUBLISHED:
+        ends = "mean", "low", "high"
+        return [published(row.profile, "gains", "second stage", what=end) for end in ends]
+    key = f"{row.condition}, multi-stage less {column}, {'over' if row.over else 'one'}"
+    return _of_difference(x, row.cells[column].worlds, key)
 
 
-def added(condition, other, profile="full", form="normalised"):
-    """(mean, low, high) of multi-stage influence less another method at one checkpoint."""
-    at = (profile, condition, False)
-    (row,) = (r for r in traced.rows(REPORTS) if (r.profile, r.condition, r.over) == at)
+def added(condition, other, profile="full", form="normalised", end=""):
+    """(mean, low, high) of multi-stage influence less another method; end: "_trajectory" over
+    checkpoints. None where nobody recorded it."""
     records = read(profile, "fact_tracing")
-    both = [traced.value(records, condition, x, form) for x in ("multi_stage", other)]
-    found = traced.difference(REPORTS, row, *both)
-    spread = f"[{found.low:+.3f}, {found.high:+.3f}]".replace("-", "−")
-    key, worlds = f"{condition}, multi_stage less {other}, {form}: ", both[0].worlds
-    return [
-        Number(
-            getattr(found, what),
-            spread if what == "mean" else "–",
-            worlds,
-            worlds,
-            f"{profile}/fact_tracing.json",
-            f"{key}mean" if what == "mean" else f"{key}interval, {what}",
-        )
-        for what in ("mean", "low", "high")
-    ]
+    names = [f"{x}{end}" for x in ("multi_stage", other)]
+    both = [traced.value(records, condition, x, form) for x in names]
+    row = traced.Row(profile, condition, bool(end), {})
+    found = traced.difference(REPORTS, row, *both) if all(both) else None
+    key = f"{condition}, {' less '.join(names)}, {form}"
+    return _of_difference(found, both[0].worlds, key) if found else None
+
+
+def _of_difference(found, worlds, key):
+    name = "fact_tracing" if worlds > 1 else "fact_tracing.metrics"
+    file = f"{found.row.profile}/{name}.json"
+    return with_ends(found.mean, found.low, found.high, worlds, worlds, file, key)
 
 
 def subject_first(method, what="mean"):
@@ -136,63 +182,42 @@ def halves(among, method, what="mean"):
 
 
 def _of_retrainings(*keys):
-    found = metrics("full", "fact_tracing")
-    for key in keys[:-1]:
-        found = found[key]
-    spread = "[{low:.3f}, {high:.3f}]".format(**found) if keys[-1] == "mean" else "–"
-    worlds = _seeds("causal")
-    return Number(found[keys[-1]], spread, worlds, worlds, *_tracing(*keys))
+    return _tracing("causal", keys)
 
 
 def filtered(profile, search="bm25", share="0.1"):
     """Recall of a question's top ten by a text filter to a share of the corpus."""
-    found = metrics(profile, "fact_tracing")["filters"][search][share]
-    worlds = _seeds("plain", profile)
-    keys = _tracing("filters", search, share, profile=profile)
-    return Number(found, "–", worlds, worlds, *keys)
+    return _tracing("plain", ("filters", search, share), profile)
 
 
 def asked(condition, profile="full"):
     """How many questions, over all models."""
     found = traced.value(read(profile, "fact_tracing"), condition, "multi_stage")
     worlds, key = found.worlds, f"{condition}, multi_stage: queries"
-    return Number(found.questions, "–", worlds, worlds, f"{profile}/fact_tracing.json", key)
+    return Number(found.questions, None, worlds, worlds, f"{profile}/fact_tracing.json", key)
 
 
 def by_chance(condition, metric):
-    found = metrics("full", "fact_tracing")[condition]["chance"][metric]
-    worlds = _seeds(condition)
-    return Number(found, "–", worlds, worlds, *_tracing(condition, "chance", metric))
+    return _tracing(condition, (condition, "chance", metric))
 
 
-def _seeds(condition, profile="full"):
+def _tracing(condition, keys, profile="full"):
+    """A number of notebook 03's metrics, of the worlds that a question has."""
     records = read(profile, "fact_tracing")
-    return len({r["seed"] for r in records if r["condition"] == condition})
-
-
-def _tracing(*keys, profile="full"):
-    return f"{profile}/fact_tracing.metrics.json", ", ".join(keys)
+    worlds = len({r["seed"] for r in records if r["condition"] == condition})
+    return recorded(profile, "fact_tracing", keys, worlds, worlds)
 
 
 def lead(condition, over, what="mean"):
     """Influence over checkpoints before the best rival, which must be `over`; what: "mean", "se",
     "low" or "high"."""
-    found = metrics("full", "fact_tracing")["lead"][condition]
-    assert found["over"] == f"{over}/raw"
-    spread = "[{low:+.3f}, {high:+.3f}]".format(**found).replace("-", "−")
-    spread = spread if what == "mean" else "–"
-    worlds = _seeds(condition)
-    return Number(found[what], spread, worlds, worlds, *_tracing("lead", condition, what))
+    assert metrics("full", "fact_tracing")["lead"][condition]["over"] == f"{over}/raw"
+    return _tracing(condition, ("lead", condition, what))
 
 
 def gain(profile, what="mean", pair=("multi_stage", "pretraining_only"), form="normalised"):
     """What a curvature adds to the plain MRR; what: "mean", "low" or "high"."""
-    name = " - ".join(pair)
-    found = metrics(profile, "fact_tracing")["paired"][name][form]
-    spread = "[{low:+.3f}, {high:+.3f}]".format(**found).replace("-", "−")
-    keys = _tracing("paired", name, form, what, profile=profile)
-    worlds = _seeds("plain", profile)
-    return Number(found[what], spread if what == "mean" else "–", worlds, worlds, *keys)
+    return _tracing("plain", ("paired", " - ".join(pair), form, what), profile)
 
 
 # ------------------------------------------------------------------------------------ notebook 12
@@ -201,13 +226,8 @@ def gain(profile, what="mean", pair=("multi_stage", "pretraining_only"), form="n
 def published(profile, *keys, what="mean"):
     """A number of the paper's protocol; keys: of its metrics, to a mean and its interval; what:
     "mean", "low" or "high"."""
-    whole = found = metrics(profile, "as_published")
-    for key in keys:
-        found = found[key]
-    spread = "[{low:+.3f}, {high:+.3f}]".format(**found).replace("-", "−")
-    worlds, file = whole["models"], f"{profile}/as_published.metrics.json"
-    spread, more = (spread, ()) if what == "mean" else ("–", (what,))
-    return Number(found[what], spread, worlds, worlds, file, ", ".join((*keys, *more)))
+    worlds = metrics(profile, "as_published")["models"]
+    return recorded(profile, "as_published", (*keys, what), worlds, worlds)
 
 
 # --------------------------------------------------------------------- notebooks 01, 02, 04 and 05
@@ -215,21 +235,17 @@ def published(profile, *keys, what="mean"):
 
 def answered(which, profile="full"):
     """Share of held-out facts answered: "finetuned", "pretrained" or "chance"."""
-    found = [r["exact_match"] for r in read(profile, "testbed") if r["stage"] == which]
-    seeds = len({r["seed"] for r in read(profile, "testbed")})
-    several = seeds > 1 and found
-    spread = "[{:.3f}, {:.3f}]".format(*traced.interval(found, [])) if several else "–"
-    value = metrics(profile, "testbed")["exact_match"][which]
-    where = f"{profile}/testbed.metrics.json", f"exact_match, {which}"
-    return Number(value, spread, seeds, seeds, *where)
+    records = read(profile, "testbed")
+    found = [r for r in records if r["stage"] == which]
+    seeds = len({r["seed"] for r in records})
+    number = recorded(profile, "testbed", ("exact_match", which), seeds, seeds)
+    shares, errors = ([r[x] for r in found] for x in ("exact_match", "exact_match_se"))
+    return replace(number, spread=traced.interval(shares, errors)) if found else number
 
 
 def curvature(*keys):
     """A number of notebook 02, which has no error of it and is of the first model."""
-    found = metrics("full", "factors")
-    for key in keys:
-        found = found[key]
-    return Number(found, "–", 1, 1, "full/factors.metrics.json", ", ".join(keys))
+    return recorded("full", "factors", keys, 1, 1)
 
 
 def exact(problem, method, products=0, what="spearman"):
@@ -244,10 +260,8 @@ def exact(problem, method, products=0, what="spearman"):
         error = math.sqrt(sum((x - mean) ** 2 for x in values) / (models - 1) / models)
     else:
         error = found[0][f"{what}_se"]
-    name = f"{method}, {products} products"
-    value = metrics("full", "exact")["two_stages"][problem][name][what]
-    key = f"two_stages, {problem}, {name}, {what}"
-    return Number(value, spread_of(error), 1, models, "full/exact.metrics.json", key)
+    keys = ("two_stages", problem, f"{method}, {products} products", what)
+    return replace(recorded("full", "exact", keys, 1, models), spread=error)
 
 
 def converged(method, products, what="spearman", damping="0.1 x mean"):
@@ -256,5 +270,4 @@ def converged(method, products, what="spearman", damping="0.1 x mean"):
     at = {"method": method, "products": products, "damping": damping}
     (found,) = (r for r in read("full", "scalability") if all(r[k] == x for k, x in at.items()))
     key = f"{damping}, {method}, {products} products: {what}"
-    error = spread_of(found.get(f"{what}_se"))
-    return Number(found[what], error, 1, 1, "full/scalability.json", key)
+    return Number(found[what], found.get(f"{what}_se"), 1, 1, "full/scalability.json", key)

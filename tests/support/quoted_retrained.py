@@ -4,7 +4,15 @@ from dataclasses import replace
 
 from msif.study import intervals
 from msif.study.pipeline.retrained import RIVALS_OF_RETRAINING
-from support.quoted import Number, metrics, parameters, read, spread_of
+from support.quoted import (
+    NOTHING,
+    Number,
+    metrics,
+    parameters,
+    read,
+    recorded,
+    with_ends,
+)
 
 
 def _models(name="model_seeds"):
@@ -20,20 +28,15 @@ def lds(method, models, form=None):
     normalised = form == "normalised" if form else any(r["normalised"] for r in found)
     found = [r for r in found if r["normalised"] == normalised]
     if not found:
-        return Number(None, "–", 0, 0, "", "")
+        return NOTHING
     form = "normalised" if normalised else "raw"
     key = f"{method}, {form}, {models} models: lds"
-    error = spread_of(found[0]["lds_se"])
-    return Number(found[0]["lds"], error, 1, _models(), "full/retraining.json", key)
+    return Number(found[0]["lds"], found[0]["lds_se"], 1, _models(), "full/retraining.json", key)
 
 
-def retrained(*keys, spread="–", models=None):
+def retrained(*keys, models=None):
     """Another number of notebook 06."""
-    found = metrics("full", "retraining")
-    for key in keys:
-        found = found[key]
-    where = "full/retraining.metrics.json", ", ".join(keys)
-    return Number(found, spread, 1, models or _models(), *where)
+    return recorded("full", "retraining", keys, 1, models or _models())
 
 
 def exchanged(key):
@@ -41,32 +44,26 @@ def exchanged(key):
     return retrained("exchanged", key, models=_models("studied_seeds"))
 
 
-def regime(where, *keys, count=False):
-    """A number of notebook 11; where: ("recipes", name) or ("shares", share). count: how many there
-    are of it."""
-    whole = found = metrics("full", "regimes")
-    for key in (*where, *keys):
-        found = found[key]
-    if count:
-        found = len(found)
-    value, error = (found["value"], found["error"]) if isinstance(found, dict) else (found, None)
-    models = whole["corpora"] * whole["models"]
-    file, key = "full/regimes.metrics.json", ", ".join((*where, *keys))
-    return Number(value, spread_of(error), whole["corpora"], models, file, key)
+def regime(where, *keys):
+    """A number of notebook 11; where: ("recipes", name) or ("shares", share)."""
+    return recorded("full", "regimes", (*where, *keys), *_worlds_of_regimes())
 
 
-def kinds(*keys, sign=1):
+def recipe_count(key, count):
+    """How many recipes of notebook 11; key: which."""
+    return Number(count, None, *_worlds_of_regimes(), "full/regimes.metrics.json", key)
+
+
+def _worlds_of_regimes():
+    whole = metrics("full", "regimes")
+    return whole["corpora"], whole["corpora"] * whole["models"]
+
+
+def kinds(*keys):
     """A number of notebook 09, ± over models and questions of each corpus."""
-    found, at = (
-        metrics("full", "kinds_of_fine_tuning"),
-        parameters("full", "09_kinds_of_fine_tuning"),
-    )
-    for key in keys:
-        found = found[key]
-    value, error = (found["value"], found["error"]) if isinstance(found, dict) else (found, None)
+    at = parameters("full", "09_kinds_of_fine_tuning")
     worlds = len(at["corpora"]), len(at["corpora"]) * len(at["model_seeds"])
-    where = "full/kinds_of_fine_tuning.metrics.json", ", ".join(keys) + ", value" * bool(error)
-    return Number(sign * value, spread_of(error), *worlds, *where)
+    return recorded("full", "kinds_of_fine_tuning", keys, *worlds)
 
 
 def kinds_each(*keys):
@@ -75,48 +72,58 @@ def kinds_each(*keys):
     for key in (*keys, "each"):
         found = found[key]
     models = len(parameters("full", "09_kinds_of_fine_tuning")["model_seeds"])
-    where = "full/kinds_of_fine_tuning.metrics.json", ", ".join((*keys, "each"))
-    return [Number(x, "–", 1, models, *where) for x in found]
+    file, key = "full/kinds_of_fine_tuning.metrics.json", ", ".join((*keys, "each"))
+    return [Number(x, None, 1, models, file, f"{key}, {n}") for n, x in enumerate(found, 1)]
+
+
+def leads_by_corpus():
+    """By how much multi-stage is ahead of single-stage in LDS of five models, on each corpus that
+    notebooks 06, 09 (full fine-tuning) and 11 (its first recipe) have: of the score itself, not of
+    its best variant."""
+    ours, single = lds("multi_stage", 5), lds("single_stage_finetuned", 5)
+    key = f"{ours.key} less single-stage's"
+    return [
+        replace(ours, value=ours.value - single.value, spread=None, key=key),
+        *kinds_each("lds_lead_at_best", "full", "single"),
+        regime(("gains", "as it is"), "single-stage"),
+    ]
+
+
+def lead_over_corpora():
+    """(value, low, high) of `leads_by_corpus`, by Student's t over the corpora."""
+    each = leads_by_corpus()
+    models = sum(x.models for x in each)
+    key = f"{each[0].key}; with {', '.join(x.key for x in each[1:])} of notebooks 09 and 11"
+    found = intervals.student([x.value for x in each])
+    return with_ends(*found, len(each), models, each[0].file, key)
 
 
 def kinds_over_corpora(what):
     """(low, high): by how much the merged model as full is ahead of LoRA's own T, by Student's t
     over the corpora."""
-    each = metrics("full", "kinds_of_fine_tuning")[what]["LoRA"]["as full"]["each"]
-    _, *ends = intervals.student([-x for x in each])
-    file, worlds = "full/kinds_of_fine_tuning.metrics.json", (len(each), len(each))
-    key = f"{what}, LoRA, as full, each: "
-    return [Number(x, "–", *worlds, file, key + y) for x, y in zip(ends, ("low", "high"))]
+    each = kinds_each(what, "LoRA", "as full")
+    found = intervals.student([x.value for x in each])
+    models = sum(x.models for x in each)
+    key = f"{what}, LoRA, as full, each"
+    _, low, high = with_ends(*found, len(each), models, each[0].file, key)
+    return [-high, -low]
 
 
-def case_study(*keys, profile="full", spread=None, times=1):
-    """A number of notebook 07, ± over models where there are several, else over answers.
-
-    The error is the `se` that stands beside it; times: 100 for points."""
-    found = metrics(profile, "case_studies")
-    for key in keys[:-1]:
-        found = found.get(key, {})
-    if keys[-1] not in found:
-        assert keys[0] != "leads", f"no {keys} in {profile}/case_studies.metrics.json"
-        return Number(None, "–", 0, 0, "", "")
+def case_study(*keys, profile="full"):
+    """A number of notebook 07, ± over models where there are several, else over answers."""
     study = "planted" if "planted" in keys else "removal of facts"
     worlds = len({r["seed"] for r in read(profile, "case_studies") if r["study"] == study})
-    if spread is None:
-        own = keys[-1] in ("precision_at_5", "flipped_or_halved")
-        spread = spread_of(found.get("se")) if own else "–"
-    where = f"{profile}/case_studies.metrics.json", ", ".join(keys)
-    return Number(times * found[keys[-1]], spread, worlds, worlds, *where)
+    try:
+        return recorded(profile, "case_studies", keys, worlds, worlds)
+    except KeyError:
+        assert keys[0] != "leads", f"no {keys} in {profile}/case_studies.metrics.json"
+        return NOTHING
 
 
-def removed(*keys, profile="full", times=1):
-    """A number of notebook 10; times: 100 for points."""
-    whole = found = metrics(profile, "removal")
-    for key in keys:
-        found = found[key]
-    value, error = (found["value"], found["error"]) if isinstance(found, dict) else (found, None)
-    where = f"{profile}/removal.metrics.json", ", ".join(keys)
-    worlds = whole["test_beds"]
-    return Number(times * value, spread_of(error), worlds, worlds, *where)
+def removed(*keys, profile="full"):
+    """A number of notebook 10."""
+    worlds = metrics(profile, "removal")["test_beds"]
+    return recorded(profile, "removal", keys, worlds, worlds)
 
 
 def leading():
@@ -125,8 +132,7 @@ def leading():
     leads = metrics("full", "retraining")["lead"]
     rivals = [x for x in leads if x.startswith(RIVALS_OF_RETRAINING)]
     rival = min(rivals, key=lambda x: leads[x]["value"])
-    spread = spread_of(leads[rival]["error"])
-    value = retrained("lead", rival, "value", spread=spread)
-    place = "ahead of" if value.value > 0 else "behind"
-    error = retrained("lead", rival, "error")
-    return place, rival, replace(value, value=abs(value.value)), error
+    value, error = (retrained("lead", rival, x) for x in ("value", "error"))
+    if value.value > 0:
+        return "ahead of", rival, value, error
+    return "behind", rival, -value, -error

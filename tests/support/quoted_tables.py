@@ -2,10 +2,13 @@
 cells is."""
 
 from dataclasses import dataclass
+from itertools import takewhile
 
+from msif.study.pipeline.traced import QUESTIONS
 from msif.study.tracing.names import named
 from support.quoted import (
-    Number,
+    NOTHING,
+    added,
     by_chance,
     exact,
     metrics,
@@ -17,8 +20,6 @@ from support.quoted_retrained import (
     regime,
     retrained,
 )
-
-NOTHING = Number(None, "–", 0, 0, "", "")
 
 
 def _retrieval(method):
@@ -77,15 +78,33 @@ def _share(percent):
     return _regime(("shares", f"{int(percent.removesuffix(' %')) / 100:g}"))
 
 
+def _second_stage(line):
+    """What fine-tuning's curvature adds; line: "full, same words"."""
+    profile, question = line.split(", ")
+    (condition,) = (x for x, asked in QUESTIONS.items() if asked == question)
+    found = [
+        added(condition, "pretraining_only", profile, form, end)
+        for end in ("", "_trajectory")
+        for form in ("raw", "normalised")
+    ]
+    return [x[0] if x else NOTHING for x in found]
+
+
 @dataclass(frozen=True)
 class Table:
-    """A table of either page. head: what its first line starts with; row: the numbers of a line by
-    its first cell as the records call it; records: {the first cell: that}."""
+    """A table of either page. head: what its first line starts with; form: a cell, from its Number;
+    row: the numbers of a line by its first cell as the records call it; records: {the first cell:
+    that}; about: what stands before its first cells on the page of claims."""
 
     head: str
-    digits: int
+    form: str
     row: object
     records: dict
+    about: str = ""
+
+    def cell(self, number):
+        """A Number as the table has it."""
+        return "–" if number.value is None else self.form.format(number)
 
 
 def tables():
@@ -101,19 +120,23 @@ def tables():
     )
     predicting = {named(x): x for x in more} | methods
     older = {"BM25": "bm25", "dot product of gradients, over checkpoints": "TracInCP"}
+    two, three = "{0.value:.2f}", "{0.value:.3f}"
+    change = "{0.value:+.3f} [{0.spread[0]:+.3f}, {0.spread[1]:+.3f}]"
     return [
-        Table("| method | MRR, raw", 3, _retrieval, methods),
-        Table("| method | LDS, one model", 2, _lds, predicting),
-        Table("| recipe of training", 2, _recipe, {}),
-        Table("| left out", 2, _share, {}),
-        Table("| Spearman with exact influence", 2, _exact, {}),
-        Table("| documents named by", 2, _named_by, older),
-        Table("| probability of the answer", 2, _memory, {}),
+        Table("| method | MRR, raw", three, _retrieval, methods),
+        Table("| what it adds", change, _second_stage, {}, "second stage, "),
+        Table("| method | LDS, one model", two, _lds, predicting),
+        Table("| recipe of training", two, _recipe, {}),
+        Table("| left out", two, _share, {}),
+        Table("| Spearman with exact influence", two, _exact, {}),
+        Table("| documents named by", two, _named_by, older),
+        Table("| probability of the answer", two, _memory, {}),
     ]
 
 
 def cells(text, table):
     """([the other titles], [(first cell, [the other cells])]) of a table in a page's text."""
-    head, _, *lines = (table.head + text.split(table.head)[1].split("\n\n")[0]).splitlines()
+    below = (table.head + text.split(table.head)[1]).splitlines()
+    head, _, *lines = takewhile(lambda line: line.startswith("|"), below)
     found = [[cell.strip() for cell in line.strip("|").split("|")] for line in (head, *lines)]
     return found[0][1:], [(line[0], line[1:]) for line in found[1:]]

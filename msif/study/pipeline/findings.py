@@ -152,7 +152,7 @@ def scalability(numbers):
     dials = at["the dial"]
     k = max((k for k in dials if int(k) <= 20), key=int)
     dial, cost = dials[k]["spearman"], dials[k]["cost"]
-    blocks = at["the dial, block alone"]
+    blocks = at["block CG"]
     like = min((k for k in blocks), key=lambda k: abs(log(blocks[k]["cost"] / cost)))
     block = blocks[like]["spearman"]
     return Finding(

@@ -30,7 +30,7 @@ ADDED = "<!-- second stage -->", "<!-- end of the second stage -->"
 
 
 # What multi-stage influence is held against: a column, over checkpoints or at one.
-AGAINST = ((ALONE, True), (ALONE, False), ("single-stage", False))
+AGAINST = ((ALONE, True), (ALONE, False), ("single-stage", True), ("single-stage", False))
 
 
 def second_stage(folder, found=None):
@@ -69,7 +69,8 @@ def _lines(found, numbers=False):
     profiles = {}
     for row, x in found:
         said = f" {x}" if numbers else ""
-        profiles.setdefault(row.profile, []).append(f"{QUESTIONS[row.condition]}{said}")
+        question = row.question.removesuffix(", over checkpoints")
+        profiles.setdefault(row.profile, []).append(f"{question}{said}")
     return _listed([f"{name} ({', '.join(each)})" for name, each in profiles.items()])
 
 
@@ -151,7 +152,7 @@ def answers(folder, found):
 
 
 def _wrapped(answer):
-    return textwrap.fill("**{}** {}".format(*answer), 108, break_on_hyphens=False)
+    return textwrap.fill("**{}** {}".format(*answer), 110, break_on_hyphens=False)
 
 
 def added(folder):
@@ -159,7 +160,7 @@ def added(folder):
     as docs/findings.md has it: multi-stage influence less that with T₂ := I."""
     titles = "what it adds", "one checkpoint, raw", "normalised", "over checkpoints, raw"
     lines = [(*titles, "normalised"), ["---"] * 5]
-    for row in (row for row in rows(folder) if not row.over):
+    for row in (row for row in rows(folder) if row.condition in QUESTIONS and not row.over):
         records = read(folder / row.profile / "fact_tracing.json")
         cells = [
             _added(folder, row, records, end, form)

@@ -24,6 +24,7 @@ KINDS = {
     "fact_tracing.grid": (DICT, NULL),
     "fact_tracing.tried": (DICT, NULL),
     "at_once": (WHOLE, NULL),
+    "fact_tracing.along": (LIST, NULL),
     "fact_tracing.refined": (DICT, NULL),
     "matched": (DICT, NULL),
     "causal": (DICT, NULL),
@@ -47,7 +48,7 @@ KINDS = {
 }
 # Lists that must have an entry, and those that must not have one twice.
 FILLED = re.compile(r"(model_|reported_|retraining_|studied_)?seeds|dampings?|alphas?|times")
-DISTINCT = re.compile(r"(\w+_)?seeds|checkpoints|subsets")
+DISTINCT = re.compile(r"(\w+_)?seeds|checkpoints|along|subsets")
 COUNTED = ("batch_size", "max_length", "width", "layers", "heads", "epochs")  # at least 1
 PART_OF = {"reported_seeds": "seeds", "studied_seeds": "model_seeds"}
 # What YAML reads as text though a number is meant, as it has no point or no sign.

@@ -62,7 +62,7 @@ def read(folder, profile, name):
         name,
         title=_plain(title) or name,
         question=_plain(question),
-        finding=_finding(folder / profile / f"{stage}.metrics.json", stage, name),
+        finding=finding_of(folder / profile / f"{stage}.metrics.json", stage, name),
         figure=image.read_bytes() if image.exists() else _image(notebook, FIGURES.get(stage, 0)),
     )
 
@@ -72,7 +72,7 @@ def _plain(found):
     return " ".join(re.sub(r"[*`]", "", found[1]).split()) if found else ""
 
 
-def _finding(metrics, stage, name):
+def finding_of(metrics, stage, name):
     """The `Finding` of a stage's metrics file; None where it or the stage's sentence is missing."""
     if not metrics.exists() or stage not in FINDINGS:
         return None

@@ -20,7 +20,7 @@ jinja2, latex2mathml = need("jinja2"), need("latex2mathml.converter")
 nbconvert, markdown = need("nbconvert"), need("nbconvert.filters.markdown_mistune")
 
 # nbconvert's page, less the three blocks that load JavaScript from elsewhere; code is folded.
-# MathML leaves it to CSS to align columns.
+# MathML leaves it to CSS to align columns. Images get their `alternatives`.
 PAGE = """{% extends "lab/index.html.j2" %}
 {% block html_head_js_requirejs %}{% endblock %}
 {% block html_head_js_mathjax %}{% endblock %}
@@ -34,6 +34,8 @@ mtd[columnalign="left"] { text-align: left; padding-left: 0.2em }
 </style>{% endblock %}
 {% block input_group %}<details class="code"><summary>code</summary>
 {{ super() }}</details>{% endblock %}
+{% block data_png scoped %}{% set alt = output | get_metadata("alt", "image/png") | escape_html %}
+{{- super() | replace("<img ", '<img alt="' ~ alt ~ '" ', 1) }}{% endblock %}
 """
 
 
@@ -82,6 +84,34 @@ def elsewhere(html):
     )
 
 
+def alternatives(nb, resources):
+    """An nbconvert preprocessor: a PNG without an alternative text gets its place as one.
+
+    Figures bring their finding (`figures.described`); those of older runs bring nothing."""
+    section, number = resources["metadata"]["name"], 0
+    for cell in nb.cells:
+        if cell.cell_type == "markdown":
+            section = [section, *re.findall(r"^#+ (.+)$", cell.source, re.M)][-1]
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                number += 1
+                image = output.metadata.setdefault("image/png", {})
+                image["alt"] = image.get("alt") or f"Figure {number}, in the section “{section}”"
+    return nb, resources
+
+
+def in_short(nb, profile, name):
+    """The notebook with its finding below its question, as the index says it; as it is where it
+    says it itself, or has none."""
+    stage = name.split("_", 1)[-1]
+    said = any(re.search("^## In short", cell.source, re.M) for cell in nb.cells)
+    metrics = results(profile, "reports", f"{stage}.metrics.json")
+    if not said and (found := overview.finding_of(metrics, stage, name)):
+        cell = need("nbformat.v4").new_markdown_cell(f"## In short\n\n{found.claim}", id="in-short")
+        nb.cells.insert(1, cell)
+    return nb
+
+
 def to_html(nb, title):
     """One self-contained HTML page of a notebook.
 
@@ -89,9 +119,7 @@ def to_html(nb, title):
     exporter = nbconvert.HTMLExporter(
         extra_loaders=[jinja2.DictLoader({"page": PAGE})], template_file="page"
     )
-    exporter.log.setLevel(
-        "ERROR"
-    )  # else it asks for alternative texts that notebooks have no way to give
+    exporter.register_preprocessor(alternatives, enabled=True)
     exporter.register_filter(
         "markdown2html", markdown.MarkdownWithMath(Renderer(escape=False)).render
     )
@@ -114,7 +142,8 @@ def render(profile):
 
 
 def _page(path, profile):
-    html = to_html(need("nbformat").read(path, as_version=4), f"{path.stem} · {profile}")
+    nb = in_short(need("nbformat").read(path, as_version=4), profile, path.stem)
+    html = to_html(nb, f"{path.stem} · {profile}")
     write_text(results(profile, "pages", f"{path.stem}.html"), html)
 
 

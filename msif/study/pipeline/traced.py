@@ -3,10 +3,14 @@
 A row is a profile and a question, at one checkpoint of pre-training or over several. Every number
 is of reports/<profile>/fact_tracing.json: scores are normalised where they have that form.
 
-    single-stage              question and documents at the fine-tuned model, H₂ alone
+    single-stage              question and documents at the fine-tuned model, H₂ alone; over
+                              checkpoints: of fine-tuning
     pre-training alone        question at the fine-tuned model, documents and H₁ before fine-tuning:
                               multi-stage influence with T₂ := I
     best rival, text search   those with the highest number in their own line
+
+The line *as published* is of notebook 12 (`published`): the paper's formula and candidates, plain
+scores, which say nothing of the other lines' settings.
 
 A 95 % interval is over worlds, a corpus with its models, by Student's t; of one world it is over
 questions alone, and says nothing of other models.
@@ -27,11 +31,12 @@ QUESTIONS = {
     "matched": "same words",
     "causal": "what mattered",
 }
+PUBLISHED = "published"  # the question of plain by the paper's protocol
 # Of a column the methods, of which that counts that has the highest number in its line. Methods
 # that end in one of `SEVERAL` are over checkpoints.
 SEVERAL = ("_trajectory", "tracincp")
 INFLUENCE = {
-    "single-stage": ("single_stage_finetuned",),
+    "single-stage": ("single_stage_finetuned", "single_stage_finetuned_trajectory"),
     "pre-training alone": ("pretraining_only", "pretraining_only_trajectory"),
     "multi-stage": ("multi_stage", "multi_stage_trajectory"),
 }
@@ -45,6 +50,14 @@ RIVALS = (
     *("single_stage_pretrained", "single_stage_pretrained_trajectory"),
 )
 SEARCHES = ("bm25", "tfidf", "embeddings")
+# The same columns of as_published.metrics.json.
+AS_PUBLISHED = {
+    "single-stage": ("single-stage, absolute",),
+    "pre-training alone": (),
+    "multi-stage": ("multi-stage, absolute",),
+    "best rival": ("dot product of gradients", "hidden states, mean, of both models"),
+    "text search": ("BM25", "sentence embeddings"),
+}
 METHODS = INFLUENCE | {"best rival": RIVALS, "text search": SEARCHES}
 COLUMNS = tuple(METHODS)
 
@@ -86,6 +99,8 @@ class Row:
     @property
     def question(self):
         """What is asked, and how."""
+        if self.condition == PUBLISHED:
+            return "as published"
         return QUESTIONS[self.condition] + ", over checkpoints" * self.over
 
     @property
@@ -145,7 +160,26 @@ def rows(folder):
                 of = {c: _best(records, condition, x, over) for c, x in METHODS.items()}
                 if of["multi-stage"] or not over:
                     found.append(Row(profile, condition, over, of))
+        found += published(folder, profile)
     return found
+
+
+def published(folder, profile):
+    """[the `Row` of the paper's protocol]; none where notebook 12 has not run."""
+    found = read(folder / profile / "as_published.metrics.json")
+    if not found:
+        return []
+
+    def value(name):
+        mean, low, high = found["methods"][name]["mrr"].values()
+        ends = max(0.0, low), min(1.0, high)
+        return Value(name, "raw", "mrr", mean, *ends, found["models"], found["questions"])
+
+    cells = {
+        column: max(map(value, names), key=lambda x: x.mean, default=None)
+        for column, names in AS_PUBLISHED.items()
+    }
+    return [Row(profile, PUBLISHED, False, cells)]
 
 
 @dataclass(frozen=True)
@@ -173,6 +207,9 @@ def differences(folder, found, column):
 def difference(folder, row, ours, other):
     """The `Difference` of two `Value`s on one line, see `differences`; None where it is of one
     world and not recorded question by question."""
+    if row.condition == PUBLISHED:
+        gains = read(folder / row.profile / "as_published.metrics.json")["gains"]
+        return Difference(row, *gains["second stage"].values())
     records = read(folder / row.profile / "fact_tracing.json")
     mine, theirs = (_by_world(records, row.condition, x) for x in (ours, other))
     if len(mine) > 1:

@@ -119,7 +119,7 @@ def pair_cost(method, products, parts, pairs):
         "EK-FAC, MLP": c["queries"] + c["scoring, MLP"] + c["fit, MLP"] + c["EK-FAC"],
         "the dial": ekfac + c["correction"] + c["dial"] + products * by_dial,
         "the dial, EK-FAC alone": ekfac + c["EK-FAC"] + products * by_ekfac,
-        "the dial, block alone": both + products * c["product"],
+        "block CG": both + products * c["product"],
         "conjugate gradients": both + products * c["product"],
         "LiSSA": both + products * c["sampled product"],
         "Arnoldi": both + products * c["single product"],

@@ -132,7 +132,7 @@ def by_dial(problem, damping, settings):
     plain = block_cg(lambda x: flatten(alone.damped(unflatten(x, q))), flatten(q))
     for k, (x, _) in zip(steps, plain):
         if k in kept:
-            yield f"the dial, block alone/{k}/", _scored(problem, unflatten(x, q))
+            yield f"block CG/{k}/", _scored(problem, unflatten(x, q))
     full = corrected(alone, problem, settings["correction"])
     for name, stage in (("the dial", full), ("the dial, EK-FAC alone", alone)):
         yield f"{name}/0/", _scored(problem, stage.start(q))

@@ -1,13 +1,14 @@
 """Every number in README, docs/ and the index is that of a report or a benchmark, and has a line in
 docs/claims.md: `support.phrases` says which."""
 
+import json
 import re
 from collections import defaultdict
 
 import pytest
 from support import cards, claims, phrases, phrases_of_findings
 from support.pages import FINDINGS, README, REPORTS, TEXT, benchmark, report
-from support.quoted import added
+from support.quoted import HIGH, LOW, added, with_ends
 from support.quoted_tables import cells, tables
 
 from msif.study.pipeline import front, traced
@@ -33,12 +34,70 @@ def test_the_page_of_claims_is_as_it_is_made():
     assert made == TEXT["claims.md"], "python tests/support/claims.py writes it"
 
 
-def test_a_claim_has_a_file_and_its_worlds():
-    for line in TEXT["claims.md"].splitlines():
+def claimed():
+    """(value, interval or error, worlds, file, key) of each line of the page, - for its minus."""
+    for line in TEXT["claims.md"].replace("−", "-").splitlines():
         if line.startswith("| ") and "corpora, models" not in line:
-            *_, worlds, file, _ = [cell.strip() for cell in line.strip("|").split(" | ")]
-            assert re.fullmatch(r"[1-9]\d*, [1-9]\d*", worlds), line
-            assert (REPORTS / file.strip("`")).exists(), line
+            *_, value, error, worlds, file, key = line.strip("| ").split(" | ")
+            yield float(value), error, worlds, file.strip("`"), key
+
+
+def test_a_claim_has_a_file_and_its_worlds():
+    for _, _, worlds, file, key in claimed():
+        assert re.fullmatch(r"[1-9]\d*, [1-9]\d*", worlds), key
+        assert (REPORTS / file).exists(), key
+
+
+def test_every_interval_holds_its_own_value():
+    found = [(value, json.loads(x), key) for value, x, *_, key in claimed() if x.startswith("[")]
+    assert len(found) > 200
+    for value, (low, high), key in found:
+        assert low <= value <= high, key
+
+
+def test_every_line_has_the_value_and_the_error_of_its_record():
+    """Sign and unit too; of the lines whose key is one of a file of metrics."""
+    held = 0
+    for value, error, _, file, key in claimed():
+        kept = leaves(json.loads((REPORTS / file).read_text())) if "metrics" in file else {}
+        sign, key = -1 if key.startswith("-1 × ") else 1, key.removeprefix("-1 × ")
+        number = next((kept[x] for x in (key, f"{key}, value", f"{key}, mean") if x in kept), None)
+        if number is not None:
+            held += 1
+            assert value == round(sign * number, 3), key
+            assert error != "–" or not kept.keys() & errors_of(key), key
+    assert held > 150
+
+
+def leaves(record, *keys):
+    """{the keys to a number, joined as on the page: that number}; of a list by place, from 1."""
+    if isinstance(record, list):
+        record = dict(enumerate(record, 1))
+    if not isinstance(record, dict):
+        return {", ".join(map(str, keys)): record}
+    return {k: x for name in record for k, x in leaves(record[name], *keys, name).items()}
+
+
+def errors_of(key):
+    """Where a file of metrics has the error of what stands at a key, if it has."""
+    inside, _, name = key.rpartition(", ")
+    shares = {f"{inside}, se"} if name in ("precision_at_5", "flipped_or_halved") else set()
+    return shares | {f"{key}_error", f"{key}, error", f"{key}, low"}
+
+
+def test_a_negated_number_has_its_interval_turned():
+    whole, low, high = with_ends(0.07, -0.02, 0.16, 1, 1, "file", "key")
+    assert (-whole).value == -0.07 and (-whole).error == "[−0.160, 0.020]"
+    assert ((-low).value, (-low).part) == (0.02, HIGH)
+    assert ((-high).value, (-high).part) == (-0.16, LOW)
+
+
+def test_an_end_of_an_interval_has_a_line_only_where_its_number_is_not_beside_it():
+    whole, low, high = with_ends(0.07, -0.02, 0.16, 1, 1, "file", "key")
+    assert claims.alone([whole, low, high]) == [whole]
+    assert claims.alone([-whole, -high, -low]) == [-whole]
+    assert claims.alone([low, high]) == [low, high]
+    assert claims.line("x", low) == f"| x | −0.020 | – | 1, 1 | `file` | key: {LOW} |"
 
 
 # ----------------------------------------------------------------------------------------- README
@@ -92,8 +151,9 @@ def test_every_number_in_the_tables_of_the_findings_is_that_of_a_report(table):
     assert len(found) >= 4
     for name, shown in found:
         numbers = table.row(table.records.get(name, name))
-        expected = ["–" if x.value is None else f"{x.value:.{table.digits}f}" for x in numbers]
-        assert shown == expected and len(titles) == len(shown), name
+        expected = [table.cell(x).replace("-", "−") for x in numbers]
+        assert [x.replace("-", "−") for x in shown] == expected, name
+        assert len(titles) == len(shown), name
 
 
 # ------------------------------------------------------------------------------------------ index

@@ -1,14 +1,21 @@
 """Reports are read in a browser without network, and equal notebooks give equal pages."""
 
 import base64
+import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import bs4
 import nbformat
 import pytest
+from IPython.core.formatters import DisplayFormatter
+from IPython.core.pylabtools import select_figure_formats
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from support import staged
 
-from msif.study.pipeline.report import elsewhere, mathml, publish, render, to_html
+from msif.study import figures
+from msif.study.pipeline.report import elsewhere, in_short, mathml, publish, render, to_html
 
 PNG = base64.b64encode(b"\x89PNG\r\n").decode()
 MARKDOWN = r"""# Score of $\theta_{ft}$
@@ -21,6 +28,8 @@ $$
  s &= -g^\top u
 \end{aligned}
 $$
+
+## A figure
 """
 
 
@@ -55,6 +64,51 @@ def test_formulas_become_mathml_and_prices_and_code_do_not():
     assert "not $5 or $6, nor <code>$x_i$</code>" in html
     assert "<em>" not in html  # no asterisk or underscore of a formula was taken for emphasis
     assert r"\theta" not in html and r"\begin" not in html and "<mtable" in html
+
+
+def shown(figure):
+    """What a notebook keeps of a figure that the inline backend shows."""
+    shell = SimpleNamespace(display_formatter=DisplayFormatter())
+    select_figure_formats(shell, {"png"}, bbox_inches="tight")
+    data, metadata = shell.display_formatter.format(figure)
+    figures.plt.close(figure)
+    return new_output("display_data", data, metadata=metadata)
+
+
+def untitled():
+    figure, ax = figures.plt.subplots()
+    ax.plot([1])
+    return figure
+
+
+def alts(*outputs):
+    """The alternative texts of a page of two sections, the outputs in the second."""
+    sections = [new_markdown_cell(f"## {name}\n\nText.") for name in ("First", "Second?")]
+    cells = [*sections, *(new_code_cell("1", outputs=[x]) for x in outputs)]
+    html = to_html(new_notebook(cells=cells), "demo")
+    return [image.get("alt") for image in bs4.BeautifulSoup(html, "html.parser").select("img")]
+
+
+def test_the_alternative_text_of_a_figure_is_its_finding():
+    one = figures.shares(["a"], [0.5], [0.1], 'Half of "a" < b,\n& no more', "share")
+    many = figures.losses([[2, 1]], [[1, 0.5]], "Both stages learn")
+    assert alts(shown(one), shown(many)) == ['Half of "a" < b, & no more', "Both stages learn"]
+
+
+def test_the_alternative_text_of_a_figure_without_a_finding_is_its_place(caplog):
+    """As in notebooks that ran before figures brought it."""
+    older = new_output("display_data", {"image/png": PNG})
+    place = "in the section “Second?”"
+    assert alts(older, shown(untitled())) == [f"Figure 1, {place}", f"Figure 2, {place}"]
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("path", staged.files("reports/full/*.ipynb"), ids=lambda p: p.stem)
+def test_every_image_of_a_committed_report_would_say_what_it_is(path):
+    soup = bs4.BeautifulSoup(to_html(staged.notebook(path), path.stem), "html.parser")
+    found = [image.get("alt") for image in soup.select("img")]
+    assert len(set(found)) == len(found) and all(found)
+    assert not any("No description" in alt for alt in found)
 
 
 def test_equal_notebooks_give_equal_bytes():
@@ -111,6 +165,21 @@ def test_what_readers_open_is_a_copy_of_what_the_run_made_and_nothing_older(tmp_
     there = {path.name for path in old.parent.iterdir()}
     assert there == {"01_demo.ipynb", "01_demo.html", "demo.metrics.json"}
     assert 'href="tiny/01_demo.html"' in (tmp_path / "reports" / "index.html").read_text()
+
+
+def test_a_page_begins_with_its_finding_where_it_does_not_say_it_itself(tmp_path, monkeypatch):
+    (tmp_path / "dvc.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    numbers = {"exact_match": {"finetuned": 0.81, "pretrained": 0.02, "chance": 0.1}}
+    (tmp_path / "results/tiny/reports").mkdir(parents=True)
+    (tmp_path / "results/tiny/reports/testbed.metrics.json").write_text(json.dumps(numbers))
+    first, second, *rest = in_short(page(), "tiny", "01_testbed").cells
+    assert first.source == MARKDOWN and len(rest) == 1
+    assert second.source.startswith("## In short\n\nOf facts that fine-tuning never mentions, 81%")
+    own = page(f"{MARKDOWN}\n## In short\n\nIts own.")
+    for nb, name in ((own, "01_testbed"), (page(), "02_factors")):  # said; nothing known
+        assert in_short(nb, "tiny", name).cells[0].source == nb.cells[0].source
+        assert len(nb.cells) == 2
 
 
 def test_the_command_renders_what_has_run(tmp_path):

@@ -11,6 +11,7 @@ from msif.curvature.unrolling import Unrolled
 from msif.study.beds.retraining import Recipe
 from msif.study.corpora.corpus import generate
 from msif.study.retraining import datamodels
+from msif.study.retraining.single_stage import single_stage_scores
 from msif.study.tracing import methods
 from msif.study.tracing.case import trained_case
 from msif.study.tracing.curvatures import at_pretrained, with_products, with_shampoo
@@ -92,6 +93,16 @@ def test_a_variant_that_exchanges_nothing_is_the_multi_stage_score(case):
         rtol=1e-4,
         atol=1e-6 * found["proximal α = 0.1/raw"].abs().max(),
     )
+
+
+def test_each_damping_of_single_stage_is_the_score_at_that_damping(case):
+    found = single_stage_scores(case, [1e-2, 1.0])
+    for d, table in zip((1e-2, 1.0), found):
+        whole = methods.scored(case, **SETTINGS | {"single_stage_damping": d})
+        assert set(table) == {f"single_stage_finetuned/{form}" for form in ("raw", "normalised")}
+        for name, values in table.items():
+            torch.testing.assert_close(values, whole[name], rtol=1e-4, atol=1e-5)  # float32
+    assert not torch.allclose(*(x["single_stage_finetuned/raw"] for x in found))
 
 
 def test_the_parts_that_are_not_exchanged_are_those_of_the_score(case):

@@ -162,7 +162,7 @@ def test_every_budget_of_every_method_gives_scores():
         "EK-FAC/0/",
         "EK-FAC, MLP/0/",
         *(f"{m}/{k}/" for m in ("the dial", "the dial, EK-FAC alone") for k in (0, 1, 3)),
-        *(f"{m}/{k}/" for m in ("the dial, block alone", "conjugate gradients") for k in (1, 3)),
+        *(f"{m}/{k}/" for m in ("block CG", "conjugate gradients") for k in (1, 3)),
         "LiSSA/2/0.1",
         "Arnoldi/6/",
     }
