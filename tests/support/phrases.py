@@ -1,11 +1,13 @@
 """What README claims, and the index below its table, in words, each number a `Number`."""
 
 from dataclasses import dataclass
+from statistics import fmean
 
 from msif.study.pipeline import front, traced
 from msif.study.tracing.names import named
 from support.quoted import (
     REPORTS,
+    Number,
     answered,
     exact,
     lead,
@@ -13,9 +15,19 @@ from support.quoted import (
     of_difference,
     of_front,
     published,
+    read,
+    recorded,
+    subject_first,
     tracing,
 )
-from support.quoted_retrained import lds, lead_over_corpora, removed, retrained
+from support.quoted_retrained import (
+    case_study,
+    gains_of_fine_tunings_curvature,
+    lds,
+    lead_over_corpora,
+    removed,
+    retrained,
+)
 
 ALONG = "multi_stage_trajectory"
 HALF = ("other half", f"{ALONG}/normalised")
@@ -48,30 +60,37 @@ def readme():
     return [
         phrase("on `stories` everything (it answers {:%})", answered("finetuned", "stories")),
         phrase(
-            "second stage adds {:2} [{:2}, {:2}] on `full`, {:2} [{:2}, {:2}] on `webnlg`, {:2} "
-            "[{:2}, {:2}] on `stories`.",
+            "multi-stage less single-stage: {:2} [{:2}, {:2}] on `full`, {:2} [{:2}, {:2}] on "
+            "`webnlg`, {:2} [{:2}, {:2}] on `stories`.",
             *(published(x, *SECOND, what=what) for x in PUBLISHED for what in GAIN),
         ),
         phrase(
-            "the same words ({:2}; influence {:2}), and is no worse for what mattered ({:2}; {:2})",
+            "{:2} among the same words (influence {:2}), for what mattered {:2} ({:2}; TrackStar "
+            "level, {:+2} [{:+2}, {:+2}]).",
             *(tracing(x, c) for c in ("matched", "causal") for x in ("word_order", ALONG)),
-        ),
-        phrase(
-            "TrackStar is level ({:+2} [{:+2}, {:+2}])",
             *(lead("causal", OVER, what) for what in GAIN),
         ),
         phrase(
+            "little to go by ({:2}), influence has {:2}, sentence embeddings {:2}.",
+            *map(subject_first, ("word_order/raw", f"{ALONG}/normalised", "embeddings/raw")),
+        ),
+        phrase(
             "rank correlation {:2}, one at {:2}; single-stage {:2} and {:2}, TrackStar {:2} and "
-            "{:2} (one corpus; over four multi-stage leads single-stage by {:2} [{:2}, {:2}])",
+            "{:2} (one corpus; over four multi-stage leads single-stage by {:2} [{:2}, {:2}], "
+            "itself without fine-tuning's curvature by {:2} to {:2})",
             *(
                 lds(m, n)
                 for m in ("multi_stage", "single_stage_finetuned", "trackstar")
                 for n in (5, 1)
             ),
             *lead_over_corpora(),
+            *gains_of_fine_tunings_curvature(),
         ),
         phrase(
-            "{:%} of {:} right answers change", removed("lost", "influence"), removed("answers")
+            "{:%} of {:} right answers change or halve in probability (of 40 others {:%})",
+            removed("lost", "influence"),
+            removed("answers"),
+            case_study("removal", "facts", "influence", "flipped_or_halved"),
         ),
         phrase(
             "embeddings' five {:%}, single-stage's {:%} (not surely fewer), random {:%}.",
@@ -97,6 +116,22 @@ def _called(column, value):
 
 def _in(row, value):
     return of_front(row.profile, row.condition, value)
+
+
+def at_less_damping():
+    """The damping of notebook 04's numbers; the least and the greatest of EK-FAC's order over the
+    problems at a hundredth of it."""
+    damping = recorded("full", "exact", ("damping",), 1, 1)
+    found = {}
+    for r in read("full", "exact"):
+        if (r["method"], r["stages"], r["products"], r["damping"]) == ("EK-FAC", 2, 0, 0.001):
+            found.setdefault(r["problem"], []).append(r["spearman"])
+    key = "EK-FAC, two stages, damping 0.001: spearman"
+    each = [
+        Number(fmean(x), None, 1, len(x), "full/exact.json", f"{name}, {key}")
+        for name, x in found.items()
+    ]
+    return [damping, *(pick(each, key=lambda x: x.value) for pick in (min, max))]
 
 
 def of_answers():
@@ -126,6 +161,7 @@ def of_answers():
             *(tracing(x, "matched") for x in ("multi_stage", "multi_stage_trajectory")),
             tracing("word_order", "matched"),
         ),
+        phrase("at damping {:} (at 0.001 less: {:2} to {:2}), the", *at_less_damping()),
         phrase("a Spearman of {:2} to {:2} with that of exact", *order),
         phrase("(dot product of gradients {:2} to {:2})", *of_dot),
         phrase("a Pearson of {:2} to {:2} ({:2} to {:2})", *size, *size_dot),

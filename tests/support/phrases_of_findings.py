@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from support.phrases import ALONG, GAIN, HALF, NEAR, OVER, phrase
+from support.phrases import ALONG, GAIN, HALF, NEAR, OVER, at_less_damping, phrase
 from support.quoted import (
     added,
     exact,
@@ -125,6 +125,7 @@ def findings():
             *along("single_stage_finetuned"),
         ),
         phrase("from {:3} to {:3} and from {:3} to {:3}.", *along("multi_stage")),
+        phrase("EK-FAC has {:2} to {:2} on the first three", *at_less_damping()[1:]),
         phrase("the ceiling is ± {:2}", retrained("ceiling_error")),
         phrase(
             "its set-up costs as much as {:0} products of block CG, each of its own as much as "

@@ -98,6 +98,18 @@ def lead_over_corpora():
     return with_ends(*found, len(each), models, each[0].file, key)
 
 
+def gains_of_fine_tunings_curvature():
+    """The least and the greatest of what it adds to that LDS, on the same corpora."""
+    ours, without = lds("multi_stage", 5), lds("pretraining_only", 5)
+    key = f"{ours.key} less that without fine-tuning's curvature"
+    each = [
+        replace(ours, value=ours.value - without.value, spread=None, key=key),
+        *kinds_each("lds_lead_at_best", "full", "identity"),
+        regime(("gains", "as it is"), "without fine-tuning's stage"),
+    ]
+    return [pick(each, key=lambda x: x.value) for pick in (min, max)]
+
+
 def kinds_over_corpora(what):
     """(low, high): by how much the merged model as full is ahead of LoRA's own T, by Student's t
     over the corpora."""

@@ -10,6 +10,7 @@
 import argparse
 import re
 import textwrap
+from statistics import fmean
 
 from msif.core.files import write_text
 from msif.study.paths import root
@@ -42,16 +43,19 @@ def second_stage(folder, found=None):
         where = f"{column} {'over checkpoints' if over else 'at one checkpoint'} on"
         known = differences(folder, [row for row in found if row.over == over], column)
         compared |= any(x for _, x in known)
-        if level := [(row, x) for row, x in known if x and x.low <= 0 <= x.high]:
+        level = [(row, x) for row, x in known if x and x.low <= 0 <= x.high]
+        if len(level) == sum(x is not None for _, x in known) > 1:
+            parts.append(f"not surely above {where} any line recorded")
+        elif level:
             parts.append(f"not surely above {where} {_lines(level)}")
         if less := [(row, x) for row, x in known if x and x.high < 0]:
             parts.append(f"surely below {where} {_lines(less, numbers=True)}")
         rest = {(row.profile, row.condition): (row, x) for row, x in known if not x}
         missing[column] = missing.get(column, {}) | rest
     if not compared:
-        return f"Where the second stage does not help: nobody recorded it.{_missing(missing)}"
+        return f"Where two stages do not help: nobody recorded it.{_missing(missing)}"
     return (
-        f"Where the second stage does not help: multi-stage is "
+        f"Where two stages do not help: multi-stage is "
         f"{'; '.join(parts) or 'surely above both wherever that is recorded'}. "
         f"Sure: by the 95 % interval of the paired difference.{_missing(missing)}"
     )
@@ -93,11 +97,13 @@ def trust(folder, found=None):
     problems = exact.get("two_stages", {})
     if not problems or not lds:
         return ""
+    least = at_less_damping(folder / at.profile, exact["damping"])
     of, models = lds["lds"], max(int(name.split("_")[-2]) for name in lds["lds"])
     return (
         "Should I trust it on my model? As a list of documents to read first, where text search "
         f"cannot tell them apart: {_first(folder, same)}. Not for the order of all documents, nor "
-        f"for sizes: on the {len(problems)} problems of notebook 04, the order has a Spearman of "
+        f"for sizes: on the {len(problems)} problems of notebook 04, at damping "
+        f"{exact['damping']:g}{least}, the order has a Spearman of "
         f"{_range(problems, 'EK-FAC', 'spearman')} with that of exact influence (dot product of "
         f"gradients {_range(problems, 'gradient dot', 'spearman')}), the sizes a Pearson of "
         f"{_range(problems, 'EK-FAC', 'pearson')} ({_range(problems, 'gradient dot', 'pearson')}). "
@@ -123,6 +129,18 @@ def _first(folder, same):
         f"on {profile}, of two sentences of the same words the one that states the fact is ahead "
         f"in {ours.mean:.2f} of the pairs{over}{beside}"
     )
+
+
+def at_less_damping(folder, damping):
+    """EK-FAC's order at the least damping that notebook 04 tried, where that is less than this."""
+    found = {}
+    for r in read(folder / "exact.json") or []:
+        if (r["method"], r["stages"], r["products"]) == ("EK-FAC", 2, 0):
+            found.setdefault(r["damping"], {}).setdefault(r["problem"], []).append(r["spearman"])
+    if not found or min(found) >= damping:
+        return ""
+    low, high = (f"{pick(map(fmean, found[min(found)].values())):.2f}" for pick in (min, max))
+    return f" (at {min(found):g} less: {low} to {high})"
 
 
 def _range(problems, method, metric):

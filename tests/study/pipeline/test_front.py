@@ -129,7 +129,7 @@ def test_where_the_second_stage_helps_everywhere_nothing_is_named(tmp_path):
         if x["method"].endswith("_trajectory"):
             x["mrr"] = ONE[x["seed"]] + 0.5 * x["method"].startswith("multi")
     said = front.second_stage(reports(tmp_path, records))
-    assert said == f"Where the second stage does not help: {NOWHERE}{SURE}"
+    assert said == f"Where two stages do not help: {NOWHERE}{SURE}"
 
 
 def test_a_difference_over_worlds_is_paired_by_world(tmp_path):
@@ -161,12 +161,12 @@ def test_of_one_world_it_is_paired_by_question_where_that_is_recorded(tmp_path):
         assert (x.mean, x.low, x.high) == (0.05, -0.01, 0.2)
     assert traced.differences(folder, found, "single-stage") == [(found[0], None)]
     assert front.second_stage(folder, found) == (
-        "Where the second stage does not help: multi-stage is not surely above pre-training alone "
+        "Where two stages do not help: multi-stage is not surely above pre-training alone "
         "over checkpoints on full (plain); not surely above pre-training alone at one checkpoint "
         f"on full (plain).{SURE} Not recorded: against single-stage on full (plain)."
     )
     sure = front.second_stage(reports(tmp_path, world(), low=0.01))
-    assert sure.startswith(f"Where the second stage does not help: {NOWHERE}{SURE}")
+    assert sure.startswith(f"Where two stages do not help: {NOWHERE}{SURE}")
 
 
 def test_a_record_of_every_condition_is_read_before_the_older_one_of_plain(tmp_path):
@@ -219,7 +219,7 @@ def test_whether_to_trust_it_is_said_where_there_are_records_of_it(tmp_path):
             "gradient dot, 0 products": {"spearman": dot, "pearson": dot + 0.1},
         }
 
-    two = {"two_stages": {"a": problem(0.12, 0.05), "b": problem(0.3, -0.001)}}
+    two = {"damping": 0.1, "two_stages": {"a": problem(0.12, 0.05), "b": problem(0.3, -0.001)}}
     lds = {
         "multi_stage_normalised_1_models": 0.21,
         "bm25_raw_1_models": 0.11,
@@ -233,13 +233,37 @@ def test_whether_to_trust_it_is_said_where_there_are_records_of_it(tmp_path):
     assert about == "Should I trust it on my model?"
     for said in (
         "ahead in 0.70 of the pairs (a rule of word order alone: 0.90). Not for",
-        "on the 2 problems of notebook 04, the order has a Spearman of 0.12 to 0.30 with that of "
-        "exact influence (dot product of gradients 0.00 to 0.05), the sizes a Pearson of 0.22 to "
-        "0.40 (0.10 to 0.15)",
+        "on the 2 problems of notebook 04, at damping 0.1, the order has a Spearman of 0.12 to "
+        "0.30 with that of exact influence (dot product of gradients 0.00 to 0.05), the sizes a "
+        "Pearson of 0.22 to 0.40 (0.10 to 0.15)",
         "correlation of 0.21, BM25 0.11, counting the sentences that state the fact 0.36; noise "
         "allows at most 0.43",
     ):
         assert said in rest
+
+
+def test_the_order_at_the_least_damping_is_said_where_it_was_tried(tmp_path):
+    def tried(problem, damping, spearman, method="EK-FAC"):
+        at = {"problem": problem, "method": method, "stages": 2, "products": 0}
+        return at | {"damping": damping, "spearman": spearman}
+
+    of = ("a", 0.1, 0.3), ("a", 0.001, 0.04), ("a", 0.001, 0.08), ("b", 0.001, 0.11), ("b", 10, 1.0)
+    kept = [*(tried(*x) for x in of), tried("a", 0.001, 0.9, "K-FAC")]
+    (tmp_path / "exact.json").write_text(json.dumps(kept))
+    assert front.at_less_damping(tmp_path, 0.1) == " (at 0.001 less: 0.06 to 0.11)"
+    assert front.at_less_damping(tmp_path, 0.001) == ""
+
+
+def test_where_no_line_is_sure_the_lines_are_not_listed(tmp_path):
+    named = [{**x, "condition": "named", "auc": x["mrr"], "auc_se": x["mrr_se"]} for x in world()]
+    folder = reports(tmp_path, [*world(), *named])
+    path = folder / "full" / "fact_tracing.metrics.json"
+    gain = {"normalised": {"mean": 0.02, "low": -0.02, "high": 0.06}}
+    pairs = {"multi_stage_trajectory - pretraining_only_trajectory": gain}
+    of = {"named": pairs, "plain": pairs}
+    path.write_text(json.dumps({"differences": of}))
+    said = front.second_stage(folder)
+    assert "not surely above pre-training alone over checkpoints on any line recorded" in said
 
 
 def test_the_readme_has_the_table_as_it_is_made_from_the_reports():
