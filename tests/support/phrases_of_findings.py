@@ -94,6 +94,10 @@ def findings():
             *added("matched", "pretraining_only"),
             *added("matched", "finetuning_only"),
         ),
+        phrase(
+            "(`webnlg`, four corpora) fine-tuning's {:+3} [{:+3}, {:+3}].",
+            *added("plain", "pretraining_only", "webnlg"),
+        ),
         phrase("has little to go by** ({:3}), among", subject_first("word_order/raw")),
         phrase(
             "over checkpoints has {:3} [{:3}, {:3}], TrackStar {:3} [{:3}, {:3}], embeddings {:3} "
