@@ -128,10 +128,18 @@ def test_what_the_readme_says_of_the_table_without_a_number_is_so():
     assert "trackstar_trajectory" in tried["full"]
     lead = report("case_studies")["leads"]["facts"]["bm25"]
     assert lead["low"] <= 0 <= lead["high"]  # too few answers to tell
-    for method, x in ((m, x) for found in tried.values() for m, x in found.items()):
-        if method.startswith(("trackstar", "trak")):
-            of = [int(re.search(r"dimension (\d+)", s)[1]) for s in (x["best"], *x["settings"])]
-            assert of[0] == max(of), method  # the largest is best, where there are several
+    at_largest = {
+        p: [largest_is_best(m, x) for m, x in found.items()] for p, found in tried.items()
+    }
+    assert all(at_largest["full"] + at_largest["webnlg"]) and not all(at_largest["stories"])
+
+
+def largest_is_best(method, x):
+    """Is the largest dimension that was tried of TrackStar or TRAK the best? True of others."""
+    if not method.startswith(("trackstar", "trak")):
+        return True
+    of = [int(re.search(r"dimension (\d+)", s)[1]) for s in (x["best"], *x["settings"])]
+    return of[0] == max(of)
 
 
 # --------------------------------------------------------------------------------------- findings
