@@ -41,7 +41,6 @@ CURRENT = ["full", "stories", "webnlg", "smollm"]
 # 03 of smollm is of the notebook before its methods had names for readers.
 NOT_YET = {
     "smollm": ("03_fact_tracing", "07_case_studies", "10_removal"),
-    "webnlg": ("10_removal",),
 }
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

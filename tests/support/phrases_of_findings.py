@@ -28,6 +28,7 @@ from support.quoted_retrained import (
     retrained,
 )
 
+REMOVED_BY = ("influence", "embeddings", "single-stage", "random")
 FIRST, WINDOW, OWN = ("recipes", "as it is"), ("windows", "4"), ("own_less_other",)
 OURS, COUNTED = (("lds", x, "ensemble") for x in ("multi-stage", "counting statements"))
 
@@ -129,6 +130,16 @@ def findings():
             *along("single_stage_finetuned"),
         ),
         phrase("from {:3} to {:3} and from {:3} to {:3}.", *along("multi_stage")),
+        phrase(
+            "(`webnlg`, one model) {:%}, {:%}, {:%} and {:%} of {:} answers",
+            *(removed("lost", x, profile="webnlg") for x in REMOVED_BY),
+            removed("answers", profile="webnlg"),
+        ),
+        phrase(
+            "{:%} of {:} go without random documents",
+            removed("lost", "random", profile="stories"),
+            removed("answers", profile="stories"),
+        ),
         phrase("EK-FAC has {:2} to {:2} on the first three", *at_less_damping()[1:]),
         phrase("the ceiling is ± {:2}", retrained("ceiling_error")),
         phrase(
